@@ -1,0 +1,64 @@
+"""trtbatch: PyTorch vision models on TensorRT at any batch size.
+
+The stages, each a function of one request::
+
+    export(ExportRequest("resnet18", dynamic=True))     # torch → engines/resnet18_dynamic.onnx
+    build(BuildRequest(profiles=(Profile(1, 16, 32),)))  # → engines/resnet18_dynamic.engine
+    infer(InferRequest(None, "PHOTOS/"))                 # → predictions
+    bench(BenchRequest(None, parse_batches("1,2,4,...,32")))
+
+Importing the package imports none of torch, onnx, onnxruntime, tensorrt and pycuda: names are loaded when used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "BenchRequest": "bench",
+    "BenchResult": "bench",
+    "BuildRequest": "build",
+    "ExportRequest": "export",
+    "InferRequest": "infer",
+    "InferResult": "infer",
+    "ModelSpec": "models",
+    "Preprocessing": "preprocessing",
+    "Profile": "batches",
+    "TrtbatchError": "errors",
+    "parse_batches": "batches",
+}
+
+if TYPE_CHECKING:
+    from trtbatch.batches import Profile, parse_batches
+    from trtbatch.bench import BenchRequest, BenchResult
+    from trtbatch.build import BuildRequest
+    from trtbatch.errors import TrtbatchError
+    from trtbatch.export import ExportRequest
+    from trtbatch.infer import InferRequest, InferResult
+    from trtbatch.models import ModelSpec
+    from trtbatch.preprocessing import Preprocessing
+
+__all__ = [
+    "BenchRequest",
+    "BenchResult",
+    "BuildRequest",
+    "ExportRequest",
+    "InferRequest",
+    "InferResult",
+    "ModelSpec",
+    "Preprocessing",
+    "Profile",
+    "TrtbatchError",
+    "__version__",
+    "parse_batches",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'trtbatch' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"trtbatch.{home}"), name)

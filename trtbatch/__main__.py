@@ -1,0 +1,6 @@
+"""``python -m trtbatch``."""
+
+from trtbatch.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,292 @@
+"""``engines/``: artifacts, the JSON sidecar beside each, names, hashes, the newest that fits, atomic writes.
+
+An artifact ``x.onnx`` or ``x.engine`` has the sidecar ``x.onnx.json`` or ``x.engine.json``. Stages meet
+only through the two: a later stage reads the sidecar before it opens the artifact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+from trtbatch.batches import Profile
+from trtbatch.errors import ArtifactError, TrtbatchError, UsageError
+from trtbatch.preprocessing import Preprocessing
+from trtbatch.records import RecordError, decode, encode
+
+__all__ = [
+    "BATCH_AXIS",
+    "ENGINES",
+    "Artifact",
+    "FileRecord",
+    "ModelRecord",
+    "Sidecar",
+    "TensorSpec",
+    "atomic_file",
+    "check_file",
+    "load",
+    "newest",
+    "now",
+    "publish",
+    "record_file",
+    "scratch",
+    "sidecar_path",
+]
+
+ENGINES = Path("engines")
+"""Where artifacts go and are looked for, relative to the working directory."""
+
+BATCH_AXIS = "batch_size"
+"""Name of the dynamic batch axis in ONNX files and sidecars."""
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output.
+
+    Args:
+        name: of the binding.
+        dtype: numpy's name for it, ``float32``.
+        shape: ``("batch_size", 3, 224, 224)``; an axis is a name while its size is open.
+        batch_axis: which axis is the batch; None where none is.
+        value_range: smallest and largest value that made sense for an integer input when it was exported.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    batch_axis: int | None = 0
+    value_range: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_axis is not None and not 0 <= self.batch_axis < len(self.shape):
+            raise ValueError(f"{self.name}: no axis {self.batch_axis} in {self.shape}")
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch size where it is fixed; None where it is open or there is no batch axis."""
+        size = None if self.batch_axis is None else self.shape[self.batch_axis]
+        return size if isinstance(size, int) else None
+
+    def at(self, batch: int) -> tuple[int | str, ...]:
+        """The shape with the batch axis set to `batch`; other open axes keep their names."""
+        return self._with_batch(batch)
+
+    def at_name(self, name: str) -> tuple[int | str, ...]:
+        """The shape with the batch axis open, under this name."""
+        return self._with_batch(name)
+
+    def _with_batch(self, size: int | str) -> tuple[int | str, ...]:
+        return tuple(size if axis == self.batch_axis else length for axis, length in enumerate(self.shape))
+
+    def __str__(self) -> str:
+        return f"{self.name} ({', '.join(map(str, self.shape))}) {self.dtype}"
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file as it was when something was made from it: name, SHA-256 and size in bytes."""
+
+    file: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """Where the numbers of the model come from."""
+
+    name: str
+    weights: str
+    exporter: str | None = None
+    opset: int | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What is known of an artifact without opening it."""
+
+    kind: Literal["onnx", "engine"]
+    artifact: FileRecord
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    model: ModelRecord
+    companions: tuple[FileRecord, ...] = ()
+    source: FileRecord | None = None
+    backend: Literal["tensorrt", "onnxruntime"] | None = None
+    profiles: tuple[Profile, ...] = ()
+    precision_asked: str | None = None
+    precision_realised: str | None = None
+    preprocessing: Preprocessing | None = None
+    classes: tuple[str, ...] | None = None
+    build: dict[str, Any] = field(default_factory=dict)
+    tools: dict[str, str] = field(default_factory=dict)
+    device: dict[str, str] = field(default_factory=dict)
+    created: str = ""
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether at least one input's batch axis is open."""
+        return any(spec.batch_axis is not None and spec.fixed_batch is None for spec in self.inputs)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact's path and what its sidecar says."""
+
+    path: Path
+    sidecar: Sidecar
+
+
+def sidecar_path(artifact: Path) -> Path:
+    return artifact.with_name(artifact.name + ".json")
+
+
+def now() -> str:
+    """The time, UTC, to the microsecond: artifacts of one second still have an order."""
+    return datetime.now(timezone.utc).isoformat()
+
+
+def record_file(path: Path) -> FileRecord:
+    """Name, hash and size of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return FileRecord(path.name, digest.hexdigest(), path.stat().st_size)
+
+
+def load(path: Path, kind: Literal["onnx", "engine"]) -> Artifact:
+    """Read the sidecar of an artifact.
+
+    Raises:
+        ArtifactError: no artifact, no sidecar, a damaged sidecar, or a sidecar of another kind.
+    """
+    make = "trtbatch export MODEL --dynamic" if kind == "onnx" else "trtbatch build"
+    if not path.is_file():
+        raise ArtifactError(f"{path} doesn't exist" if not path.exists() else f"{path} is not a file", f"run: {make}")
+    beside = sidecar_path(path)
+    if not beside.is_file():
+        raise ArtifactError(f"{path} has no sidecar {beside.name}", f"make it again, sidecar and all: {make}")
+    sidecar = _read_sidecar(beside, make)
+    if sidecar.kind != kind:
+        wanted = "trtbatch build makes an engine of it" if kind == "engine" else "name the ONNX file"
+        raise ArtifactError(f"{path} is an {sidecar.kind}, not an {kind}", wanted)
+    return Artifact(path, sidecar)
+
+
+def _read_sidecar(path: Path, make: str) -> Sidecar:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        version = data.get("format_version") if isinstance(data, dict) else None
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise ArtifactError(
+                f"{path} has format {version}; this trtbatch reads {FORMAT_VERSION}",
+                "update trtbatch: pip install -U trtbatch",
+            )
+        return decode(Sidecar, data, path.name)
+    except (ValueError, RecursionError, TrtbatchError) as error:
+        if isinstance(error, ArtifactError):
+            raise
+        reason = str(error) if isinstance(error, RecordError) else f"not a sidecar ({error})"
+        raise ArtifactError(f"{path} is damaged: {reason}", f"make it again: {make}") from error
+
+
+def check_file(artifact: Artifact) -> None:
+    """Compare the artifact and its companions with what the sidecar recorded: size first, then SHA-256.
+
+    Raises:
+        ArtifactError: a file is truncated, changed or missing.
+    """
+    make = "trtbatch export" if artifact.sidecar.kind == "onnx" else "trtbatch build"
+    for record in (artifact.sidecar.artifact, *artifact.sidecar.companions):
+        path = artifact.path if record is artifact.sidecar.artifact else artifact.path.with_name(record.file)
+        if not path.is_file():
+            raise ArtifactError(f"{path} is missing; {artifact.path.name} needs it", f"put it back, or run: {make}")
+        size = path.stat().st_size
+        if size != record.bytes:
+            state = "truncated" if size < record.bytes else "changed"
+            raise ArtifactError(f"{path} is {state}: {size} bytes, {record.bytes} when it was made", f"run: {make}")
+        if record_file(path).sha256 != record.sha256:
+            raise ArtifactError(f"{path} is not the file that its sidecar describes (SHA-256 differs)", f"run: {make}")
+
+
+def newest(
+    kind: Literal["onnx", "engine"], fits: Callable[[Sidecar], bool], what: str, folder: Path | None = None
+) -> Artifact:
+    """The artifact of `kind` in `folder` that was made last and that `fits`.
+
+    Args:
+        what: the description of what would fit, for the error.
+
+    Raises:
+        ArtifactError: there is none; the command that makes one is named.
+    """
+    folder = ENGINES if folder is None else folder
+    found: list[Artifact] = []
+    for beside in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+        path = beside.with_suffix("")
+        try:
+            candidate = load(path, kind)
+        except ArtifactError:
+            continue  # of another kind, or damaged: naming it on the command line says which
+        if fits(candidate.sidecar):
+            found.append(candidate)
+    if not found:
+        make = "trtbatch export resnet18 --dynamic" if kind == "onnx" else "trtbatch build"
+        raise ArtifactError(f"no {what} in {folder}/", f"run: {make}, or name the file")
+    return max(found, key=lambda artifact: (artifact.sidecar.created, artifact.path.name))
+
+
+@contextmanager
+def scratch(target: Path) -> Iterator[Path]:
+    """A private folder on the disk of `target`, gone afterwards whatever happens.
+
+    Raises:
+        UsageError: `target` is a folder.
+    """
+    if target.is_dir():
+        raise UsageError(f"{target} is a folder", "name a file with --output")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".trtbatch-", dir=target.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(made: Path, target: Path, sidecar: Sidecar, companions: tuple[Path, ...] = ()) -> Artifact:
+    """Move a finished artifact from its scratch folder to `target`, sidecar beside it, by atomic renames.
+
+    The sidecar records the artifact's hash, so a crash between the renames is found by :func:`check_file`.
+    """
+    text = json.dumps(encode(sidecar), indent=2, ensure_ascii=False)
+    beside = sidecar_path(made)
+    beside.write_text(text + "\n", encoding="utf-8")
+    for companion in companions:
+        os.replace(companion, target.with_name(companion.name))
+    os.replace(made, target)
+    os.replace(beside, sidecar_path(target))
+    return Artifact(target, sidecar)
+
+
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """A path to write; it becomes `target` when the block ends well, and vanishes when it doesn't."""
+    with scratch(target) as folder:
+        path = folder / target.name
+        yield path
+        os.replace(path, target)

@@ -1,0 +1,91 @@
+"""Which backend builds here, and the engine of an artifact, whichever backend made it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trtbatch import artifacts
+from trtbatch.artifacts import Artifact, check_file
+from trtbatch.backends.base import Builder, Engine
+from trtbatch.errors import ArtifactError, MissingPackageError
+from trtbatch.notes import note, warn
+
+__all__ = ["choose_builder", "open_engine", "resolve_engine", "runs_here"]
+
+
+def choose_builder(backend: str = "auto") -> Builder:
+    """The builder for ``tensorrt``, ``onnxruntime``, or ``auto``: TensorRT where it can run, said in one line.
+
+    Raises:
+        MissingPackageError: TensorRT was asked for by name and can't run here.
+    """
+    from trtbatch.backends import tensorrt
+
+    if backend == "onnxruntime":
+        return _onnxruntime()
+    obstacle = tensorrt.obstacle()
+    if obstacle is None:
+        from trtbatch.backends.tensorrt.builder import TensorRTBuilder
+
+        return TensorRTBuilder()
+    if backend == "tensorrt":
+        raise MissingPackageError(f"--backend tensorrt can't run here: {obstacle.problem}", obstacle.fix)
+    hint = f"; {obstacle.fix}" if tensorrt.sees_nvidia() else ""
+    note(f"backend: ONNX Runtime on the CPU ({obstacle.problem}{hint})")
+    return _onnxruntime()
+
+
+def _onnxruntime() -> Builder:
+    from trtbatch.backends.onnxruntime import OnnxRuntimeBuilder
+
+    return OnnxRuntimeBuilder()
+
+
+def runs_here(backend: str | None) -> bool:
+    """Whether an engine of this backend can be opened on this machine."""
+    from trtbatch.backends import tensorrt
+
+    return backend == "onnxruntime" or (backend == "tensorrt" and tensorrt.obstacle() is None)
+
+
+def resolve_engine(path: Path | None) -> Artifact:
+    """The engine named, or the newest in ``engines/`` that runs here; which one is said.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    if path is not None:
+        artifact = artifacts.load(path, "engine")
+    else:
+        artifact = artifacts.newest("engine", lambda sidecar: runs_here(sidecar.backend), "engine that runs here")
+        note(f"using the newest engine: {artifact.path}")
+    if artifact.sidecar.model.weights.startswith("random"):
+        warn(f"weights: {artifact.sidecar.model.weights}")
+    return artifact
+
+
+def open_engine(artifact: Artifact) -> Engine:
+    """Load an engine; version, GPU and hash are compared with the sidecar before it is deserialised.
+
+    Raises:
+        ArtifactError: a damaged file, or one made by another TensorRT or for another GPU.
+        MissingPackageError: its backend can't run here.
+    """
+    backend = artifact.sidecar.backend
+    if backend == "onnxruntime":
+        from trtbatch.backends.onnxruntime import OnnxRuntimeEngine
+
+        check_file(artifact)
+        return OnnxRuntimeEngine(artifact)
+    if backend == "tensorrt":
+        from trtbatch.backends import tensorrt
+
+        obstacle = tensorrt.obstacle()
+        if obstacle is not None:
+            raise MissingPackageError(f"{artifact.path} is a TensorRT engine: {obstacle.problem}", obstacle.fix)
+        from trtbatch.backends.tensorrt.engine import TensorRTEngine
+
+        tensorrt.refuse_foreign(artifact)
+        check_file(artifact)
+        return TensorRTEngine(artifact)
+    raise ArtifactError(f"{artifact.path}: its sidecar names no backend", "build it again: trtbatch build")

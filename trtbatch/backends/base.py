@@ -1,0 +1,197 @@
+"""What every backend offers: small protocols, and the checks on inputs that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtbatch.artifacts import Sidecar, TensorSpec
+from trtbatch.batches import Profile
+from trtbatch.errors import InputError
+
+__all__ = ["BuildPlan", "Builder", "Built", "Engine", "Event", "Mode", "Session", "batch_of", "conform"]
+
+Array = NDArray[Any]
+
+
+class Event(Protocol):
+    """A mark on a stream, as ``pycuda.driver.Event`` has it."""
+
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def milliseconds_since(self, earlier: Event) -> float: ...
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way to run what is bound, for ``bench`` to time.
+
+    Args:
+        name: as given to ``--mode``.
+        timed: what one figure covers, in words.
+        launch: runs once; synchronous unless `new_event` is given. Raises ExecutionError.
+        new_event: makes events on the stream of `launch`, for asynchronous modes.
+    """
+
+    name: str
+    timed: str
+    launch: Callable[[], None]
+    new_event: Callable[[], Event] | None = None
+
+
+class Session(Protocol):
+    """Inputs and outputs of an engine, bound to memory. Not for use by two threads at once."""
+
+    def bind(self, inputs: Mapping[str, Array]) -> None:
+        """Check the inputs, allocate for their shapes what doesn't fit yet, and copy them in."""
+
+    def run(self) -> None:
+        """Run once on what is bound, and wait for the end."""
+
+    def fetch(self) -> dict[str, Array]:
+        """Copies of the outputs of the last run, by name."""
+
+    def bound(self) -> dict[str, Array]:
+        """The inputs as bound, by name."""
+
+    def poison(self, pattern: int) -> None:
+        """Fill the output buffers with a byte, so that what isn't written shows."""
+
+    def modes(self) -> dict[str, Mode]:
+        """The ways to run what is bound now, the default first."""
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Session: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Engine(Protocol):
+    """A loaded engine: opens sessions. Close sessions first, then the engine."""
+
+    sidecar: Sidecar
+
+    def session(self) -> Session: ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Engine: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """What a builder is to make.
+
+    Args:
+        onnx: the model; an axis that is to be fixed is fixed in it.
+        name: file name of the engine.
+        inputs, outputs: its specs; of the inputs every axis but the batch is known.
+        profiles: of the batch axis, where it is open; one N:N:N where it is fixed.
+        external_weights: whether the model's weights lie in a file beside it (models over 2 GB).
+        workspace: bytes for the builder's tactics; None leaves TensorRT's own limit.
+        opt_level: TensorRT's builder optimization level, 0 to 5; None leaves its default.
+        timing_cache: read where usable, and written after the build.
+        progress: told what is being done, in words, and how far it is (0 to 1) where that is known.
+    """
+
+    onnx: Path
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    profiles: tuple[Profile, ...]
+    external_weights: bool = False
+    workspace: int | None = None
+    opt_level: int | None = None
+    timing_cache: Path | None = None
+    progress: Callable[[str, float | None], None] = lambda words, share: None
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a builder made: the file, files beside it, and what is known of it."""
+
+    file: Path
+    companions: tuple[Path, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    precision: str
+    tools: dict[str, str]
+    device: dict[str, str]
+
+
+class Builder(Protocol):
+    """ONNX → engine file."""
+
+    @property
+    def name(self) -> Literal["tensorrt", "onnxruntime"]: ...
+
+    @property
+    def suffix(self) -> str: ...
+
+    def build(self, plan: BuildPlan, folder: Path) -> Built:
+        """Write the engine into `folder`.
+
+        Raises:
+            BuildError: the model can't be built.
+        """
+
+
+def batch_of(inputs: Mapping[str, Array], specs: Sequence[TensorSpec]) -> int:
+    """The batch size of the inputs.
+
+    Raises:
+        InputError: a missing or unknown input, another number of axes, or batch axes that disagree.
+    """
+    names = [spec.name for spec in specs]
+    if set(inputs) != set(names):
+        raise InputError(f"inputs {sorted(inputs)} given, {sorted(names)} wanted", "give each input by its name")
+    sizes: dict[str, int] = {}
+    for spec in specs:
+        shape = inputs[spec.name].shape
+        if len(shape) != len(spec.shape):
+            raise InputError(f"{spec.name} has shape {shape}, wanted {spec.shape}", "reshape it")
+        for axis, (size, wanted) in enumerate(zip(shape, spec.shape)):
+            if axis != spec.batch_axis and isinstance(wanted, int) and size != wanted:
+                raise InputError(f"{spec.name} has shape {shape}, wanted {spec.shape}", f"make axis {axis} {wanted}")
+        if spec.batch_axis is not None:
+            sizes[spec.name] = shape[spec.batch_axis]
+    if len(set(sizes.values())) > 1:
+        raise InputError(f"the inputs disagree on the batch size: {sizes}", "give each the same number of samples")
+    return next(iter(sizes.values()), 1)
+
+
+def conform(array: Array, spec: TensorSpec) -> Array:
+    """The array C-contiguous and of the input's dtype; shared where it is so already.
+
+    Raises:
+        InputError: the cast would change a value (float64 noise to float32, 2**40 to int32).
+    """
+    dtype = np.dtype(spec.dtype)
+    if array.dtype == dtype:
+        return np.ascontiguousarray(array)
+    with np.errstate(all="ignore"):
+        cast = np.ascontiguousarray(array, dtype=dtype)
+        back = cast.astype(array.dtype)
+    if not np.can_cast(array.dtype, dtype, "safe"):
+        equal = np.array_equal(back, array, equal_nan=array.dtype.kind == "f" and dtype.kind == "f")
+        if not equal or not np.array_equal(cast < 0, array < 0):  # 2**63 survives uint64 → int64 → uint64
+            raise InputError(
+                f"{spec.name} is {array.dtype} and the engine takes {dtype}: the cast would change values",
+                f"cast it yourself if that is meant: array.astype({str(dtype)!r})",
+            )
+    return cast

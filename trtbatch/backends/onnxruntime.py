@@ -1,0 +1,197 @@
+"""ONNX Runtime on the CPU: the backend wherever there is no GPU, and the reference that checks trust."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtbatch import environment, optional
+from trtbatch.artifacts import Artifact, TensorSpec
+from trtbatch.backends.base import BuildPlan, Built, Mode, batch_of, conform
+from trtbatch.batches import refuse_outside
+from trtbatch.errors import ArtifactError, BuildError, ExecutionError
+
+__all__ = ["OnnxReference", "OnnxRuntimeBuilder", "OnnxRuntimeEngine", "OnnxRuntimeSession"]
+
+Array = NDArray[Any]
+
+_SILENT = 4
+"""ONNX Runtime's log severity "fatal": what it has to say reaches the user through our errors."""
+
+
+def _open(path: Path, options: Any = None) -> Any:
+    """An inference session on the CPU.
+
+    Raises:
+        ArtifactError: ONNX Runtime can't load the file.
+    """
+    ort = optional.require("onnxruntime", "run ONNX files")
+    options = options or ort.SessionOptions()
+    options.log_severity_level = _SILENT
+    try:
+        return ort.InferenceSession(str(path.resolve()), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ArtifactError(f"ONNX Runtime can't load {path}: {_reason(error)}", "export and build it again") from error
+
+
+def _reason(error: Exception) -> str:
+    """The message of ONNX Runtime without its prefix, on one line."""
+    text = " ".join(str(error).split())
+    return text.partition(" : ")[2].partition(" : ")[2] or text or type(error).__name__
+
+
+class OnnxReference:
+    """An ONNX file, run as the reference: outputs by name, for inputs by name.
+
+    Raises:
+        ArtifactError: the file can't be loaded.
+        ExecutionError: the model fails on these inputs; the node is named as ONNX Runtime names it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._session = _open(path)
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        names = [output.name for output in self._session.get_outputs()]
+        try:
+            return dict(zip(names, self._session.run(names, dict(inputs))))
+        except Exception as error:
+            shapes = {name: array.shape for name, array in inputs.items()}
+            raise ExecutionError(f"ONNX Runtime fails on {shapes}: {_reason(error)}", "check the model") from error
+
+
+class OnnxRuntimeBuilder:
+    """Writes the graph-optimised model as the artifact.
+
+    The level is *extended*: the last one whose result runs on any CPU; loading it applies the layout
+    optimisations of the CPU at hand.
+    """
+
+    name: Literal["onnxruntime"] = "onnxruntime"
+    suffix = ".ort.onnx"
+
+    def build(self, plan: BuildPlan, folder: Path) -> Built:
+        ort = optional.require("onnxruntime", "build on the CPU")
+        file = folder / plan.name
+        weights = folder / f"{plan.name}.data"
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(file)
+        if plan.external_weights:
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights.name)
+        plan.progress("optimising the graph", None)
+        try:
+            _open(plan.onnx, options)
+        except ArtifactError as error:
+            raise BuildError(error.problem, "check the ONNX file: export it again") from error
+        if not file.is_file():
+            raise BuildError(f"ONNX Runtime wrote no optimised model of {plan.onnx}", "check the disk's free space")
+        companions = (weights,) if weights.is_file() else ()
+        tools = {"onnxruntime": ort.__version__}
+        return Built(file, companions, plan.inputs, plan.outputs, "fp32", tools, {"cpu": environment.cpu_name()})
+
+
+class OnnxRuntimeEngine:
+    """A loaded artifact; the profile range of its sidecar is enforced as TensorRT would."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.sidecar = artifact.sidecar
+        self._path = artifact.path
+        self._session: Any = _open(artifact.path)
+
+    def session(self) -> OnnxRuntimeSession:
+        return OnnxRuntimeSession(self._session, self.sidecar.inputs, self.sidecar.outputs, self._refuse)
+
+    def _refuse(self, batch: int) -> None:
+        refuse_outside(self.sidecar.profiles, [batch], self._path.name)
+
+    def close(self) -> None:
+        self._session = None
+
+    def __enter__(self) -> OnnxRuntimeEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class OnnxRuntimeSession:
+    """Inputs and outputs bound by pointer (I/O binding), outputs allocated once per shape where shapes are known."""
+
+    def __init__(
+        self, session: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], refuse: Any
+    ) -> None:
+        self._session = session
+        self._inputs = inputs
+        self._outputs = outputs
+        self._refuse = refuse
+        self._binding: Any = None
+        self._held: dict[str, Array] = {}
+        self._buffers: dict[str, Array] = {}
+
+    def bind(self, inputs: Mapping[str, Array]) -> None:
+        batch = batch_of(inputs, self._inputs)
+        self._refuse(batch)
+        binding = self._session.io_binding()
+        self._held = {spec.name: conform(inputs[spec.name], spec) for spec in self._inputs}
+        for name, array in self._held.items():
+            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        for spec in self._outputs:
+            self._bind_output(binding, spec, batch)
+        self._binding = binding
+
+    def _bind_output(self, binding: Any, spec: TensorSpec, batch: int) -> None:
+        shape = spec.at(batch)
+        if not all(isinstance(size, int) for size in shape):
+            self._buffers.pop(spec.name, None)
+            binding.bind_output(spec.name, "cpu")  # a shape known only after the run: ONNX Runtime allocates
+            return
+        buffer = self._buffers.get(spec.name)
+        if buffer is None or buffer.shape != shape:
+            buffer = np.empty([int(size) for size in shape], spec.dtype)
+            self._buffers[spec.name] = buffer
+        binding.bind_output(spec.name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
+
+    def run(self) -> None:
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:
+            raise ExecutionError(
+                f"ONNX Runtime failed: {_reason(error)}", "check the model: export it again"
+            ) from error
+
+    def fetch(self) -> dict[str, Array]:
+        results: Any = self._binding.copy_outputs_to_cpu() if len(self._buffers) < len(self._outputs) else None
+        return {
+            spec.name: self._buffers[spec.name].copy() if spec.name in self._buffers else np.asarray(results[index])
+            for index, spec in enumerate(self._outputs)
+        }
+
+    def bound(self) -> dict[str, Array]:
+        return dict(self._held)
+
+    def poison(self, pattern: int) -> None:
+        for buffer in self._buffers.values():
+            buffer.reshape(-1).view(np.uint8).fill(pattern)
+
+    def modes(self) -> dict[str, Mode]:
+        return {"run": Mode("run", "InferenceSession.run with I/O binding, wall time per call", self.run)}
+
+    def close(self) -> None:
+        self._binding = None
+        self._held, self._buffers = {}, {}
+
+    def __enter__(self) -> OnnxRuntimeSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,124 @@
+"""The only file that knows how TensorRT versions differ. It asks what an object has, not what it is called.
+
+Where a version number is all there is to ask (the opset that the ONNX parser reads), the source is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+__all__ = [
+    "bindings",
+    "create_network",
+    "device_memory",
+    "dtype_name",
+    "make_logger",
+    "make_progress_monitor",
+    "max_opset",
+    "parser_error",
+]
+
+_OPSETS = {(8, 4): 17, (9, 0): 19, (10, 0): 20}
+"""From docs/operators.md of onnx/onnx-tensorrt at its release branches. Later releases read more (11.5: 25, by
+its release notes) without a table of which began where, so from 10.1 on the parser itself is left to say."""
+
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT8": "int8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+    "UINT8": "uint8",
+}
+
+
+def max_opset(version: str) -> int | None:
+    """The newest ONNX opset that this TensorRT's parser reads, or None where that isn't known."""
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if len(numbers) < 2 or numbers > (10, 0):
+        return None
+    return max((opset for since, opset in _OPSETS.items() if since <= numbers), default=13)
+
+
+def create_network(trt: Any, builder: Any) -> Any:
+    """A network with explicit batch: a flag up to 9, the only kind from 10 on (11 has no such flag)."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
+    return builder.create_network(0 if flag is None else 1 << int(flag))
+
+
+def dtype_name(dtype: Any) -> str:
+    """numpy's name of a TensorRT data type. (``tensorrt.nptype`` of 8.6 fails with numpy 1.24 to 1.26.)"""
+    return _DTYPES.get(dtype.name, str(dtype.name).lower())
+
+
+def device_memory(engine: Any) -> int:
+    """Bytes of activation memory of one execution context; the v2 name from 10 on, the only one in 11."""
+    if hasattr(engine, "device_memory_size_v2"):
+        return int(engine.device_memory_size_v2)
+    return int(engine.device_memory_size)
+
+
+def bindings(engine: Any, names: Sequence[str], addresses: Sequence[int], profile: int) -> list[int]:
+    """The pointer list of ``execute_v2``.
+
+    Up to 9 it has ``num_bindings`` entries, profile after profile; from 10 on ``num_io_tensors``.
+    """
+    if not hasattr(engine, "num_bindings"):
+        return list(addresses)
+    pointers = [0] * engine.num_bindings
+    offset = profile * engine.num_io_tensors
+    for name, address in zip(names, addresses):
+        pointers[offset + engine.get_binding_index(name)] = address
+    return pointers
+
+
+def parser_error(error: Any, nodes: Sequence[tuple[str, str]]) -> str:
+    """A parser error in words, with node and operator; before 10 only the node's index is told."""
+    index = error.node()
+    name, operator = nodes[index] if 0 <= index < len(nodes) else ("", "")
+    if hasattr(error, "node_name"):
+        name, operator = error.node_name() or name, error.node_operator() or operator
+    description = " ".join(error.desc().split())
+    return f"node {name or index} ({operator}): {description}" if name or operator else description
+
+
+def make_logger(trt: Any, sink: Callable[[str, str], None]) -> Any:
+    """A TensorRT logger that hands every message to `sink` as (severity name, text)."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            sink(severity.name, message)
+
+    return Logger()
+
+
+def make_progress_monitor(
+    trt: Any, report: Callable[[str, float | None], None], cancelled: Callable[[], bool]
+) -> Any | None:
+    """TensorRT's progress monitor (10 and later), which also cancels the build; None where there is none."""
+    if not hasattr(trt, "IProgressMonitor"):
+        return None
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._steps[phase_name] = num_steps
+            report(phase_name, 0.0)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            report(phase_name, (step + 1) / max(1, self._steps.get(phase_name, 1)))
+            return not cancelled()
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._steps.pop(phase_name, None)
+
+    return Monitor()

@@ -1,0 +1,199 @@
+"""A TensorRT engine: deserialised once, run through sessions with one execution context per profile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtbatch import optional
+from trtbatch.artifacts import Artifact, TensorSpec
+from trtbatch.backends.base import Event, Mode, batch_of, conform
+from trtbatch.backends.tensorrt import compat
+from trtbatch.backends.tensorrt.buffers import BindingBuffer, Device
+from trtbatch.batches import pick_profile, refuse_outside
+from trtbatch.errors import ArtifactError, ExecutionError
+
+__all__ = ["TensorRTEngine", "TensorRTSession"]
+
+Array = NDArray[Any]
+
+
+class TensorRTEngine:
+    """A deserialised engine on the GPU's primary context. Close its sessions before it."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        trt = optional.require("tensorrt", "run engines")
+        self.sidecar = artifact.sidecar
+        self.path = artifact.path
+        self.complaints: list[str] = []
+        self.device = Device()
+        self._logger = compat.make_logger(trt, self._log)
+        self._runtime: Any = trt.Runtime(self._logger)
+        self.cuda_engine: Any = self._runtime.deserialize_cuda_engine(artifact.path.read_bytes())
+        if self.cuda_engine is None:
+            reason = self.complaint()
+            self.close()
+            raise ArtifactError(f"TensorRT can't load {artifact.path}: {reason}", "build it again: trtbatch build")
+        self._refuse_strange_bindings()
+
+    def _log(self, severity: str, message: str) -> None:
+        if severity in ("INTERNAL_ERROR", "ERROR"):
+            self.complaints.append(" ".join(message.split()))
+
+    def complaint(self) -> str:
+        """TensorRT's last error, as it said it."""
+        return self.complaints[-1] if self.complaints else "it gave no reason"
+
+    def _refuse_strange_bindings(self) -> None:
+        engine = self.cuda_engine
+        names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
+        known = {spec.name for spec in (*self.sidecar.inputs, *self.sidecar.outputs)}
+        if names != known:
+            self.close()
+            raise ArtifactError(
+                f"{self.path} has the bindings {sorted(names)}, its sidecar {sorted(known)}", "run: trtbatch build"
+            )
+
+    @property
+    def activation_bytes(self) -> int:
+        """Device memory of one execution context."""
+        return compat.device_memory(self.cuda_engine)
+
+    def session(self) -> TensorRTSession:
+        return TensorRTSession(self)
+
+    def close(self) -> None:
+        self.cuda_engine = None
+        self._runtime = None
+        self.device.close()
+
+    def __enter__(self) -> TensorRTEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class TensorRTSession:
+    """Bindings of one engine: buffers per binding shape, a stream, one execution context per profile."""
+
+    def __init__(self, engine: TensorRTEngine) -> None:
+        self._engine = engine
+        self._inputs = engine.sidecar.inputs
+        self._outputs = engine.sidecar.outputs
+        self._stream = engine.device.stream()
+        self._buffers = {spec.name: BindingBuffer(self._stream) for spec in (*self._inputs, *self._outputs)}
+        self._contexts: dict[int, Any] = {}
+        self._active: Any = None
+        self._bindings: list[int] = []
+
+    def bind(self, inputs: Mapping[str, Array]) -> None:
+        batch = batch_of(inputs, self._inputs)
+        arrays = {spec.name: conform(inputs[spec.name], spec) for spec in self._inputs}
+        profile = pick_profile(self._engine.sidecar.profiles, batch)
+        if profile is None:
+            refuse_outside(self._engine.sidecar.profiles, [batch], self._engine.path.name)
+            raise AssertionError("refuse_outside raises where no profile fits")
+        context = self._context(profile)
+        for name, array in arrays.items():
+            if not context.set_input_shape(name, array.shape):
+                raise ExecutionError(
+                    f"TensorRT refuses shape {array.shape} for {name}: {self._engine.complaint()}", "check the inputs"
+                )
+        for spec in (*self._inputs, *self._outputs):
+            self._buffers[spec.name].fit(self._shape(context, spec), spec.dtype)
+            context.set_tensor_address(spec.name, self._buffers[spec.name].address)
+        names = list(self._buffers)
+        addresses = [self._buffers[name].address for name in names]
+        self._bindings = compat.bindings(self._engine.cuda_engine, names, addresses, profile)
+        self._active = context
+        for name, array in arrays.items():
+            np.copyto(self._buffers[name].array, array)
+            self._buffers[name].upload()
+        self._stream.synchronize()
+
+    def _shape(self, context: Any, spec: TensorSpec) -> tuple[int, ...]:
+        shape = tuple(int(size) for size in context.get_tensor_shape(spec.name))
+        if min(shape, default=0) < 0:
+            raise ExecutionError(
+                f"the shape of {spec.name} depends on the data ({shape}), which this version can't allocate for",
+                "leave this output out of the model",
+            )
+        return shape
+
+    def _context(self, profile: int) -> Any:
+        """The execution context of a profile, made when first needed: switching a context costs milliseconds."""
+        if profile not in self._contexts:
+            context = self._engine.cuda_engine.create_execution_context()
+            if context is None:
+                raise ExecutionError(
+                    f"TensorRT makes no execution context: {self._engine.complaint()}",
+                    "free GPU memory (nvidia-smi shows who holds it), or build with a smaller --max",
+                )
+            if not context.set_optimization_profile_async(profile, self._stream.handle):
+                raise ExecutionError(f"profile {profile} can't be selected: {self._engine.complaint()}", "build again")
+            self._stream.synchronize()
+            self._contexts[profile] = context
+        return self._contexts[profile]
+
+    def run(self) -> None:
+        self._enqueue()
+        self._stream.synchronize()
+
+    def _enqueue(self) -> None:
+        if not self._active.execute_async_v3(self._stream.handle):
+            raise ExecutionError(f"execute_async_v3 failed: {self._engine.complaint()}", "build the engine again")
+
+    def _execute(self) -> None:
+        if not self._active.execute_v2(self._bindings):
+            raise ExecutionError(f"execute_v2 failed: {self._engine.complaint()}", "build the engine again")
+
+    def fetch(self) -> dict[str, Array]:
+        for spec in self._outputs:
+            self._buffers[spec.name].download()
+        self._stream.synchronize()
+        return {spec.name: self._buffers[spec.name].array.copy() for spec in self._outputs}
+
+    def bound(self) -> dict[str, Array]:
+        return {spec.name: self._buffers[spec.name].array for spec in self._inputs}
+
+    def poison(self, pattern: int) -> None:
+        for spec in self._outputs:
+            self._buffers[spec.name].fill(pattern)
+        self._stream.synchronize()
+
+    def modes(self) -> dict[str, Mode]:
+        event: Any = self._stream.event
+        new_event: type[Event] = event
+        return {
+            "execute_v2": Mode(
+                "execute_v2", "one synchronous execute_v2, wall time per call, inputs on the GPU", self._execute
+            ),
+            "async": Mode(
+                "async",
+                "one execute_async_v3 between two CUDA events on a busy stream, inputs on the GPU",
+                self._enqueue,
+                new_event,
+            ),
+        }
+
+    def close(self) -> None:
+        self._active = None
+        self._contexts.clear()
+        for buffer in self._buffers.values():
+            buffer.free()
+        self._stream.close()
+
+    def __enter__(self) -> TensorRTSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

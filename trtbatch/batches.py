@@ -1,0 +1,212 @@
+"""Batch sizes: the list grammar, and optimization profiles. Pure.
+
+The grammar of a batch list::
+
+    list   =  item { "," item }
+    item   =  NUMBER  |  NUMBER "-" NUMBER  |  "..." "," NUMBER
+
+    1,2,4           the numbers themselves
+    1-4             1 2 3 4
+    1,2,4,...,32    three terms before the dots decide: a ratio (1 2 4 8 16 32) …
+    1,2,3,...,8     … or a step (1 2 3 4 5 6 7 8)
+    8,16,...,64     two terms before the dots are a step (8 16 24 … 64)
+
+A progression must hit its end exactly. Forms mix freely: ``1-4,8,16,...,64,100``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from trtbatch.errors import BatchListError, ProfileError
+
+__all__ = ["MAX_BATCH", "Profile", "parse_batches", "pick_profile", "refuse_outside"]
+
+MAX_BATCH = 1_000_000
+"""Larger batch sizes are taken for typing errors."""
+
+MAX_LENGTH = 10_000
+"""Longer lists are taken for typing errors."""
+
+_NUMBER = re.compile(r"[0-9]+", re.ASCII)
+_RANGE = re.compile(r"([0-9]+)-([0-9]+)", re.ASCII)
+_DOTS = frozenset({"...", "…"})
+_HELP = "write batch sizes like 1,2,4,...,32 or 8,16,...,64 or 1-4"
+
+
+def parse_batches(text: str) -> list[int]:
+    """Batch sizes in the order written, each once.
+
+    Raises:
+        BatchListError: showing the part of `text` that can't be read.
+    """
+    terms = [term.strip() for term in text.split(",")]
+    found: list[int] = []
+    run: list[int] = []  # the plain numbers since the last range or progression: what dots may continue
+    position = 0
+    while position < len(terms):
+        term = terms[position]
+        if term in _DOTS:
+            if position + 1 >= len(terms):
+                raise BatchListError(f"batch list {text!r}: nothing follows {term!r}", _HELP)
+            new = _continue(run, _number(terms[position + 1], text), text)
+            run = []
+            position += 2
+        elif match := _RANGE.fullmatch(term):
+            new = _range(_number(match[1], text), _number(match[2], text), text)
+            run = []
+            position += 1
+        else:
+            new = [_number(term, text)]
+            run += new
+            position += 1
+        found += new
+        if len(found) > MAX_LENGTH:
+            raise BatchListError(f"batch list {text!r} is longer than {MAX_LENGTH} sizes", "write a shorter list")
+    return list(dict.fromkeys(found))
+
+
+def _number(term: str, text: str) -> int:
+    if not term:
+        raise BatchListError(f"batch list {text!r} has an empty part", _HELP)
+    if not _NUMBER.fullmatch(term):
+        raise BatchListError(f"batch list {text!r}: {term!r} is not a batch size", _HELP)
+    value = int(term) if len(term) <= 12 else MAX_BATCH + 1
+    if not 1 <= value <= MAX_BATCH:
+        raise BatchListError(f"batch list {text!r}: {term} is not between 1 and {MAX_BATCH}", _HELP)
+    return value
+
+
+def _range(first: int, last: int, text: str) -> list[int]:
+    if first > last:
+        raise BatchListError(f"batch list {text!r}: the range {first}-{last} is empty", f"write {last}-{first}")
+    if last - first >= MAX_LENGTH:
+        raise BatchListError(f"batch list {text!r}: {first}-{last} is longer than {MAX_LENGTH} sizes", _HELP)
+    return list(range(first, last + 1))
+
+
+def _continue(run: Sequence[int], end: int, text: str) -> list[int]:
+    """The terms that the dots stand for, `end` included."""
+    shown = ",".join(map(str, run[-3:]))
+    if len(run) < 2:
+        raise BatchListError(
+            f"batch list {text!r}: the dots follow {shown or 'nothing'}; they need two terms (a step) or three", _HELP
+        )
+    step: Fraction | None = None
+    ratio: Fraction | None = None
+    if len(run) == 2:
+        step = Fraction(run[1] - run[0])
+    else:
+        a, b, c = run[-3:]
+        step = Fraction(c - b) if c - b == b - a else None
+        ratio = Fraction(c, b) if step is None and b * b == a * c else None
+    if (step is None and ratio is None) or step == 0:
+        raise BatchListError(f"batch list {text!r}: {shown},... is neither a constant step nor a constant ratio", _HELP)
+    values: list[int] = []
+    value = Fraction(run[-1])
+    while value != end:
+        grows = step > 0 if step is not None else ratio is not None and ratio > 1
+        value = value + step if step is not None else value * (ratio or 1)
+        beyond = value > end if grows else value < end
+        if beyond or value.denominator != 1 or len(values) > MAX_LENGTH:
+            reached = values[-1] if values else run[-1]
+            raise BatchListError(
+                f"batch list {text!r}: {shown},... does not hit {end} (it goes {reached}, {_shown(value)})", _HELP
+            )
+        values.append(int(value))
+    return values
+
+
+def _shown(value: Fraction) -> str:
+    return str(value) if value.denominator == 1 else f"{float(value):g}"
+
+
+@dataclass(frozen=True, order=True)
+class Profile:
+    """One TensorRT optimization profile of the batch axis: the sizes allowed, and the one tuned for.
+
+    Raises:
+        ProfileError: unless 1 ≤ min ≤ opt ≤ max.
+    """
+
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max <= MAX_BATCH:
+            raise ProfileError(
+                f"profile {self} is impossible: min {self.min}, opt {self.opt}, max {self.max}",
+                f"choose 1 ≤ min ≤ opt ≤ max ≤ {MAX_BATCH}",
+            )
+
+    def __str__(self) -> str:
+        return f"{self.min}:{self.opt}:{self.max}"
+
+    def __contains__(self, batch: int) -> bool:
+        return self.min <= batch <= self.max
+
+    @property
+    def corners(self) -> tuple[int, ...]:
+        """min, opt and max, each once."""
+        return tuple(dict.fromkeys((self.min, self.opt, self.max)))
+
+    @classmethod
+    def parse(cls, text: str) -> Profile:
+        """A profile from ``MIN:OPT:MAX``.
+
+        Raises:
+            ProfileError: for any other form.
+        """
+        parts = text.split(":")
+        if len(parts) != 3 or not all(_NUMBER.fullmatch(part) and len(part) <= 12 for part in parts):
+            raise ProfileError(f"{text!r} is not a profile", "write MIN:OPT:MAX, for example 1:16:32")
+        return cls(*(int(part) for part in parts))
+
+    @classmethod
+    def complete(cls, min_: int | None, opt: int | None, max_: int | None) -> Profile:
+        """A profile from what was given: 1:16:32, stretched to hold the values that were."""
+        low = 1 if min_ is None else min_
+        high = max_ if max_ is not None else max(32, low, opt or 0)
+        return cls(low, min(max(16, low), high) if opt is None else opt, high)
+
+
+def pick_profile(profiles: Sequence[Profile], batch: int) -> int | None:
+    """Index of the profile for `batch`: of those that hold it, the one whose opt is nearest; None if none does.
+
+    Ties go to the profile with the smaller maximum, then to the earlier one.
+    """
+    fitting = [index for index, profile in enumerate(profiles) if batch in profile]
+    return min(fitting, key=lambda index: (abs(profiles[index].opt - batch), profiles[index].max), default=None)
+
+
+def refuse_outside(profiles: Sequence[Profile], batches: Sequence[int], artifact: str) -> None:
+    """Raise unless every batch fits a profile.
+
+    Raises:
+        ProfileError: naming the batches, the profiles, and both ways out.
+    """
+    outside = [batch for batch in batches if pick_profile(profiles, batch) is None]
+    if not outside:
+        return
+    ranges = ", ".join(map(str, profiles))
+    what = f"batch {outside[0]} is" if len(outside) == 1 else f"batches {', '.join(map(str, outside))} are"
+    if all(profile.min == profile.max for profile in profiles):
+        rebuild = f"rebuild with --static {outside[0]}, or from a dynamic ONNX with --min --opt --max"
+    elif max(outside) > max(profile.max for profile in profiles):
+        rebuild = f"rebuild with --max {max(outside)}"
+    elif min(outside) < min(profile.min for profile in profiles):
+        rebuild = f"rebuild with --min {min(outside)}"
+    else:
+        rebuild = f"rebuild with a --profile that holds {outside[0]}"
+    inside = nearest_inside(profiles, outside[0])
+    raise ProfileError(f"{what} outside every profile of {artifact} ({ranges})", f"{rebuild}, or pass --batch {inside}")
+
+
+def nearest_inside(profiles: Sequence[Profile], batch: int) -> int:
+    """The allowed batch size nearest to `batch`."""
+    candidates = [min(max(batch, profile.min), profile.max) for profile in profiles]
+    return min(candidates, key=lambda size: abs(size - batch))

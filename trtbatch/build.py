@@ -1,0 +1,311 @@
+"""ONNX → engine: which file, which profiles, the backend's builder, the rows checked, the sidecar written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from trtbatch import artifacts, environment, optional
+from trtbatch.artifacts import ENGINES, Artifact, FileRecord, ModelRecord, Sidecar, TensorSpec
+from trtbatch.backends import choose_builder, open_engine
+from trtbatch.backends.base import BuildPlan, Built, Engine
+from trtbatch.batches import Profile
+from trtbatch.errors import ProfileError, UsageError
+from trtbatch.inspection import load_onnx, opset_of, read_specs
+from trtbatch.notes import note, warn
+from trtbatch.verify import RowChecker
+
+__all__ = ["BuildRequest", "build"]
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What to build, and how.
+
+    Args:
+        onnx: None takes the newest in ``engines/`` that fits.
+        profiles: of the batch axis; empty is 1:16:32 for a dynamic model.
+        static: the one batch size to build for.
+        backend: ``auto``, ``tensorrt`` or ``onnxruntime``.
+        workspace: bytes that TensorRT's tactics may use; None is its own limit.
+        opt_level: TensorRT's builder optimization level, 0 to 5.
+        timing_cache: read where usable, and written after the build.
+        shapes: sizes of the axes other than the batch, by input.
+        output: None is ``engines/NAME.engine`` (``engines/NAME.ort.onnx`` for ONNX Runtime).
+        progress: told what is being done, and how far it is (0 to 1) where that is known.
+    """
+
+    onnx: Path | None = None
+    profiles: tuple[Profile, ...] = ()
+    static: int | None = None
+    backend: Literal["auto", "tensorrt", "onnxruntime"] = "auto"
+    workspace: int | None = None
+    opt_level: int | None = None
+    timing_cache: Path | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    output: Path | None = None
+    progress: Callable[[str, float | None], None] = lambda words, share: None
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The ONNX file and what is known of it."""
+
+    path: Path
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    model: ModelRecord
+    record: FileRecord
+    sidecar: Sidecar | None
+
+
+def build(request: BuildRequest) -> Artifact:
+    """Build an engine; it appears only when it has run right at min, opt and max of every profile.
+
+    Raises:
+        UsageError, ProfileError: the model and the profiles don't go together.
+        ArtifactError: no ONNX file, or a damaged one.
+        MissingPackageError: the backend can't run here.
+        BuildError: the backend can't build the model.
+        RowsError: the engine is built and gives wrong rows.
+    """
+    started = time.perf_counter()
+    builder = choose_builder(request.backend)
+    source = _source(request)
+    inputs, outputs, profiles = _plan_axes(source, request)
+    target = request.output or ENGINES / f"{_stem(source.path, request.static)}{builder.suffix}"
+    if target.resolve() == source.path.resolve():
+        raise UsageError(f"--output {target} is the ONNX file itself", "write elsewhere with --output")
+    with artifacts.scratch(target) as folder:
+        onnx, external = _prepared(source, inputs, outputs, folder)
+        plan = BuildPlan(
+            onnx=onnx,
+            name=target.name,
+            inputs=inputs,
+            outputs=outputs,
+            profiles=profiles,
+            external_weights=external,
+            workspace=request.workspace,
+            opt_level=request.opt_level,
+            timing_cache=request.timing_cache,
+            progress=request.progress,
+        )
+        began = time.perf_counter()
+        built = builder.build(plan, folder)
+        seconds = time.perf_counter() - began
+        sidecar = _sidecar(source, built, profiles, builder.name)
+        request.progress("checking rows at min, opt and max", None)
+        memory = _run_corners(Artifact(built.file, sidecar), target.name)
+        facts = {"build_seconds": round(seconds, 3), "total_seconds": round(time.perf_counter() - started, 3)}
+        sidecar = replace(sidecar, build=facts | memory, created=artifacts.now())
+        return artifacts.publish(built.file, target, sidecar, built.companions)
+
+
+def _source(request: BuildRequest) -> _Source:
+    path = request.onnx
+    if path is None:
+        dynamic = bool(request.profiles)
+        artifact = artifacts.newest("onnx", lambda s: s.is_dynamic or not dynamic, _wanted(request))
+        note(f"building the newest that fits: {artifact.path}")
+    elif not artifacts.sidecar_path(path).is_file():
+        return _foreign(path)
+    else:
+        artifact = artifacts.load(path, "onnx")
+    artifacts.check_file(artifact)
+    sidecar = artifact.sidecar
+    if sidecar.model.weights.startswith("random"):
+        warn(f"weights: {sidecar.model.weights}")
+    return _Source(artifact.path, sidecar.inputs, sidecar.outputs, sidecar.model, sidecar.artifact, sidecar)
+
+
+def _wanted(request: BuildRequest) -> str:
+    return "dynamic ONNX file" if request.profiles else "ONNX file"
+
+
+def _foreign(path: Path) -> _Source:
+    """An ONNX file that trtbatch didn't export: its own words are all there is."""
+    model = load_onnx(path)
+    inputs, outputs = read_specs(model, path.name)
+    note(f"{path} has no sidecar: inputs and outputs are read from the file; preprocessing and classes are unknown")
+    record = ModelRecord(path.stem, f"of {path.name}", model.producer_name or None, opset_of(model))
+    return _Source(path, inputs, outputs, record, artifacts.record_file(path), None)
+
+
+def _stem(onnx: Path, static: int | None) -> str:
+    stem = onnx.name.removesuffix(".onnx")
+    return stem if static is None else f"{stem.removesuffix('_dynamic')}_b{static}"
+
+
+def _plan_axes(
+    source: _Source, request: BuildRequest
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], tuple[Profile, ...]]:
+    """Specs and profiles as they will be built: shapes filled in, batch fixed where asked."""
+    inputs = tuple(_filled(spec, request.shapes, source.path.name) for spec in source.inputs)
+    unknown = set(request.shapes) - {spec.name for spec in inputs}
+    if unknown:
+        names = ", ".join(spec.name for spec in inputs)
+        raise UsageError(f"--shape names {sorted(unknown)[0]!r}; the inputs are {names}", "name one of the inputs")
+    outputs = source.outputs
+    fixed = {spec.name: spec.fixed_batch for spec in inputs if spec.fixed_batch is not None}
+    is_open = any(spec.batch_axis is not None and spec.fixed_batch is None for spec in inputs)
+    if is_open and fixed:
+        name, size = next(iter(fixed.items()))
+        other = next(spec.name for spec in inputs if spec.batch_axis is not None and spec.fixed_batch is None)
+        raise ProfileError(
+            f"{source.path.name}: input {name!r} has a fixed batch of {size}, input {other!r} an open one",
+            "export both with the same batch axis",
+        )
+    if is_open and request.static is None:
+        return inputs, outputs, request.profiles or (Profile.complete(None, None, None),)
+    if is_open and request.static is not None:
+        size = request.static
+        inputs = tuple(replace(spec, shape=spec.at(size)) for spec in inputs)
+        outputs = tuple(replace(spec, shape=spec.at(size)) for spec in outputs)
+        return inputs, outputs, (Profile(size, size, size),)
+    return inputs, outputs, (_fixed_profile(source.path.name, fixed, request),)
+
+
+def _fixed_profile(name: str, fixed: Mapping[str, int | None], request: BuildRequest) -> Profile:
+    """The profile of a model whose batch is fixed in the file."""
+    if len(set(fixed.values())) > 1:
+        (first, a), (second, b) = list(fixed.items())[:2]
+        raise ProfileError(f"{name}: inputs {first!r} and {second!r} have batches {a} and {b}", "export with one batch")
+    size = next(iter(fixed.values()), None)
+    if size is None:
+        raise UsageError(f"{name}: no input has a batch axis", "export a model whose inputs have one")
+    if request.profiles:
+        raise ProfileError(
+            f"{name} has a fixed batch of {size}; profile {request.profiles[0]} needs an open one",
+            "export it with --dynamic, or leave out --min, --opt, --max and --profile",
+        )
+    if request.static not in (None, size):
+        raise ProfileError(
+            f"{name} has a fixed batch of {size}, not {request.static}", f"pass --static {size}, or export --dynamic"
+        )
+    return Profile(size, size, size)
+
+
+def _filled(spec: TensorSpec, shapes: Mapping[str, tuple[int, ...]], where: str) -> TensorSpec:
+    """The spec with its open axes, the batch aside, set from ``--shape``."""
+    given = shapes.get(spec.name)
+    others = [axis for axis in range(len(spec.shape)) if axis != spec.batch_axis]
+    if given is not None:
+        wanted = tuple(spec.shape[axis] for axis in others)
+        clash = len(given) != len(others) or any(
+            isinstance(own, int) and own != size for own, size in zip(wanted, given)
+        )
+        if clash:
+            raise UsageError(
+                f"--shape {spec.name}={','.join(map(str, given))} doesn't fit {spec}",
+                "give every axis but the batch, and the fixed ones as they are",
+            )
+        sizes = dict(zip(others, given))
+        spec = replace(spec, shape=tuple(sizes.get(axis, size) for axis, size in enumerate(spec.shape)))
+    unset = [str(spec.shape[axis]) for axis in others if not isinstance(spec.shape[axis], int)]
+    if unset:
+        example = ",".join(str(spec.shape[axis]) if isinstance(spec.shape[axis], int) else "224" for axis in others)
+        raise UsageError(
+            f"{where}: axes {', '.join(unset)} of input {spec.name!r} are open", f"pass --shape {spec.name}={example}"
+        )
+    return spec
+
+
+def _prepared(
+    source: _Source, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], folder: Path
+) -> tuple[Path, bool]:
+    """The ONNX file with its axes as planned (the file itself where it has them), and whether weights lie beside."""
+    onnx = optional.require("onnx", "prepare the ONNX file")
+    model = load_onnx(source.path)
+    external = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer)
+    planned = {spec.name: spec for spec in inputs}
+    infos = [(info, planned[info.name]) for info in model.graph.input if info.name in planned]
+    changes = [
+        (dim, size)
+        for info, spec in infos
+        for dim, size in zip(info.type.tensor_type.shape.dim, spec.shape)
+        if isinstance(size, int) and dim.dim_value != size
+    ]
+    if not changes:
+        return source.path, external
+    for dim, size in changes:
+        dim.dim_value = size
+    by_name = {spec.name: spec for spec in outputs}
+    for info in model.graph.output:
+        spec = by_name[info.name]
+        for dim, length in zip(info.type.tensor_type.shape.dim, spec.shape):
+            if isinstance(length, int):
+                dim.dim_value = length
+    del model.graph.value_info[:]  # shapes inferred with the axes open
+    file = folder / "prepared.onnx"
+    if external:
+        onnx.load_external_data_for_model(model, str(source.path.parent))
+        onnx.save(model, str(file), save_as_external_data=True, location="prepared.onnx.data")
+    else:
+        onnx.save(model, str(file))
+    return file, external
+
+
+def _sidecar(source: _Source, built: Built, profiles: tuple[Profile, ...], backend: Any) -> Sidecar:
+    known = source.sidecar
+    return Sidecar(
+        kind="engine",
+        artifact=artifacts.record_file(built.file),
+        companions=tuple(artifacts.record_file(path) for path in built.companions),
+        inputs=built.inputs,
+        outputs=built.outputs,
+        model=source.model,
+        source=source.record,
+        backend=backend,
+        profiles=profiles,
+        precision_asked="default",
+        precision_realised=built.precision,
+        preprocessing=known.preprocessing if known else None,
+        classes=known.classes if known else None,
+        tools=built.tools,
+        device=built.device,
+    )
+
+
+def _run_corners(artifact: Artifact, name: str) -> dict[str, Any]:
+    """Check the rows at min, opt and max of every profile; returns what is known of memory.
+
+    Raises:
+        RowsError: wrong rows.
+    """
+    sidecar = artifact.sidecar
+    corners = sorted({batch for profile in sidecar.profiles for batch in profile.corners})
+    with open_engine(artifact) as engine, engine.session() as session:
+        checker = RowChecker(
+            session,
+            sidecar.inputs,
+            sidecar.outputs,
+            backend=sidecar.backend or "",
+            smallest=corners[0],
+            largest=corners[-1],
+        )
+        for batch in corners:
+            checker.require(batch, name)
+        return {"rows_checked_at": corners} | _memory(engine, sidecar, corners[-1])
+
+
+def _memory(engine: Engine, sidecar: Sidecar, largest: int) -> dict[str, Any]:
+    """Bytes that running needs: on the GPU weights, activations and bindings; on the CPU this process's peak."""
+    activations = getattr(engine, "activation_bytes", None)
+    if activations is None:
+        return {"peak_host_bytes": environment.peak_memory()}
+    bindings = sum(_bytes(spec, largest) for spec in (*sidecar.inputs, *sidecar.outputs))
+    return {
+        "activation_bytes": activations,
+        "binding_bytes": bindings,
+        "peak_device_bytes_estimate": sidecar.artifact.bytes + activations + bindings,
+    }
+
+
+def _bytes(spec: TensorSpec, batch: int) -> int:
+    import numpy as np
+
+    sizes = [size for size in spec.at(batch) if isinstance(size, int)]
+    return int(np.prod(sizes, dtype=np.int64)) * np.dtype(spec.dtype).itemsize

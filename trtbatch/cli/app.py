@@ -1,0 +1,114 @@
+"""The application: subcommands, and the one place where errors become two lines and an exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+import trtbatch
+from trtbatch.cli import bench, build, export, infer
+from trtbatch.cli.console import STATE, show_error, show_notes
+from trtbatch.errors import TrtbatchError, from_os_error
+
+__all__ = ["app", "main"]
+
+INTERRUPTED = 130
+TERMINATED = 143
+
+
+class _Group(TyperGroup):
+    """Runs a subcommand and maps what it raises: problem and fix, 2 for usage, 1 for failure, no traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        STATE.debug = False
+        with show_notes():
+            try:
+                return super().invoke(ctx)
+            except TrtbatchError as error:
+                self._fail(error)
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                self._fail(from_os_error(error))
+            except MemoryError as error:
+                self._fail(TrtbatchError("out of memory", "use a smaller --batch"), error)
+            except Exception as error:
+                if type(error).__module__.partition(".")[0] in ("typer", "click"):
+                    raise
+                problem = f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                self._fail(TrtbatchError(problem, "run it again with --debug, and report what it prints"), error)
+
+    def _fail(self, error: TrtbatchError, cause: BaseException | None = None) -> NoReturn:
+        if STATE.debug:
+            raise cause or error.__cause__ or error
+        show_error(error)
+        raise typer.Exit(error.exit_code)
+
+
+app = typer.Typer(
+    cls=_Group,
+    name="trtbatch",
+    help="PyTorch vision models on TensorRT at any batch size: export, build, infer, bench.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"trtbatch {trtbatch.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """PyTorch vision models on TensorRT at any batch size: export, build, infer, bench."""
+
+
+app.command("export")(export.command)
+app.command("build")(build.command)
+app.command("infer")(infer.command)
+app.command("bench")(bench.command)
+
+
+def main() -> NoReturn:
+    """Entry point of the command ``trtbatch``."""
+    logging.captureWarnings(False)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(standalone_mode=True)
+        code = 0
+    except SystemExit as done:
+        code = done.code if isinstance(done.code, int) else int(done.code is not None)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        print("interrupted; nothing half-written is left", file=sys.stderr)
+    _leave(code)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(TERMINATED)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit; past a TensorRT build that can't be stopped, without waiting for its thread."""
+    if any(thread.name == "tensorrt-build" and thread.is_alive() for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -1,0 +1,129 @@
+"""``trtbatch build``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Optional
+
+import typer
+
+from trtbatch.cli.console import Debug, out, parse_bytes, parse_shape, show_progress, size
+
+__all__ = ["command"]
+
+
+def command(
+    onnx: Annotated[
+        Optional[Path], typer.Argument(metavar="[ONNX]", help="[default: the newest in engines/ that fits]")
+    ] = None,
+    min_: Annotated[Optional[int], typer.Option("--min", help="Smallest batch of the profile. [default: 1]")] = None,
+    opt: Annotated[
+        Optional[int], typer.Option("--opt", help="Batch that the profile is tuned for. [default: 16]")
+    ] = None,
+    max_: Annotated[Optional[int], typer.Option("--max", help="Largest batch of the profile. [default: 32]")] = None,
+    static: Annotated[Optional[int], typer.Option(metavar="N", help="One fixed batch size instead.")] = None,
+    profile: Annotated[
+        Optional[list[str]],
+        typer.Option(metavar="MIN:OPT:MAX", help="A profile in one word; may be given several times."),
+    ] = None,
+    backend: Annotated[
+        Literal["auto", "tensorrt", "onnxruntime"],
+        typer.Option(help="auto: TensorRT where there is a GPU, else ONNX Runtime on the CPU."),
+    ] = "auto",
+    workspace: Annotated[
+        Optional[str],
+        typer.Option(metavar="SIZE", help="Memory for TensorRT's tactics, like 4GiB. [default: TensorRT's]"),
+    ] = None,
+    opt_level: Annotated[
+        Optional[int], typer.Option(min=0, max=5, help="TensorRT's builder optimization level. [default: TensorRT's]")
+    ] = None,
+    timing_cache: Annotated[
+        Optional[Path], typer.Option(metavar="FILE", help="Read where usable, and written after the build.")
+    ] = None,
+    shape: Annotated[
+        Optional[list[str]],
+        typer.Option(metavar="NAME=C,H,W", help="Sizes of an input's open axes other than the batch."),
+    ] = None,
+    output: Annotated[
+        Optional[Path], typer.Option(metavar="PATH", help="[default: engines/NAME.engine or engines/NAME.ort.onnx]")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Build an engine from an ONNX file, and check its rows at min, opt and max.
+
+    The file appears complete or not at all.
+    """
+    from trtbatch.build import BuildRequest, build
+
+    profiles = _profiles(min_, opt, max_, static, profile or [])
+    with show_progress() as (_, report):
+        artifact = build(
+            BuildRequest(
+                onnx=onnx,
+                profiles=profiles,
+                static=static,
+                backend=backend,
+                workspace=None if workspace is None else parse_bytes(workspace),
+                opt_level=opt_level,
+                timing_cache=timing_cache,
+                shapes=dict(_shape(text) for text in shape or []),
+                output=output,
+                progress=report,
+            )
+        )
+    _show(artifact)
+
+
+def _profiles(
+    min_: int | None, opt: int | None, max_: int | None, static: int | None, texts: list[str]
+) -> tuple[Any, ...]:
+    from trtbatch.batches import Profile
+    from trtbatch.errors import UsageError
+
+    corners = [value for value in (min_, opt, max_) if value is not None]
+    ways = [way for way, used in (("--static", static), ("--min/--opt/--max", corners), ("--profile", texts)) if used]
+    if static is not None and static < 1:
+        raise UsageError(f"--static {static} is not a batch size", "give 1 or more")
+    if len(ways) > 1:
+        raise UsageError(f"{' and '.join(ways)} say the same thing twice", "give one of them")
+    if corners:
+        return (Profile.complete(min_, opt, max_),)
+    return tuple(dict.fromkeys(Profile.parse(text) for text in texts))
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    from trtbatch.errors import UsageError
+
+    name, equals, sizes = text.rpartition("=")
+    if not equals or not name:
+        raise UsageError(f"--shape {text!r} names no input", "write it like --shape input=3,224,224")
+    return name, parse_shape(sizes)
+
+
+def _show(artifact: Any) -> None:
+    sidecar = artifact.sidecar
+    facts = sidecar.build
+    console = out()
+    console.print(f"[bold]{artifact.path}[/]  {size(sidecar.artifact.bytes)}, built in {facts['build_seconds']:.1f} s")
+    where = sidecar.device.get("gpu") or sidecar.device.get("cpu", "")
+    tools = " ".join(f"{name} {version}" for name, version in sidecar.tools.items())
+    lines = [
+        ("backend", f"{sidecar.backend} {sidecar.precision_realised} on {where} ({tools})"),
+        ("profiles", ", ".join(f"min {p.min}, opt {p.opt}, max {p.max}" for p in sidecar.profiles)),
+        *(("input", str(spec)) for spec in sidecar.inputs),
+        *(("output", str(spec)) for spec in sidecar.outputs),
+        ("weights", sidecar.model.weights),
+        ("memory", _memory(facts)),
+        ("checked", f"rows right at batch {', '.join(map(str, facts['rows_checked_at']))}"),
+    ]
+    for label, text in lines:
+        console.print(f"  {label:9}{text}", markup=False)
+
+
+def _memory(facts: dict[str, Any]) -> str:
+    if "peak_device_bytes_estimate" in facts:
+        return (
+            f"{size(facts['peak_device_bytes_estimate'])} on the GPU at the largest batch "
+            f"(weights, {size(facts['activation_bytes'])} activations, {size(facts['binding_bytes'])} bindings)"
+        )
+    return f"{size(facts['peak_host_bytes'])} at the most while building and checking, on the host"

@@ -1,0 +1,145 @@
+"""What the subcommands share: consoles, notes and warnings, progress, size and list options."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from trtbatch.errors import TrtbatchError, UsageError
+from trtbatch.notes import LOGGER
+
+__all__ = [
+    "STATE",
+    "Debug",
+    "err",
+    "out",
+    "parse_bytes",
+    "parse_names",
+    "parse_shape",
+    "show_error",
+    "show_notes",
+    "show_progress",
+    "size",
+]
+
+
+@dataclass
+class _State:
+    debug: bool = False
+
+
+STATE = _State()
+
+
+def _set_debug(value: bool) -> bool:
+    STATE.debug = value
+    return value
+
+
+Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show the traceback of an error.")]
+
+
+def out() -> Console:
+    """Results: standard output. In a pipe or a file tables keep their full width."""
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def err() -> Console:
+    """Everything else: standard error."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def show_error(error: TrtbatchError) -> None:
+    """Two lines: problem and fix."""
+    console = err()
+    console.print(f"[bold red]error:[/] {escape(_one_line(error.problem))}")
+    console.print(f"[bold]fix:[/] {escape(_one_line(error.fix))}")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+class _Handler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        label = "[bold yellow]warning:[/]" if record.levelno >= logging.WARNING else "[dim]note:[/]"
+        err().print(f"{label} {escape(record.getMessage())}")
+
+
+@contextmanager
+def show_notes() -> Iterator[None]:
+    """Notes and warnings of the stages, on standard error."""
+    handler = _Handler()
+    before = LOGGER.level
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(before)
+
+
+@contextmanager
+def show_progress(*columns: TextColumn) -> Iterator[tuple[Progress, Callable[[str, float | None], None]]]:
+    """A spinner with words, a share where it is known, and the elapsed time; nothing outside a terminal."""
+    console = err()
+    bars = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), *columns)
+    with Progress(*bars, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def report(words: str, share: float | None) -> None:
+            bar.update(task, description=escape(words), total=None if share is None else 1.0, completed=share or 0.0)
+
+        yield bar, report
+
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+def parse_bytes(text: str) -> int:
+    """``4GiB``, ``512MB``, ``1000`` in bytes.
+
+    Raises:
+        UsageError: anything else.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg]i?)?b?", text.strip().lower(), re.ASCII)
+    value = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
+    if value <= 0:
+        raise UsageError(f"{text!r} is not a size", "write it like 4GiB, 512MB or 1000000")
+    return value
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """``3,224,224`` or ``3x224x224``.
+
+    Raises:
+        UsageError: anything else.
+    """
+    parts = re.split(r"[,x×]", text.strip())
+    if not all(re.fullmatch(r"[0-9]{1,9}", part.strip(), re.ASCII) and int(part) > 0 for part in parts):
+        raise UsageError(f"{text!r} is not a shape", "write it like 3,224,224 (one sample, without the batch)")
+    return tuple(int(part) for part in parts)
+
+
+def parse_names(text: str | None) -> tuple[str, ...]:
+    """``a,b,c``."""
+    return () if not text else tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} B"

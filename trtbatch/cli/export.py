@@ -1,0 +1,75 @@
+"""``trtbatch export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Optional
+
+import typer
+
+from trtbatch.cli.console import Debug, out, parse_names, parse_shape, size
+
+__all__ = ["command"]
+
+
+def command(
+    model: Annotated[
+        str,
+        typer.Argument(help="A torchvision name (resnet18), package.module:factory, or a .pt2 file.", metavar="MODEL"),
+    ],
+    dynamic: Annotated[
+        bool, typer.Option("--dynamic/--static", help="A dynamic batch axis, or one fixed batch size (the default).")
+    ] = False,
+    batch: Annotated[Optional[int], typer.Option(min=1, help="Batch size of a static export. [default: 1]")] = None,
+    input_shape: Annotated[
+        Optional[str], typer.Option(metavar="C,H,W", help="Shape of one sample. [default: the model's own]")
+    ] = None,
+    opset: Annotated[Optional[int], typer.Option(help="ONNX opset. [default: 17 (torchscript), 18 (dynamo)]")] = None,
+    exporter: Annotated[
+        Optional[Literal["torchscript", "dynamo"]],
+        typer.Option(help="Which of torch's exporters. [default: torchscript, while torch has it]"),
+    ] = None,
+    weights: Annotated[
+        str, typer.Option(metavar="auto|pretrained|random|FILE", help="Where the weights come from.")
+    ] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of random weights and example inputs.")] = 0,
+    input_names: Annotated[Optional[str], typer.Option(metavar="A,B", help="Names of the inputs, in order.")] = None,
+    output_names: Annotated[Optional[str], typer.Option(metavar="A,B", help="Names of the outputs, in order.")] = None,
+    output: Annotated[
+        Optional[Path], typer.Option(metavar="PATH", help="[default: engines/MODEL_dynamic.onnx or engines/MODEL.onnx]")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Export a torch model to ONNX, and prove that its batch axis is what it says.
+
+    A dynamic export is accepted only after ONNX Runtime has run it at batches 1, 2, 3 and 7 and every row
+    agrees with torch.
+    """
+    from trtbatch.errors import UsageError
+    from trtbatch.export import PROOF_BATCHES, ExportRequest, export
+
+    if dynamic and batch is not None:
+        raise UsageError("--batch is for a static export; --dynamic takes any batch", "leave out --batch, or --dynamic")
+    request = ExportRequest(
+        model=model,
+        dynamic=dynamic,
+        batch=batch or 1,
+        input_shape=None if input_shape is None else parse_shape(input_shape),
+        opset=opset,
+        exporter=exporter,
+        weights=weights,
+        seed=seed,
+        input_names=parse_names(input_names),
+        output_names=parse_names(output_names),
+        output=output,
+    )
+    artifact = export(request)
+    sidecar = artifact.sidecar
+    console = out()
+    proof = f"batches {', '.join(map(str, PROOF_BATCHES))}" if dynamic else f"batch {request.batch}"
+    console.print(f"[bold]{artifact.path}[/]  {size(sidecar.artifact.bytes)}, opset {sidecar.model.opset}")
+    for label, specs in (("input", sidecar.inputs), ("output", sidecar.outputs)):
+        for spec in specs:
+            console.print(f"  {label:8}{spec}", markup=False)
+    console.print(f"  weights {sidecar.model.weights}", markup=False)
+    console.print(f"  proof   every row equals torch's at {proof} in ONNX Runtime")

@@ -1,0 +1,104 @@
+"""The machine and the software that a result was made with. Asks; never changes anything."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import trtbatch
+from trtbatch import optional
+
+__all__ = ["commit", "cpu_name", "describe", "gpu_state", "peak_memory"]
+
+_LIBRARIES = ("numpy", "onnx", "onnxruntime", "torch", "torchvision", "tensorrt", "pycuda", "cuda-bindings")
+
+
+def describe() -> dict[str, Any]:
+    """CPU, cores, operating system, Python, library versions and commit."""
+    versions = {name: found for name in _LIBRARIES if (found := optional.version(name)) is not None}
+    known: dict[str, Any] = {
+        "trtbatch": trtbatch.__version__,
+        "commit": commit(),
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "libraries": versions,
+    }
+    return known
+
+
+def cpu_name() -> str:
+    """The processor's own name, from ``/proc/cpuinfo`` where that exists."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def peak_memory() -> int:
+    """Largest resident size that this process has had, in bytes."""
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def commit() -> str | None:
+    """The commit of trtbatch's own checkout, ``-dirty`` where files differ from it; else ``TRTBATCH_COMMIT``.
+
+    None for an installed package. (A copy of the tree without its history can be told by the variable.)
+    """
+    root = Path(__file__).resolve().parent.parent
+    if (root / ".git").exists():
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+            return done.stdout.strip() or None
+        except (OSError, subprocess.SubprocessError):
+            pass
+    return os.environ.get("TRTBATCH_COMMIT")
+
+
+def gpu_state(index: int = 0) -> dict[str, Any]:
+    """What NVML says of a GPU now: clocks (MHz), temperature (°C), power (W), throttle reasons; empty without NVML."""
+    if not optional.is_installed("pynvml"):
+        return {}
+    pynvml: Any = optional.require("pynvml", "read the GPU's clocks")  # typed only where it is installed
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return {}
+    try:
+        return _nvml_state(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index))
+    except pynvml.NVMLError:
+        return {}
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _nvml_state(pynvml: Any, handle: Any) -> dict[str, Any]:
+    sm, memory = pynvml.NVML_CLOCK_SM, pynvml.NVML_CLOCK_MEM
+    questions: dict[str, Callable[[], Any]] = {
+        "sm_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, sm),
+        "sm_max_mhz": lambda: pynvml.nvmlDeviceGetMaxClockInfo(handle, sm),
+        "memory_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, memory),
+        "temperature_c": lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
+        "power_w": lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+        "throttle_reasons": lambda: hex(pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle)),
+    }
+    state: dict[str, Any] = {}
+    for name, ask in questions.items():
+        try:
+            state[name] = ask()
+        except (pynvml.NVMLError, AttributeError):
+            continue  # a question that this GPU or this NVML doesn't answer
+    return state

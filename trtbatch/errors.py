@@ -1,0 +1,122 @@
+"""Everything trtbatch raises on purpose.
+
+::
+
+    TrtbatchError                exit code 1: the request was well-formed, and failed
+    ├── UsageError               exit code 2: the request itself can't be carried out
+    │   ├── BatchListError       a batch list that doesn't parse
+    │   └── ProfileError         min, opt, max, or a batch outside every profile
+    ├── MissingPackageError      an optional package or a GPU that isn't there
+    ├── ArtifactError            a file of engines/ that is missing, damaged or of another machine
+    ├── ModelError               a torch model that can't be found, made or run
+    ├── ExportError              torch → ONNX failed, or its proof did
+    ├── BuildError               ONNX → engine failed
+    ├── RowsError                an engine whose rows are wrong
+    ├── InputError               data that doesn't fit the engine
+    └── ExecutionError           the engine failed while running
+
+Every one of them carries a *problem* (one line, with the values) and a *fix* (one line, what to do).
+"""
+
+from __future__ import annotations
+
+import errno
+
+__all__ = [
+    "ArtifactError",
+    "BatchListError",
+    "BuildError",
+    "ExecutionError",
+    "ExportError",
+    "InputError",
+    "MissingPackageError",
+    "ModelError",
+    "ProfileError",
+    "RowsError",
+    "TrtbatchError",
+    "UsageError",
+    "from_os_error",
+]
+
+
+class TrtbatchError(Exception):
+    """A failure that says what is wrong and what to do about it.
+
+    Args:
+        problem: one line, with the values that make the problem.
+        fix: one line, the command or change that mends it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, problem: str, fix: str) -> None:
+        super().__init__(f"{problem}; {fix}")
+        self.problem = problem
+        self.fix = fix
+
+
+class UsageError(TrtbatchError):
+    """The request itself can't be carried out."""
+
+    exit_code = 2
+
+
+class BatchListError(UsageError):
+    """A batch list that doesn't parse."""
+
+
+class ProfileError(UsageError):
+    """An impossible optimization profile, or a batch outside every profile."""
+
+
+class MissingPackageError(TrtbatchError):
+    """An optional package, or the GPU that it needs, isn't there."""
+
+
+class ArtifactError(TrtbatchError):
+    """A file of ``engines/`` is missing, damaged, or belongs to another machine."""
+
+
+class ModelError(TrtbatchError):
+    """A torch model can't be found, made or run."""
+
+
+class ExportError(TrtbatchError):
+    """torch → ONNX failed, or the proof of the exported batch axis did."""
+
+
+class BuildError(TrtbatchError):
+    """ONNX → engine failed."""
+
+
+class RowsError(TrtbatchError):
+    """An engine gives wrong rows."""
+
+
+class InputError(TrtbatchError):
+    """Data doesn't fit the engine's inputs."""
+
+
+class ExecutionError(TrtbatchError):
+    """The engine failed while it ran."""
+
+
+_OS_FIXES = {
+    errno.ENOSPC: "free disk space, or write elsewhere with --output",
+    errno.EDQUOT: "free disk space (your quota is used up), or write elsewhere with --output",
+    errno.EACCES: "give yourself the permission, or write elsewhere with --output",
+    errno.EPERM: "give yourself the permission, or write elsewhere with --output",
+    errno.EROFS: "this file system is read-only: write elsewhere with --output",
+    errno.ENOENT: "check the path",
+    errno.EISDIR: "name a file, not a folder",
+    errno.ENOTDIR: "name a folder whose every parent is a folder",
+    errno.EEXIST: "a file stands where a folder is needed: move it, or write elsewhere with --output",
+}
+
+
+def from_os_error(error: OSError) -> TrtbatchError:
+    """The operating system's refusal, in our words; the file name is kept where the system gave one."""
+    where = f"{error.filename}: " if error.filename else ""
+    reason = error.strerror or str(error) or type(error).__name__
+    fix = _OS_FIXES.get(error.errno or 0, "check the path, its permissions and the free space of its disk")
+    return TrtbatchError(f"{where}{reason}", fix)

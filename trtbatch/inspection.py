@@ -1,0 +1,198 @@
+"""What an ONNX file says of itself: inputs, outputs, which axis is the batch, and where a batch got fixed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trtbatch import optional
+from trtbatch.artifacts import BATCH_AXIS, TensorSpec
+from trtbatch.errors import ArtifactError, UsageError
+
+__all__ = ["FixedBatch", "fixed_batch_nodes", "load_onnx", "node_in_error", "read_specs"]
+
+_SHAPE_INPUT = {"Reshape": 1, "Expand": 1, "Tile": 1, "ConstantOfShape": 0, "Resize": 3}
+"""Operators that take a shape, and which of their inputs it is (ONNX operator specification)."""
+
+_BATCH_NAMES = frozenset({BATCH_AXIS, "batch", "n", "N", "batchsize", "bs", "B", "b"})
+
+
+@dataclass(frozen=True)
+class FixedBatch:
+    """A node that fixes the batch, and the constant by which it does."""
+
+    node: str
+    operator: str
+    constant: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"node {self.node} ({self.operator}) has the constant {self.value} ({self.constant})"
+
+
+def load_onnx(path: Path, weights: bool = False) -> Any:
+    """The ONNX model of a file, external weights left out unless asked for.
+
+    Raises:
+        ArtifactError: not an ONNX file, or a damaged one.
+    """
+    onnx = optional.require("onnx", "read ONNX files")
+    if not path.is_file():
+        raise ArtifactError(f"{path} doesn't exist", "run: trtbatch export MODEL --dynamic, or name another file")
+    try:
+        model = onnx.load(str(path), load_external_data=weights)
+    except OSError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ArtifactError(f"{path} is not a readable ONNX file: {reason}", "export it again") from error
+    if not model.graph.input or not model.graph.output:
+        raise ArtifactError(f"{path} is not an ONNX model: it has no inputs or no outputs", "export it again")
+    return model
+
+
+def opset_of(model: Any) -> int:
+    """The version of the default operator set."""
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+
+
+def read_specs(model: Any, where: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs of a model that has no sidecar.
+
+    The batch axis is the first axis where that is open; else the open axis with a batch's name, or the only
+    open one; of a model that is fixed throughout, the first axis. In a model with an open batch, inputs and
+    outputs that are fixed have none. Initializers that are listed as inputs are not inputs.
+
+    Raises:
+        UsageError: a tensor without a number of axes, an unclear batch axis, or inputs whose batch axes have
+            different names.
+    """
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    infos = [info for info in model.graph.input if info.name not in initializers]
+    inputs = [_spec(info, where) for info in infos]
+    outputs = [_spec(info, where) for info in model.graph.output]
+    names = {spec.name: spec.shape[spec.batch_axis] for spec in inputs if spec.batch_axis is not None}
+    open_names = {name: size for name, size in names.items() if isinstance(size, str)}
+    if len(set(open_names.values())) > 1:
+        first, a = next(iter(open_names.items()))
+        second, b = next((name, size) for name, size in open_names.items() if size != a)
+        raise UsageError(
+            f"{where}: inputs {first!r} ({a}) and {second!r} ({b}) have batch axes of different names",
+            "one batch size must serve all inputs: export them with one name for the axis",
+        )
+    if open_names:
+        inputs = [_open_batch(spec) for spec in inputs]
+        outputs = [_open_batch(spec) for spec in outputs]
+    return tuple(inputs), tuple(outputs)
+
+
+def _open_batch(spec: TensorSpec) -> TensorSpec:
+    """The spec in a model whose batch is open: the axis under our name, or none where it is fixed."""
+    if spec.batch_axis is None or spec.fixed_batch is not None:
+        return replace(spec, batch_axis=None)
+    return replace(spec, shape=spec.at_name(BATCH_AXIS))
+
+
+def _spec(info: Any, where: str) -> TensorSpec:
+    onnx = optional.require("onnx", "read ONNX files")
+    tensor_type = info.type.tensor_type
+    if not info.type.HasField("tensor_type") or not tensor_type.HasField("shape"):
+        raise UsageError(f"{where}: {info.name!r} is not a tensor with a known number of axes", "export it with shapes")
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type).name
+    sizes: list[int | str] = [
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param or _unnamed(info, axis)
+        for axis, dim in enumerate(tensor_type.shape.dim)
+    ]
+    return TensorSpec(info.name, dtype, tuple(sizes), _batch_axis(sizes, info.name, where))
+
+
+def _unnamed(info: Any, axis: int) -> str:
+    """A name for an open axis that has none: an unnamed first axis is taken for the batch, as tools write it."""
+    return BATCH_AXIS if axis == 0 else f"{info.name}_{axis}"
+
+
+def _batch_axis(sizes: list[int | str], name: str, where: str) -> int | None:
+    if not sizes:
+        return None
+    open_axes = [axis for axis, size in enumerate(sizes) if isinstance(size, str)]
+    if not open_axes or open_axes[0] == 0:
+        return 0
+    named = [axis for axis in open_axes if sizes[axis] in _BATCH_NAMES]
+    candidates = named or open_axes
+    if len(candidates) > 1:
+        raise UsageError(
+            f"{where}: the batch axis of {name!r} is unclear, {tuple(sizes)}", f"name it {BATCH_AXIS} when exporting"
+        )
+    return candidates[0]
+
+
+def fixed_batch_nodes(model: Any) -> list[FixedBatch]:
+    """Nodes that give a fixed size to what carries the batch, surest first.
+
+    Found by ONNX shape inference from inputs whose batch axis is named: a Reshape, Expand, Tile, Resize or
+    ConstantOfShape with a constant shape whose first entry is a size.
+    """
+    onnx = optional.require("onnx", "read ONNX files")
+    constants = _constants(model)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except Exception:  # a graph that can't be inferred: the constants alone must do
+        inferred = model
+    carries = {info.name for info in model.graph.input if _is_open(info)}
+    carries |= {info.name for info in inferred.graph.value_info if _is_open(info)}
+    found: list[tuple[int, FixedBatch]] = []
+    for node in model.graph.node:
+        index = _SHAPE_INPUT.get(node.op_type)
+        if index is None or len(node.input) <= index or node.input[index] not in constants:
+            continue
+        values = constants[node.input[index]].flatten().tolist()
+        tiled = node.op_type == "Tile" and values and values[0] == 1
+        if not values or values[0] <= 0 or tiled:
+            continue
+        fixed = FixedBatch(node.name or node.output[0], node.op_type, node.input[index], str(values))
+        doubts = (node.input[0] not in carries) + (-1 in values or 0 in values)
+        if node.op_type != "Expand" and node.input[0] not in carries and doubts == 2:
+            continue
+        found.append((doubts, fixed))
+    return [fixed for _, fixed in sorted(found, key=lambda pair: pair[0])]
+
+
+def _constants(model: Any) -> dict[str, Any]:
+    """Small integer constants of the graph by name: initializers and Constant nodes."""
+    onnx = optional.require("onnx", "read ONNX files")
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            tensors.update((node.output[0], each.t) for each in node.attribute if each.name == "value")
+    integers = {onnx.TensorProto.INT64, onnx.TensorProto.INT32}
+    return {
+        name: onnx.numpy_helper.to_array(tensor)
+        for name, tensor in tensors.items()
+        if tensor.data_type in integers and tensor.data_location != onnx.TensorProto.EXTERNAL
+    }
+
+
+def _is_open(info: Any) -> bool:
+    dims = info.type.tensor_type.shape.dim
+    return len(dims) > 0 and any(not dim.HasField("dim_value") for dim in dims)
+
+
+def node_in_error(model: Any, message: str) -> FixedBatch | None:
+    """The node that ONNX Runtime names in an error, and the constant that it meets there."""
+    match = re.search(r"running (\w+) node\. Name:'([^']*)'", message)
+    if match is None:
+        return None
+    node = next((node for node in model.graph.node if node.name == match[2]), None)
+    if node is None:
+        return None
+    shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    constants = _constants(model)
+    for name in node.input:
+        if name in constants:
+            return FixedBatch(match[2], match[1], name, str(constants[name].flatten().tolist()))
+    for name in node.input:
+        if name in shapes:
+            return FixedBatch(match[2], match[1], name, f"of shape {shapes[name]}")
+    return None

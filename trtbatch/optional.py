@@ -1,0 +1,67 @@
+"""The one place that imports optional packages, naming the extra that brings each."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from types import ModuleType
+
+from trtbatch.errors import MissingPackageError
+
+__all__ = ["is_installed", "require", "version"]
+
+_EXTRAS = {
+    "torch": "export",
+    "torchvision": "export",
+    "onnxscript": "export",
+    "tensorrt": "tensorrt",
+    "pycuda": "tensorrt",
+    "pynvml": "tensorrt",
+}
+
+
+def require(module: str, purpose: str) -> ModuleType:
+    """Import `module`, or say which package is missing, what it is for and how to get it.
+
+    Only the absence of the package itself is translated: an installed package that fails to import
+    (its own import error, a missing shared library) is reported with its own words.
+
+    Raises:
+        MissingPackageError: the package isn't installed, or doesn't import.
+    """
+    package = module.partition(".")[0]
+    extra = _EXTRAS.get(package)
+    install = f"pip install 'trtbatch[{extra}]'" if extra else f"pip install {package}"
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise MissingPackageError(
+                f"{package} is installed but doesn't import: {error}", f"reinstall it: {install}"
+            ) from error
+        raise MissingPackageError(f"{package} is needed to {purpose}, and isn't installed", install) from error
+    except (ImportError, OSError, RuntimeError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise MissingPackageError(
+            f"{package} is installed but doesn't import: {first_line}",
+            f"mend its installation ({install}), or its shared libraries on LD_LIBRARY_PATH",
+        ) from error
+
+
+def is_installed(package: str) -> bool:
+    """Whether `package` can be found; it is not imported."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def version(package: str) -> str | None:
+    """The installed version of a distribution, without importing it; None where it isn't installed."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        return installed(package)
+    except PackageNotFoundError:
+        return None

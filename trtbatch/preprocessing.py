@@ -1,0 +1,75 @@
+"""From a photograph to the model's input, as the model was trained: resize, centre crop, scale, normalise.
+
+The arithmetic is that of ``torchvision.transforms._presets.ImageClassification`` on a Pillow image, so that
+a machine without torch gives the same input; the tests compare the two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Preprocessing"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a photograph becomes one sample of the model's input, ``(3, H, W)`` float32.
+
+    Args:
+        resize: pixels of the shorter side after resizing; the other side keeps the aspect ratio.
+        crop: ``(H, W)`` pixels cut from the centre; black is added where the image is smaller.
+        mean, std: of each channel, in units of the 0…1 range.
+        interpolation: Pillow's resampling filter, always antialiased.
+    """
+
+    resize: int
+    crop: tuple[int, int]
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+
+    def __post_init__(self) -> None:
+        if self.resize < 1 or min(self.crop) < 1 or any(value <= 0 for value in self.std):
+            raise ValueError(f"preprocessing needs positive sizes and deviations, not {self}")
+
+    def __call__(self, image: Image) -> NDArray[np.float32]:
+        """The sample ``(3, H, W)`` of a Pillow image of any mode and size."""
+        return self.normalise(self.pixels(image))
+
+    def pixels(self, image: Image) -> NDArray[np.uint8]:
+        """The resized and cropped image, ``(H, W, 3)`` uint8."""
+        from PIL import Image as PillowImage
+
+        image = image.convert("RGB")
+        width, height = self._resized(*image.size)
+        if (width, height) != image.size:
+            image = image.resize((width, height), PillowImage.Resampling[self.interpolation.upper()])
+        rows, columns = self.crop
+        # Python's round, to even, is what torchvision's center_crop uses, also for the padding.
+        top, left = round((height - rows) / 2.0), round((width - columns) / 2.0)
+        if width < columns or height < rows:
+            pad_left, pad_top = max(columns - width, 0) // 2, max(rows - height, 0) // 2
+            canvas = PillowImage.new("RGB", (max(width, columns), max(height, rows)))
+            canvas.paste(image, (pad_left, pad_top))
+            image = canvas
+            top, left = round((image.size[1] - rows) / 2.0), round((image.size[0] - columns) / 2.0)
+        return np.asarray(image.crop((left, top, left + columns, top + rows)))
+
+    def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Pixels ``(H, W, 3)`` uint8 to the sample ``(3, H, W)`` float32."""
+        scaled = pixels.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+        mean = np.asarray(self.mean, np.float32)[:, None, None]
+        std = np.asarray(self.std, np.float32)[:, None, None]
+        return np.ascontiguousarray((scaled - mean) / std)
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        short, long = sorted((width, height))
+        new_long = max(1, int(self.resize * long / short))
+        return (self.resize, new_long) if width <= height else (new_long, self.resize)

@@ -1,0 +1,115 @@
+"""Results → table, JSON, CSV. Measures nothing."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trtbatch.artifacts import atomic_file
+from trtbatch.bench import BenchResult
+from trtbatch.records import encode
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["bench_table", "footnotes", "write_csv", "write_json"]
+
+CSV_FIELDS = (
+    "batch",
+    "mode",
+    "samples_per_s",
+    "ms_per_batch",
+    "ms_per_sample",
+    "speedup",
+    "speedup_over",
+    "cv",
+    "noise",
+    "iterations",
+    "stable",
+)
+
+
+def bench_table(result: BenchResult) -> Table:
+    """The table of a benchmark: one line per batch size and mode, times in ms."""
+    from rich.table import Table
+
+    where = result.device.get("gpu") or result.device.get("cpu") or "unknown device"
+    title = f"{result.model.name} · {result.backend} {result.precision} · {where} · weights: {result.model.weights}"
+    table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
+    percentiles = list(result.batches[0].summary.percentiles)
+    base = {row.speedup_over for row in result.batches}
+    over = f"× batch {base.pop()}" if len(base) == 1 else "speed-up"
+    several = len({row.mode for row in result.batches}) > 1
+    for name in ("batch", *(("mode",) if several else ()), "samples/s", "ms/batch", *percentiles):
+        table.add_column(name, justify="left" if name == "mode" else "right", no_wrap=True)
+    for name in ("ms/sample", over, "CV", "runs", "verdict"):
+        table.add_column(name, justify="left" if name == "verdict" else "right", no_wrap=True)
+    for row in result.batches:
+        summary = row.summary
+        table.add_row(
+            str(row.batch),
+            *((row.mode,) if several else ()),
+            f"{row.samples_per_s:,.0f}" if row.samples_per_s >= 100 else f"{row.samples_per_s:.3g}",
+            f"{summary.median:.3f}",
+            *(f"{value:.3f}" for value in summary.percentiles.values()),
+            f"{row.ms_per_sample:.4f}",
+            f"{row.speedup:.2f}",
+            f"{summary.cv:.1%}",
+            str(summary.iterations),
+            "stable" if summary.stable else "[yellow]unstable[/yellow]",
+        )
+    return table
+
+
+def footnotes(result: BenchResult) -> list[str]:
+    """What the columns mean, which shapes ran, and what to do about unstable lines."""
+    modes = [f"{mode}: {what}" for mode, what in result.timed.items()]
+    lines = [*modes, "ms/batch is the median; samples/s = batch / median."]
+    for row in (result.batches[0], *result.batches[-1:]):
+        shapes = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in row.shapes.items())
+        lines.append(f"executed at batch {row.batch}: {shapes}")
+    few = min(row.summary.iterations for row in result.batches)
+    if few < 100:
+        lines.append(f"{few} runs are too few for a 99th percentile to be more than the maximum: raise --min-time.")
+    unstable = [str(row.batch) for row in result.batches if not row.summary.stable]
+    if unstable:
+        lines.append(
+            f"unstable at batch {', '.join(dict.fromkeys(unstable))}: the median is known to worse than 1 %, "
+            "or it drifts; stop other programs, or raise --min-time."
+        )
+    return lines
+
+
+def write_json(result: BenchResult, path: Path) -> None:
+    """Everything, raw samples and environment included."""
+    with atomic_file(path) as made:
+        made.write_text(json.dumps(encode(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_csv(result: BenchResult, path: Path) -> None:
+    """One line per batch size and mode."""
+    percentiles = list(result.batches[0].summary.percentiles)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*CSV_FIELDS, *(f"ms_{name}" for name in percentiles)])
+    for row in result.batches:
+        summary = row.summary
+        values = (
+            row.batch,
+            row.mode,
+            f"{row.samples_per_s:.6g}",
+            f"{summary.median:.6g}",
+            f"{row.ms_per_sample:.6g}",
+            f"{row.speedup:.6g}",
+            row.speedup_over,
+            f"{summary.cv:.4g}",
+            f"{summary.noise:.4g}",
+            summary.iterations,
+            summary.stable,
+        )
+        writer.writerow([*values, *(f"{value:.6g}" for value in summary.percentiles.values())])
+    with atomic_file(path) as made:
+        made.write_text(text.getvalue(), encoding="utf-8")

@@ -1,0 +1,193 @@
+"""Where predictions go: ``.npz``, ``.csv`` or JSON Lines, row after row, complete or not at all.
+
+Rows are spooled to disk as they come; the file appears under its name when everything is in it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtbatch.artifacts import Sidecar, TensorSpec, atomic_file
+from trtbatch.errors import UsageError
+
+__all__ = ["Prediction", "Sink", "open_sink", "top_predictions"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One of the k best classes of a sample: index, name where known, and score (probability)."""
+
+    index: int
+    name: str
+    score: float
+
+
+def top_predictions(scores: Array, k: int, classes: Sequence[str] | None) -> list[list[Prediction]]:
+    """The `k` best classes of each row of `scores`, ``(N, C)``, best first.
+
+    Scores are taken as they are where they are probabilities (not negative, sum 1 ± 1e-3); anything else is
+    taken for logits and given as softmax.
+    """
+    wide = scores.astype(np.float64)
+    sums = wide.sum(axis=1, keepdims=True)
+    are_probabilities = (wide.min(axis=1, keepdims=True) >= 0) & (np.abs(sums - 1) < 1e-3)
+    shifted = np.exp(wide - wide.max(axis=1, keepdims=True))
+    shown = np.where(are_probabilities, wide, shifted / shifted.sum(axis=1, keepdims=True))
+    order = np.argsort(-wide, axis=1, kind="stable")[:, :k]
+    names = classes if classes is not None and len(classes) == scores.shape[1] else None
+    return [
+        [Prediction(int(i), names[i] if names else str(i), float(shown[row, i])) for i in indices]
+        for row, indices in enumerate(order)
+    ]
+
+
+class Sink(Protocol):
+    """Takes rows in order."""
+
+    def write(self, names: Sequence[str], outputs: dict[str, Array], top: list[list[Prediction]] | None) -> None:
+        """Rows of a batch: names, each output with its batch axis first, and the best classes where there are any."""
+
+
+@contextmanager
+def open_sink(path: Path | None, sidecar: Sidecar) -> Iterator[Sink]:
+    """The sink for ``--output``; its file appears when the block ends well.
+
+    Raises:
+        UsageError: a suffix other than .npz, .csv, .jsonl.
+    """
+    if path is None:
+        yield _Nothing()
+        return
+    kinds = {".npz": _NpzSink, ".csv": _CsvSink, ".jsonl": _JsonLinesSink}
+    kind = kinds.get(path.suffix)
+    if kind is None:
+        raise UsageError(f"--output {path}: no format for {path.suffix or 'no suffix'!r}", "write .npz, .csv or .jsonl")
+    with (
+        atomic_file(path) as made,
+        kind(made, [spec for spec in sidecar.outputs if spec.batch_axis is not None]) as sink,
+    ):
+        yield sink
+
+
+class _Nothing:
+    def write(self, names: Sequence[str], outputs: dict[str, Array], top: list[list[Prediction]] | None) -> None:
+        return
+
+
+class _FileSink:
+    """A sink that holds files open until it is closed."""
+
+    def __init__(self, path: Path, specs: Sequence[TensorSpec]) -> None:
+        self._path = path
+        self._specs = specs
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+        if kind is None:
+            self._finish()
+
+    def _finish(self) -> None:
+        return
+
+
+class _CsvSink(_FileSink):
+    """A header and a line per sample: the file, then class, index and score of each of the k best, or the values."""
+
+    def __init__(self, path: Path, specs: Sequence[TensorSpec]) -> None:
+        super().__init__(path, specs)
+        self._writer = csv.writer(self._stack.enter_context(path.open("w", newline="", encoding="utf-8")))
+        self._has_header = False
+
+    def write(self, names: Sequence[str], outputs: dict[str, Array], top: list[list[Prediction]] | None) -> None:
+        if top is not None:
+            header = [f"{what}_{rank + 1}" for rank in range(len(top[0])) for what in ("class", "index", "score")]
+            rows = [[value for p in row for value in (p.name, p.index, f"{p.score:.6g}")] for row in top]
+        else:
+            flat = {name: array.reshape(len(names), -1) for name, array in outputs.items()}
+            header = [f"{name}[{i}]" for name, array in flat.items() for i in range(array.shape[1])]
+            rows = [[value for array in flat.values() for value in array[i].tolist()] for i in range(len(names))]
+        if not self._has_header:
+            self._writer.writerow(["file", *header])
+            self._has_header = True
+        self._writer.writerows([name, *row] for name, row in zip(names, rows))
+
+
+class _JsonLinesSink(_FileSink):
+    """An object per sample: the file, and the k best classes or the values of every output."""
+
+    def __init__(self, path: Path, specs: Sequence[TensorSpec]) -> None:
+        super().__init__(path, specs)
+        self._stream = self._stack.enter_context(path.open("w", encoding="utf-8"))
+
+    def write(self, names: Sequence[str], outputs: dict[str, Array], top: list[list[Prediction]] | None) -> None:
+        for row, name in enumerate(names):
+            line: dict[str, Any] = {"file": name}
+            if top is not None:
+                line["top"] = [{"class": p.name, "index": p.index, "score": p.score} for p in top[row]]
+            else:
+                line["outputs"] = {output: _jsonable(array[row]) for output, array in outputs.items()}
+            self._stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _jsonable(array: Array) -> Any:
+    """Nested lists; NaN and infinities, which JSON doesn't have, as strings."""
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        return np.where(np.isfinite(array), array.astype(object), array.astype(str).astype(object)).tolist()
+    return array.tolist()
+
+
+class _NpzSink(_FileSink):
+    """``file`` (names) and each output, ``(N, …)``: rows are spooled and zipped at the end, never all in memory."""
+
+    def __init__(self, path: Path, specs: Sequence[TensorSpec]) -> None:
+        super().__init__(path, specs)
+        self._spools: dict[str, Any] = {}
+        self._kinds: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
+        self._names: list[str] = []
+
+    def write(self, names: Sequence[str], outputs: dict[str, Array], top: list[list[Prediction]] | None) -> None:
+        for output, array in outputs.items():
+            if output not in self._spools:
+                spool = self._path.with_name(f"spool{len(self._spools)}")
+                self._spools[output] = (spool, self._stack.enter_context(spool.open("wb")))
+                self._kinds[output] = (array.dtype, array.shape[1:])
+            if array.shape[1:] != self._kinds[output][1]:
+                raise UsageError(f"rows of {output} differ in shape: a .npz can't hold them", "write .jsonl")
+            self._spools[output][1].write(np.ascontiguousarray(array).data)
+        self._names += names
+
+    def _finish(self) -> None:
+        with zipfile.ZipFile(self._path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            with archive.open("file.npy", "w") as entry:
+                np.lib.format.write_array(entry, np.asarray(self._names, dtype=np.str_), allow_pickle=False)
+            for output, (spool, _) in self._spools.items():
+                dtype, shape = self._kinds[output]
+                header = {
+                    "descr": np.lib.format.dtype_to_descr(dtype),
+                    "fortran_order": False,
+                    "shape": (len(self._names), *shape),
+                }
+                with archive.open(f"{output.replace('/', '_')}.npy", "w", force_zip64=True) as entry:
+                    np.lib.format.write_array_header_2_0(entry, header)
+                    with spool.open("rb") as rows:
+                        while block := rows.read(1 << 20):
+                            entry.write(block)

@@ -1,0 +1,249 @@
+"""Where samples come from: image folders, globs, ``.npy``, ``.npz``, random. One at a time, in order."""
+
+from __future__ import annotations
+
+import glob
+import os
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtbatch.artifacts import Sidecar, TensorSpec
+from trtbatch.errors import InputError, UsageError
+from trtbatch.preprocessing import Preprocessing
+from trtbatch.verify import random_inputs
+
+__all__ = ["ArraySource", "ImageSource", "RandomSource", "Sample", "Skipped", "Source", "open_source"]
+
+Array = NDArray[Any]
+
+RANDOM_COUNT = 64
+"""Samples of ``--input random`` where ``--count`` says nothing."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample: its name, and one row for each input that has a batch axis."""
+
+    name: str
+    rows: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An input that can't be used, and why; the rest goes on."""
+
+    name: str
+    reason: str
+
+
+class Source(Protocol):
+    """Samples in order. `total` counts them, unusable ones included; `constants` are inputs without a batch axis."""
+
+    constants: dict[str, Array]
+
+    @property
+    def total(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Sample | Skipped]: ...
+
+
+def open_source(text: str, sidecar: Sidecar, count: int | None = None, seed: int = 42) -> Source:
+    """The source that ``--input`` names.
+
+    Args:
+        text: folder or glob of images, ``.npy`` or ``.npz`` file, or ``random``.
+        count: at most so many samples.
+        seed: of random samples.
+
+    Raises:
+        UsageError: nothing is there, or a source that doesn't fit the model's inputs.
+        InputError: a folder without images, or an array of another shape.
+    """
+    if text == "random":
+        return RandomSource(sidecar.inputs, RANDOM_COUNT if count is None else count, seed)
+    path = Path(text)
+    if path.suffix in (".npy", ".npz") and path.is_file():
+        return ArraySource(path, sidecar.inputs, count)
+    return _images(text, sidecar, count)
+
+
+def _images(text: str, sidecar: Sidecar, count: int | None) -> ImageSource:
+    path = Path(text)
+    if path.is_dir():
+        files = sorted(_image_files(path), key=lambda file: file.relative_to(path).as_posix())
+        if not files:
+            raise InputError(
+                f"{text} holds no images", f"put {', '.join(_SOME_SUFFIXES)} … files there, or name another"
+            )
+        names = [file.relative_to(path).as_posix() for file in files]
+    else:
+        files = sorted(Path(found) for found in glob.glob(text, recursive=True) if os.path.isfile(found))
+        if not files and path.is_file():
+            files = [path]
+        if not files:
+            raise UsageError(
+                f"--input {text}: no such file, folder or match", "name a folder or glob of images, .npy, .npz"
+            )
+        names = [str(file) for file in files]
+    if sidecar.preprocessing is None or len(sidecar.inputs) != 1:
+        raise UsageError(
+            f"{sidecar.model.name} has no preprocessing recorded for images",
+            "give arrays (--input FILE.npy or FILE.npz), or export with a ModelSpec that has preprocessing",
+        )
+    return ImageSource(files[:count], names[:count], sidecar.inputs[0].name, sidecar.preprocessing)
+
+
+_SOME_SUFFIXES = (".jpg", ".png", ".webp")
+
+
+def _image_files(folder: Path) -> Iterator[Path]:
+    """Files under `folder` whose suffix Pillow knows as an image; hidden ones aside."""
+    from PIL import Image
+
+    Image.init()
+    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in readable:
+                yield Path(parent, name)
+
+
+@dataclass
+class ImageSource:
+    """Photographs, read and preprocessed by a few threads a bounded distance ahead of the consumer."""
+
+    files: Sequence[Path]
+    names: Sequence[str]
+    input_name: str
+    preprocessing: Preprocessing
+    workers: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
+    constants: dict[str, Array] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        return len(self.files)
+
+    def __iter__(self) -> Iterator[Sample | Skipped]:
+        from PIL import Image
+
+        # Pillow only warns between its limit and twice that; here the limit holds as it is, see _read.
+        warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+        ahead = 4 * self.workers
+        waiting: deque[Future[Sample | Skipped]] = deque()
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="trtbatch-image")
+        try:
+            for file, name in zip(self.files, self.names):
+                waiting.append(pool.submit(self._read, file, name))
+                if len(waiting) >= ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self, file: Path, name: str) -> Sample | Skipped:
+        from PIL import Image
+
+        try:
+            with Image.open(file) as image:
+                limit = Image.MAX_IMAGE_PIXELS
+                if limit is not None and image.width * image.height > limit:
+                    return Skipped(name, f"{image.width}×{image.height} is over the limit of {limit} pixels")
+                return Sample(name, {self.input_name: self.preprocessing(image)})
+        except Exception as error:  # Pillow's decoders raise whatever their format makes them
+            return Skipped(name, _plain(error))
+
+
+def _plain(error: Exception) -> str:
+    if type(error).__name__ == "UnidentifiedImageError":
+        return "not an image that Pillow can read"
+    text = str(getattr(error, "strerror", None) or error).strip()
+    return " ".join(text.split())[:200] or type(error).__name__
+
+
+class ArraySource:
+    """Rows of a ``.npy`` file (mapped, not loaded) or of the arrays of a ``.npz`` file, by input name."""
+
+    def __init__(self, path: Path, inputs: Sequence[TensorSpec], count: int | None) -> None:
+        arrays = _load_arrays(path, inputs)
+        for spec in inputs:
+            _refuse_shape(arrays[spec.name], spec, path)
+        self._specs = [spec for spec in inputs if spec.batch_axis is not None]
+        self.constants = {spec.name: arrays[spec.name] for spec in inputs if spec.batch_axis is None}
+        self._arrays = arrays
+        lengths = {spec.name: arrays[spec.name].shape[spec.batch_axis or 0] for spec in self._specs}
+        if len(set(lengths.values())) > 1:
+            raise InputError(f"{path}: the inputs have different numbers of samples: {lengths}", "make them equal")
+        length = next(iter(lengths.values()))
+        self.total = length if count is None else min(length, count)
+        self._stem = path.name
+
+    def __iter__(self) -> Iterator[Sample | Skipped]:
+        for index in range(self.total):
+            rows = {spec.name: self._arrays[spec.name].take(index, axis=spec.batch_axis) for spec in self._specs}
+            yield Sample(f"{self._stem}[{index}]", rows)
+
+
+def _load_arrays(path: Path, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
+    names = [spec.name for spec in inputs]
+    try:
+        if path.suffix == ".npy":
+            if len(inputs) != 1:
+                raise UsageError(
+                    f"the model has {len(inputs)} inputs ({', '.join(names)})", "give a .npz with each by name"
+                )
+            return {names[0]: np.load(path, mmap_mode="r", allow_pickle=False)}
+        with np.load(path, allow_pickle=False) as archive:
+            keys = list(archive.keys())
+            if len(inputs) == 1 and len(keys) == 1:
+                return {names[0]: archive[keys[0]]}
+            missing = [name for name in names if name not in keys]
+            if missing:
+                raise InputError(
+                    f"{path} has no array {missing[0]!r}; it has {', '.join(keys)}", "name each input's array"
+                )
+            return {name: archive[name] for name in names}
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        raise InputError(f"{path} can't be read: {_plain(error)}", "save it with numpy.save or numpy.savez") from error
+    except Exception as error:
+        if isinstance(error, (InputError, UsageError)):
+            raise
+        raise InputError(f"{path} is damaged: {_plain(error)}", "save it with numpy.save or numpy.savez") from error
+
+
+def _refuse_shape(array: Array, spec: TensorSpec, path: Path) -> None:
+    fits = array.ndim == len(spec.shape) and all(
+        axis == spec.batch_axis or not isinstance(wanted, int) or size == wanted
+        for axis, (size, wanted) in enumerate(zip(array.shape, spec.shape))
+    )
+    if not fits or array.dtype.kind not in "biuf":
+        wanted = tuple("N" if axis == spec.batch_axis else size for axis, size in enumerate(spec.shape))
+        raise InputError(
+            f"{path}: {spec.name} is {array.dtype} {array.shape}; the engine takes {spec.dtype} {wanted}",
+            "save an array of this shape",
+        )
+
+
+class RandomSource:
+    """Seeded random samples: each from its own seed, so that sample 7 is the same whatever the count."""
+
+    def __init__(self, inputs: Sequence[TensorSpec], count: int, seed: int) -> None:
+        self.total = count
+        self._seed = seed
+        self._specs = [spec for spec in inputs if spec.batch_axis is not None]
+        self.constants = random_inputs([spec for spec in inputs if spec.batch_axis is None], 1, seed)
+
+    def __iter__(self) -> Iterator[Sample | Skipped]:
+        for index in range(self.total):
+            drawn = random_inputs(self._specs, 1, self._seed + index)
+            rows = {spec.name: drawn[spec.name].take(0, axis=spec.batch_axis) for spec in self._specs}
+            yield Sample(f"random[{index}]", rows)

@@ -1,0 +1,127 @@
+"""Where a model's weights come from: torchvision's cache or download, a file, or a seed."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from trtbatch import optional
+from trtbatch.errors import ModelError, UsageError
+from trtbatch.notes import warn
+
+__all__ = ["CONNECT_TIMEOUT", "first_line", "fitted", "load_into", "pretrained", "state_dict"]
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds that a download of weights may take to answer."""
+
+
+def pretrained(model: str, default: Any, weights: str, seed: int) -> tuple[Any, str]:
+    """A torchvision model with its pretrained weights, and the label of what it got.
+
+    Where they are neither cached nor to be downloaded, ``auto`` goes on with seeded random ones and warns.
+
+    Raises:
+        ModelError: `weights` is ``pretrained`` and they can't be had.
+    """
+    from torchvision import models
+
+    try:
+        with _connect_timeout(CONNECT_TIMEOUT):
+            return models.get_model(model, weights=default), f"pretrained ({default})"
+    except Exception as error:  # no network, a broken download, a full disk: whatever stops it, the reason is shown
+        torch = optional.require("torch", "export a model")
+        cache = Path(torch.hub.get_dir()) / "checkpoints"
+        file = default.url.rpartition("/")[2]
+        if weights == "pretrained":
+            raise ModelError(
+                f"pretrained weights of {model} can't be had: {first_line(error)}",
+                f"put {file} into {cache}{os.sep} (from {default.url}), or pass --weights random",
+            ) from error
+        warn(
+            f"RANDOM WEIGHTS: {model}'s pretrained weights are not cached and can't be downloaded "
+            f"({first_line(error)}); predictions mean nothing, timings do. "
+            f"For real ones put {file} into {cache}{os.sep}"
+        )
+        torch.manual_seed(seed)
+        return models.get_model(model, weights=None), f"random (seed {seed})"
+
+
+@contextmanager
+def _connect_timeout(seconds: float) -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def fitted(model: str, module: Any, file: str) -> tuple[Any, bool]:
+    """The torchvision model with the state dict of `file`, and whether its head was resized to other classes.
+
+    Raises:
+        ModelError: the file holds no state dict, or another model's.
+    """
+    from torchvision import models
+
+    state = state_dict(file)
+    own = module.state_dict()
+    differing = [(key, value) for key, value in state.items() if key in own and own[key].shape != value.shape]
+    sizes = {(own[key].shape[:1], value.shape[:1]) for key, value in differing}
+    resized = len(sizes) == 1  # only the head's weight and bias differ, by their number of classes
+    if resized:
+        module = models.get_model(model, weights=None, num_classes=differing[0][1].shape[0])
+    load_into(module, state, file, model)
+    return module, resized
+
+
+def state_dict(file: str) -> dict[str, Any]:
+    """Tensors of a state dict, read with ``weights_only=True``; usual wrappings and prefixes are removed.
+
+    Raises:
+        UsageError: no such file.
+        ModelError: the file holds no state dict.
+    """
+    torch = optional.require("torch", "read weights")
+    path = Path(file)
+    if not path.is_file():
+        raise UsageError(
+            f"--weights {file}: no such file", "pass auto, pretrained, random, or the file of a state dict"
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ModelError(
+            f"{file} is not a state dict that can be read safely: {first_line(error)}",
+            "save it with torch.save(model.state_dict(), FILE)",
+        ) from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ModelError(f"{file} holds no state dict", "save it with torch.save(model.state_dict(), FILE)")
+    return {str(key).removeprefix("module."): value for key, value in state.items()}
+
+
+def load_into(module: Any, state: dict[str, Any], file: str, model: str) -> None:
+    """Load a state dict, every key of it.
+
+    Raises:
+        ModelError: it is another model's.
+    """
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ModelError(
+            f"the weights of {file} are not {model}'s: {' '.join(lines[1:3])[:300]}", "pass the file of this model"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__
