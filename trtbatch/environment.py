@@ -7,24 +7,27 @@ import platform
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import trtbatch
 from trtbatch import optional
 
-__all__ = ["commit", "cpu_name", "describe", "gpu_state", "peak_memory"]
+__all__ = ["commit", "cpu_name", "describe", "driver", "gpu_state", "peak_memory"]
+
+T = TypeVar("T")
 
 _LIBRARIES = ("numpy", "onnx", "onnxruntime", "torch", "torchvision", "tensorrt", "pycuda", "cuda-bindings")
 
 
 def describe() -> dict[str, Any]:
-    """CPU, cores, operating system, Python, library versions and commit."""
+    """CPU, cores, NVIDIA driver, operating system, Python, library versions and commit."""
     versions = {name: found for name in _LIBRARIES if (found := optional.version(name)) is not None}
     known: dict[str, Any] = {
         "trtbatch": trtbatch.__version__,
         "commit": commit(),
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "driver": driver(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "libraries": versions,
@@ -68,19 +71,28 @@ def commit() -> str | None:
     return os.environ.get("TRTBATCH_COMMIT")
 
 
+def driver() -> str | None:
+    """Version of the NVIDIA driver, from NVML; None without."""
+    return _ask_nvml(lambda nvml: str(nvml.nvmlSystemGetDriverVersion()))
+
+
 def gpu_state(index: int = 0) -> dict[str, Any]:
     """What NVML says of a GPU now: clocks (MHz), temperature (°C), power (W), throttle reasons; empty without NVML."""
+    return _ask_nvml(lambda nvml: _nvml_state(nvml, nvml.nvmlDeviceGetHandleByIndex(index))) or {}
+
+
+def _ask_nvml(question: Callable[[Any], T]) -> T | None:
     if not optional.is_installed("pynvml"):
-        return {}
+        return None
     pynvml: Any = optional.require("pynvml", "read the GPU's clocks")  # typed only where it is installed
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        return {}
+        return None
     try:
-        return _nvml_state(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index))
+        return question(pynvml)
     except pynvml.NVMLError:
-        return {}
+        return None
     finally:
         pynvml.nvmlShutdown()
 

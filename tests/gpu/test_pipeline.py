@@ -1,0 +1,103 @@
+"""The three lines and infer on TensorRT, every row against ONNX Runtime."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import PHOTOS, ROOT, run_process
+from trtbatch.artifacts import load
+from trtbatch.backends import open_engine
+from trtbatch.backends.onnxruntime import OnnxReference
+from trtbatch.verify import random_inputs, row_errors, rows_of
+
+BATCHES = (1, 2, 3, 7, 16, 32)
+LIMIT = 2e-3
+"""Relative error per row, TF32 against float32."""
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder in which the three lines have run, each exactly as in the README."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    exporter = os.environ.get("TRTBATCH_EXPORT_PYTHON", sys.executable)
+    environment = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
+    environment["PYTHONPATH"] = str(ROOT) if exporter != sys.executable else os.environ.get("PYTHONPATH", str(ROOT))
+    line = [exporter, "-m", "trtbatch", "export", "resnet18", "--dynamic"]
+    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    done = run_process("build", "--min", 1, "--opt", 16, "--max", 32, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "tensorrt" in done.stdout
+    print(done.stdout)
+    yield folder
+
+
+def test_the_bench_line_prints_a_table_of_every_batch(workdir: Path) -> None:
+    done = run_process(
+        "bench", "--batch", "1,2,4,...,32", "--mode", "execute_v2,async", "--json", "r.json", cwd=workdir
+    )
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr
+    assert "PyCUDA" not in done.stderr
+    rows = json.loads((workdir / "r.json").read_text())["batches"]
+    assert [(row["batch"], row["mode"]) for row in rows] == [
+        (batch, mode) for batch in (1, 2, 4, 8, 16, 32) for mode in ("execute_v2", "async")
+    ]
+    for row in rows:
+        assert row["shapes"] == {"input": [row["batch"], 3, 224, 224], "output": [row["batch"], 1000]}
+        assert len(row["samples_ms"]) == row["summary"]["iterations"] >= 10
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_every_row_agrees_with_onnx_runtime(workdir: Path, batch: int) -> None:
+    artifact = load(workdir / "engines/resnet18_dynamic.engine", "engine")
+    inputs = random_inputs(artifact.sidecar.inputs, batch, seed=batch)
+    expected = OnnxReference(workdir / "engines/resnet18_dynamic.onnx")(inputs)
+    with open_engine(artifact) as engine, engine.session() as session:
+        session.bind(inputs)
+        session.poison(0xFF)
+        session.run()
+        found = session.fetch()
+    spec = artifact.sidecar.outputs[0]
+    errors = row_errors(rows_of(found["output"], spec), rows_of(expected["output"], spec))
+    print(f"batch {batch}: relative error per row, largest {errors.max():.2e}, median {np.median(errors):.2e}")
+    assert errors.shape == (batch,)
+    assert errors.max() <= LIMIT
+
+
+def test_execute_v2_gives_the_same_rows_as_the_enqueued_run(workdir: Path) -> None:
+    artifact = load(workdir / "engines/resnet18_dynamic.engine", "engine")
+    with open_engine(artifact) as engine, engine.session() as session:
+        for batch in (32, 1, 7, 32):  # buffers shrink and grow back
+            session.bind(random_inputs(artifact.sidecar.inputs, batch, seed=3))
+            session.run()
+            enqueued = session.fetch()["output"]
+            session.poison(0xFF)
+            session.modes()["execute_v2"].launch()
+            assert np.array_equal(session.fetch()["output"], enqueued)
+
+
+def test_infer_predicts_every_photograph_in_order(workdir: Path, photos: Path) -> None:
+    done = run_process("infer", "--input", photos, "--batch", 4, "--output", "p.csv", cwd=workdir)
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr
+    assert "executed batches: 4×2 2" in done.stdout
+    with (workdir / "p.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["file"] for row in rows] == list(PHOTOS)
+    artifact = load(workdir / "engines/resnet18_dynamic.onnx", "onnx")
+    preprocessing = artifact.sidecar.preprocessing
+    assert preprocessing is not None
+    samples = np.stack([preprocessing(Image.open(photos / name)) for name in PHOTOS])
+    scores = OnnxReference(artifact.path)({"input": samples})["output"]
+    assert [int(row["index_1"]) for row in rows] == scores.argmax(axis=1).tolist()
