@@ -22,9 +22,9 @@ def markdown(result: BenchResult) -> str:
     """The table, with what it was measured on above it."""
     gpu = result.device.get("gpu") or result.device.get("cpu", "CPU")
     driver = f", driver {result.environment['driver']}" if result.environment.get("driver") else ""
-    tools = result.environment["libraries"].get("tensorrt") or result.environment["libraries"].get("onnxruntime")
+    version = result.tools.get(result.backend, "")
     lines = [
-        f"{result.model.name}, {result.backend} {tools} {result.precision}, {gpu}{driver}, "
+        f"{result.model.name}, {result.backend} {version} {result.precision}, {gpu}{driver}, "
         f"commit {result.environment['commit']}",
         "",
         f"| batch | V100, article: ms/batch | ms/sample | {gpu}: ms/batch | p99 | ms/sample | samples/s |",

@@ -75,5 +75,10 @@ def run_process(*args: object, cwd: Path, timeout: float = 300, **env: str) -> s
         timeout=timeout,
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])} | env,
+        env=child_environment() | env,
     )
+
+
+def child_environment() -> dict[str, str]:
+    """This process's environment, with the package in reach."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}

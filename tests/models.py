@@ -55,6 +55,21 @@ def classifier(path: Path, batch: int | str = "batch_size", size: int | str = 8)
     return save(path, nodes, {"input": [batch, 3, size, size]}, {"output": [batch, 5]}, constants)
 
 
+def deep(path: Path) -> Path:
+    """Forty different convolutions: a TensorRT build of about half a minute."""
+    nodes = []
+    constants = {}
+    channels = [3, *(32 + 8 * (i % 7) for i in range(40))]
+    for i, (before, after) in enumerate(zip(channels, channels[1:])):
+        constants[f"k{i}"] = _weights(after, before, 3, 3)
+        source, target = f"x{i}" if i else "input", f"x{i + 1}" if i < 39 else "output"
+        nodes.append(helper.make_node("Conv", [source, f"k{i}"], [f"c{i}"], name=f"/conv{i}", pads=[1, 1, 1, 1]))
+        nodes.append(helper.make_node("Relu", [f"c{i}"], [target], name=f"/relu{i}"))
+    return save(
+        path, nodes, {"input": ["batch_size", 3, 56, 56]}, {"output": ["batch_size", channels[-1], 56, 56]}, constants
+    )
+
+
 def reshaped_to(path: Path, rows: int) -> Path:
     """A batch axis that says dynamic, and a Reshape with the constant `rows`."""
     nodes = [

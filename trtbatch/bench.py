@@ -98,6 +98,7 @@ class BenchResult:
     profiles: tuple[Profile, ...]
     timed: dict[str, str]
     settings: dict[str, Any]
+    tools: dict[str, str]
     device: dict[str, str]
     environment: dict[str, Any]
     gpu_before: dict[str, Any]
@@ -157,6 +158,7 @@ def bench(request: BenchRequest) -> BenchResult:
             "warmup_ms": request.warmup,
             "seed": request.seed,
         },
+        tools=sidecar.tools,
         device=sidecar.device,
         environment=environment.describe(),
         gpu_before=before,

@@ -91,10 +91,9 @@ def build(request: BuildRequest) -> Artifact:
             workspace=request.workspace,
             opt_level=request.opt_level,
             timing_cache=request.timing_cache,
-            progress=request.progress,
         )
         began = time.perf_counter()
-        built = builder.build(plan, folder)
+        built = builder.build(plan, folder, request.progress)
         seconds = time.perf_counter() - began
         sidecar = _sidecar(source, built, profiles, builder.name)
         request.progress("checking rows at min, opt and max", None)

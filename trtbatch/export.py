@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from trtbatch import artifacts, optional
 from trtbatch.artifacts import BATCH_AXIS, ENGINES, Artifact, ModelRecord, Sidecar, TensorSpec
 from trtbatch.backends.onnxruntime import OnnxReference
-from trtbatch.errors import ExecutionError, ExportError, TrtbatchError, UsageError
+from trtbatch.errors import ExecutionError, ExportError, MissingPackageError, TrtbatchError, UsageError
 from trtbatch.inspection import fixed_batch_nodes, load_onnx, node_in_error, opset_of
 from trtbatch.models import TorchModel, flatten_outputs, load_model
 from trtbatch.notes import note, warn
@@ -128,13 +128,24 @@ def _refuse_opset(opset: int) -> None:
 
     if opset < 13:
         raise UsageError(f"opset {opset} is older than this program reads", "pass --opset 17")
-    installed = optional.version("tensorrt")
+    installed = _tensorrt_version()
     newest = compat.max_opset(installed) if installed else None
     if newest is not None and opset > newest:
         raise UsageError(
             f"opset {opset} is too new for TensorRT {installed}, which reads up to {newest}",
             f"pass --opset {newest} --exporter torchscript, or install a newer TensorRT",
         )
+
+
+def _tensorrt_version() -> str | None:
+    """Version of the TensorRT in reach: by its metadata, else (a bare folder on the path) by importing it."""
+    version = optional.version("tensorrt")
+    if version is None and optional.is_installed("tensorrt"):
+        try:
+            version = str(optional.require("tensorrt", "know its version").__version__)
+        except MissingPackageError:
+            return None
+    return version
 
 
 def _input_specs(model: TorchModel, request: ExportRequest) -> tuple[TensorSpec, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 __all__ = ["RecordError", "decode", "encode"]
@@ -24,7 +25,7 @@ def encode(value: Any) -> Any:
         return {key: encode(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [encode(item) for item in value]
-    return value
+    return str(value) if isinstance(value, Path) else value
 
 
 def decode(kind: type[T], value: Any, where: str = "top level") -> T:
@@ -56,6 +57,8 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if dataclasses.is_dataclass(kind):
         return _decode_dataclass(kind, value, where)
+    if kind is Path:
+        return Path(_expect(isinstance(value, str), value, "a path", where))
     if kind is float:
         return float(_expect(isinstance(value, (int, float)) and value is not True, value, "a number", where))
     fits = isinstance(value, kind) and not (kind is int and isinstance(value, bool))

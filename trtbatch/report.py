@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = ["bench_table", "footnotes", "write_csv", "write_json"]
+
+_NUMBERS = re.compile(r"\[[-+0-9.eE,\s]+\]")
 
 CSV_FIELDS = (
     "batch",
@@ -86,7 +89,13 @@ def footnotes(result: BenchResult) -> list[str]:
 def write_json(result: BenchResult, path: Path) -> None:
     """Everything, raw samples and environment included."""
     with atomic_file(path) as made:
-        made.write_text(json.dumps(encode(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(encode(result), indent=1, ensure_ascii=False)
+        made.write_text(_NUMBERS.sub(_one_line, text) + "\n", encoding="utf-8")
+
+
+def _one_line(numbers: re.Match[str]) -> str:
+    """A list of numbers on one line, instead of thousands."""
+    return re.sub(r"\s+", "", numbers[0])
 
 
 def write_csv(result: BenchResult, path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Optional, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,12 @@ from trtbatch.artifacts import Sidecar, TensorSpec
 from trtbatch.batches import Profile
 from trtbatch.errors import InputError
 
-__all__ = ["BuildPlan", "Builder", "Built", "Engine", "Event", "Mode", "Session", "batch_of", "conform"]
+__all__ = ["BuildPlan", "Builder", "Built", "Engine", "Event", "Mode", "Progress", "Session", "batch_of", "conform"]
 
 Array = NDArray[Any]
+
+Progress = Callable[[str, Optional[float]], None]
+"""Is told what is being done, in words, and how far it is (0 to 1) where that is known."""
 
 
 class Event(Protocol):
@@ -106,7 +109,6 @@ class BuildPlan:
         workspace: bytes for the builder's tactics; None leaves TensorRT's own limit.
         opt_level: TensorRT's builder optimization level, 0 to 5; None leaves its default.
         timing_cache: read where usable, and written after the build.
-        progress: told what is being done, in words, and how far it is (0 to 1) where that is known.
     """
 
     onnx: Path
@@ -118,7 +120,6 @@ class BuildPlan:
     workspace: int | None = None
     opt_level: int | None = None
     timing_cache: Path | None = None
-    progress: Callable[[str, float | None], None] = lambda words, share: None
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,8 @@ class Builder(Protocol):
     @property
     def suffix(self) -> str: ...
 
-    def build(self, plan: BuildPlan, folder: Path) -> Built:
-        """Write the engine into `folder`.
+    def build(self, plan: BuildPlan, folder: Path, progress: Progress) -> Built:
+        """Write the engine into `folder`, telling `progress` what is being done.
 
         Raises:
             BuildError: the model can't be built.

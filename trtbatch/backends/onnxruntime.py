@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trtbatch import environment, optional
 from trtbatch.artifacts import Artifact, TensorSpec
-from trtbatch.backends.base import BuildPlan, Built, Mode, batch_of, conform
+from trtbatch.backends.base import BuildPlan, Built, Mode, Progress, batch_of, conform
 from trtbatch.batches import refuse_outside
 from trtbatch.errors import ArtifactError, BuildError, ExecutionError
 
@@ -75,7 +75,7 @@ class OnnxRuntimeBuilder:
     name: Literal["onnxruntime"] = "onnxruntime"
     suffix = ".ort.onnx"
 
-    def build(self, plan: BuildPlan, folder: Path) -> Built:
+    def build(self, plan: BuildPlan, folder: Path, progress: Progress) -> Built:
         ort = optional.require("onnxruntime", "build on the CPU")
         file = folder / plan.name
         weights = folder / f"{plan.name}.data"
@@ -84,7 +84,7 @@ class OnnxRuntimeBuilder:
         options.optimized_model_filepath = str(file)
         if plan.external_weights:
             options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights.name)
-        plan.progress("optimising the graph", None)
+        progress("optimising the graph", None)
         try:
             _open(plan.onnx, options)
         except ArtifactError as error:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
-import threading
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
@@ -98,17 +96,8 @@ def main() -> NoReturn:
         code = INTERRUPTED
     if code == INTERRUPTED:
         print("interrupted; nothing half-written is left", file=sys.stderr)
-    _leave(code)
+    sys.exit(code)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     raise SystemExit(TERMINATED)
-
-
-def _leave(code: int) -> NoReturn:
-    """Exit; past a TensorRT build that can't be stopped, without waiting for its thread."""
-    if any(thread.name == "tensorrt-build" and thread.is_alive() for thread in threading.enumerate()):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)

@@ -69,9 +69,10 @@ def bindings(engine: Any, names: Sequence[str], addresses: Sequence[int], profil
     if not hasattr(engine, "num_bindings"):
         return list(addresses)
     pointers = [0] * engine.num_bindings
-    offset = profile * engine.num_io_tensors
+    count = engine.num_io_tensors
+    order = [engine.get_tensor_name(index) for index in range(count)]
     for name, address in zip(names, addresses):
-        pointers[offset + engine.get_binding_index(name)] = address
+        pointers[profile * count + order.index(name)] = address
     return pointers
 
 
@@ -98,10 +99,8 @@ def make_logger(trt: Any, sink: Callable[[str, str], None]) -> Any:
     return Logger()
 
 
-def make_progress_monitor(
-    trt: Any, report: Callable[[str, float | None], None], cancelled: Callable[[], bool]
-) -> Any | None:
-    """TensorRT's progress monitor (10 and later), which also cancels the build; None where there is none."""
+def make_progress_monitor(trt: Any, report: Callable[[str, float | None], None]) -> Any | None:
+    """TensorRT's progress monitor (10 and later); None where there is none."""
     if not hasattr(trt, "IProgressMonitor"):
         return None
 
@@ -116,7 +115,7 @@ def make_progress_monitor(
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             report(phase_name, (step + 1) / max(1, self._steps.get(phase_name, 1)))
-            return not cancelled()
+            return True
 
         def phase_finish(self, phase_name: str) -> None:
             self._steps.pop(phase_name, None)

@@ -1,0 +1,246 @@
+"""Builds one engine in a process of its own; :mod:`trtbatch.backends.tensorrt.builder` starts it.
+
+    python -m trtbatch.backends.tensorrt.worker REQUEST.json
+
+The request holds the plan and the folder to write into. On standard output come JSON objects, one a line:
+``progress``, ``warning``, and at the end ``built`` or ``failed``. When standard input closes, the parent is
+gone, and so is this process.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trtbatch import optional
+from trtbatch.artifacts import TensorSpec, atomic_file
+from trtbatch.backends.base import BuildPlan, Built, Progress
+from trtbatch.backends.tensorrt import buffers, compat
+from trtbatch.errors import BuildError, TrtbatchError, from_os_error
+from trtbatch.inspection import load_onnx
+from trtbatch.notes import LOGGER, warn
+from trtbatch.records import decode, encode
+
+__all__ = ["WorkerRequest", "main"]
+
+
+@dataclass(frozen=True)
+class WorkerRequest:
+    """What the worker is to do.
+
+    Args:
+        read_cache: whether the plan's timing cache is read; it is written either way.
+    """
+
+    plan: BuildPlan
+    folder: Path
+    read_cache: bool = True
+
+
+def main(request_file: str) -> int:
+    """Build, telling the parent on standard output; returns the exit code."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what TensorRT or a plugin prints must not get among the messages
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def tell(**message: Any) -> None:
+        print(json.dumps(message), file=channel, flush=True)
+
+    LOGGER.addHandler(_Forward(tell))
+    try:
+        request = decode(WorkerRequest, json.loads(Path(request_file).read_text(encoding="utf-8")), "request")
+        built = _build(request, lambda words, share: tell(progress=words, share=share))
+    except TrtbatchError as error:
+        tell(failed=error.problem, fix=error.fix)
+        return 1
+    except OSError as error:
+        mapped = from_os_error(error)
+        tell(failed=mapped.problem, fix=mapped.fix)
+        return 1
+    except Exception as error:
+        tell(failed=f"{type(error).__name__}: {error}", fix=_advice(str(error)))
+        return 1
+    tell(built=encode(built))
+    return 0
+
+
+def _end_with_parent() -> None:
+    os.read(0, 1)  # not sys.stdin, whose lock would abort the interpreter at exit
+    os._exit(1)
+
+
+class _Forward(logging.Handler):
+    """Warnings go to the parent, which shows them."""
+
+    def __init__(self, tell: Any) -> None:
+        super().__init__(logging.WARNING)
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._tell(warning=record.getMessage())
+
+
+def _build(request: WorkerRequest, progress: Progress) -> Built:
+    trt = optional.require("tensorrt", "build engines")
+    plan = request.plan
+    device = buffers.Device()
+    try:
+        attempt = _Attempt(trt, plan, progress)
+        serialized = attempt.run(_read_cache(plan.timing_cache) if request.read_cache else b"")
+        if serialized is None:
+            raise BuildError(f"TensorRT builds no engine: {attempt.complaint()}", _advice(attempt.complaint()))
+        file = request.folder / plan.name
+        with file.open("wb") as stream:
+            stream.write(memoryview(serialized))
+        if plan.timing_cache is not None:
+            _write_cache(plan.timing_cache, attempt.timing_cache())
+        facts = buffers.device_facts()
+        return Built(file, (), attempt.inputs, attempt.outputs, attempt.precision, _tools(trt), facts)
+    finally:
+        device.close()
+
+
+def _tools(trt: Any) -> dict[str, str]:
+    tools = {"tensorrt": str(trt.__version__)}
+    return tools | {name: found for name in ("pycuda", "onnx") if (found := optional.version(name))}
+
+
+def _read_cache(path: Path | None) -> bytes:
+    if path is None or not path.exists():
+        return b""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        warn(f"{path}: timing cache ignored ({error.strerror})")
+        return b""
+
+
+def _write_cache(path: Path, data: bytes) -> None:
+    try:
+        with atomic_file(path) as made:
+            made.write_bytes(data)
+    except OSError as error:
+        warn(f"{path}: timing cache not written ({error.strerror})")
+
+
+def _advice(complaint: str) -> str:
+    if "memory" in complaint.lower():
+        return "give it less to do: a smaller --max, --workspace 2GiB, or --opt-level 2"
+    return "check the ONNX file: trtbatch build --backend onnxruntime runs the same model on the CPU"
+
+
+class _Attempt:
+    """One run of the builder, with its own logger, network and configuration."""
+
+    def __init__(self, trt: Any, plan: BuildPlan, progress: Progress) -> None:
+        self._trt = trt
+        self._plan = plan
+        self._progress = progress
+        self._errors: list[str] = []
+        self._tactics = 0
+        self._monitored = False
+        self._logger = compat.make_logger(trt, self._log)
+        self._config: Any = None
+        self.inputs = plan.inputs
+        self.outputs = plan.outputs
+        self.precision = "fp32"
+
+    def run(self, cache: bytes) -> Any | None:
+        """The serialised engine, or None where TensorRT gives none (see :meth:`complaint`)."""
+        builder = self._trt.Builder(self._logger)
+        network = compat.create_network(self._trt, builder)
+        self._parse(network)
+        self._config = builder.create_builder_config()
+        self._configure(builder, network, cache)
+        serialized = builder.build_serialized_network(network, self._config)
+        if serialized is not None:
+            self._read_back(network)
+        return serialized
+
+    def _log(self, severity: str, message: str) -> None:
+        if severity in ("INTERNAL_ERROR", "ERROR"):
+            self._errors.append(" ".join(message.split()))
+        elif severity == "VERBOSE" and not self._monitored and "Timing Runner" in message:
+            self._tactics += 1  # before the progress monitor of TensorRT 10 this is the only sign of life
+            self._progress(f"timing tactics ({self._tactics} layers tried)", None)
+
+    def complaint(self) -> str:
+        return self._errors[-1] if self._errors else "it gave no reason"
+
+    def _parse(self, network: Any) -> None:
+        self._progress("parsing the ONNX file", None)
+        parser = self._trt.OnnxParser(network, self._logger)
+        # The absolute path, because external weights are looked up beside it.
+        if not parser.parse_from_file(str(self._plan.onnx.resolve())):
+            nodes = [(node.name, node.op_type) for node in load_onnx(self._plan.onnx).graph.node]
+            errors = [compat.parser_error(parser.get_error(index), nodes) for index in range(parser.num_errors)]
+            raise BuildError(
+                f"TensorRT's parser refuses {self._plan.onnx.name}: {'; '.join(errors[:3]) or self.complaint()}",
+                f"export with operators and an opset that TensorRT {self._trt.__version__} reads (--opset 17)",
+            )
+
+    def _configure(self, builder: Any, network: Any, cache: bytes) -> None:
+        plan, config, trt = self._plan, self._config, self._trt
+        if plan.workspace is not None:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, plan.workspace)
+        if plan.opt_level is not None:
+            config.builder_optimization_level = plan.opt_level
+        self.precision = "tf32" if config.get_flag(trt.BuilderFlag.TF32) else "fp32"
+        monitor = compat.make_progress_monitor(trt, self._progress)
+        if monitor is not None:
+            config.progress_monitor = monitor
+            self._monitored = True
+        self._set_cache(cache)
+        is_open = any(spec.batch_axis is not None and spec.fixed_batch is None for spec in plan.inputs)
+        for profile in plan.profiles:
+            shapes = builder.create_optimization_profile()
+            for spec in plan.inputs:
+                if spec.batch_axis is not None and spec.fixed_batch is None:
+                    shapes.set_shape(spec.name, spec.at(profile.min), spec.at(profile.opt), spec.at(profile.max))
+            if is_open and config.add_optimization_profile(shapes) < 0:
+                raise BuildError(f"TensorRT refuses the profile {profile}: {self.complaint()}", "check the shapes")
+
+    def _set_cache(self, cache: bytes) -> None:
+        if self._plan.timing_cache is None:
+            return
+        empty = self._config.create_timing_cache(b"")
+        made = self._config.create_timing_cache(cache) if cache else empty
+        # 8.6 takes any bytes without a word and makes an empty cache of those that it can't read.
+        read = made is not None and (
+            not cache or _serialized(made) != _serialized(empty) or cache == _serialized(empty)
+        )
+        if not read or not self._config.set_timing_cache(made, ignore_mismatch=False):
+            warn(f"{self._plan.timing_cache}: unusable timing cache ignored")
+            self._config.set_timing_cache(empty, ignore_mismatch=False)
+
+    def timing_cache(self) -> bytes:
+        """The cache as it is after the build."""
+        return _serialized(self._config.get_timing_cache())
+
+    def _read_back(self, network: Any) -> None:
+        """The dtypes that TensorRT made of the model's (8.6 turns int64 into int32)."""
+        outputs = [network.get_output(index) for index in range(network.num_outputs)]
+        inputs = [network.get_input(index) for index in range(network.num_inputs)]
+        dtypes = {tensor.name: compat.dtype_name(tensor.dtype) for tensor in (*inputs, *outputs)}
+        self.inputs = tuple(_with_dtype(spec, dtypes) for spec in self._plan.inputs)
+        self.outputs = tuple(_with_dtype(spec, dtypes) for spec in self._plan.outputs)
+
+
+def _with_dtype(spec: TensorSpec, dtypes: dict[str, str]) -> TensorSpec:
+    return replace(spec, dtype=dtypes.get(spec.name, spec.dtype))
+
+
+def _serialized(cache: Any) -> bytes:
+    return bytes(memoryview(cache.serialize()))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
