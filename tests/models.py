@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def deep(path: Path) -> Path:
     nodes = []
     constants = {}
     channels = [3, *(32 + 8 * (i % 7) for i in range(40))]
-    for i, (before, after) in enumerate(zip(channels, channels[1:])):
+    for i, (before, after) in enumerate(itertools.pairwise(channels)):
         constants[f"k{i}"] = _weights(after, before, 3, 3)
         source, target = f"x{i}" if i else "input", f"x{i + 1}" if i < 39 else "output"
         nodes.append(helper.make_node("Conv", [source, f"k{i}"], [f"c{i}"], name=f"/conv{i}", pads=[1, 1, 1, 1]))

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from trtbatch import artifacts
+from trtbatch.artifacts import BATCH_AXIS, Artifact, ModelRecord, Sidecar, TensorSpec
+from trtbatch.batches import Profile
+from trtbatch.errors import ArtifactError, UsageError
+
+
+def published(target: Path, content: bytes = b"engine", **changes: object) -> Artifact:
+    """An artifact with a sidecar, published the way the stages do."""
+    with artifacts.scratch(target) as folder:
+        made = folder / target.name
+        made.write_bytes(content)
+        sidecar = Sidecar(
+            kind="engine",
+            artifact=artifacts.record_file(made),
+            inputs=(TensorSpec("input", "float32", (BATCH_AXIS, 3, 8, 8)),),
+            outputs=(TensorSpec("output", "float32", (BATCH_AXIS, 5)),),
+            model=ModelRecord("m", "random (seed 0)"),
+            backend="onnxruntime",
+            profiles=(Profile(1, 4, 8),),
+            created=artifacts.now(),
+        )
+        return artifacts.publish(made, target, replace(sidecar, **changes))  # type: ignore[arg-type]
+
+
+def test_a_published_artifact_is_loaded_as_it_was(tmp_path: Path) -> None:
+    made = published(tmp_path / "engines" / "m.engine")
+    loaded = artifacts.load(made.path, "engine")
+    assert loaded == made
+    artifacts.check_file(loaded)
+    assert sorted(path.name for path in made.path.parent.iterdir()) == ["m.engine", "m.engine.json"]
+
+
+def test_nothing_is_left_of_a_failure(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), artifacts.scratch(tmp_path / "engines" / "m.engine") as folder:
+        (folder / "m.engine").write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert list((tmp_path / "engines").iterdir()) == []
+
+
+def test_an_atomic_file_replaces_only_when_complete(tmp_path: Path) -> None:
+    target = tmp_path / "out.csv"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), artifacts.atomic_file(target) as made:
+        made.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    with artifacts.atomic_file(target) as made:
+        made.write_text("new")
+    assert target.read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
+
+
+def test_a_folder_is_no_target(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a folder"), artifacts.scratch(tmp_path):
+        pass
+
+
+def test_the_newest_that_fits_is_taken(tmp_path: Path) -> None:
+    published(tmp_path / "a.engine")
+    published(tmp_path / "b.engine", profiles=(Profile(1, 1, 1),))
+    published(tmp_path / "c.engine", backend="tensorrt")
+    (tmp_path / "d.engine.json").write_text("damaged")
+    (tmp_path / "d.engine").write_text("")
+
+    def newest(backend: str) -> str:
+        return artifacts.newest("engine", lambda sidecar: sidecar.backend == backend, "engine", tmp_path).path.name
+
+    assert newest("onnxruntime") == "b.engine"
+    assert newest("tensorrt") == "c.engine"
+    with pytest.raises(ArtifactError) as caught:
+        artifacts.newest("onnx", lambda sidecar: True, "ONNX file", tmp_path)
+    assert "no ONNX file" in caught.value.problem
+    assert "trtbatch export resnet18 --dynamic" in caught.value.fix
+
+
+def test_a_missing_folder_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError) as caught:
+        artifacts.newest("engine", lambda sidecar: True, "engine", tmp_path / "engines")
+    assert "trtbatch build" in caught.value.fix
+
+
+def test_truncated_changed_and_missing_files_are_told_apart(tmp_path: Path) -> None:
+    made = published(tmp_path / "m.engine", b"0123456789")
+    for content, told in (
+        (b"01234", "is truncated: 5 bytes, 10"),
+        (b"0123456789+", "changed"),
+        (b"x123456789", "SHA-256"),
+    ):
+        made.path.write_bytes(content)
+        with pytest.raises(ArtifactError, match=told):
+            artifacts.check_file(made)
+    made.path.unlink()
+    with pytest.raises(ArtifactError, match="missing"):
+        artifacts.check_file(made)
+
+
+def test_an_artifact_without_sidecar_says_so(tmp_path: Path) -> None:
+    made = published(tmp_path / "m.engine")
+    artifacts.sidecar_path(made.path).unlink()
+    with pytest.raises(ArtifactError, match=r"no sidecar m\.engine\.json"):
+        artifacts.load(made.path, "engine")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", "3", '{"kind": "engine"}', "\x00", "[" * 100_000, '{"kind": "engine", "artifact": 3}'],
+)
+def test_a_damaged_sidecar_is_an_error_with_a_fix(tmp_path: Path, text: str) -> None:
+    made = published(tmp_path / "m.engine")
+    artifacts.sidecar_path(made.path).write_text(text)
+    with pytest.raises(ArtifactError) as caught:
+        artifacts.load(made.path, "engine")
+    assert "damaged" in caught.value.problem and "trtbatch build" in caught.value.fix
+
+
+def test_impossible_values_in_a_sidecar_are_damage(tmp_path: Path) -> None:
+    made = published(tmp_path / "m.engine")
+    beside = artifacts.sidecar_path(made.path)
+    data = json.loads(beside.read_text())
+    for key, value in (
+        ("profiles", [{"min": 8, "opt": 4, "max": 1}]),
+        ("inputs", [{"name": "i", "dtype": "float32", "shape": [], "batch_axis": 2}]),
+    ):
+        beside.write_text(json.dumps(data | {key: value}))
+        with pytest.raises(ArtifactError, match="damaged"):
+            artifacts.load(made.path, "engine")
+
+
+def test_a_newer_format_asks_for_a_newer_program(tmp_path: Path) -> None:
+    made = published(tmp_path / "m.engine", format_version=99)
+    with pytest.raises(ArtifactError, match="format 99"):
+        artifacts.load(made.path, "engine")
+
+
+def test_the_kind_is_checked(tmp_path: Path) -> None:
+    made = published(tmp_path / "m.engine")
+    with pytest.raises(ArtifactError, match="is an engine, not an onnx"):
+        artifacts.load(made.path, "onnx")
+
+
+def test_shapes_of_a_spec() -> None:
+    spec = TensorSpec("x", "float32", (3, BATCH_AXIS, "width"), batch_axis=1)
+    assert spec.at(5) == (3, 5, "width")
+    assert spec.fixed_batch is None
+    assert replace(spec, shape=(3, 4, 8)).fixed_batch == 4
+    assert replace(spec, batch_axis=None).at(5) == spec.shape
+    with pytest.raises(ValueError, match="no axis 3"):
+        replace(spec, batch_axis=3)
