@@ -65,11 +65,12 @@ def row_errors(rows: Array, reference: Array) -> NDArray[np.float64]:
     same = (rows == reference) | ((rows != rows) & (reference != reference))
     wide = np.longdouble if rows.dtype == np.float64 else np.float64
     a, b = rows.astype(wide), reference.astype(wide)
-    difference = np.where(same, 0.0, a - b)
     with np.errstate(all="ignore"):
-        error = np.sqrt((difference**2).sum(axis=1))
+        error = np.sqrt((np.where(same, 0.0, a - b) ** 2).sum(axis=1))
         norm = np.sqrt((np.where(same, np.nan_to_num(b), b) ** 2).sum(axis=1))
         relative = np.where(error == 0, 0.0, error / norm)
+    smallest = np.nextafter(0.0, 1.0)  # for integers that differ by less than the wide type can tell
+    relative = np.where((relative == 0) & ~same.all(axis=1), smallest, relative)
     return np.where(np.isnan(relative), np.inf, relative).astype(np.float64)
 
 

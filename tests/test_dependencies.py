@@ -1,0 +1,122 @@
+"""Help and import need none of the heavy packages: proven where importing them raises."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "tensorrt", "pycuda", "cuda", "pynvml", "PIL")
+
+BARE = f"""
+import importlib, pkgutil, runpy, sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {HEAVY!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}} (refused)", name=name)
+
+sys.meta_path.insert(0, Refuse())
+"""
+
+
+def run_bare(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", BARE + code],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+    )
+
+
+def test_the_refusal_works(tmp_path: Path) -> None:
+    assert "No module named 'onnxruntime'" in run_bare("import onnxruntime", tmp_path).stderr
+
+
+def test_the_package_and_every_module_import_without_heavy_packages(tmp_path: Path) -> None:
+    code = """
+import trtbatch
+names = [m.name for m in pkgutil.walk_packages(trtbatch.__path__, "trtbatch.") if not m.name.endswith("__main__")]
+for name in names:
+    importlib.import_module(name)
+print(len(names))
+for name in trtbatch.__all__:
+    getattr(trtbatch, name)
+"""
+    done = run_bare(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 30
+
+
+@pytest.mark.parametrize("command", ["", "export", "build", "infer", "bench"])
+def test_every_help_works_without_heavy_packages(tmp_path: Path, command: str) -> None:
+    done = run_bare(
+        f"sys.argv = ['trtbatch', *'{command}'.split(), '--help']; runpy.run_module('trtbatch', run_name='__main__')",
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+
+
+def test_version(tmp_path: Path) -> None:
+    done = run_bare("sys.argv = ['trtbatch', '--version']; runpy.run_module('trtbatch', run_name='__main__')", tmp_path)
+    import trtbatch
+
+    assert done.stdout.strip() == f"trtbatch {trtbatch.__version__}"
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("export resnet18", "torch is needed to export a model, and isn't installed"),
+        ("build x.onnx", "onnx is needed to read ONNX files, and isn't installed"),
+    ],
+)
+def test_a_missing_package_names_the_extra_that_brings_it(tmp_path: Path, line: str, told: str) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"")
+    done = run_bare(
+        f"sys.argv = ['trtbatch', *'{line}'.split()]; runpy.run_module('trtbatch', run_name='__main__')", tmp_path
+    )
+    assert done.returncode == 1
+    assert told in done.stderr and "pip install" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_import_error_inside_an_installed_package_is_not_called_missing(tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("import a_module_that_is_not_there")
+    code = "from trtbatch import optional; optional.require('torch', 'export a model')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+    )
+    assert "torch is installed but doesn't import: No module named 'a_module_that_is_not_there'" in done.stderr
+
+
+def test_imports_point_one_way() -> None:
+    """cli → stages → backends → (errors, batches, artifacts, optional, …): nothing imports upward."""
+    import ast
+
+    ground = {"errors", "optional", "batches", "artifacts", "records", "preprocessing", "notes", "environment"}
+    stages = {"export", "build", "infer", "bench", "report", "sinks", "sources"}
+    for file in (ROOT / "trtbatch").rglob("*.py"):
+        parts = file.relative_to(ROOT / "trtbatch").with_suffix("").parts
+        room = "cli" if parts[0] == "cli" else "backends" if parts[0] == "backends" else parts[0]
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("trtbatch."):
+                target = (node.module or "").split(".")[1]
+                if room not in ("cli", "__init__", "__main__"):
+                    assert target != "cli", f"{file} imports {target}"
+                if room == "backends":
+                    assert target not in stages, f"{file} imports {target}"
+                if room in ground:
+                    assert target in ground, f"{file} imports {target}"
