@@ -149,7 +149,8 @@ def fixed_batch_nodes(model: Any) -> list[FixedBatch]:
             continue
         values = constants[node.input[index]].flatten().tolist()
         tiled = node.op_type == "Tile" and values and values[0] == 1
-        if not values or values[0] <= 0 or tiled:
+        sizes_a_shape = node.op_type == "ConstantOfShape" and len(values) < 2  # its output is a shape, not data
+        if not values or values[0] <= 0 or tiled or sizes_a_shape:
             continue
         fixed = FixedBatch(node.name or node.output[0], node.op_type, node.input[index], str(values))
         doubts = (node.input[0] not in carries) + (-1 in values or 0 in values)
@@ -189,10 +190,10 @@ def node_in_error(model: Any, message: str) -> FixedBatch | None:
         return None
     shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
     constants = _constants(model)
-    for name in node.input:
-        if name in constants:
-            return FixedBatch(match[2], match[1], name, str(constants[name].flatten().tolist()))
-    for name in node.input:
-        if name in shapes:
-            return FixedBatch(match[2], match[1], name, f"of shape {shapes[name]}")
+    given = [name for name in node.input if name in shapes]
+    for name in given:
+        if name in constants and constants[name].ndim == 1:
+            return FixedBatch(match[2], match[1], name, str(constants[name].tolist()))
+    for name in given:
+        return FixedBatch(match[2], match[1], name, f"of shape {shapes[name]}")
     return None

@@ -18,6 +18,7 @@ import difflib
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,10 +82,19 @@ class TorchModel:
         except Exception as error:
             shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in inputs.items())
             raise ModelError(
-                f"{self.name} itself fails in torch at batch {batch} ({shapes}): {first_line(error)}",
+                f"{self.name} itself fails in torch at batch {batch} ({shapes}): {first_line(error)}{_line_of(error)}",
                 "give shapes that the model takes with --input-shape, and a model that takes any batch",
             ) from error
         return {name: tensor.numpy() for name, tensor in flatten_outputs(outputs).items()}
+
+
+def _line_of(error: Exception) -> str:
+    """Where the model's own code was when torch raised: file, line and text of the innermost frame outside torch."""
+    torch = str(Path(str(optional.require("torch", "run the model").__file__)).parent)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__)[1:] if not frame.filename.startswith(torch)]
+    if not frames:
+        return ""
+    return f" (in {Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line})"
 
 
 def flatten_outputs(outputs: Any) -> dict[str, Any]:

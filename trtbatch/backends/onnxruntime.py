@@ -16,7 +16,7 @@ from trtbatch.backends.base import BuildPlan, Built, Mode, Progress, batch_of, c
 from trtbatch.batches import refuse_outside
 from trtbatch.errors import ArtifactError, BuildError, ExecutionError
 
-__all__ = ["OnnxReference", "OnnxRuntimeBuilder", "OnnxRuntimeEngine", "OnnxRuntimeSession"]
+__all__ = ["OnnxReference", "OnnxRuntimeBuilder", "OnnxRuntimeEngine", "OnnxRuntimeSession", "fold"]
 
 Array = NDArray[Any]
 
@@ -63,6 +63,23 @@ class OnnxReference:
         except Exception as error:
             shapes = {name: array.shape for name, array in inputs.items()}
             raise ExecutionError(f"ONNX Runtime fails on {shapes}: {_reason(error)}", "check the model") from error
+
+
+def fold(path: Path) -> Path:
+    """A copy beside the file in which whatever is computed from constants alone is an initializer.
+
+    For reading, not for running; the file itself where ONNX Runtime can't write one.
+    """
+    ort = optional.require("onnxruntime", "fold constants")
+    folded = path.with_name(f"{path.stem}.folded.onnx")
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(folded)
+    try:
+        _open(path, options)
+    except ArtifactError:
+        return path
+    return folded if folded.is_file() else path
 
 
 class OnnxRuntimeBuilder:

@@ -46,7 +46,8 @@ def command(
     agrees with torch.
     """
     from trtbatch.errors import UsageError
-    from trtbatch.export import PROOF_BATCHES, ExportRequest, export
+    from trtbatch.export import ExportRequest, export
+    from trtbatch.proof import PROOF_BATCHES
 
     if dynamic and batch is not None:
         raise UsageError("--batch is for a static export; --dynamic takes any batch", "leave out --batch, or --dynamic")

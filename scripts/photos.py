@@ -1,0 +1,36 @@
+"""Copy ten photographs of scikit-image's wheel into a folder: ``photos.py FOLDER``."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import skimage
+
+PHOTOS = (
+    "astronaut.png",
+    "camera.png",
+    "chelsea.png",
+    "coffee.png",
+    "coins.png",
+    "hubble_deep_field.jpg",
+    "motorcycle_left.png",
+    "motorcycle_right.png",
+    "retina.jpg",
+    "rocket.jpg",
+)
+"""In the order of their names; camera and coins are grey."""
+
+
+def copy_photos(target: Path) -> None:
+    """Copy them to `target`, made where it is missing."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in PHOTOS:
+        shutil.copy(Path(skimage.__file__).parent / "data" / name, target / name)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: photos.py FOLDER")
+    copy_photos(Path(sys.argv[1]))

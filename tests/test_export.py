@@ -1,0 +1,310 @@
+"""torch → ONNX with the proof; torch is needed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="export needs torch")
+onnx = pytest.importorskip("onnx")
+
+from tests.conftest import run_process  # noqa: E402
+from trtbatch import exporters  # noqa: E402
+from trtbatch.artifacts import load  # noqa: E402
+from trtbatch.backends.onnxruntime import OnnxReference  # noqa: E402
+
+Cli = Callable[..., Any]
+
+
+def exported(folder: Path, name: str) -> Any:
+    return load(folder / "engines" / name, "onnx").sidecar
+
+
+def dims(path: Path) -> dict[str, list[str | int]]:
+    graph = onnx.load(path).graph
+    return {
+        info.name: [dim.dim_param or dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        for info in (*graph.input, *graph.output)
+    }
+
+
+def test_resnet18_dynamic_as_typed(cli: Cli, folder: Path) -> None:
+    result = cli("export", "resnet18", "--dynamic")
+    assert result.exit_code == 0, result.output
+    path = folder / "engines" / "resnet18_dynamic.onnx"
+    assert dims(path) == {"input": ["batch_size", 3, 224, 224], "output": ["batch_size", 1000]}
+    model = onnx.load(path)
+    assert [entry.version for entry in model.opset_import if entry.domain == ""] == [17]
+    operators = {node.op_type for node in model.graph.node}
+    assert operators == {"Conv", "Relu", "Add", "MaxPool", "GlobalAveragePool", "Reshape", "Gemm"}, "folded"
+    sidecar = exported(folder, "resnet18_dynamic.onnx")
+    assert sidecar.preprocessing.resize == 256 and sidecar.preprocessing.crop == (224, 224)
+    assert sidecar.classes[281] == "tabby" and len(sidecar.classes) == 1000
+    assert sidecar.model.exporter == "torchscript" and sidecar.model.opset == 17
+    assert sorted(path.name for path in (folder / "engines").iterdir()) == [
+        "resnet18_dynamic.onnx",
+        "resnet18_dynamic.onnx.json",
+    ]
+
+
+@pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
+def test_both_exporters_prove_a_dynamic_batch(cli: Cli, folder: Path, exporter: str) -> None:
+    result = cli("export", "tests.zoo:small", "--dynamic", "--exporter", exporter, "--input-shape", "3,16,16")
+    assert result.exit_code == 0, result.output
+    path = folder / "engines" / "small_dynamic.onnx"
+    assert dims(path) == {"input": ["batch_size", 3, 16, 16], "output": ["batch_size", 5]}
+    assert OnnxReference(path)({"input": np.zeros((11, 3, 16, 16), np.float32)})["output"].shape == (11, 5)
+    assert exported(folder, "small_dynamic.onnx").model.opset == (17 if exporter == "torchscript" else 18)
+    assert not list((folder / "engines").glob("*.data"))
+
+
+def test_a_static_export_has_its_batch_everywhere(cli: Cli, folder: Path) -> None:
+    assert cli("export", "tests.zoo:small", "--input-shape", "3x16x16").exit_code == 0
+    assert dims(folder / "engines" / "small.onnx") == {"input": [1, 3, 16, 16], "output": [1, 5]}
+    assert cli("export", "tests.zoo:small", "--static", "--batch", 4, "--input-shape", "3,16,16").exit_code == 0
+    assert dims(folder / "engines" / "small.onnx") == {"input": [4, 3, 16, 16], "output": [4, 5]}
+    assert exported(folder, "small.onnx").inputs[0].fixed_batch == 4
+
+
+@pytest.mark.parametrize(
+    ("factory", "told"),
+    [
+        (
+            "reshaped",
+            ("in the exported model: node /Reshape (Reshape) has the constant [2, 8, -1]", "no output follows"),
+        ),
+        ("one", ("(Reshape) has the constant [1, 8]", "torch runs it at batch 1 only", "zoo.py, line", ".view(1, 8)")),
+        ("eight", ("(Reshape) has the constant [8, 8]", "torch runs it at batch 8 only")),
+        (
+            "token",
+            ("(Concat) has the constant of shape [2, 1, 4]", "torch runs it at batch 2 only", "self.token.expand"),
+        ),
+        ("untracked", ("at batch 1, row 1 of output differs from torch",)),
+    ],
+)
+def test_a_baked_batch_fails_and_leaves_nothing(cli: Cli, folder: Path, factory: str, told: tuple[str, ...]) -> None:
+    result = cli("export", f"tests.zoo:{factory}", "--dynamic", "--input-shape", "3,8,8")
+    assert result.exit_code == 1
+    for words in told:
+        assert words in result.output, result.output
+    assert "Traceback" not in result.output
+    assert list((folder / "engines").iterdir()) == []
+
+
+def test_a_model_of_one_batch_size_is_exported_for_that(cli: Cli, folder: Path) -> None:
+    result = cli("export", "tests.zoo:eight", "--batch", 8, "--input-shape", "3,8,8")
+    assert result.exit_code == 0, result.output
+    assert dims(folder / "engines" / "eight.onnx") == {"input": [8, 3, 8, 8], "output": [8, 5]}
+    assert exported(folder, "eight.onnx").outputs[0].fixed_batch == 8
+
+
+def test_dynamo_refuses_a_baked_batch_too(cli: Cli, folder: Path) -> None:
+    result = cli("export", "tests.zoo:untracked", "--dynamic", "--input-shape", "3,8,8", "--exporter", "dynamo")
+    assert result.exit_code in (0, 1)
+    if result.exit_code == 0:  # dynamo can keep x.shape[0] symbolic: then it is right at every batch
+        path = folder / "engines" / "untracked_dynamic.onnx"
+        assert OnnxReference(path)({"input": np.ones((5, 3, 8, 8), np.float32)})["output"].tolist() == [[960.0]] * 5
+
+
+def test_tracer_warnings_are_shown(cli: Cli) -> None:
+    result = cli("export", "tests.zoo:untracked", "--dynamic", "--input-shape", "3,8,8")
+    assert "warning: torch: Converting a tensor to a Python" in result.output
+
+
+def test_several_inputs_and_outputs_by_name(cli: Cli, folder: Path) -> None:
+    for factory, exporter in (("two_in", "torchscript"), ("two_in_tensors", "torchscript"), ("two_in", "dynamo")):
+        result = cli("export", f"tests.zoo:{factory}", "--dynamic", "--exporter", exporter)
+        assert result.exit_code == 0, result.output
+        path = folder / "engines" / f"{factory}_dynamic.onnx"
+        shapes = dims(path)
+        assert shapes["image"] == ["batch_size", 3, 8, 8] and shapes["ids"][0] == "batch_size"
+        assert set(shapes) == {"image", "ids", "sum", "ids_out"}, "an output may not be called like an input"
+        specs = {spec.name: spec for spec in load(path, "onnx").sidecar.inputs}
+        low, high = specs["ids"].value_range
+        assert 10 <= low <= high < 90
+    again = cli("export", "tests.zoo:two_in", "--dynamic", "--input-names", "a,b", "--output-names", "c,d")
+    assert again.exit_code == 0, again.output
+    assert set(dims(folder / "engines" / "two_in_dynamic.onnx")) == {"a", "b", "c", "d"}
+    clash = cli("export", "tests.zoo:two_in", "--dynamic", "--output-names", "ids,d")
+    assert clash.exit_code == 2 and "gives 'ids', an input's name" in clash.output
+
+
+def test_the_batch_axis_is_found_wherever_it_is(cli: Cli, folder: Path) -> None:
+    result = cli("export", "tests.zoo:batch_second", "--dynamic")
+    assert result.exit_code == 0, result.output
+    assert dims(folder / "engines" / "batch_second_dynamic.onnx") == {
+        "input": [6, "batch_size", 3],
+        "output": [6, "batch_size", 3],
+    }
+
+
+def test_an_exported_program_is_exported(cli: Cli, folder: Path) -> None:
+    from tests.zoo import Small
+
+    program = torch.export.export(
+        Small().eval(), (torch.randn(2, 3, 8, 8),), dynamic_shapes=({0: torch.export.Dim("batch")},)
+    )
+    torch.export.save(program, folder / "small.pt2")
+    for exporter in ("torchscript", "dynamo"):
+        result = cli("export", "small.pt2", "--dynamic", "--exporter", exporter)
+        assert result.exit_code == 0, result.output
+        assert dims(folder / "engines" / "small_dynamic.onnx")["input"] == ["batch_size", 3, 8, 8]
+    fixed = torch.export.export(Small().eval(), (torch.randn(2, 3, 8, 8),))
+    torch.export.save(fixed, folder / "fixed.pt2")
+    result = cli("export", "fixed.pt2", "--dynamic")
+    assert result.exit_code == 1
+    assert "itself fails in torch at batch" in result.output
+
+
+def test_weights_over_the_limit_lie_beside_and_are_found_from_anywhere(
+    cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporters, "EXTERNAL_ABOVE", 50_000)
+    assert cli("export", "tests.zoo:wide", "--dynamic", "--input-shape", "3,16,16").exit_code == 0
+    assert sorted(path.name for path in (folder / "engines").iterdir()) == [
+        "wide_dynamic.onnx",
+        "wide_dynamic.onnx.data",
+        "wide_dynamic.onnx.json",
+    ]
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    onnx_file = folder / "engines" / "wide_dynamic.onnx"
+    for line in (("--max", 4), ("--static", 2)):
+        result = cli("build", onnx_file, *line, "--backend", "onnxruntime")
+        assert result.exit_code == 0, result.output
+        monkeypatch.chdir(folder)
+        assert (
+            cli("bench", next((elsewhere / "engines").glob("*.ort.onnx")), "--batch", 2, "--iterations", 3).exit_code
+            == 0
+        )
+        monkeypatch.chdir(elsewhere)
+        for file in (elsewhere / "engines").iterdir():
+            file.unlink()
+    (folder / "engines" / "wide_dynamic.onnx.data").write_bytes(b"short")
+    result = cli("build", onnx_file)
+    assert result.exit_code == 1 and "truncated" in result.output
+
+
+def test_weights_from_a_file(cli: Cli, folder: Path) -> None:
+    from torchvision import models
+
+    torch.manual_seed(3)
+    ten = models.get_model("squeezenet1_1", num_classes=10)
+    torch.save({"state_dict": {f"module.{key}": value for key, value in ten.state_dict().items()}}, folder / "ten.pth")
+    result = cli("export", "squeezenet1_1", "--dynamic", "--weights", "ten.pth", "--input-shape", "3,64,64")
+    assert result.exit_code == 0, result.output
+    sidecar = exported(folder, "squeezenet1_1_dynamic.onnx")
+    assert sidecar.model.weights == "file ten.pth" and sidecar.classes is None
+    assert sidecar.outputs[0].shape == ("batch_size", 10)
+    image = torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        wanted = ten.eval()(image).numpy()
+    found = OnnxReference(folder / "engines" / "squeezenet1_1_dynamic.onnx")({"input": image.numpy()})["output"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
+    result = cli("export", "alexnet", "--weights", "ten.pth")
+    assert result.exit_code == 1 and "are not alexnet's" in result.output
+
+
+def test_random_weights_follow_the_seed_and_are_never_silent(cli: Cli, folder: Path) -> None:
+    hashes = []
+    for seed in (0, 0, 1):
+        assert (
+            cli("export", "squeezenet1_1", "--weights", "random", "--seed", seed, "--input-shape", "3,64,64").exit_code
+            == 0
+        )
+        hashes.append(exported(folder, "squeezenet1_1.onnx").artifact.sha256)
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert "warning: weights: random (seed 1)" in cli("build", "engines/squeezenet1_1.onnx").output
+
+
+def unreachable_weights(folder: Path) -> dict[str, str]:
+    """An environment with an empty cache and, by a dead proxy, no network."""
+    return {
+        "TORCH_HOME": str(folder / "cache"),
+        "https_proxy": "http://127.0.0.1:9",
+        "http_proxy": "http://127.0.0.1:9",
+    }
+
+
+def test_unreachable_weights_are_random_with_a_loud_warning_or_an_error(folder: Path) -> None:
+    line = ("export", "squeezenet1_1", "--input-shape", "3,64,64")
+    done = run_process(*line, cwd=folder, **unreachable_weights(folder))
+    assert done.returncode == 0, done.stderr
+    assert "warning: RANDOM WEIGHTS" in done.stderr and "squeezenet1_1-b8a52dc0.pth" in done.stderr
+    assert "random (seed 0)" in done.stdout
+    (folder / "engines" / "squeezenet1_1.onnx").unlink()
+    done = run_process(*line, "--weights", "pretrained", cwd=folder, **unreachable_weights(folder))
+    assert done.returncode == 1
+    assert "error: pretrained weights of squeezenet1_1 can't be had" in done.stderr
+    assert f"put squeezenet1_1-b8a52dc0.pth into {folder / 'cache' / 'hub' / 'checkpoints'}{os.sep}" in done.stderr
+
+
+def test_cached_weights_are_taken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision import models
+
+    state = models.get_model("squeezenet1_1").state_dict()
+    checkpoints = folder / "cache" / "hub" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    torch.save(state, checkpoints / "squeezenet1_1-b8a52dc0.pth")
+    line = ("export", "squeezenet1_1", "--input-shape", "3,64,64", "--weights", "pretrained")
+    done = run_process(*line, cwd=folder, **unreachable_weights(folder))
+    assert done.returncode == 0, done.stderr
+    assert "weights pretrained (SqueezeNet1_1_Weights.IMAGENET1K_V1)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "told"),
+    [
+        (("resnet19",), 2, "closest: resnet18, resnet152, resnet101"),
+        (("tests.zoo:smal",), 2, "has no callable 'smal'; closest: small"),
+        (("tests.zoo:no_function",), 2, "no callable"),
+        (("no_such_module:f",), 2, "no module 'no_such_module'"),
+        (("tests.zoo:not_a_module",), 1, "returned int, not an nn.Module"),
+        (("tests.zoo:broken",), 1, "no such file: weights.bin"),
+        (("tests.zoo:fails",), 1, "this model never runs"),
+        (("nothing.pt2",), 2, "no such file"),
+        (("resnet18", "--dynamic", "--batch", 2), 2, "--batch is for a static export"),
+        (("resnet18", "--input-shape", "3,224"), 2, "3 channels"),
+        (("resnet18", "--input-shape", "0,2,2"), 2, "is not a shape"),
+        (("resnet18", "--weights", "nothing.pth"), 2, "no such file"),
+        (("resnet18", "--opset", 9), 2, "opset 9 is older"),
+        (("tests.zoo:small", "--input-names", "a,b"), 2, "the model has 1 inputs (input)"),
+        (("tests.zoo:small", "--output", "small.engine"), 2, "doesn't end in .onnx"),
+        (("tests.zoo:two_in", "--input-shape", "3,8,8"), 2, "brings its own example inputs"),
+        (("tests.zoo:small", "--exporter", "dynamo", "--opset", 17), 1, "wrote opset 18, not 17"),
+    ],
+)
+def test_wrong_words_get_a_line_of_problem_and_one_of_fix(
+    cli: Cli, folder: Path, args: tuple[object, ...], code: int, told: str
+) -> None:
+    result = cli("export", *args)
+    assert result.exit_code == code, result.output
+    lines = result.output.strip().splitlines()
+    assert lines[-2].startswith("error: ") and told in lines[-2], result.output
+    assert lines[-1].startswith("fix: ") and len(lines[-1]) > 6
+    assert not list(folder.rglob("*.onnx"))
+
+
+def test_an_opset_that_the_tensorrt_in_reach_cannot_read_names_both(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporters, "_tensorrt_version", lambda: "8.6.1")
+    result = cli("export", "tests.zoo:small", "--opset", 18)
+    assert result.exit_code == 2
+    assert "opset 18 is too new for TensorRT 8.6.1, which reads up to 17" in result.output
+    monkeypatch.setattr(exporters, "_tensorrt_version", lambda: "11.5.0")
+    assert cli("export", "tests.zoo:small", "--opset", 18).exit_code == 0
+
+
+def test_a_factory_with_preprocessing_goes_all_the_way(cli: Cli, folder: Path, photos: Path) -> None:
+    assert cli("export", "tests.zoo:photos", "--dynamic").exit_code == 0
+    assert cli("build", "--max", 4, "--opt", 4).exit_code == 0
+    result = cli("infer", "--input", photos, "--output", "p.jsonl", "--topk", 2)
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in (folder / "p.jsonl").read_text().splitlines()]
+    assert len(lines) == 10 and all(entry["class"] in "abcde" for line in lines for entry in line["top"])

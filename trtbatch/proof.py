@@ -1,0 +1,126 @@
+"""The proof that an exported batch axis is dynamic, and the search for what fixes one that isn't.
+
+ONNX Runtime runs the exported file at batches 1, 2, 3 and 7, and every row is compared with torch's
+(tolerance: see :func:`trtbatch.verify.tolerance`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from trtbatch.artifacts import TensorSpec
+from trtbatch.backends.onnxruntime import OnnxReference, fold
+from trtbatch.errors import ExecutionError, ExportError, ModelError, TrtbatchError
+from trtbatch.exporters import Trace
+from trtbatch.inspection import FixedBatch, fixed_batch_nodes, load_onnx, node_in_error
+from trtbatch.verify import rows_of, tolerance, wrong_rows
+
+__all__ = ["PROOF_BATCHES", "Reference", "baked", "prove"]
+
+PROOF_BATCHES = (1, 2, 3, 7)
+
+BAKED_BATCHES = (1, 2, 3, 4, 5, 6, 7, 8, 16, 32, 64)
+"""Where a model is tried that doesn't run at every batch of the proof: those that people train and trace with."""
+
+Reference = dict[int, dict[str, NDArray[Any]]]
+"""torch's outputs by name, for each batch size."""
+
+_FIX = "make the model take its batch size from its input: x.shape[0] or -1 instead of a number"
+
+
+def prove(trace: Trace, made: Path, reference: Reference) -> None:
+    """Run the file at every batch of the reference and compare each row with torch's.
+
+    Raises:
+        ExportError: naming the node and the constant that fix the batch, where they can be found.
+    """
+    run = OnnxReference(made)
+    for batch, expected in reference.items():
+        try:
+            got = run(_inputs(trace, batch))
+        except ExecutionError as error:
+            raise _disproved(made, f"at batch {batch} it fails: {error.problem}", error.problem) from error
+        for spec, wanted in zip(trace.outputs, expected.values()):
+            wrong = _wrong(spec, got[spec.name], wanted)
+            if wrong:
+                raise _disproved(made, f"at batch {batch}, {wrong}")
+    if len(reference) > 1 and all(spec.batch_axis is None for spec in trace.outputs):
+        shapes = ", ".join(f"{spec.name} {spec.shape}" for spec in trace.outputs)
+        raise _disproved(made, f"no output follows the batch size ({shapes} at every batch)")
+
+
+def _inputs(trace: Trace, batch: int) -> dict[str, NDArray[Any]]:
+    tensors = trace.model.example(batch).values()
+    return {spec.name: tensor.numpy() for spec, tensor in zip(trace.inputs, tensors)}
+
+
+def _wrong(spec: TensorSpec, found: NDArray[Any], wanted: NDArray[Any]) -> str | None:
+    """What differs from torch; None where nothing does."""
+    if found.shape != wanted.shape:
+        return f"{spec.name} has shape {found.shape}, not {wanted.shape}"
+    limit = tolerance(wanted.dtype.name)
+    rows, right = (found.reshape(1, -1), wanted.reshape(1, -1))
+    if spec.batch_axis is not None:
+        rows, right = rows_of(found, spec), rows_of(wanted, spec)
+    bad, errors = wrong_rows(rows, right, limit)
+    if not bad.size:
+        return None
+    return f"row {bad[0] + 1} of {spec.name} differs from torch by {errors[bad[0]]:.1e} (limit {limit:.0e})"
+
+
+def _disproved(made: Path, what: str, message: str = "") -> ExportError:
+    """The error, with the node and the constant that fix the batch first, where they can be found."""
+    culprit = _culprit(made, message)
+    if culprit is None:
+        return ExportError(f"the exported model is not right at every batch: {what}", _FIX)
+    return ExportError(f"the batch is fixed in the exported model: {culprit}; {what}", _FIX)
+
+
+def _culprit(made: Path, message: str) -> FixedBatch | None:
+    """The node at which ONNX Runtime failed, else the likeliest of those with a constant size."""
+    model = load_onnx(fold(made))
+    return node_in_error(model, message) or next(iter(fixed_batch_nodes(model)), None)
+
+
+def baked(trace: Trace, failure: ModelError, folder: Path) -> ExportError | None:
+    """What fixes the batch of a model that torch itself runs at some batch sizes only.
+
+    The model is exported at a batch size that it takes, and the result run at one that it doesn't.
+
+    Args:
+        trace: how it would have been exported.
+        failure: what torch said.
+        folder: for the files of the attempt.
+
+    Returns:
+        None where the model runs at no batch size, or its export says nothing.
+    """
+    runs, fails = [], []
+    for batch in BAKED_BATCHES:
+        try:
+            outputs = trace.model.run(batch)
+            runs.append(batch)
+        except ModelError:
+            fails.append(batch)
+    if not runs or not fails:
+        return None
+    specs = tuple(TensorSpec(name, array.dtype.name, array.shape, None) for name, array in outputs.items())
+    made = folder / "baked.onnx"
+    message = ""
+    try:
+        Trace(trace.model, trace.exporter, trace.opset, trace.inputs, specs).write(runs[-1], made)
+        OnnxReference(made)(_inputs(trace, fails[0]))
+    except ExecutionError as error:
+        message = error.problem
+    except TrtbatchError:
+        return None
+    culprit = _culprit(made, message)
+    if culprit is None:
+        return None
+    ran = f"batch {runs[0]}" if len(runs) == 1 else f"batches {', '.join(map(str, runs))}"
+    return ExportError(
+        f"the batch is fixed in the model: {culprit}; torch runs it at {ran} only ({failure.problem})", _FIX
+    )
