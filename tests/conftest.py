@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,24 +12,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from scripts.photos import PHOTOS, copy_photos
 from tests import models
 from trtbatch.cli import app
 
-ROOT = Path(__file__).resolve().parent.parent
+__all__ = ["PHOTOS", "ROOT", "child_environment", "run_process"]
 
-PHOTOS = (
-    "astronaut.png",
-    "camera.png",
-    "chelsea.png",
-    "coffee.png",
-    "coins.png",
-    "hubble_deep_field.jpg",
-    "motorcycle_left.png",
-    "motorcycle_right.png",
-    "retina.jpg",
-    "rocket.jpg",
-)
-"""Ten photographs of scikit-image's wheel, in the order of their names; camera and coins are grey."""
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -49,11 +37,8 @@ def cli(folder: Path) -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of ten real photographs."""
-    skimage = pytest.importorskip("skimage", reason="scikit-image brings the photographs")
-    source = Path(skimage.__file__).parent / "data"
     target = tmp_path_factory.mktemp("photos")
-    for name in PHOTOS:
-        shutil.copy(source / name, target / name)
+    copy_photos(target)
     return target
 
 
@@ -67,7 +52,9 @@ def engine(folder: Path, cli: Callable[..., Any]) -> Path:
     return folder / "engines" / "small.ort.onnx"
 
 
-def run_process(*args: object, cwd: Path, timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
+def run_process(
+    *args: object, cwd: Path, timeout: float = 300, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """``trtbatch ARGS`` as its own process."""
     return subprocess.run(
         [sys.executable, "-m", "trtbatch", *map(str, args)],
@@ -75,7 +62,7 @@ def run_process(*args: object, cwd: Path, timeout: float = 300, **env: str) -> s
         timeout=timeout,
         capture_output=True,
         text=True,
-        env=child_environment() | env,
+        env=child_environment() | (env or {}),
     )
 
 

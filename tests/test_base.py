@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from trtbatch.artifacts import TensorSpec
 from trtbatch.backends.base import batch_of, conform
 from trtbatch.errors import InputError
 
+Array = np.ndarray[Any, Any]
 FLOAT = TensorSpec("x", "float32", ("batch_size", 2))
 
 
@@ -16,7 +19,7 @@ def test_what_fits_is_shared_and_what_is_strided_is_copied() -> None:
     for other in (np.asfortranarray(np.arange(8, dtype=np.float32).reshape(4, 2)), np.ones((8, 2), np.float32)[::2]):
         made = conform(other, FLOAT)
         assert made.flags.c_contiguous and np.array_equal(made, other)
-    expanded = np.broadcast_to(np.float32([1, 2]), (4, 2))
+    expanded = np.broadcast_to(np.array([1, 2], np.float32), (4, 2))
     assert conform(expanded, FLOAT).strides == (8, 4)
 
 
@@ -31,7 +34,7 @@ def test_what_fits_is_shared_and_what_is_strided_is_copied() -> None:
         (np.array([True, False]), "float32"),
     ],
 )
-def test_a_cast_that_keeps_every_value_is_made(array: np.ndarray, dtype: str) -> None:  # type: ignore[type-arg]
+def test_a_cast_that_keeps_every_value_is_made(array: Array, dtype: str) -> None:
     made = conform(array, TensorSpec("x", dtype, (len(array),)))
     assert made.dtype == dtype
     assert np.array_equal(made.astype(np.float64), array.astype(np.float64), equal_nan=True)
@@ -51,7 +54,7 @@ def test_a_cast_that_keeps_every_value_is_made(array: np.ndarray, dtype: str) ->
         (np.array([2**24 + 1], np.int32), "float32"),
     ],
 )
-def test_a_lossy_cast_is_refused(array: np.ndarray, dtype: str) -> None:  # type: ignore[type-arg]
+def test_a_lossy_cast_is_refused(array: Array, dtype: str) -> None:
     with pytest.raises(InputError, match="would change values"):
         conform(array, TensorSpec("x", dtype, (1,)))
 

@@ -126,6 +126,7 @@ def test_several_inputs_and_outputs_by_name(cli: Cli, folder: Path) -> None:
         assert shapes["image"] == ["batch_size", 3, 8, 8] and shapes["ids"][0] == "batch_size"
         assert set(shapes) == {"image", "ids", "sum", "ids_out"}, "an output may not be called like an input"
         specs = {spec.name: spec for spec in load(path, "onnx").sidecar.inputs}
+        assert specs["ids"].value_range is not None
         low, high = specs["ids"].value_range
         assert 10 <= low <= high < 90
     again = cli("export", "tests.zoo:two_in", "--dynamic", "--input-names", "a,b", "--output-names", "c,d")
@@ -235,12 +236,12 @@ def unreachable_weights(folder: Path) -> dict[str, str]:
 
 def test_unreachable_weights_are_random_with_a_loud_warning_or_an_error(folder: Path) -> None:
     line = ("export", "squeezenet1_1", "--input-shape", "3,64,64")
-    done = run_process(*line, cwd=folder, **unreachable_weights(folder))
+    done = run_process(*line, cwd=folder, env=unreachable_weights(folder))
     assert done.returncode == 0, done.stderr
     assert "warning: RANDOM WEIGHTS" in done.stderr and "squeezenet1_1-b8a52dc0.pth" in done.stderr
     assert "random (seed 0)" in done.stdout
     (folder / "engines" / "squeezenet1_1.onnx").unlink()
-    done = run_process(*line, "--weights", "pretrained", cwd=folder, **unreachable_weights(folder))
+    done = run_process(*line, "--weights", "pretrained", cwd=folder, env=unreachable_weights(folder))
     assert done.returncode == 1
     assert "error: pretrained weights of squeezenet1_1 can't be had" in done.stderr
     assert f"put squeezenet1_1-b8a52dc0.pth into {folder / 'cache' / 'hub' / 'checkpoints'}{os.sep}" in done.stderr
@@ -254,7 +255,7 @@ def test_cached_weights_are_taken(folder: Path, monkeypatch: pytest.MonkeyPatch)
     checkpoints.mkdir(parents=True)
     torch.save(state, checkpoints / "squeezenet1_1-b8a52dc0.pth")
     line = ("export", "squeezenet1_1", "--input-shape", "3,64,64", "--weights", "pretrained")
-    done = run_process(*line, cwd=folder, **unreachable_weights(folder))
+    done = run_process(*line, cwd=folder, env=unreachable_weights(folder))
     assert done.returncode == 0, done.stderr
     assert "weights pretrained (SqueezeNet1_1_Weights.IMAGENET1K_V1)" in done.stdout
 

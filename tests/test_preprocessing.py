@@ -55,4 +55,4 @@ def test_every_mode_becomes_three_channels(mode: str) -> None:
 def test_impossible_recipes_are_refused() -> None:
     for wrong in ({"resize": 0}, {"crop": (0, 4)}, {"std": (1.0, 0.0, 1.0)}):
         with pytest.raises(ValueError, match="positive"):
-            replace(IMAGENET, **wrong)  # type: ignore[arg-type]
+            replace(IMAGENET, **wrong)

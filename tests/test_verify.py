@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ class Unwritten:
         self._pattern = pattern
         self._inner.poison(pattern)
 
-    def fetch(self) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+    def fetch(self) -> dict[str, np.ndarray[Any, Any]]:
         outputs = self._inner.fetch()
         if self._pattern is not None:
             outputs["output"][self._rows].view(np.uint8).fill(self._pattern)

@@ -261,7 +261,11 @@ def scratch(target: Path) -> Iterator[Path]:
     if target.is_dir():
         raise UsageError(f"{target} is a folder", "name a file with --output")
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".trtbatch-", dir=target.parent))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=".trtbatch-", dir=target.parent))
+    except OSError as error:  # the folder's fault, not that of the name that was tried
+        error.filename = str(target.parent)
+        raise
     try:
         yield folder
     finally:

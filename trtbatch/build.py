@@ -13,8 +13,8 @@ from trtbatch.artifacts import ENGINES, Artifact, FileRecord, ModelRecord, Sidec
 from trtbatch.backends import choose_builder, open_engine
 from trtbatch.backends.base import BuildPlan, Built, Engine
 from trtbatch.batches import Profile
-from trtbatch.errors import ProfileError, UsageError
-from trtbatch.inspection import load_onnx, opset_of, read_specs
+from trtbatch.errors import ExecutionError, ProfileError, RowsError, TrtbatchError, UsageError
+from trtbatch.inspection import load_onnx, opset_of, read_specs, what_fixes_the_batch
 from trtbatch.notes import note, warn
 from trtbatch.verify import RowChecker
 
@@ -97,7 +97,10 @@ def build(request: BuildRequest) -> Artifact:
         seconds = time.perf_counter() - began
         sidecar = _sidecar(source, built, profiles, builder.name)
         request.progress("checking rows at min, opt and max", None)
-        memory = _run_corners(Artifact(built.file, sidecar), target.name)
+        try:
+            memory = _run_corners(Artifact(built.file, sidecar), target.name)
+        except (RowsError, ExecutionError) as error:
+            raise _explained(error, onnx) from error
         facts = {"build_seconds": round(seconds, 3), "total_seconds": round(time.perf_counter() - started, 3)}
         sidecar = replace(sidecar, build=facts | memory, created=artifacts.now())
         return artifacts.publish(built.file, target, sidecar, built.companions)
@@ -288,6 +291,17 @@ def _run_corners(artifact: Artifact, name: str) -> dict[str, Any]:
         for batch in corners:
             checker.require(batch, name)
         return {"rows_checked_at": corners} | _memory(engine, sidecar, corners[-1])
+
+
+def _explained(error: TrtbatchError, onnx: Path) -> TrtbatchError:
+    """The error with the node that probably fixes the batch, where one is found."""
+    culprit = what_fixes_the_batch(onnx, error.problem)
+    if culprit is None:
+        return error
+    return RowsError(
+        f"the batch is probably fixed in {onnx.name}: {culprit}; {error.problem}",
+        "make the model take its batch size from its input (x.shape[0] or -1), and export it again with --dynamic",
+    )
 
 
 def _memory(engine: Engine, sidecar: Sidecar, largest: int) -> dict[str, Any]:

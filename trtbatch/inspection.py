@@ -9,9 +9,10 @@ from typing import Any
 
 from trtbatch import optional
 from trtbatch.artifacts import BATCH_AXIS, TensorSpec
+from trtbatch.backends.onnxruntime import fold
 from trtbatch.errors import ArtifactError, UsageError
 
-__all__ = ["FixedBatch", "fixed_batch_nodes", "load_onnx", "node_in_error", "read_specs"]
+__all__ = ["FixedBatch", "fixed_batch_nodes", "load_onnx", "node_in_error", "read_specs", "what_fixes_the_batch"]
 
 _SHAPE_INPUT = {"Reshape": 1, "Expand": 1, "Tile": 1, "ConstantOfShape": 0, "Resize": 3}
 """Operators that take a shape, and which of their inputs it is (ONNX operator specification)."""
@@ -126,6 +127,16 @@ def _batch_axis(sizes: list[int | str], name: str, where: str) -> int | None:
             f"{where}: the batch axis of {name!r} is unclear, {tuple(sizes)}", f"name it {BATCH_AXIS} when exporting"
         )
     return candidates[0]
+
+
+def what_fixes_the_batch(path: Path, message: str = "") -> FixedBatch | None:
+    """The node and constant that fix the batch of a file: the one at which ONNX Runtime failed, else the likeliest.
+
+    Args:
+        message: ONNX Runtime's, where it failed.
+    """
+    model = load_onnx(fold(path))
+    return node_in_error(model, message) or next(iter(fixed_batch_nodes(model)), None)
 
 
 def fixed_batch_nodes(model: Any) -> list[FixedBatch]:

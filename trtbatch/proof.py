@@ -12,10 +12,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from trtbatch.artifacts import TensorSpec
-from trtbatch.backends.onnxruntime import OnnxReference, fold
+from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import ExecutionError, ExportError, ModelError, TrtbatchError
 from trtbatch.exporters import Trace
-from trtbatch.inspection import FixedBatch, fixed_batch_nodes, load_onnx, node_in_error
+from trtbatch.inspection import what_fixes_the_batch
 from trtbatch.verify import rows_of, tolerance, wrong_rows
 
 __all__ = ["PROOF_BATCHES", "Reference", "baked", "prove"]
@@ -73,16 +73,10 @@ def _wrong(spec: TensorSpec, found: NDArray[Any], wanted: NDArray[Any]) -> str |
 
 def _disproved(made: Path, what: str, message: str = "") -> ExportError:
     """The error, with the node and the constant that fix the batch first, where they can be found."""
-    culprit = _culprit(made, message)
+    culprit = what_fixes_the_batch(made, message)
     if culprit is None:
         return ExportError(f"the exported model is not right at every batch: {what}", _FIX)
     return ExportError(f"the batch is fixed in the exported model: {culprit}; {what}", _FIX)
-
-
-def _culprit(made: Path, message: str) -> FixedBatch | None:
-    """The node at which ONNX Runtime failed, else the likeliest of those with a constant size."""
-    model = load_onnx(fold(made))
-    return node_in_error(model, message) or next(iter(fixed_batch_nodes(model)), None)
 
 
 def baked(trace: Trace, failure: ModelError, folder: Path) -> ExportError | None:
@@ -117,7 +111,7 @@ def baked(trace: Trace, failure: ModelError, folder: Path) -> ExportError | None
         message = error.problem
     except TrtbatchError:
         return None
-    culprit = _culprit(made, message)
+    culprit = what_fixes_the_batch(made, message)
     if culprit is None:
         return None
     ran = f"batch {runs[0]}" if len(runs) == 1 else f"batches {', '.join(map(str, runs))}"

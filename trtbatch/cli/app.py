@@ -18,8 +18,8 @@ from trtbatch.errors import TrtbatchError, from_os_error
 
 __all__ = ["app", "main"]
 
-INTERRUPTED = 130
-TERMINATED = 143
+_ENDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+"""Signals that end a command, by the exit code 128 + number, with nothing half-written."""
 
 
 class _Group(TyperGroup):
@@ -45,6 +45,8 @@ class _Group(TyperGroup):
                 self._fail(TrtbatchError(problem, "run it again with --debug, and report what it prints"), error)
 
     def _fail(self, error: TrtbatchError, cause: BaseException | None = None) -> NoReturn:
+        if STATE.signal is not None:  # a library turned the interrupt into an error of its own
+            raise SystemExit(128 + STATE.signal)
         if STATE.debug:
             raise cause or error.__cause__ or error
         show_error(error)
@@ -86,18 +88,21 @@ app.command("bench")(bench.command)
 def main() -> NoReturn:
     """Entry point of the command ``trtbatch``."""
     logging.captureWarnings(False)
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in _ENDS:
+        signal.signal(number, _end)
     try:
         app(standalone_mode=True)
         code = 0
     except SystemExit as done:
         code = done.code if isinstance(done.code, int) else int(done.code is not None)
     except KeyboardInterrupt:
-        code = INTERRUPTED
-    if code == INTERRUPTED:
-        print("interrupted; nothing half-written is left", file=sys.stderr)
+        code = 128 + signal.SIGINT
+    if STATE.signal is not None:
+        code = 128 + STATE.signal
+        print(f"{_ENDS[signal.Signals(STATE.signal)]}; nothing half-written is left", file=sys.stderr)
     sys.exit(code)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(TERMINATED)
+def _end(number: int, frame: FrameType | None) -> None:
+    STATE.signal = number
+    raise KeyboardInterrupt

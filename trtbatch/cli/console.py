@@ -36,6 +36,7 @@ __all__ = [
 @dataclass
 class _State:
     debug: bool = False
+    signal: int | None = None
 
 
 STATE = _State()
