@@ -1,0 +1,93 @@
+"""The command line as a process: exit codes, two lines of error, tracebacks only when asked for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import trtbatch
+from tests.conftest import ROOT, child_environment, run_process
+from trtbatch.cli.console import parse_bytes, parse_shape, size
+from trtbatch.errors import UsageError
+
+Cli = Callable[..., Any]
+
+
+def test_version_in_both_ways(folder: Path) -> None:
+    for line in ([sys.executable, "-m", "trtbatch"], [str(Path(sys.executable).with_name("trtbatch"))]):
+        if not Path(line[0]).exists():
+            continue  # run from a checkout that isn't installed
+        done = subprocess.run([*line, "--version"], capture_output=True, text=True, env=child_environment(), cwd=folder)
+        assert (done.returncode, done.stdout) == (0, f"trtbatch {trtbatch.__version__}\n")
+
+
+def test_help_names_the_commands_and_their_defaults(cli: Cli) -> None:
+    top = cli("--help")
+    assert top.exit_code == 0
+    for name in ("export", "build", "infer", "bench"):
+        assert name in top.output
+        page = cli(name, "--help")
+        assert page.exit_code == 0 and "--debug" in page.output
+
+
+@pytest.mark.parametrize(
+    "args", [("nonsense",), ("bench", "--nonsense"), ("build", "--opt", "x"), ("build", "--backend", "cuda")]
+)
+def test_usage_is_exit_code_two(cli: Cli, args: tuple[str, ...]) -> None:
+    result = cli(*args)
+    assert result.exit_code == 2 and "Traceback" not in result.output
+
+
+def test_debug_shows_the_traceback_and_nothing_else_does(folder: Path) -> None:
+    quiet = run_process("bench", cwd=folder)
+    assert quiet.returncode == 1 and "Traceback" not in quiet.stderr
+    assert [line.partition(":")[0] for line in quiet.stderr.splitlines()] == ["error", "fix"]
+    loud = run_process("bench", "--debug", cwd=folder)
+    assert loud.returncode != 0 and "Traceback" in loud.stderr and "ArtifactError" in loud.stderr
+
+
+def test_messages_go_to_standard_error_and_results_to_standard_output(engine: Path, folder: Path) -> None:
+    done = run_process("bench", "--batch", 2, "--iterations", 3, cwd=folder)
+    assert done.returncode == 0
+    assert done.stderr == "note: using the newest engine: engines/small.ort.onnx\n"
+    assert "samples/s" in done.stdout and "note:" not in done.stdout
+
+
+def test_names_with_markup_are_printed_as_they_are(cli: Cli, folder: Path) -> None:
+    result = cli("bench", "[red]x[/red].engine")
+    assert "[red]x[/red].engine doesn't exist" in result.output
+
+
+@pytest.mark.parametrize(("text", "count"), [("4GiB", 2**32), ("512MB", 512_000_000), ("1.5k", 1500), ("7", 7)])
+def test_sizes(text: str, count: int) -> None:
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "4TiBs", "0", "1e9", "٣"])
+def test_wrong_sizes(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_bytes(text)
+
+
+def test_shapes_and_sizes_for_people() -> None:
+    assert parse_shape("3,224,224") == parse_shape("3x224x224") == parse_shape("3 × 224 × 224") == (3, 224, 224)
+    for text in ("", "3,,4", "3,-4", "a"):
+        with pytest.raises(UsageError):
+            parse_shape(text)
+    assert [size(count) for count in (12, 2048, 3 * 2**20, 5 * 2**29)] == ["12 B", "2.0 KiB", "3.0 MiB", "2.5 GiB"]
+
+
+def test_the_package_speaks_of_itself_alone() -> None:
+    """No absolute path of a machine, and no registry's host, in what is committed."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode != 0:
+        pytest.skip("not a git checkout")
+    for name in tracked.stdout.split():
+        text = (ROOT / name).read_text(encoding="utf-8", errors="ignore") if (ROOT / name).is_file() else ""
+        for word in ("/root/", "/home/", "/work" + "/main"):
+            assert word not in text, f"{name} holds {word}"

@@ -1,0 +1,297 @@
+"""Sources, sinks and the stream between them; on ONNX Runtime."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import struct
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import models
+from tests.conftest import PHOTOS
+from tests.test_build import refused
+from trtbatch.artifacts import load, sidecar_path
+from trtbatch.backends.onnxruntime import OnnxReference
+from trtbatch.preprocessing import Preprocessing
+from trtbatch.records import encode
+from trtbatch.sinks import open_sink, top_predictions
+from trtbatch.sources import Sample, Skipped, open_source
+
+Cli = Callable[..., Any]
+PREPROCESSING = Preprocessing(10, (8, 8))
+CLASSES = ["ant", "bee", "cat", "dog", "elk"]
+
+
+@pytest.fixture
+def photo_engine(engine: Path) -> Path:
+    """The small engine, with preprocessing and classes in its sidecar."""
+    beside = sidecar_path(engine)
+    data = json.loads(beside.read_text()) | {"preprocessing": encode(PREPROCESSING), "classes": CLASSES}
+    beside.write_text(json.dumps(data))
+    return engine
+
+
+def oracle(folder: Path, samples: Any) -> Any:
+    return OnnxReference(folder / "small.onnx")({"input": np.asarray(samples, np.float32)})["output"]
+
+
+def test_ten_photographs_at_batch_four_run_as_4_4_2(cli: Cli, photo_engine: Path, folder: Path, photos: Path) -> None:
+    result = cli("infer", "--input", photos, "--batch", 4, "--output", "p.npz")
+    assert result.exit_code == 0, result.output
+    assert "executed batches: 4×2 2" in result.output
+    found = np.load(folder / "p.npz")
+    assert found["file"].tolist() == list(PHOTOS)
+    expected = oracle(folder, [PREPROCESSING(Image.open(photos / name)) for name in PHOTOS])
+    np.testing.assert_allclose(found["output"], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_static_engine_pads_the_last_batch_and_trims_it(cli: Cli, folder: Path) -> None:
+    models.classifier(folder / "small.onnx")
+    assert cli("build", "small.onnx", "--static", 4).exit_code == 0
+    samples = np.random.default_rng(0).standard_normal((10, 3, 8, 8)).astype(np.float32)
+    np.save(folder / "x.npy", samples)
+    result = cli("infer", "--input", "x.npy", "--output", "y.npz")
+    assert result.exit_code == 0, result.output
+    assert "10 samples" in result.output and "executed batches: 4×3" in result.output
+    found = np.load(folder / "y.npz")
+    assert found["file"].tolist() == [f"x.npy[{i}]" for i in range(10)]
+    np.testing.assert_allclose(found["output"], oracle(folder, samples), rtol=1e-4, atol=1e-6)
+
+
+def test_auto_is_the_profiles_opt(cli: Cli, engine: Path) -> None:
+    result = cli("infer", "--input", "random", "--count", 9)
+    assert "executed batches: 4×2 1" in result.output
+    refused(cli("infer", "--input", "random", "--batch", 9), 2, "batch 9 is outside every profile")
+    refused(cli("infer", "--input", "random", "--batch", "x"), 2, "--batch 'x'")
+
+
+def test_csv_and_json_lines_hold_the_best_classes(cli: Cli, photo_engine: Path, folder: Path, photos: Path) -> None:
+    for name in ("p.csv", "p.jsonl"):
+        assert cli("infer", "--input", photos, "--output", name, "--topk", 3).exit_code == 0
+    scores = oracle(folder, [PREPROCESSING(Image.open(photos / name)) for name in PHOTOS]).astype(np.float64)
+    shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    with (folder / "p.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    lines = [json.loads(line) for line in (folder / "p.jsonl").read_text().splitlines()]
+    assert [row["file"] for row in rows] == [line["file"] for line in lines] == list(PHOTOS)
+    for row, line, share in zip(rows, lines, shares):
+        best = share.argsort()[::-1][:3]
+        assert [int(row[f"index_{rank}"]) for rank in (1, 2, 3)] == best.tolist()
+        assert [row[f"class_{rank}"] for rank in (1, 2, 3)] == [CLASSES[i] for i in best]
+        assert [float(row[f"score_{rank}"]) for rank in (1, 2, 3)] == pytest.approx(share[best], rel=1e-3)
+        assert [entry["class"] for entry in line["top"]] == [CLASSES[i] for i in best]
+
+
+def broken_images(photos: Path, target: Path) -> Path:
+    """Two good photographs among seven that can't be used."""
+    target.mkdir()
+    shutil.copy(photos / "chelsea.png", target / "a.png")
+    (target / "b.jpg").write_text("not an image")
+    (target / "c.jpg").write_bytes(b"")
+    (target / "d.png").write_bytes((photos / "coffee.png").read_bytes()[:2000])
+    header = struct.pack(">II5B", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunks = [b"IHDR" + header, b"IDAT" + zlib.compress(b"")]
+    framed = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks]
+    (target / "e.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(framed))
+    Image.new("1", (10_000, 10_000)).save(target / "f.png")  # over Pillow's limit, where it only warns
+    (target / "g.jpg").symlink_to(target / "nowhere")
+    shutil.copy(photos / "rocket.jpg", target / "z.jpg")
+    (target / ".hidden.jpg").write_text("left alone")
+    (target / "notes.txt").write_text("left alone")
+    return target
+
+
+def test_unusable_images_are_named_and_the_rest_goes_on(
+    cli: Cli, photo_engine: Path, folder: Path, photos: Path
+) -> None:
+    target = broken_images(photos, folder / "mixed")
+    result = cli("infer", "--input", target, "--output", "p.csv")
+    assert result.exit_code == 1
+    for words in (
+        "skipped b.jpg: not an image",
+        "skipped c.jpg: not an image",
+        "skipped d.png: ",
+        "skipped e.png: Image size (3600000000 pixels) exceeds limit",
+        "skipped f.png: 10000×10000 is over the limit of",
+        "skipped g.jpg: No such file",
+        "6 of 8 inputs were skipped",
+        "2 samples",
+    ):
+        assert words in result.output, result.output
+    assert "hidden" not in result.output and "notes" not in result.output
+    with (folder / "p.csv").open() as stream:
+        assert [row["file"] for row in csv.DictReader(stream)] == ["a.png", "z.jpg"]
+    refused(cli("infer", "--input", target, "--output", "q.csv", "--strict"), 1, "b.jpg: not an image", "--strict")
+    assert not (folder / "q.csv").exists()
+
+
+def test_a_folder_of_unusable_images_only_ends_well_formed(
+    cli: Cli, photo_engine: Path, folder: Path, photos: Path
+) -> None:
+    (folder / "bad").mkdir()
+    (folder / "bad/a.jpg").write_text("no")
+    result = cli("infer", "--input", "bad", "--output", "p.npz")
+    assert result.exit_code == 1 and "1 of 1 inputs were skipped" in result.output
+    assert np.load(folder / "p.npz")["file"].shape == (0,)
+
+
+def test_globs_and_single_files(cli: Cli, photo_engine: Path, photos: Path) -> None:
+    assert "3 samples" in cli("infer", "--input", f"{photos}/*.jpg").output
+    assert "1 samples" in cli("infer", "--input", photos / "rocket.jpg").output
+    assert "4 samples" in cli("infer", "--input", photos, "--count", 4).output
+
+
+@pytest.mark.parametrize(
+    ("make", "code", "told"),
+    [
+        (lambda f: (f / "none").mkdir(), 1, "none holds no images"),
+        (lambda f: None, 2, "--input none: no such file, folder or match"),
+    ],
+)
+def test_nothing_to_read(
+    cli: Cli, photo_engine: Path, folder: Path, make: Callable[[Path], None], code: int, told: str
+) -> None:
+    make(folder)
+    refused(cli("infer", "--input", "none"), code, told)
+
+
+def test_images_for_a_model_without_preprocessing(cli: Cli, engine: Path, photos: Path) -> None:
+    refused(cli("infer", "--input", photos), 2, "small has no preprocessing recorded", "FILE.npz")
+
+
+def test_arrays_are_checked_before_they_run(cli: Cli, engine: Path, folder: Path) -> None:
+    good = np.random.default_rng(1).standard_normal((5, 3, 8, 8))
+    np.save(folder / "wide.npy", good)
+    refused(cli("infer", "--input", "wide.npy"), 1, "float64", "would change values")
+    np.save(folder / "same.npy", good.astype(np.float32).astype(np.float64))
+    assert cli("infer", "--input", "same.npy").exit_code == 0
+    np.save(folder / "shape.npy", good[:, :, :4].astype(np.float32))
+    refused(cli("infer", "--input", "shape.npy"), 1, "(5, 3, 4, 8)", "('N', 3, 8, 8)")
+    np.save(folder / "text.npy", np.array(["a"]))
+    refused(cli("infer", "--input", "text.npy"), 1, "text.npy")
+    np.save(folder / "object.npy", np.array([object()]), allow_pickle=True)
+    refused(cli("infer", "--input", "object.npy"), 1, "object.npy can't be read")
+    (folder / "cut.npy").write_bytes((folder / "same.npy").read_bytes()[:200])
+    refused(cli("infer", "--input", "cut.npy"), 1, "cut.npy can't be read")
+    (folder / "cut.npz").write_bytes(b"PK\x03\x04 no")
+    refused(cli("infer", "--input", "cut.npz"), 1, "cut.npz")
+    np.savez(folder / "other.npz", a=good.astype(np.float32), b=good)
+    refused(cli("infer", "--input", "other.npz"), 1, "no array 'input'; it has a, b")
+
+
+def test_fortran_ordered_and_strided_arrays_are_right(cli: Cli, engine: Path, folder: Path) -> None:
+    samples = np.random.default_rng(2).standard_normal((6, 3, 8, 8)).astype(np.float32)
+    np.save(folder / "f.npy", np.asfortranarray(samples))
+    assert cli("infer", "--input", "f.npy", "--output", "f.npz").exit_code == 0
+    np.testing.assert_allclose(np.load(folder / "f.npz")["output"], oracle(folder, samples), rtol=1e-4, atol=1e-6)
+
+
+def test_several_inputs_come_from_an_npz_by_name(cli: Cli, folder: Path) -> None:
+    models.two_inputs(folder / "m.onnx")
+    assert cli("build", "m.onnx", "--max", 4).exit_code == 0
+    left = np.arange(20, dtype=np.float32).reshape(5, 4)
+    np.savez(folder / "x.npz", right=left * 3, left=left)
+    assert cli("infer", "--input", "x.npz", "--output", "y.npz").exit_code == 0
+    assert np.array_equal(np.load(folder / "y.npz")["output"], left * -2)
+    np.savez(folder / "x.npz", right=left[:3], left=left)
+    refused(cli("infer", "--input", "x.npz"), 1, "{'left': 5, 'right': 3}")
+    np.save(folder / "x.npy", left)
+    refused(cli("infer", "--input", "x.npy"), 2, "the model has 2 inputs (left, right)")
+
+
+def test_a_batch_axis_that_is_not_the_first_is_put_back(cli: Cli, folder: Path) -> None:
+    models.batch_last(folder / "m.onnx")
+    assert cli("build", "m.onnx", "--max", 4).exit_code == 0
+    array = np.arange(20, dtype=np.float32).reshape(4, 5)
+    np.save(folder / "x.npy", array)
+    assert cli("infer", "--input", "x.npy", "--batch", 2, "--output", "y.npz").exit_code == 0
+    assert np.array_equal(np.load(folder / "y.npz")["output"], -array.T), "one row a sample, the batch first"
+
+
+def test_random_samples_depend_on_seed_and_index_only(cli: Cli, engine: Path, folder: Path) -> None:
+    for name, args in {"a": ("--count", 3), "b": ("--count", 7), "c": ("--count", 3, "--seed", 1)}.items():
+        assert cli("infer", "--input", "random", "--output", f"{name}.npz", *args).exit_code == 0
+    a, b, c = (np.load(folder / f"{name}.npz")["output"] for name in "abc")
+    np.testing.assert_allclose(a, b[:3], rtol=1e-5)
+    assert not np.allclose(a, c)
+
+
+def test_a_sink_without_a_format_and_a_bad_topk(cli: Cli, engine: Path) -> None:
+    refused(cli("infer", "--input", "random", "--output", "p.txt"), 2, "no format for '.txt'")
+    result = cli("infer", "--input", "random", "--topk", 0)
+    assert result.exit_code == 2 and "Traceback" not in result.output
+    assert cli("infer").exit_code == 2
+
+
+def test_top_predictions_keep_probabilities_and_soften_logits() -> None:
+    shares = np.array([[0.1, 0.7, 0.2]])
+    assert [(p.index, p.name, p.score) for p in top_predictions(shares, 2, ["a", "b", "c"])[0]] == [
+        (1, "b", 0.7),
+        (2, "c", 0.2),
+    ]
+    logits = np.array([[0.0, np.log(3.0)]], np.float32)
+    assert [p.score for p in top_predictions(logits, 5, None)[0]] == pytest.approx([0.75, 0.25])
+
+
+def test_a_failed_block_leaves_no_file(engine: Path, folder: Path) -> None:
+    sidecar = load(engine, "engine").sidecar
+    for name in ("p.npz", "p.csv", "p.jsonl"):
+        with pytest.raises(KeyError), open_sink(folder / name, sidecar) as sink:
+            sink.write(["x"], {"output": np.ones((1, 5), np.float32)}, None)
+            raise KeyError
+        assert not list(folder.glob("p.*")) and not list(folder.glob(".trtbatch*"))
+
+
+def test_json_lines_have_no_nan(engine: Path, folder: Path) -> None:
+    with open_sink(folder / "p.jsonl", load(engine, "engine").sidecar) as sink:
+        sink.write(["x"], {"output": np.array([[1, np.nan, np.inf, -np.inf, 0]], np.float32)}, None)
+    line = json.loads((folder / "p.jsonl").read_text(), parse_constant=lambda word: pytest.fail(word))
+    assert line == {"file": "x", "outputs": {"output": [1.0, "nan", "inf", "-inf", 0.0]}}
+
+
+def test_images_are_read_a_bounded_distance_ahead(photo_engine: Path, folder: Path) -> None:
+    (folder / "many").mkdir()
+    for index in range(200):
+        Image.new("RGB", (64, 64), (index, 0, 0)).save(folder / f"many/{index:03}.png")
+    source: Any = open_source(str(folder / "many"), load(photo_engine, "engine").sidecar)
+    opened: list[str] = []
+    read = source._read
+
+    def counted(file: Path, name: str) -> Any:
+        opened.append(name)
+        return read(file, name)
+
+    source._read = counted
+    for index, item in enumerate(source):
+        assert isinstance(item, Sample) and item.name == f"{index:03}.png"
+        assert len(opened) <= index + 1 + 4 * source.workers
+    assert len(opened) == 200
+
+
+def test_memory_does_not_grow_with_the_number_of_samples(cli: Cli, engine: Path, folder: Path) -> None:
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        assert cli("infer", "--input", "random", "--count", count, "--output", "p.npz").exit_code == 0
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    peak(50)
+    few, many = peak(200), peak(2000)
+    assert many < few + 1_000_000, "1,800 more inputs are 1.4 MB, and their names 0.2 MB"
+
+
+def test_skipped_items_keep_their_place(photo_engine: Path, folder: Path, photos: Path) -> None:
+    target = broken_images(photos, folder / "mixed")
+    items = list(open_source(str(target), load(photo_engine, "engine").sidecar))
+    assert [item.name for item in items] == ["a.png", "b.jpg", "c.jpg", "d.png", "e.png", "f.png", "g.jpg", "z.jpg"]
+    assert [isinstance(item, Skipped) for item in items] == [False, *[True] * 6, False]
