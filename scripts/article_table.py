@@ -9,10 +9,11 @@ the article's time for a whole batch on a V100, this GPU's, and both per sample,
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
-from trtbatch import report
 from trtbatch.bench import BenchRequest, BenchResult, bench
+from trtbatch.records import encode
 
 ARTICLE_MS = {1: 1.57, 2: 1.67, 4: 1.78, 6: 2.67, 8: 2.81, 12: 3.83, 16: 4.80, 24: 6.43, 32: 8.65}
 """resnet18 on a V100: ms for the whole batch, all time, as the article that this project began with gives them."""
@@ -47,7 +48,8 @@ def main() -> None:
     result = bench(BenchRequest(options.engine, list(ARTICLE_MS)))
     print(markdown(result))
     if options.json is not None:
-        report.write_json(result, options.json)
+        text = json.dumps({"script": "scripts/article_table.py", "article_ms": ARTICLE_MS, **encode(result)})
+        options.json.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

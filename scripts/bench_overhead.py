@@ -68,10 +68,11 @@ def main() -> None:
             for name, bare in (("execute_v2", bare_execute_v2), ("async", bare_async)):
                 mode = session.modes()[name]
                 measure(mode, options.calls, 1.0, 500.0)
-                rounds = [
-                    (bare(session, options.calls), float(np.median(measure(mode, options.calls, 1.0, 0.0))))
-                    for _ in range(options.rounds)
-                ]
+                rounds = []
+                for turn in range(options.rounds):
+                    first = bare(session, options.calls) if turn % 2 == 0 else None  # each goes first in turn
+                    ours = float(np.median(measure(mode, options.calls, 1.0, 0.0)))
+                    rounds.append((bare(session, options.calls) if first is None else first, ours))
                 ratio = float(np.median([ours / theirs for theirs, ours in rounds]))
                 bare_ms, bench_ms = (float(value) for value in np.median(rounds, axis=0))
                 rows.append(

@@ -38,6 +38,7 @@ __all__ = [
     "now",
     "publish",
     "record_file",
+    "refuse_folder",
     "scratch",
     "sidecar_path",
 ]
@@ -251,6 +252,16 @@ def newest(
     return max(found, key=lambda artifact: (artifact.sidecar.created, artifact.path.name))
 
 
+def refuse_folder(target: Path) -> None:
+    """Raise where a file is to be written and a folder stands.
+
+    Raises:
+        UsageError: `target` is a folder.
+    """
+    if target.is_dir():
+        raise UsageError(f"{target} is a folder", "name a file")
+
+
 @contextmanager
 def scratch(target: Path) -> Iterator[Path]:
     """A private folder on the disk of `target`, gone afterwards whatever happens.
@@ -258,8 +269,7 @@ def scratch(target: Path) -> Iterator[Path]:
     Raises:
         UsageError: `target` is a folder.
     """
-    if target.is_dir():
-        raise UsageError(f"{target} is a folder", "name a file with --output")
+    refuse_folder(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         folder = Path(tempfile.mkdtemp(prefix=".trtbatch-", dir=target.parent))

@@ -87,6 +87,15 @@ def test_execute_v2_gives_the_same_rows_as_the_enqueued_run(workdir: Path) -> No
             assert np.array_equal(session.fetch()["output"], enqueued)
 
 
+def test_a_timing_cache_of_its_own_never_fails_the_build(workdir: Path) -> None:
+    line = ("build", "--static", 1, "--opt-level", 2, "--output", "cached.engine", "--timing-cache", "t.cache")
+    for _ in range(2):
+        done = run_process(*line, cwd=workdir)
+        print(done.stderr)
+        assert done.returncode == 0, done.stderr
+        assert (workdir / "t.cache").stat().st_size > 1000
+
+
 def test_infer_predicts_every_photograph_in_order(workdir: Path, photos: Path) -> None:
     done = run_process("infer", "--input", photos, "--batch", 4, "--output", "p.csv", cwd=workdir)
     print(done.stdout)

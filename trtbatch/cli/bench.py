@@ -41,12 +41,16 @@ def command(
     An engine whose rows are wrong gets no numbers, and exit code 1.
     """
     from trtbatch import report
+    from trtbatch.artifacts import refuse_folder
     from trtbatch.batches import parse_batches
     from trtbatch.bench import BenchRequest, bench
     from trtbatch.errors import UsageError
 
     if iterations is not None and min_time is not None:
         raise UsageError("--iterations and --min-time say the same thing twice", "give one of them")
+    for path in (json_, csv):
+        if path is not None:
+            refuse_folder(path)
     with show_progress() as (_, progress):
         result = bench(
             BenchRequest(
