@@ -178,6 +178,7 @@ def test_wrong_rows_give_no_engine(cli: Cli, folder: Path, model: Callable[[Path
     result = cli("build", model(folder / "m.onnx"), "--max", 8)
     refused(result, 1, told)
     assert nothing_left(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["engines", "m.onnx"]
 
 
 def test_damaged_files_are_refused(cli: Cli, folder: Path) -> None:

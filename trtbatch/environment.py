@@ -56,19 +56,20 @@ def peak_memory() -> int:
 
 
 def commit() -> str | None:
-    """The commit of trtbatch's own checkout, ``-dirty`` where files differ from it; else ``TRTBATCH_COMMIT``.
+    """The commit that this is: ``TRTBATCH_COMMIT``, else that of the checkout, ``-dirty`` where files differ from it.
 
-    None for an installed package. (A copy of the tree without its history can be told by the variable.)
+    The variable is for copies of the tree that don't carry their history. None for an installed package.
     """
+    told = os.environ.get("TRTBATCH_COMMIT")
     root = Path(__file__).resolve().parent.parent
-    if (root / ".git").exists():
-        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-            return done.stdout.strip() or None
-        except (OSError, subprocess.SubprocessError):
-            pass
-    return os.environ.get("TRTBATCH_COMMIT")
+    if told or not (root / ".git").exists():
+        return told or None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
 
 
 def driver() -> str | None:

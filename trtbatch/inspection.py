@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,8 @@ def what_fixes_the_batch(path: Path, message: str = "") -> FixedBatch | None:
     Args:
         message: ONNX Runtime's, where it failed.
     """
-    model = load_onnx(fold(path))
+    with tempfile.TemporaryDirectory(prefix="trtbatch-") as folder:
+        model = load_onnx(fold(path, Path(folder)))
     return node_in_error(model, message) or next(iter(fixed_batch_nodes(model)), None)
 
 

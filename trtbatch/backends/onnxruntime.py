@@ -65,13 +65,13 @@ class OnnxReference:
             raise ExecutionError(f"ONNX Runtime fails on {shapes}: {_reason(error)}", "check the model") from error
 
 
-def fold(path: Path) -> Path:
-    """A copy beside the file in which whatever is computed from constants alone is an initializer.
+def fold(path: Path, folder: Path) -> Path:
+    """A copy of an ONNX file, in `folder`, in which whatever is computed from constants alone is an initializer.
 
     For reading, not for running; the file itself where ONNX Runtime can't write one.
     """
     ort = optional.require("onnxruntime", "fold constants")
-    folded = path.with_name(f"{path.stem}.folded.onnx")
+    folded = folder / "folded.onnx"
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(folded)
