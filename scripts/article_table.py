@@ -1,9 +1,11 @@
 """The README's table: the batches of the V100 article beside this machine's GPU, in one command.
 
     python scripts/article_table.py [ENGINE] [--json FILE]
+    python scripts/article_table.py --from FILE
 
 Benchmarks the engine (the newest in engines/ by default) at the article's batch sizes and prints Markdown:
-the article's time for a whole batch on a V100, this GPU's, and both per sample, in ms.
+the article's time for a whole batch on a V100, this GPU's, and both per sample, in ms. With ``--from`` it prints
+the table of a run that was kept.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import json
 from pathlib import Path
 
 from trtbatch.bench import BenchRequest, BenchResult, bench
-from trtbatch.records import encode
+from trtbatch.records import decode, encode
 
 ARTICLE_MS = {1: 1.57, 2: 1.67, 4: 1.78, 6: 2.67, 8: 2.81, 12: 3.83, 16: 4.80, 24: 6.43, 32: 8.65}
 """resnet18 on a V100: ms for the whole batch, all time, as the article that this project began with gives them."""
@@ -40,11 +42,22 @@ def markdown(result: BenchResult) -> str:
     return "\n".join(lines)
 
 
+def kept(path: Path) -> BenchResult:
+    """The result that ``--json`` wrote."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    del data["script"], data["article_ms"]
+    return decode(BenchResult, data, path.name)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engine", type=Path, nargs="?")
     parser.add_argument("--json", type=Path, help="everything, raw samples too")
+    parser.add_argument("--from", dest="kept", type=Path, help="print the table of this result instead")
     options = parser.parse_args()
+    if options.kept is not None:
+        print(markdown(kept(options.kept)))
+        return
     result = bench(BenchRequest(options.engine, list(ARTICLE_MS)))
     print(markdown(result))
     if options.json is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,16 @@ def bare_async(session: Any, calls: int) -> float:
     return float(np.median([end.time_since(begin) for begin, end in marks]))
 
 
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The table: medians over the rounds, and the median of the rounds' ratios."""
+    lines = ["| batch | mode | bare loop, ms | bench, ms | ratio |", "|---:|---|---:|---:|---:|"]
+    for row in rows:
+        lines.append(
+            f"| {row['batch']} | {row['mode']} | {row['bare_ms']:.4f} | {row['bench_ms']:.4f} | {row['ratio']:.4f} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engine", type=Path)
@@ -79,7 +90,7 @@ def main() -> None:
                     {"batch": batch, "mode": name, "bare_ms": bare_ms, "bench_ms": bench_ms, "ratio": ratio}
                     | {"rounds_ms": rounds}
                 )
-                print(f"batch {batch:3} {name:10} bare {bare_ms:.4f} ms  bench {bench_ms:.4f} ms  ratio {ratio:.4f}")
+    print(markdown(rows))
     if options.output is not None:
         result = {
             "script": "scripts/bench_overhead.py",
