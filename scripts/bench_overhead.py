@@ -22,7 +22,7 @@ from trtbatch.artifacts import load
 from trtbatch.backends import open_engine
 from trtbatch.batches import parse_batches
 from trtbatch.bench import measure
-from trtbatch.verify import random_inputs
+from trtbatch.rows import random_inputs
 
 
 def bare_execute_v2(session: Any, calls: int) -> float:

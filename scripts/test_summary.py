@@ -25,6 +25,7 @@ def main(source: str, target: str) -> int:
     for case in cases:
         printed = (case.findtext("system-out") or "").strip().splitlines()
         told = [line.strip() for line in printed if line.strip() and not line.startswith("----")]
+        told = [line.replace(str(Path.home()), "~") for line in told]
         seconds = round(float(case.get("time", "0")), 1)
         test = {"test": case.get("name"), "file": case.get("classname"), "outcome": outcome(case), "seconds": seconds}
         tests.append(test | ({"printed": told} if told else {}))

@@ -23,7 +23,7 @@ from trtbatch.artifacts import load, record_file
 from trtbatch.backends import open_engine
 from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import ProfileError
-from trtbatch.verify import random_inputs, row_errors
+from trtbatch.rows import random_inputs, row_errors
 
 Cli = Callable[..., Any]
 

@@ -89,5 +89,5 @@ def test_the_package_speaks_of_itself_alone() -> None:
         pytest.skip("not a git checkout")
     for name in tracked.stdout.split():
         text = (ROOT / name).read_text(encoding="utf-8", errors="ignore") if (ROOT / name).is_file() else ""
-        for word in ("/root/", "/home/", "/work" + "/main"):
+        for word in [f"/{folder}/" for folder in ("root", "home", "work/main")]:
             assert word not in text, f"{name} holds {word}"

@@ -62,6 +62,7 @@ class TensorSpec:
         shape: ``("batch_size", 3, 224, 224)``; an axis is a name while its size is open.
         batch_axis: which axis is the batch; None where none is.
         value_range: smallest and largest value that made sense for an integer input when it was exported.
+        counted_by: the output that says how many entries of this one, along its second axis, are valid.
     """
 
     name: str
@@ -69,6 +70,7 @@ class TensorSpec:
     shape: tuple[int | str, ...]
     batch_axis: int | None = 0
     value_range: tuple[int, int] | None = None
+    counted_by: str | None = None
 
     def __post_init__(self) -> None:
         if self.batch_axis is not None and not 0 <= self.batch_axis < len(self.shape):
@@ -106,18 +108,31 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """Where the numbers of the model come from."""
+    """Where the numbers of the model come from.
+
+    Args:
+        origin: the MODEL that was exported: a torchvision name, ``package.module:factory`` or a ``.pt2`` file.
+        weights_option: the ``--weights`` that makes the same numbers again.
+        input_shape: the ``--input-shape`` that was given.
+    """
 
     name: str
     weights: str
     exporter: str | None = None
     opset: int | None = None
     seed: int | None = None
+    origin: str | None = None
+    weights_option: str | None = None
+    input_shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What is known of an artifact without opening it."""
+    """What is known of an artifact without opening it.
+
+    Args:
+        source, source_path: what it was made from, and where that lies as seen from its folder.
+    """
 
     kind: Literal["onnx", "engine"]
     artifact: FileRecord
@@ -126,6 +141,7 @@ class Sidecar:
     model: ModelRecord
     companions: tuple[FileRecord, ...] = ()
     source: FileRecord | None = None
+    source_path: str | None = None
     backend: Literal["tensorrt", "onnxruntime"] | None = None
     profiles: tuple[Profile, ...] = ()
     precision_asked: str | None = None

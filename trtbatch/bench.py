@@ -21,9 +21,9 @@ from trtbatch.artifacts import ModelRecord
 from trtbatch.backends import open_engine, resolve_engine
 from trtbatch.backends.base import Event, Mode, Session
 from trtbatch.batches import Profile, pick_profile, refuse_outside
+from trtbatch.checks import RowChecker
 from trtbatch.errors import UsageError
 from trtbatch.stats import Summary, summarize
-from trtbatch.verify import RowChecker
 
 __all__ = ["BatchResult", "BenchRequest", "BenchResult", "bench", "measure"]
 
@@ -129,7 +129,7 @@ def bench(request: BenchRequest) -> BenchResult:
             session,
             sidecar.inputs,
             sidecar.outputs,
-            backend=sidecar.backend or "",
+            precision=sidecar.precision_realised or "fp32",
             smallest=smallest,
             largest=largest,
             seed=request.seed,

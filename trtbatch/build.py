@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,10 +14,11 @@ from trtbatch.artifacts import ENGINES, Artifact, FileRecord, ModelRecord, Sidec
 from trtbatch.backends import choose_builder, open_engine
 from trtbatch.backends.base import BuildPlan, Built, Engine
 from trtbatch.batches import Profile
+from trtbatch.checks import RowChecker
 from trtbatch.errors import ExecutionError, ProfileError, RowsError, TrtbatchError, UsageError
 from trtbatch.inspection import load_onnx, opset_of, read_specs, what_fixes_the_batch
 from trtbatch.notes import note, warn
-from trtbatch.verify import RowChecker
+from trtbatch.outputs import observed
 
 __all__ = ["BuildRequest", "build"]
 
@@ -35,6 +37,7 @@ class BuildRequest:
         timing_cache: read where usable, and written after the build.
         shapes: sizes of the axes other than the batch, by input.
         output: None is ``engines/NAME.engine`` (``engines/NAME.ort.onnx`` for ONNX Runtime).
+        verify: whether the rows are checked; the engine is run at min, opt and max either way.
         progress: told what is being done, and how far it is (0 to 1) where that is known.
     """
 
@@ -47,6 +50,7 @@ class BuildRequest:
     timing_cache: Path | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     output: Path | None = None
+    verify: bool = True
     progress: Callable[[str, float | None], None] = lambda words, share: None
 
 
@@ -96,11 +100,12 @@ def build(request: BuildRequest) -> Artifact:
         built = builder.build(plan, folder, request.progress)
         seconds = time.perf_counter() - began
         sidecar = _sidecar(source, built, profiles, builder.name)
-        request.progress("checking rows at min, opt and max", None)
+        request.progress("running it at min, opt and max", None)
         try:
-            memory = _run_corners(Artifact(built.file, sidecar), target.name)
+            outputs, memory = _run_corners(Artifact(built.file, sidecar), target.name, request.verify, onnx)
         except (RowsError, ExecutionError) as error:
             raise _explained(error, onnx) from error
+        sidecar = replace(sidecar, outputs=outputs, source_path=_relative(source.path, target))
         facts = {"build_seconds": round(seconds, 3), "total_seconds": round(time.perf_counter() - started, 3)}
         sidecar = replace(sidecar, build=facts | memory, created=artifacts.now())
         return artifacts.publish(built.file, target, sidecar, built.companions)
@@ -271,8 +276,18 @@ def _sidecar(source: _Source, built: Built, profiles: tuple[Profile, ...], backe
     )
 
 
-def _run_corners(artifact: Artifact, name: str) -> dict[str, Any]:
-    """Check the rows at min, opt and max of every profile; returns what is known of memory.
+def _relative(source: Path, target: Path) -> str:
+    """Where the ONNX file lies, as seen from the engine's folder."""
+    return os.path.relpath(source.resolve(), target.resolve().parent)
+
+
+def _run_corners(
+    artifact: Artifact, name: str, verify: bool, onnx: Path
+) -> tuple[tuple[TensorSpec, ...], dict[str, Any]]:
+    """Run the engine at min, opt and max of every profile, and check its rows.
+
+    Returns:
+        The outputs as they were seen, and what is known of memory.
 
     Raises:
         RowsError: wrong rows.
@@ -280,17 +295,38 @@ def _run_corners(artifact: Artifact, name: str) -> dict[str, Any]:
     sidecar = artifact.sidecar
     corners = sorted({batch for profile in sidecar.profiles for batch in profile.corners})
     with open_engine(artifact) as engine, engine.session() as session:
+        outputs = observed(session, sidecar.inputs, sidecar.outputs, corners[0], corners[-1])
+        _refuse_rowless(outputs, name, onnx, corners)
         checker = RowChecker(
             session,
             sidecar.inputs,
-            sidecar.outputs,
-            backend=sidecar.backend or "",
+            outputs,
+            precision=sidecar.precision_realised or "fp32",
             smallest=corners[0],
             largest=corners[-1],
         )
         for batch in corners:
-            checker.require(batch, name)
-        return {"rows_checked_at": corners} | _memory(engine, sidecar, corners[-1])
+            if verify:
+                checker.require(batch, name)
+            else:
+                session.bind(checker.inputs(batch))
+                session.run()
+        memory = _memory(engine, replace(sidecar, outputs=outputs), corners[-1])
+        return outputs, {"ran_at": corners, "rows_checked_at": corners if verify else []} | memory
+
+
+def _refuse_rowless(outputs: tuple[TensorSpec, ...], name: str, onnx: Path, corners: list[int]) -> None:
+    """Warn of outputs that don't follow the batch; raise where none does and a node is found that fixes it.
+
+    Raises:
+        RowsError: naming the node.
+    """
+    rowless = [spec for spec in outputs if spec.batch_axis is None]
+    if len(rowless) == len(outputs) and corners[0] != corners[-1] and what_fixes_the_batch(onnx) is not None:
+        shapes = ", ".join(map(str, rowless))
+        raise RowsError(f"no output of {name} follows the batch size: {shapes}", "export it with --dynamic")
+    for spec in rowless:
+        warn(f"output {spec} doesn't follow the batch: it is recorded so, and is no row of any sample")
 
 
 def _explained(error: TrtbatchError, onnx: Path) -> TrtbatchError:

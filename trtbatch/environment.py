@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import trtbatch
 from trtbatch import optional
 
-__all__ = ["commit", "cpu_name", "describe", "driver", "gpu_state", "peak_memory"]
+__all__ = ["ask_nvml", "commit", "cpu_name", "describe", "driver", "gpu_state", "peak_memory"]
 
 T = TypeVar("T")
 
@@ -74,15 +74,15 @@ def commit() -> str | None:
 
 def driver() -> str | None:
     """Version of the NVIDIA driver, from NVML; None without."""
-    return _ask_nvml(lambda nvml: str(nvml.nvmlSystemGetDriverVersion()))
+    return ask_nvml(lambda nvml: str(nvml.nvmlSystemGetDriverVersion()))
 
 
 def gpu_state(index: int = 0) -> dict[str, Any]:
     """What NVML says of a GPU now: clocks (MHz), temperature (°C), power (W), throttle reasons; empty without NVML."""
-    return _ask_nvml(lambda nvml: _nvml_state(nvml, nvml.nvmlDeviceGetHandleByIndex(index))) or {}
+    return ask_nvml(lambda nvml: _nvml_state(nvml, nvml.nvmlDeviceGetHandleByIndex(index))) or {}
 
 
-def _ask_nvml(question: Callable[[Any], T]) -> T | None:
+def ask_nvml(question: Callable[[Any], T]) -> T | None:
     if not optional.is_installed("pynvml"):
         return None
     pynvml: Any = optional.require("pynvml", "read the GPU's clocks")  # typed only where it is installed

@@ -84,13 +84,28 @@ def export(request: ExportRequest) -> Artifact:
             companions=tuple(artifacts.record_file(path) for path in companions),
             inputs=inputs,
             outputs=outputs,
-            model=ModelRecord(model.name, model.weights, exporter, opset, request.seed),
+            model=ModelRecord(
+                model.name,
+                model.weights,
+                exporter,
+                opset,
+                request.seed,
+                origin=request.model,
+                weights_option=_same_weights(model, request.weights),
+                input_shape=request.input_shape,
+            ),
             preprocessing=model.preprocessing,
             classes=model.classes,
             tools={name: found for name in ("torch", "torchvision", "onnx") if (found := optional.version(name))},
             created=artifacts.now(),
         )
         return artifacts.publish(made, target, sidecar, companions)
+
+
+def _same_weights(model: TorchModel, asked: str) -> str:
+    """The ``--weights`` that gets the same numbers again: what ``auto`` came to, for a torchvision model."""
+    label = model.weights.partition(" ")[0]
+    return label if asked == "auto" and label in ("random", "pretrained") else asked
 
 
 def _file_stem(name: str) -> str:

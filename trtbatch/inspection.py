@@ -63,9 +63,11 @@ def opset_of(model: Any) -> int:
 def read_specs(model: Any, where: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Inputs and outputs of a model that has no sidecar.
 
-    The batch axis is the first axis where that is open; else the open axis with a batch's name, or the only
-    open one; of a model that is fixed throughout, the first axis. In a model with an open batch, inputs and
-    outputs that are fixed have none. Initializers that are listed as inputs are not inputs.
+    An input's batch axis is the first axis where that is open; else the open axis with a batch's name, or the
+    only open one; of a model that is fixed throughout, the first axis. In a model with an open batch, inputs
+    that are fixed have none. An output's batch axis is the one of the inputs' name; what an axis of another
+    name is, only running the model tells (see :func:`trtbatch.outputs.observed`). Initializers that are listed
+    as inputs are not inputs.
 
     Raises:
         UsageError: a tensor without a number of axes, an unclear batch axis, or inputs whose batch axes have
@@ -74,7 +76,6 @@ def read_specs(model: Any, where: str) -> tuple[tuple[TensorSpec, ...], tuple[Te
     initializers = {tensor.name for tensor in model.graph.initializer}
     infos = [info for info in model.graph.input if info.name not in initializers]
     inputs = [_spec(info, where) for info in infos]
-    outputs = [_spec(info, where) for info in model.graph.output]
     names = {spec.name: spec.shape[spec.batch_axis] for spec in inputs if spec.batch_axis is not None}
     open_names = {name: size for name, size in names.items() if isinstance(size, str)}
     if len(set(open_names.values())) > 1:
@@ -84,10 +85,20 @@ def read_specs(model: Any, where: str) -> tuple[tuple[TensorSpec, ...], tuple[Te
             f"{where}: inputs {first!r} ({a}) and {second!r} ({b}) have batch axes of different names",
             "one batch size must serve all inputs: export them with one name for the axis",
         )
+    fixed = next((size for size in names.values() if isinstance(size, int)), None)
+    batch = next(iter(open_names.values()), fixed)
     if open_names:
         inputs = [_open_batch(spec) for spec in inputs]
-        outputs = [_open_batch(spec) for spec in outputs]
+    outputs = [_output_spec(info, where, batch) for info in model.graph.output]
     return tuple(inputs), tuple(outputs)
+
+
+def _output_spec(info: Any, where: str, batch: int | str | None) -> TensorSpec:
+    """An output whose batch axis is the axis of this name; in a fixed model, the first, where it has this size."""
+    dtype, sizes = _type_of(info, where)
+    known = [axis for axis, size in enumerate(sizes) if size == batch and (axis == 0 or isinstance(size, str))]
+    spec = TensorSpec(info.name, dtype, tuple(sizes), known[0] if known else None)
+    return replace(spec, shape=spec.at_name(BATCH_AXIS)) if known and isinstance(batch, str) else spec
 
 
 def _open_batch(spec: TensorSpec) -> TensorSpec:
@@ -98,21 +109,24 @@ def _open_batch(spec: TensorSpec) -> TensorSpec:
 
 
 def _spec(info: Any, where: str) -> TensorSpec:
+    dtype, sizes = _type_of(info, where)
+    if sizes and isinstance(sizes[0], str) and sizes[0] == f"{info.name}_0":
+        sizes[0] = BATCH_AXIS  # an unnamed first axis of an input is the batch, as tools write it
+    return TensorSpec(info.name, dtype, tuple(sizes), _batch_axis(sizes, info.name, where))
+
+
+def _type_of(info: Any, where: str) -> tuple[str, list[int | str]]:
+    """numpy's dtype name and the sizes of a tensor; open axes without a name are called ``NAME_AXIS``."""
     onnx = optional.require("onnx", "read ONNX files")
     tensor_type = info.type.tensor_type
     if not info.type.HasField("tensor_type") or not tensor_type.HasField("shape"):
         raise UsageError(f"{where}: {info.name!r} is not a tensor with a known number of axes", "export it with shapes")
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type).name
     sizes: list[int | str] = [
-        dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param or _unnamed(info, axis)
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param or f"{info.name}_{axis}"
         for axis, dim in enumerate(tensor_type.shape.dim)
     ]
-    return TensorSpec(info.name, dtype, tuple(sizes), _batch_axis(sizes, info.name, where))
-
-
-def _unnamed(info: Any, axis: int) -> str:
-    """A name for an open axis that has none: an unnamed first axis is taken for the batch, as tools write it."""
-    return BATCH_AXIS if axis == 0 else f"{info.name}_{axis}"
+    return dtype, sizes
 
 
 def _batch_axis(sizes: list[int | str], name: str, where: str) -> int | None:

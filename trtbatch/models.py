@@ -74,15 +74,22 @@ class TorchModel:
         Raises:
             ModelError: the model itself doesn't run at this batch size.
         """
+        return self.call(self.example(batch), f"batch {batch}")
+
+    def call(self, inputs: Mapping[str, Any], where: str) -> dict[str, NDArray[Any]]:
+        """Outputs for these tensors, in the order of :attr:`example`'s, by name.
+
+        Raises:
+            ModelError: the model itself doesn't run on them; `where` is said.
+        """
         torch = optional.require("torch", "run the model")
-        inputs = self.example(batch)
         try:
             with torch.no_grad():
                 outputs = self.module(**inputs) if self.by_keyword else self.module(*inputs.values())
         except Exception as error:
             shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in inputs.items())
             raise ModelError(
-                f"{self.name} itself fails in torch at batch {batch} ({shapes}): {first_line(error)}{_line_of(error)}",
+                f"{self.name} itself fails in torch at {where} ({shapes}): {first_line(error)}{_line_of(error)}",
                 "give shapes that the model takes with --input-shape, and a model that takes any batch",
             ) from error
         return {name: tensor.numpy() for name, tensor in flatten_outputs(outputs).items()}

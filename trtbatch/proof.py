@@ -1,7 +1,7 @@
 """The proof that an exported batch axis is dynamic, and the search for what fixes one that isn't.
 
 ONNX Runtime runs the exported file at batches 1, 2, 3 and 7, and every row is compared with torch's
-(tolerance: see :func:`trtbatch.verify.tolerance`).
+(tolerance: see :func:`trtbatch.rows.tolerance`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import ExecutionError, ExportError, ModelError, TrtbatchError
 from trtbatch.exporters import Trace
 from trtbatch.inspection import what_fixes_the_batch
-from trtbatch.verify import rows_of, tolerance, wrong_rows
+from trtbatch.rows import rows_of, tolerance, wrong_rows
 
 __all__ = ["PROOF_BATCHES", "Reference", "baked", "prove"]
 

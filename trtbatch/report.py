@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 from trtbatch.artifacts import atomic_file
 from trtbatch.bench import BenchResult
 from trtbatch.records import encode
+from trtbatch.rows import named_rows
+from trtbatch.verify import OutputResult, VerifyResult
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["bench_table", "footnotes", "write_csv", "write_json"]
+__all__ = ["bench_table", "footnotes", "verify_table", "write_csv", "write_json", "write_verdict"]
 
 _NUMBERS = re.compile(r"\[[-+0-9.eE,\s]+\]")
 
@@ -65,6 +67,50 @@ def bench_table(result: BenchResult) -> Table:
             "stable" if summary.stable else "[yellow]unstable[/yellow]",
         )
     return table
+
+
+def verify_table(result: VerifyResult) -> Table:
+    """The table of a verification: one line per batch size and output, with its worst sample."""
+    from rich.table import Table
+
+    title = f"{result.engine} · {result.backend} {result.precision} · weights: {result.weights}"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in ("batch", "output", "max abs", "max rel", "L2 rel", "cosine", "top-1", "NaN/Inf", "limit", "verdict"):
+        table.add_column(name, justify="left" if name in ("output", "verdict") else "right", no_wrap=True)
+    for output in result.outputs:
+        table.add_row(
+            str(output.batch), output.output.replace("[", "\\["), *_worst(output), output.limit, _verdict(output)
+        )
+    return table
+
+
+def _worst(output: OutputResult) -> list[str]:
+    """The largest errors over the samples, the smallest cosine, the agreement of the best class."""
+    if not output.rows:
+        return ["", "", "", "", "", ""]
+    largest = [max(float(getattr(row, name)) for row in output.rows) for name in ("max_abs", "max_rel", "l2_rel")]
+    strange = sum(row.nan for row in output.rows), sum(row.inf for row in output.rows)
+    return [
+        *(f"{value:.1e}" for value in largest),
+        f"{min(float(row.cosine) for row in output.rows):.6f}",
+        "" if output.top1_agreement is None else f"{output.top1_agreement:.1%}",
+        f"{strange[0]}/{strange[1]}",
+    ]
+
+
+def _verdict(output: OutputResult) -> str:
+    if output.passed:
+        return "[green]right[/]"
+    if output.shape != output.reference_shape:
+        return f"[red]WRONG: shape {output.shape}, not {output.reference_shape}[/]"
+    bad = [row.sample for row in output.rows if not row.passed]
+    return f"[red]WRONG: {named_rows(bad)}[/]"
+
+
+def write_verdict(result: VerifyResult, path: Path) -> None:
+    """Everything that was compared, sample by sample."""
+    with atomic_file(path) as made:
+        made.write_text(json.dumps(encode(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def footnotes(result: BenchResult) -> list[str]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from trtbatch.artifacts import Sidecar, TensorSpec
 from trtbatch.errors import InputError, UsageError
 from trtbatch.preprocessing import Preprocessing
-from trtbatch.verify import random_inputs
+from trtbatch.rows import random_inputs
 
 __all__ = ["ArraySource", "ImageSource", "RandomSource", "Sample", "Skipped", "Source", "open_source"]
 

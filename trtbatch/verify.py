@@ -1,259 +1,287 @@
-"""Are the rows right? Comparison of outputs sample by sample, and the checks that need no reference.
-
-The checks work on any session (TensorRT or ONNX Runtime) and are the same for ``build`` and ``bench``:
-
-* *written*: the output buffers are filled with two different byte patterns before two runs; an element
-  that keeps both was never written. (One pattern is not enough: it may be a legal value.)
-* *finite*: no NaN where the single sample has none.
-* *identical rows*: a batch of copies of one sample gives equal rows.
-* *batch = singles*: row *i* of a batch equals sample *i* run alone.
-"""
+"""Is every sample of every batch right? An engine against a reference, row by row, and against itself."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch.artifacts import TensorSpec
+from trtbatch import artifacts, environment
+from trtbatch.artifacts import Artifact, Sidecar, TensorSpec
+from trtbatch.backends import open_engine, resolve_engine
 from trtbatch.backends.base import Session
-from trtbatch.errors import RowsError
+from trtbatch.batches import refuse_outside
+from trtbatch.checks import CHECKS, Finding, RowChecker
+from trtbatch.errors import ArtifactError, InputError, UsageError
+from trtbatch.inspection import what_fixes_the_batch
+from trtbatch.notes import note, warn
+from trtbatch.references import Reference, SavedReference, find_onnx, open_reference
+from trtbatch.rows import Comparison, Limit, compare, random_inputs, rows_of, tolerance, valid_only
+from trtbatch.sources import Sample, open_source
 
-__all__ = ["Finding", "RowChecker", "random_inputs", "row_errors", "rows_of", "tolerance", "wrong_rows"]
+__all__ = ["OutputResult", "SampleResult", "VerifyRequest", "VerifyResult", "verify"]
 
 Array = NDArray[Any]
 
-_POISONS = (0xFF, 0x5A)
-"""Byte patterns of the poison; 0xFF… is NaN in every IEEE 754 binary format."""
 
+@dataclass(frozen=True)
+class VerifyRequest:
+    """What to verify, and against what.
 
-def tolerance(dtype: str, backend: str | None = None) -> float:
-    """Largest relative error ‖row − reference‖₂ / ‖reference‖₂ that counts as equal.
-
-    * integers and booleans: 0, they are counted, not rounded.
-    * float32 on TensorRT: 2e-3. Its default is TF32, with a 10-bit fraction (unit round-off 2⁻¹¹ ≈ 4.9e-4),
-      and another batch size may run another kernel, which rounds in another order.
-    * float32 on ONNX Runtime against torch or itself: 1e-4. Unit round-off is 6e-8; over a hundred layers,
-      summed in other orders, 1e-6 to 1e-5 is usual, and a row that is wrong is wrong by about 1.
-    * float64: 1e-9, by the same reckoning (a constant kept as float32 would show as 1e-8).
-    * float16, bfloat16: 1e-2 and 8e-2, about ten unit round-offs (4.9e-4 and 3.9e-3), doubled.
+    Args:
+        engine: None takes the newest in ``engines/`` that runs here.
+        against: ``onnxruntime``, ``torch``, an ``.onnx`` or ``.npz`` file, ``none``; None is ONNX Runtime where
+            the ONNX file is still there.
+        batches: None is min, opt and max of every profile.
+        input: samples to use, as for ``infer``; None draws random ones.
+        rtol, atol: numpy's element-wise limits, instead of the tolerance of dtype and precision.
+        progress: told what is being done.
     """
-    kind = np.dtype(dtype).kind if dtype != "bfloat16" else "f"
-    if kind in "iub":
-        return 0.0
-    known = {"float64": 1e-9, "float16": 1e-2, "bfloat16": 8e-2}
-    return max(known.get(dtype, 1e-4), 2e-3 if backend == "tensorrt" else 0.0)
 
-
-def rows_of(array: Array, spec: TensorSpec) -> Array:
-    """The array with its batch axis first, each row flat: ``(N, elements)``."""
-    if spec.batch_axis is None:
-        raise ValueError(f"{spec.name} has no batch axis")
-    moved = np.moveaxis(array, spec.batch_axis, 0)
-    return moved.reshape(moved.shape[0], -1)
-
-
-def row_errors(rows: Array, reference: Array) -> NDArray[np.float64]:
-    """Relative error of each row, ‖row − reference‖₂ / ‖reference‖₂, shape ``(N,)``.
-
-    Equal rows give 0, also where they are zero, infinite or NaN alike; a row that is NaN on one side only
-    gives infinity, as does anything where the reference is zero.
-    """
-    same = (rows == reference) | ((rows != rows) & (reference != reference))
-    wide = np.longdouble if rows.dtype == np.float64 else np.float64
-    a, b = rows.astype(wide), reference.astype(wide)
-    with np.errstate(all="ignore"):
-        error = np.sqrt((np.where(same, 0.0, a - b) ** 2).sum(axis=1))
-        norm = np.sqrt((np.where(same, np.nan_to_num(b), b) ** 2).sum(axis=1))
-        relative = np.where(error == 0, 0.0, error / norm)
-    smallest = np.nextafter(0.0, 1.0)  # for integers that differ by less than the wide type can tell
-    relative = np.where((relative == 0) & ~same.all(axis=1), smallest, relative)
-    return np.where(np.isnan(relative), np.inf, relative).astype(np.float64)
-
-
-def wrong_rows(rows: Array, reference: Array, limit: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Indices of the rows whose error exceeds `limit`, and all errors."""
-    errors = row_errors(rows, reference)
-    return np.flatnonzero(errors > limit), errors
-
-
-def random_inputs(inputs: Sequence[TensorSpec], batch: int, seed: int) -> dict[str, Array]:
-    """Fresh inputs for `batch` samples: floats from N(0, 1), integers from their recorded range (else 0, 1).
-
-    Every axis but the batch must be known.
-    """
-    generator = np.random.default_rng(seed)
-    drawn: dict[str, Array] = {}
-    for spec in inputs:
-        shape = tuple(int(size) for size in spec.at(batch))
-        dtype = np.dtype(spec.dtype)
-        if dtype.kind == "f":
-            drawn[spec.name] = generator.standard_normal(shape, dtype=np.float32).astype(dtype)
-        elif dtype.kind == "b":
-            drawn[spec.name] = generator.integers(0, 2, shape).astype(dtype)
-        else:
-            low, high = spec.value_range or ((0, 255) if dtype == np.uint8 else (0, 1))
-            drawn[spec.name] = generator.integers(low, high, shape, dtype=np.int64, endpoint=True).astype(dtype)
-    return drawn
+    engine: Path | None
+    against: str | None = None
+    batches: Sequence[int] | None = None
+    input: str | None = None
+    rtol: float | None = None
+    atol: float | None = None
+    seed: int = 0
+    progress: Callable[[str, float | None], None] = lambda words, share: None
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One failed check: what it was, which rows of which output, and the plain words."""
+class SampleResult:
+    """One row of one output against the reference; errors that aren't finite are the strings ``inf``, ``nan``."""
 
-    check: str
-    output: str
-    batch: int
-    rows: tuple[int, ...]
-    message: str
+    sample: int
+    max_abs: float | str
+    max_rel: float | str
+    l2_rel: float | str
+    cosine: float | str
+    top1: bool | None
+    nan: int
+    inf: int
+    passed: bool
 
-    def __str__(self) -> str:
-        return f"batch {self.batch}, {self.output}: {self.message}"
 
-
-class RowChecker:
-    """The checks that need no reference, on one session; single samples are run once and kept.
+@dataclass(frozen=True)
+class OutputResult:
+    """One output at one batch size against the reference.
 
     Args:
-        session: what runs.
-        inputs, outputs: its specs.
-        backend: decides the tolerance.
-        smallest: the smallest batch the engine takes; a "single" is a batch of that many copies.
-        largest: the largest batch that will be checked.
-        seed: of the random inputs.
+        shape, reference_shape: where they differ, there are no rows to compare.
+        limit: what counts as equal.
+        top1_agreement: share of the samples with the same largest class; None where rows aren't class scores.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        inputs: Sequence[TensorSpec],
-        outputs: Sequence[TensorSpec],
-        *,
-        backend: str,
-        smallest: int,
-        largest: int,
-        seed: int = 0,
-    ) -> None:
-        self._session = session
-        self._inputs = inputs
-        self._outputs = outputs
-        self._backend = backend
-        self._smallest = smallest
-        self._pool = random_inputs(inputs, largest, seed)
-        self._singles: list[dict[str, Array]] = []
-
-    def inputs(self, batch: int) -> dict[str, Array]:
-        """The first `batch` samples of the pool."""
-        return self._take(range(batch))
-
-    def check(self, batch: int) -> list[Finding]:
-        """Everything that is wrong at this batch size; an empty list when nothing is."""
-        outputs, findings = self._run_poisoned(batch)
-        if findings:
-            return findings
-        copies = self._run(self._take([0] * batch))
-        for spec in self._outputs:
-            if spec.batch_axis is not None:
-                findings += self._check_output(spec, batch, outputs[spec.name], copies[spec.name])
-        return findings
-
-    def require(self, batch: int, engine: str) -> None:
-        """Raise where :meth:`check` finds something.
-
-        Raises:
-            RowsError: with the first finding.
-        """
-        findings = self.check(batch)
-        if findings:
-            more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
-            raise RowsError(
-                f"{engine} gives wrong rows: {findings[0]}{more}",
-                "its numbers would mean nothing: rebuild from an ONNX that trtbatch export has proven",
-            )
-
-    def _run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        self._session.bind(inputs)
-        self._session.run()
-        return self._session.fetch()
-
-    def _run_poisoned(self, batch: int) -> tuple[dict[str, Array], list[Finding]]:
-        self._session.bind(self.inputs(batch))
-        results = []
-        for pattern in _POISONS:
-            self._session.poison(pattern)
-            self._session.run()
-            results.append(self._session.fetch())
-        findings = []
-        for spec in self._outputs:
-            untouched = _is_poison(results[0][spec.name], _POISONS[0]) & _is_poison(results[1][spec.name], _POISONS[1])
-            wanted = None if spec.batch_axis is None else results[0][spec.name].shape[spec.batch_axis]
-            if wanted is not None and wanted != batch:
-                message = f"has {wanted} rows for {batch} samples: the batch is fixed somewhere in the model"
-                findings.append(Finding("shape", spec.name, batch, (), message))
-            elif untouched.any():
-                rows = _rows_with(untouched, spec)
-                findings.append(Finding("written", spec.name, batch, rows, f"{_named(rows)} were never written"))
-        return results[-1], findings
-
-    def _check_output(self, spec: TensorSpec, batch: int, output: Array, copies: Array) -> list[Finding]:
-        limit = tolerance(spec.dtype, self._backend)
-        singles = np.concatenate([rows_of(single[spec.name], spec)[:1] for single in self._run_singles(batch)])
-        alike = rows_of(copies, spec)
-        rows = rows_of(output, spec)
-        findings = []
-        bad, errors = wrong_rows(rows, singles, limit)
-        if bad.size:
-            message = _explain(rows, singles, bad, errors, limit)
-            findings.append(Finding("batch = singles", spec.name, batch, tuple(bad.tolist()), message))
-        bad, errors = wrong_rows(alike, np.broadcast_to(singles[:1], alike.shape), limit)
-        if bad.size:
-            message = f"copies of one sample differ in {_named(bad.tolist())} (error {errors.max():.1e} > {limit:.0e})"
-            findings.append(Finding("identical rows", spec.name, batch, tuple(bad.tolist()), message))
-        return findings
-
-    def _run_singles(self, batch: int) -> list[dict[str, Array]]:
-        while len(self._singles) < batch:
-            self._singles.append(self._run(self._take([len(self._singles)] * self._smallest)))
-        return self._singles[:batch]
-
-    def _take(self, indices: Sequence[int]) -> dict[str, Array]:
-        return {
-            spec.name: self._pool[spec.name]
-            if spec.batch_axis is None
-            else np.ascontiguousarray(np.take(self._pool[spec.name], list(indices), axis=spec.batch_axis))
-            for spec in self._inputs
-        }
+    batch: int
+    output: str
+    shape: tuple[int, ...]
+    reference_shape: tuple[int, ...]
+    limit: str
+    rows: tuple[SampleResult, ...]
+    top1_agreement: float | None
+    passed: bool
 
 
-def _is_poison(array: Array, pattern: int) -> NDArray[np.bool_]:
-    raw = np.ascontiguousarray(array).view(np.uint8).reshape(*array.shape, array.dtype.itemsize)
-    return np.asarray((raw == pattern).all(axis=-1))
+@dataclass(frozen=True)
+class VerifyResult:
+    """Everything that was compared and checked.
+
+    Args:
+        reference: what it was compared with; None where nothing was at hand.
+        checks: the names of the checks without a reference, each run at every batch.
+        findings: what failed of them; `explanations` says it in words, the fixing node included.
+    """
+
+    engine: str
+    backend: str
+    precision: str
+    weights: str
+    reference: str | None
+    batches: tuple[int, ...]
+    checks: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    explanations: tuple[str, ...]
+    outputs: tuple[OutputResult, ...]
+    passed: bool
+    tools: dict[str, str]
+    device: dict[str, str]
+    environment: dict[str, Any]
+    created: str
+    format_version: int = 1
 
 
-def _rows_with(mask: NDArray[np.bool_], spec: TensorSpec) -> tuple[int, ...]:
-    return () if spec.batch_axis is None else tuple(np.flatnonzero(rows_of(mask, spec).any(axis=1)).tolist())
+def verify(request: VerifyRequest) -> VerifyResult:
+    """Compare an engine with a reference and with itself; wrong rows are a result, not an exception.
+
+    Raises:
+        ProfileError: a batch outside every profile.
+        UsageError, InputError, ArtifactError: the reference or the samples can't be had.
+    """
+    artifact = resolve_engine(request.engine)
+    sidecar = artifact.sidecar
+    name = artifact.path.name
+    corners = sorted({corner for profile in sidecar.profiles for corner in profile.corners})
+    batches = tuple(dict.fromkeys(request.batches or corners))
+    refuse_outside(sidecar.profiles, batches, name)
+    reference = _reference(request, artifact)
+    smallest = min(profile.min for profile in sidecar.profiles)
+    pool = _pool(request, sidecar, reference, max(*batches, smallest) + 1)
+    findings: list[Finding] = []
+    outputs: list[OutputResult] = []
+    with open_engine(artifact) as engine, engine.session() as session:
+        checker = RowChecker(
+            session,
+            sidecar.inputs,
+            sidecar.outputs,
+            precision=sidecar.precision_realised or "fp32",
+            smallest=smallest,
+            largest=max(batches),
+            pool=pool,
+        )
+        for batch in batches:
+            request.progress(f"batch {batch}: checking rows", None)
+            findings += checker.check(batch)
+            if reference is not None:
+                request.progress(f"batch {batch}: comparing with the reference", None)
+                outputs += _against(reference, session, checker.inputs(batch), batch, sidecar, request)
+    return VerifyResult(
+        engine=name,
+        backend=sidecar.backend or "",
+        precision=sidecar.precision_realised or "",
+        weights=sidecar.model.weights,
+        reference=None if reference is None else reference.label,
+        batches=batches,
+        checks=CHECKS,
+        findings=tuple(findings),
+        explanations=tuple(_explanations(findings, artifact)),
+        outputs=tuple(outputs),
+        passed=not findings and all(output.passed for output in outputs),
+        tools=sidecar.tools,
+        device=sidecar.device,
+        environment=environment.describe(),
+        created=artifacts.now(),
+    )
 
 
-def _named(rows: Sequence[int]) -> str:
-    """Row numbers for people, counted from 1: ``rows 2–8``, ``row 3``, ``rows 1, 4, 5``; ``elements`` for none."""
-    if not rows:
-        return "elements"
-    one, first, last = len(rows) == 1, rows[0] + 1, rows[-1] + 1
-    if one:
-        return f"row {first}"
-    if last - first + 1 == len(rows):
-        return f"rows {first}–{last}"
-    shown = ", ".join(str(row + 1) for row in rows[:8])
-    return f"rows {shown}{' …' if len(rows) > 8 else ''}"
+def _reference(request: VerifyRequest, artifact: Artifact) -> Reference | None:
+    if request.against == "none":
+        return None
+    if request.against is not None:
+        return open_reference(request.against, artifact)
+    try:
+        return open_reference("onnxruntime", artifact)
+    except ArtifactError as error:
+        note(f"no reference: {error.problem}; checking the engine against itself only")
+        return None
 
 
-def _explain(rows: Array, singles: Array, bad: NDArray[np.int64], errors: NDArray[np.float64], limit: float) -> str:
-    named = _named(bad.tolist())
-    if not rows[bad].any():
-        return f"{named} are all zero: the batch axis is probably fixed in the model"
-    if (rows[bad] != rows[bad]).any() and not (singles[bad] != singles[bad]).any():
-        return f"{named} hold NaN, and the same samples run alone don't"
-    return f"{named} differ from the same samples run alone (error {errors[bad].max():.1e} > {limit:.0e})"
+def _pool(request: VerifyRequest, sidecar: Sidecar, reference: Reference | None, count: int) -> dict[str, Array]:
+    """`count` samples: those of the saved reference, of ``--input``, or random ones; fewer are taken in turn."""
+    saved = reference if isinstance(reference, SavedReference) else None
+    if saved is not None and saved.inputs:
+        missing = [spec.name for spec in sidecar.inputs if spec.name not in saved.inputs]
+        if missing:
+            raise InputError(f"{saved.label} hold some inputs and not {missing[0]!r}", "save every input, or none")
+        return {spec.name: _cycled(saved.inputs[spec.name], spec, count) for spec in sidecar.inputs}
+    if request.input is None:
+        if saved is not None:
+            raise UsageError(f"{saved.label} hold no inputs", "pass the --input (and --seed) that they were made from")
+        return random_inputs(sidecar.inputs, count, request.seed)
+    source = open_source(request.input, sidecar, count, request.seed)
+    samples = []
+    for item in source:
+        if isinstance(item, Sample):
+            samples.append(item)
+        else:
+            warn(f"skipped {item.name}: {item.reason}")
+    if not samples:
+        raise InputError(f"--input {request.input} holds no usable sample", "name another")
+    pool = dict(source.constants)
+    for spec in sidecar.inputs:
+        if spec.batch_axis is not None:
+            rows = np.stack([sample.rows[spec.name] for sample in samples], axis=spec.batch_axis)
+            pool[spec.name] = _cycled(rows, spec, count)
+    return pool
+
+
+def _cycled(array: Array, spec: TensorSpec, count: int) -> Array:
+    if spec.batch_axis is None:
+        return array
+    taken: Array = np.take(array, np.arange(count) % array.shape[spec.batch_axis], axis=spec.batch_axis)
+    return taken
+
+
+def _against(
+    reference: Reference,
+    session: Session,
+    inputs: Mapping[str, Array],
+    batch: int,
+    sidecar: Sidecar,
+    request: VerifyRequest,
+) -> list[OutputResult]:
+    wanted = valid_only(reference(inputs, batch), sidecar.outputs)
+    session.bind(inputs)
+    session.run()
+    found = valid_only(session.fetch(), sidecar.outputs)
+    precision = sidecar.precision_realised or "fp32"
+    results = []
+    for spec in sidecar.outputs:
+        if spec.name in wanted:
+            limit = Limit(tolerance(spec.dtype, precision), request.rtol, request.atol)
+            results.append(_output(spec, batch, found[spec.name], wanted[spec.name], limit))
+    return results
+
+
+def _output(spec: TensorSpec, batch: int, found: Array, wanted: Array, limit: Limit) -> OutputResult:
+    if found.shape != wanted.shape:
+        return OutputResult(batch, spec.name, found.shape, wanted.shape, str(limit), (), None, False)
+    scores = spec.batch_axis == 0 and found.ndim == 2 and found.shape[1] > 1 and found.dtype.kind == "f"
+    rows, right = (each.reshape(1, -1) if spec.batch_axis is None else rows_of(each, spec) for each in (found, wanted))
+    comparison = compare(rows, right, limit, scores)
+    agreement = None if comparison.top1 is None or not len(rows) else float(comparison.top1.mean())
+    return OutputResult(
+        batch,
+        spec.name,
+        found.shape,
+        wanted.shape,
+        str(limit),
+        tuple(_sample(comparison, index) for index in range(len(rows))),
+        agreement,
+        bool(comparison.passed.all()),
+    )
+
+
+def _sample(comparison: Comparison, index: int) -> SampleResult:
+    return SampleResult(
+        sample=index,
+        max_abs=_number(comparison.max_abs[index]),
+        max_rel=_number(comparison.max_rel[index]),
+        l2_rel=_number(comparison.l2_rel[index]),
+        cosine=_number(comparison.cosine[index]),
+        top1=None if comparison.top1 is None else bool(comparison.top1[index]),
+        nan=int(comparison.nan[index]),
+        inf=int(comparison.inf[index]),
+        passed=bool(comparison.passed[index]),
+    )
+
+
+def _number(value: float) -> float | str:
+    """JSON has no infinity and no NaN: their names instead."""
+    return float(f"{value:.6g}") if np.isfinite(value) else str(float(value))
+
+
+def _explanations(findings: Sequence[Finding], artifact: Artifact) -> list[str]:
+    """Each finding in words; where rows are missing, the node that fixes the batch, if the ONNX file is at hand."""
+    if not findings:
+        return []
+    lines = [str(finding) for finding in findings]
+    try:
+        culprit = what_fixes_the_batch(find_onnx(artifact))
+    except ArtifactError:
+        return lines
+    return lines if culprit is None else [*lines, f"the batch is probably fixed in the model: {culprit}"]

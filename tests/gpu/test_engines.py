@@ -18,7 +18,7 @@ from trtbatch.artifacts import load
 from trtbatch.backends import open_engine
 from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import ProfileError
-from trtbatch.verify import random_inputs, row_errors
+from trtbatch.rows import random_inputs, row_errors
 
 
 def rows_against_oracle(engine: Path, onnx: Path, batches: tuple[int, ...]) -> float:

@@ -18,7 +18,7 @@ from tests.conftest import PHOTOS, ROOT, run_process
 from trtbatch.artifacts import load
 from trtbatch.backends import open_engine
 from trtbatch.backends.onnxruntime import OnnxReference
-from trtbatch.verify import random_inputs, row_errors, rows_of
+from trtbatch.rows import random_inputs, row_errors, rows_of
 
 BATCHES = (1, 2, 3, 7, 16, 32)
 LIMIT = 2e-3

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 import trtbatch
-from trtbatch.cli import bench, build, export, infer
+from trtbatch.cli import bench, build, doctor, export, infer, verify
 from trtbatch.cli.console import STATE, show_error, show_notes
 from trtbatch.errors import TrtbatchError, from_os_error
 
@@ -83,6 +83,8 @@ app.command("export")(export.command)
 app.command("build")(build.command)
 app.command("infer")(infer.command)
 app.command("bench")(bench.command)
+app.command("verify")(verify.command)
+app.command("doctor")(doctor.command)
 
 
 def main() -> NoReturn:

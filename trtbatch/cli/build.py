@@ -44,6 +44,9 @@ def command(
         Optional[list[str]],
         typer.Option(metavar="NAME=C,H,W", help="Sizes of an input's open axes other than the batch."),
     ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Check the rows before the engine appears.")
+    ] = True,
     output: Annotated[
         Optional[Path], typer.Option(metavar="PATH", help="[default: engines/NAME.engine or engines/NAME.ort.onnx]")
     ] = None,
@@ -68,6 +71,7 @@ def command(
                 timing_cache=timing_cache,
                 shapes=dict(_shape(text) for text in shape or []),
                 output=output,
+                verify=verify,
                 progress=report,
             )
         )
@@ -114,10 +118,15 @@ def _show(artifact: Any) -> None:
         *(("output", str(spec)) for spec in sidecar.outputs),
         ("weights", sidecar.model.weights),
         ("memory", _memory(facts)),
-        ("checked", f"rows right at batch {', '.join(map(str, facts['rows_checked_at']))}"),
+        ("checked", _checked(facts)),
     ]
     for label, text in lines:
         console.print(f"  {label:9}{text}", markup=False)
+
+
+def _checked(facts: dict[str, Any]) -> str:
+    ran = ", ".join(map(str, facts["ran_at"]))
+    return f"rows right at batch {ran}" if facts["rows_checked_at"] else f"ran at batch {ran}; rows NOT checked"
 
 
 def _memory(facts: dict[str, Any]) -> str:

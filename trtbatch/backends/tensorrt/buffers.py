@@ -139,7 +139,17 @@ class BindingBuffer:
         Raises:
             ExecutionError: out of memory, with the bytes asked for.
         """
-        wanted = max(1, int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize)
+        count = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        self.reserve(count)
+        self.array = self._host[:count].view(dtype).reshape(shape)
+
+    def reserve(self, count: int) -> int:
+        """Make room for so many bytes; returns the device address.
+
+        Raises:
+            ExecutionError: out of memory, with the bytes asked for.
+        """
+        wanted = max(1, count)
         if wanted > self._capacity:
             self.free()
             try:
@@ -151,8 +161,7 @@ class BindingBuffer:
                     f"{wanted} bytes of page-locked and GPU memory can't be had: {error}", "use a smaller batch"
                 ) from error
             self._capacity = wanted
-        count = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        self.array = self._host[:count].view(dtype).reshape(shape)
+        return self.address
 
     @property
     def address(self) -> int:

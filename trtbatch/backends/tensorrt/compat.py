@@ -14,6 +14,7 @@ __all__ = [
     "device_memory",
     "dtype_name",
     "make_logger",
+    "make_output_allocator",
     "make_progress_monitor",
     "max_opset",
     "parser_error",
@@ -97,6 +98,30 @@ def make_logger(trt: Any, sink: Callable[[str, str], None]) -> Any:
             sink(severity.name, message)
 
     return Logger()
+
+
+def make_output_allocator(trt: Any, reallocate: Callable[[int], int], notify: Callable[[tuple[int, ...]], None]) -> Any:
+    """An output allocator for one tensor whose shape depends on the data.
+
+    Args:
+        reallocate: returns the address of at least so many bytes, or 0.
+        notify: is told the shape.
+    """
+
+    class Allocator(trt.IOutputAllocator):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IOutputAllocator.__init__(self)
+
+        def reallocate_output(self, tensor_name: str, memory: Any, size: int, alignment: int) -> int:
+            return reallocate(size)
+
+        def reallocate_output_async(self, tensor_name: str, memory: Any, size: int, alignment: int, stream: Any) -> int:
+            return reallocate(size)
+
+        def notify_shape(self, tensor_name: str, shape: Any) -> None:
+            notify(tuple(int(size) for size in shape))
+
+    return Allocator()
 
 
 def make_progress_monitor(trt: Any, report: Callable[[str, float | None], None]) -> Any | None:

@@ -92,6 +92,9 @@ class TensorRTSession:
         self._contexts: dict[int, Any] = {}
         self._active: Any = None
         self._bindings: list[int] = []
+        self._allocators: dict[tuple[Any, str], Any] = {}
+        self._shapes: dict[str, tuple[int, ...] | None] = {}
+        """Of the outputs whose shape depends on the data: None until a run has told it."""
 
     def bind(self, inputs: Mapping[str, Array]) -> None:
         batch = batch_of(inputs, self._inputs)
@@ -106,8 +109,13 @@ class TensorRTSession:
                 raise ExecutionError(
                     f"TensorRT refuses shape {array.shape} for {name}: {self._engine.complaint()}", "check the inputs"
                 )
+        self._shapes = {}
         for spec in (*self._inputs, *self._outputs):
-            self._buffers[spec.name].fit(self._shape(context, spec), spec.dtype)
+            shape = tuple(int(size) for size in context.get_tensor_shape(spec.name))
+            if min(shape, default=0) < 0:
+                self._allocate_later(context, spec)
+                continue
+            self._buffers[spec.name].fit(shape, spec.dtype)
             context.set_tensor_address(spec.name, self._buffers[spec.name].address)
         names = list(self._buffers)
         addresses = [self._buffers[name].address for name in names]
@@ -118,14 +126,19 @@ class TensorRTSession:
             self._buffers[name].upload()
         self._stream.synchronize()
 
-    def _shape(self, context: Any, spec: TensorSpec) -> tuple[int, ...]:
-        shape = tuple(int(size) for size in context.get_tensor_shape(spec.name))
-        if min(shape, default=0) < 0:
-            raise ExecutionError(
-                f"the shape of {spec.name} depends on the data ({shape}), which this version can't allocate for",
-                "leave this output out of the model",
-            )
-        return shape
+    def _allocate_later(self, context: Any, spec: TensorSpec) -> None:
+        """An output whose shape depends on the data: TensorRT asks for its memory, and tells its shape, as it runs."""
+        buffer = self._buffers[spec.name]
+        self._shapes[spec.name] = None
+        buffer.reserve(int(context.get_max_output_size(spec.name)))
+
+        def notify(shape: tuple[int, ...]) -> None:
+            self._shapes[spec.name] = shape
+
+        allocator = compat.make_output_allocator(optional.require("tensorrt", "run engines"), buffer.reserve, notify)
+        self._allocators[context, spec.name] = allocator  # TensorRT keeps no reference
+        context.set_output_allocator(spec.name, allocator)
+        context.set_tensor_address(spec.name, buffer.address)
 
     def _context(self, profile: int) -> Any:
         """The execution context of a profile, made when first needed: switching a context costs milliseconds."""
@@ -156,6 +169,9 @@ class TensorRTSession:
 
     def fetch(self) -> dict[str, Array]:
         for spec in self._outputs:
+            shape = self._shapes.get(spec.name)
+            if shape is not None:
+                self._buffers[spec.name].fit(shape, spec.dtype)
             self._buffers[spec.name].download()
         self._stream.synchronize()
         return {spec.name: self._buffers[spec.name].array.copy() for spec in self._outputs}
@@ -171,21 +187,17 @@ class TensorRTSession:
     def modes(self) -> dict[str, Mode]:
         event: Any = self._stream.event
         new_event: type[Event] = event
-        return {
-            "execute_v2": Mode(
-                "execute_v2", "one synchronous execute_v2, wall time per call, inputs on the GPU", self._execute
-            ),
-            "async": Mode(
-                "async",
-                "one execute_async_v3 between two CUDA events on a busy stream, inputs on the GPU",
-                self._enqueue,
-                new_event,
-            ),
-        }
+        timed = "one execute_async_v3 between two CUDA events on a busy stream, inputs on the GPU"
+        modes = {"async": Mode("async", timed, self._enqueue, new_event)}
+        if self._shapes:  # execute_v2 has no way to ask for memory
+            return modes
+        timed = "one synchronous execute_v2, wall time per call, inputs on the GPU"
+        return {"execute_v2": Mode("execute_v2", timed, self._execute), **modes}
 
     def close(self) -> None:
         self._active = None
         self._contexts.clear()
+        self._allocators.clear()
         for buffer in self._buffers.values():
             buffer.free()
         self._stream.close()

@@ -10,9 +10,10 @@ import pytest
 from tests import models
 from trtbatch.artifacts import TensorSpec
 from trtbatch.backends.onnxruntime import OnnxRuntimeSession
+from trtbatch.checks import RowChecker
 from trtbatch.errors import RowsError
 from trtbatch.inspection import load_onnx, read_specs
-from trtbatch.verify import RowChecker, random_inputs, row_errors, rows_of, tolerance, wrong_rows
+from trtbatch.rows import random_inputs, row_errors, rows_of, tolerance, wrong_rows
 
 
 def checker(path: Path, largest: int = 8, smallest: int = 1) -> RowChecker:
@@ -21,7 +22,7 @@ def checker(path: Path, largest: int = 8, smallest: int = 1) -> RowChecker:
     inputs, outputs = read_specs(load_onnx(path), path.name)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     bound = OnnxRuntimeSession(session, inputs, outputs, lambda batch: None)
-    return RowChecker(bound, inputs, outputs, backend="onnxruntime", smallest=smallest, largest=largest)
+    return RowChecker(bound, inputs, outputs, precision="fp32", smallest=smallest, largest=largest)
 
 
 @pytest.mark.parametrize("make", [models.classifier, models.two_inputs, models.batch_last])
@@ -79,7 +80,10 @@ def test_rows_that_are_never_written_are_found_by_two_poisons(tmp_path: Path) ->
     check._session = Unwritten(check._session, slice(2, 5))  # type: ignore[arg-type, assignment]
     findings = check.check(8)
     assert [(finding.check, finding.rows) for finding in findings] == [("written", (2, 3, 4))]
-    assert findings[0].message == "rows 3–5 were never written"
+    assert (
+        findings[0].message
+        == "rows 3–5 were never written: the buffers, or the batch inside the model, are smaller than the batch"
+    )
 
 
 def test_an_output_that_equals_one_poison_is_not_called_unwritten(tmp_path: Path) -> None:
@@ -94,7 +98,7 @@ def test_an_output_that_equals_one_poison_is_not_called_unwritten(tmp_path: Path
         dtypes={"output": TensorProto.UINT8},
     )
     check = checker(path)
-    check._pool = {"input": np.full((8, 2), 255.0, np.float32)}
+    check._pool = {"input": np.full((9, 2), 255.0, np.float32)}
     assert check.check(8) == []
 
 
@@ -110,11 +114,13 @@ def test_integers_are_compared_exactly() -> None:
     assert bad.tolist() == [0]
 
 
-def test_the_tolerance_follows_type_and_backend() -> None:
-    assert tolerance("int64", "tensorrt") == 0
+def test_the_tolerance_follows_type_and_precision() -> None:
+    assert tolerance("int64", "tf32") == 0
     assert tolerance("bool") == 0
     assert tolerance("float32") == 1e-4
-    assert tolerance("float32", "tensorrt") == 2e-3
+    assert tolerance("float32", "tf32") == 2e-3
+    assert tolerance("float64", "fp32") == 1e-9
+    assert tolerance("float32", "int8") > tolerance("float32", "fp16")
     assert tolerance("float64") < tolerance("float32") < tolerance("float16") < tolerance("bfloat16")
 
 

@@ -1,0 +1,92 @@
+"""``trtbatch verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from trtbatch.cli.console import Debug, out, show_progress
+
+__all__ = ["command"]
+
+
+def command(
+    engine: Annotated[
+        Optional[Path], typer.Argument(metavar="[ENGINE]", help="[default: the newest in engines/ that runs here]")
+    ] = None,
+    against: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="onnxruntime|torch|FILE|none",
+            help="The reference; FILE is an .onnx, or an .npz of saved outputs. "
+            "[default: onnxruntime, where the engine's ONNX file is at hand]",
+        ),
+    ] = None,
+    batch: Annotated[
+        Optional[str], typer.Option(metavar="LIST", help="Batch sizes. [default: each profile's min, opt and max]")
+    ] = None,
+    input_: Annotated[
+        Optional[str],
+        typer.Option("--input", metavar="DIR|GLOB|FILE|random", help="Samples, as for infer. [default: random]"),
+    ] = None,
+    rtol: Annotated[
+        Optional[float], typer.Option(min=0, help="Element-wise |a-b| ≤ atol + rtol·|b|, instead of the default.")
+    ] = None,
+    atol: Annotated[Optional[float], typer.Option(min=0, help="See --rtol.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of random samples.")] = 0,
+    json_: Annotated[
+        Optional[Path], typer.Option("--json", metavar="FILE", help="Every sample of every output.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Check every sample of an engine: against a reference, and against itself. Exit code 0 only if all passes.
+
+    The default tolerance is an L2-relative error per row that follows the output's dtype and the engine's
+    precision: 1e-4 for float32, 2e-3 where TensorRT computes in TF32, exact for integers.
+    """
+    from trtbatch import report
+    from trtbatch.artifacts import refuse_folder
+    from trtbatch.batches import parse_batches
+    from trtbatch.verify import VerifyRequest, verify
+
+    if json_ is not None:
+        refuse_folder(json_)
+    with show_progress() as (_, progress):
+        result = verify(
+            VerifyRequest(
+                engine=engine,
+                against=against,
+                batches=None if batch is None else parse_batches(batch),
+                input=input_,
+                rtol=rtol,
+                atol=atol,
+                seed=seed,
+                progress=progress,
+            )
+        )
+    _show(result)
+    if json_ is not None:
+        report.write_verdict(result, json_)
+        out().print(f"[bold]{json_}[/]")
+    if not result.passed:
+        raise typer.Exit(1)
+
+
+def _show(result: Any) -> None:
+    from trtbatch import report
+
+    console = out()
+    if result.reference is not None:
+        console.print(report.verify_table(result))
+        console.print(f"reference: {result.reference}", style="dim", markup=False)
+    batches = ", ".join(map(str, result.batches))
+    checks = ", ".join(result.checks)
+    if result.findings:
+        for line in result.explanations:
+            console.print(f"wrong: {line}", style="red", markup=False)
+    else:
+        console.print(f"without a reference, at batch {batches}: {checks}: all pass", markup=False)
+    verdict = "[bold green]right[/]" if result.passed else "[bold red]WRONG[/]"
+    console.print(f"{verdict}: every sample of {result.engine} was looked at, batch {batches}")

@@ -1,0 +1,155 @@
+"""What an engine's outputs are compared with: ONNX Runtime on its ONNX file, torch on its model, saved outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtbatch import optional
+from trtbatch.artifacts import ENGINES, Artifact, record_file
+from trtbatch.backends.base import conform
+from trtbatch.backends.onnxruntime import OnnxReference
+from trtbatch.errors import ArtifactError, InputError, UsageError
+from trtbatch.inspection import load_onnx, read_specs
+from trtbatch.models import load_model
+
+__all__ = ["Reference", "SavedReference", "find_onnx", "open_reference"]
+
+Array = NDArray[Any]
+
+
+class Reference(Protocol):
+    """Outputs that are trusted, by name; the inputs are the first rows of one pool of samples."""
+
+    @property
+    def label(self) -> str: ...
+
+    def __call__(self, inputs: Mapping[str, Array], batch: int) -> dict[str, Array]: ...
+
+
+def open_reference(against: str, artifact: Artifact) -> Reference:
+    """The reference that ``--against`` names.
+
+    Args:
+        against: ``onnxruntime``, ``torch``, an ``.onnx`` or an ``.npz`` file.
+
+    Raises:
+        UsageError: a name that is none of these.
+        ArtifactError: the ONNX file is gone, or is not the one that the engine was built from.
+    """
+    if against == "onnxruntime":
+        return _OnnxFile(find_onnx(artifact))
+    if against == "torch":
+        return _Torch(artifact)
+    path = Path(against)
+    if path.suffix == ".onnx" and path.is_file():
+        return _OnnxFile(path)
+    if path.suffix == ".npz":
+        return SavedReference(path, artifact)
+    raise UsageError(f"--against {against}: no such reference", "pass onnxruntime, torch, an .onnx or an .npz file")
+
+
+def find_onnx(artifact: Artifact) -> Path:
+    """The ONNX file that an engine was built from; its hash is checked.
+
+    Raises:
+        ArtifactError: it is gone, or has changed.
+    """
+    sidecar = artifact.sidecar
+    if sidecar.source is None:
+        raise ArtifactError(f"{artifact.path} doesn't say what it was built from", "pass --against FILE.onnx")
+    name = sidecar.source.file
+    places = [artifact.path.parent / (sidecar.source_path or name), artifact.path.with_name(name), ENGINES / name]
+    found = [place for place in dict.fromkeys(places) if place.is_file()]
+    for place in found:
+        if place.stat().st_size == sidecar.source.bytes and record_file(place).sha256 == sidecar.source.sha256:
+            return place
+    if found:
+        problem = f"{found[0]} is not the file that {artifact.path.name} was built from (SHA-256 differs)"
+        raise ArtifactError(problem, "build the engine again, or pass --against FILE")
+    raise ArtifactError(
+        f"{name}, from which {artifact.path.name} was built, isn't in {artifact.path.parent}/",
+        "put it there, or pass --against FILE.onnx",
+    )
+
+
+class _OnnxFile:
+    """ONNX Runtime on the CPU, in float32 as the file has it."""
+
+    def __init__(self, path: Path) -> None:
+        self.label = f"ONNX Runtime {optional.version('onnxruntime') or ''} on {path}"
+        self._run = OnnxReference(path)
+        self._inputs, _ = read_specs(load_onnx(path), path.name)
+
+    def __call__(self, inputs: Mapping[str, Array], batch: int) -> dict[str, Array]:
+        missing = [spec.name for spec in self._inputs if spec.name not in inputs]
+        if missing:
+            raise InputError(f"the reference has an input {missing[0]!r}, the engine hasn't", "pass its own ONNX file")
+        return self._run({spec.name: conform(inputs[spec.name], spec) for spec in self._inputs})
+
+
+class _Torch:
+    """The model that was exported, made again."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        record = artifact.sidecar.model
+        if record.origin is None:
+            raise ArtifactError(
+                f"{artifact.path} doesn't say which torch model it is", "pass --against onnxruntime, or a file"
+            )
+        self._model = load_model(record.origin, record.weights_option or "auto", record.seed or 0, record.input_shape)
+        if self._model.weights != record.weights:
+            problem = f"the weights now are {self._model.weights!r}, those exported were {record.weights!r}"
+            raise ArtifactError(problem, "put the weights back, or export again")
+        self._outputs = [spec.name for spec in artifact.sidecar.outputs]
+        self._inputs = artifact.sidecar.inputs
+        self.label = f"torch {optional.version('torch')} on {record.origin} ({record.weights})"
+
+    def __call__(self, inputs: Mapping[str, Array], batch: int) -> dict[str, Array]:
+        torch = optional.require("torch", "run the model")
+        examples = self._model.example(2)
+        tensors = {
+            name: torch.from_numpy(np.array(inputs[spec.name])).to(example.dtype)
+            for (name, example), spec in zip(examples.items(), self._inputs)
+        }
+        found = self._model.call(tensors, f"batch {batch}")
+        return dict(zip(self._outputs, found.values()))
+
+
+class SavedReference:
+    """Outputs saved before, as ``infer --output FILE.npz`` writes them: row i belongs to sample i."""
+
+    def __init__(self, path: Path, artifact: Artifact) -> None:
+        sidecar = artifact.sidecar
+        arrays = _arrays(path)
+        keys = {spec.name: spec.name.replace("/", "_") for spec in (*sidecar.inputs, *sidecar.outputs)}
+        self._rows = {spec.name: arrays[keys[spec.name]] for spec in sidecar.outputs if keys[spec.name] in arrays}
+        if not self._rows:
+            names = ", ".join(spec.name for spec in sidecar.outputs)
+            raise InputError(f"{path} holds none of the outputs {names}; it has {', '.join(arrays)}", "name them so")
+        self._specs = {spec.name: spec for spec in sidecar.outputs}
+        self.inputs = {spec.name: arrays[keys[spec.name]] for spec in sidecar.inputs if keys[spec.name] in arrays}
+        self.count = min(len(rows) for rows in self._rows.values())
+        self.label = f"saved outputs {path} ({self.count} samples)"
+
+    def __call__(self, inputs: Mapping[str, Array], batch: int) -> dict[str, Array]:
+        if batch > self.count:
+            raise UsageError(f"{self.label} are fewer than batch {batch}", f"pass --batch up to {self.count}")
+        return {
+            name: np.moveaxis(rows[:batch], 0, self._specs[name].batch_axis or 0) for name, rows in self._rows.items()
+        }
+
+
+def _arrays(path: Path) -> dict[str, Array]:
+    if not path.is_file():
+        raise UsageError(f"--against {path}: no such file", "pass a file that infer --output FILE.npz wrote")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive}
+    except Exception as error:  # numpy and zipfile raise many kinds for damaged files
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{path} can't be read: {reason}", "save it with infer --output, or numpy.savez") from error
