@@ -105,7 +105,7 @@ def first_row_only(path: Path) -> Path:
     return save(path, nodes, {"input": ["batch_size", 6]}, {"output": ["batch_size", 6]}, constants)
 
 
-def two_inputs(path: Path, first: str = "batch_size", second: str = "batch_size") -> Path:
+def two_inputs(path: Path, first: int | str = "batch_size", second: int | str = "batch_size") -> Path:
     """``left (N, 4)`` and ``right (N, 4)`` → their difference, which tells them apart."""
     nodes = [helper.make_node("Sub", ["left", "right"], ["output"], name="/sub")]
     return save(path, nodes, {"left": [first, 4], "right": [second, 4]}, {"output": [first, 4]})
@@ -115,3 +115,134 @@ def batch_last(path: Path) -> Path:
     """A batch axis that is not the first: ``(4, N)`` → ``(4, N)``."""
     nodes = [helper.make_node("Neg", ["input"], ["output"], name="/neg")]
     return save(path, nodes, {"input": [4, "batch"]}, {"output": [4, "batch"]})
+
+
+def folded(path: Path) -> Path:
+    """The batch folded into another axis and out again: right shapes, each row normalised by all of them."""
+    nodes = [
+        helper.make_node("Reshape", ["input", "one_row"], ["together"], name="/fold"),
+        helper.make_node("Softmax", ["together"], ["shares"], name="/softmax", axis=1),
+        helper.make_node("Reshape", ["shares", "rows"], ["output"], name="/unfold"),
+    ]
+    constants = {"one_row": np.array([1, -1], np.int64), "rows": np.array([-1, 4], np.int64)}
+    return save(path, nodes, {"input": ["batch_size", 4]}, {"output": ["batch_size", 4]}, constants)
+
+
+def shuffled(path: Path) -> Path:
+    """Inputs and outputs declared in another order than they are used: ``difference = a − b``, ``doubled = 2·b``."""
+    nodes = [
+        helper.make_node("Sub", ["a", "b"], ["difference"], name="/sub"),
+        helper.make_node("Add", ["b", "b"], ["doubled"], name="/add"),
+    ]
+    shape: Shape = ["batch_size", 4]
+    return save(path, nodes, {"b": shape, "a": shape}, {"doubled": shape, "difference": shape})
+
+
+def wide_ids(path: Path) -> Path:
+    """int64 ids (N, 3) and mask (N, 3) → ``ids · mask``, exact above 2³¹."""
+    nodes = [helper.make_node("Mul", ["ids", "mask"], ["output"], name="/mul")]
+    shape: Shape = ["batch_size", 3]
+    kinds = dict.fromkeys(("ids", "mask", "output"), TensorProto.INT64)
+    return save(path, nodes, {"ids": shape, "mask": shape}, {"output": shape}, dtypes=kinds)
+
+
+def negated(path: Path, dtype: int = TensorProto.FLOAT, shape: Shape = ("batch_size", 4)) -> Path:
+    """``output = −input`` in any dtype and shape."""
+    nodes = [helper.make_node("Neg", ["input"], ["output"], name="/neg")]
+    return save(path, nodes, {"input": shape}, {"output": shape}, dtypes=dict.fromkeys(("input", "output"), dtype))
+
+
+def summarised(path: Path) -> Path:
+    """Rows, their mean over the batch ``(1, 4)``, their sum (a scalar), and a constant: one output is per sample."""
+    nodes = [
+        helper.make_node("Relu", ["input"], ["rows"], name="/relu"),
+        helper.make_node("ReduceMean", ["input"], ["mean"], name="/mean", axes=[0], keepdims=1),
+        helper.make_node("ReduceSum", ["input"], ["total"], name="/total", keepdims=0),
+        helper.make_node("Identity", ["anchors"], ["constant"], name="/constant"),
+    ]
+    outputs: dict[str, Shape] = {"rows": ["batch_size", 4], "mean": [1, 4], "total": [], "constant": [2, 4]}
+    return save(path, nodes, {"input": ["batch_size", 4]}, outputs, {"anchors": _weights(2, 4)})
+
+
+def nonzero_twice(path: Path) -> Path:
+    """Rows, and where the input is positive and where it is above 2: two lists whose length the data decides."""
+    nodes = [
+        helper.make_node("Relu", ["input"], ["rows"], name="/relu"),
+        helper.make_node("Greater", ["input", "zero"], ["positive"], name="/positive"),
+        helper.make_node("NonZero", ["positive"], ["where_positive"], name="/nonzero_1"),
+        helper.make_node("Greater", ["input", "two"], ["large"], name="/large"),
+        helper.make_node("NonZero", ["large"], ["where_large"], name="/nonzero_2"),
+    ]
+    outputs: dict[str, Shape] = {"rows": ["batch_size", 4], "where_positive": [2, "found"], "where_large": [2, "many"]}
+    kinds = dict.fromkeys(("where_positive", "where_large"), TensorProto.INT64)
+    constants = {"zero": np.array(0, np.float32), "two": np.array(2, np.float32)}
+    return save(path, nodes, {"input": ["batch_size", 4]}, outputs, constants, kinds)
+
+
+def detector(path: Path) -> Path:
+    """``num_detections (N, 1)`` and ``boxes (N, 5, 4)``, of which only so many are valid: the rest is whatever.
+
+    The padding here is the mean over the batch, as if another sample's boxes had been left in the buffer.
+    """
+    nodes = [
+        helper.make_node("ReduceMax", ["input"], ["scores"], name="/scores", axes=[2], keepdims=0),
+        helper.make_node("TopK", ["scores", "five"], ["sorted", "order"], name="/topk", axis=1),
+        helper.make_node("Greater", ["sorted", "limit"], ["valid"], name="/valid"),
+        helper.make_node("Cast", ["valid"], ["ones"], name="/ones", to=TensorProto.INT32),
+        helper.make_node("ReduceSum", ["ones", "axis"], ["num_detections"], name="/count", keepdims=1),
+        helper.make_node("Unsqueeze", ["valid", "last"], ["valid_boxes"], name="/valid_boxes"),
+        helper.make_node("Unsqueeze", ["sorted", "last"], ["tall"], name="/tall"),
+        helper.make_node("Mul", ["tall", "corners"], ["all_boxes"], name="/boxes"),
+        helper.make_node("ReduceMean", ["all_boxes"], ["left_over"], name="/left_over", axes=[0], keepdims=1),
+        helper.make_node("Where", ["valid_boxes", "all_boxes", "left_over"], ["boxes"], name="/where"),
+    ]
+    constants: dict[str, np.ndarray[Any, Any]] = {
+        "five": np.array([5], np.int64),
+        "limit": np.array(1.0, np.float32),
+        "axis": np.array([1], np.int64),
+        "last": np.array([2], np.int64),
+        "corners": np.array([1, 2, 3, 4], np.float32),
+    }
+    outputs: dict[str, Shape] = {"num_detections": ["batch_size", 1], "boxes": ["batch_size", 5, 4]}
+    kinds = {"num_detections": TensorProto.INT32}
+    return save(path, nodes, {"input": ["batch_size", 9, 3]}, outputs, constants, kinds)
+
+
+def suppressed(path: Path) -> Path:
+    """ONNX's own NonMaxSuppression over a batch: ``selected (found, 3)``, and the scores passed on as rows."""
+    nodes = [
+        helper.make_node("NonMaxSuppression", ["boxes", "scores", "most", "iou", "least"], ["selected"], name="/nms"),
+        helper.make_node("ReduceMax", ["scores"], ["best"], name="/best", axes=[1, 2], keepdims=0),
+    ]
+    constants: dict[str, np.ndarray[Any, Any]] = {
+        "most": np.array([3], np.int64),
+        "iou": np.array([0.5], np.float32),
+        "least": np.array([0.2], np.float32),
+    }
+    inputs: dict[str, Shape] = {"boxes": ["batch_size", 6, 4], "scores": ["batch_size", 2, 6]}
+    outputs: dict[str, Shape] = {"selected": ["found", 3], "best": ["batch_size"]}
+    return save(path, nodes, inputs, outputs, constants, {"selected": TensorProto.INT64})
+
+
+def passed_through(path: Path) -> Path:
+    """An output that is the input, beside one that is computed."""
+    nodes = [
+        helper.make_node("Identity", ["input"], ["same"], name="/same"),
+        helper.make_node("Neg", ["input"], ["negated"], name="/neg"),
+    ]
+    shape: Shape = ["batch_size", 4]
+    return save(path, nodes, {"input": shape}, {"same": shape, "negated": shape})
+
+
+def external(path: Path) -> Path:
+    """:func:`classifier`, its weights in a file beside it."""
+    model = onnx.load(classifier(path))
+    onnx.save(model, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=0)
+    return path
+
+
+def oddly_named(path: Path) -> Path:
+    """Names with slashes, colons and letters beyond ASCII."""
+    nodes = [helper.make_node("Neg", ["bild/größe:0"], ["出力/scores:0"], name="/нет")]
+    shape: Shape = ["batch_size", 4]
+    return save(path, nodes, {"bild/größe:0": shape}, {"出力/scores:0": shape})

@@ -73,3 +73,10 @@ json_values = st.recursive(
 def test_any_json_is_a_sidecar_or_a_record_error(value: Any) -> None:
     with pytest.raises(RecordError):
         decode(Sidecar, value)
+
+
+def test_none_survives_where_it_is_not_the_default() -> None:
+    from trtbatch.artifacts import TensorSpec
+
+    spec = TensorSpec("total", "float32", (), None)
+    assert decode(TensorSpec, encode(spec)) == spec

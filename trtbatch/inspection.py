@@ -123,10 +123,15 @@ def _type_of(info: Any, where: str) -> tuple[str, list[int | str]]:
         raise UsageError(f"{where}: {info.name!r} is not a tensor with a known number of axes", "export it with shapes")
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type).name
     sizes: list[int | str] = [
-        dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param or f"{info.name}_{axis}"
+        dim.dim_value if _is_size(dim, axis) else dim.dim_param or f"{info.name}_{axis}"
         for axis, dim in enumerate(tensor_type.shape.dim)
     ]
     return dtype, sizes
+
+
+def _is_size(dim: Any, axis: int) -> bool:
+    """Whether a dimension is fixed. Some exporters write an open batch as 0 or −1; elsewhere 0 is a size."""
+    return dim.HasField("dim_value") and (dim.dim_value > 0 or (dim.dim_value == 0 and axis > 0))
 
 
 def _batch_axis(sizes: list[int | str], name: str, where: str) -> int | None:

@@ -24,39 +24,40 @@ _COUNT = re.compile(r"(^|[_/.:-])(num|count|n)([_/.:-]|$)|num_?det|valid_?det|co
 def observed(
     session: Session, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], few: int, many: int
 ) -> tuple[TensorSpec, ...]:
-    """The outputs' specs as two runs show them.
+    """The outputs' specs as runs at two batch sizes show them, each on four draws of inputs.
 
-    An axis that no name ties to the inputs' batch is the batch axis where it has the size of the batch in both
-    runs. A declared batch axis stays: that it follows the batch is for the checks to find. Where `few` and
+    An axis that no name ties to the inputs' batch is the batch axis where it has the size of the batch in every
+    run. A declared batch axis stays: that it follows the batch is for the checks to find. Where `few` and
     `many` are the same (a fixed batch), a declared batch axis of another size is none.
 
     Detections padded to a fixed number are recognised by an integer output of one element a row that is named
     like a count and never exceeds the second axis of the others: their ``counted_by`` is set.
     """
-    first, second = (_run(session, inputs, batch) for batch in (few, many))
-    specs = [_observed(spec, first[spec.name].shape, second[spec.name].shape, few, many) for spec in outputs]
-    count = next((spec for spec in specs if _is_count(spec, second[spec.name])), None)
+    # Four draws each: a list of detections may have the batch's length once, by chance.
+    runs = [(batch, _run(session, inputs, batch, seed)) for seed in range(4) for batch in dict.fromkeys((few, many))]
+    specs = [_observed(spec, [(batch, run[spec.name].shape) for batch, run in runs]) for spec in outputs]
+    count = next((spec for spec in specs if all(_is_count(spec, run[spec.name]) for _, run in runs)), None)
     if count is None:
         return tuple(specs)
-    largest = max(int(run[count.name].max(initial=0)) for run in (first, second))
+    largest = max(int(run[count.name].max(initial=0)) for _, run in runs)
     return tuple(_counted(spec, count, largest) for spec in specs)
 
 
-def _run(session: Session, inputs: Sequence[TensorSpec], batch: int) -> Outputs:
-    session.bind(random_inputs(inputs, batch, 0))
+def _run(session: Session, inputs: Sequence[TensorSpec], batch: int, seed: int) -> Outputs:
+    session.bind(random_inputs(inputs, batch, seed))
     session.run()
     return session.fetch()
 
 
-def _observed(spec: TensorSpec, few_shape: Sequence[int], many_shape: Sequence[int], few: int, many: int) -> TensorSpec:
-    if few == many:
-        axis = spec.batch_axis
-        follows = axis is not None and axis < len(few_shape) and few_shape[axis] == few
-        return spec if follows else replace(spec, batch_axis=None)
-    if spec.batch_axis is not None or len(few_shape) != len(many_shape):
-        return spec
-    following = [axis for axis, sizes in enumerate(zip(few_shape, many_shape)) if sizes == (few, many)]
-    if not following:
+def _observed(spec: TensorSpec, seen: Sequence[tuple[int, tuple[int, ...]]]) -> TensorSpec:
+    """The spec, given the shapes that were seen at each batch size."""
+    ranks = {len(shape) for _, shape in seen}
+    if len(ranks) > 1:
+        return replace(spec, batch_axis=None)
+    following = [axis for axis in range(ranks.pop()) if all(shape[axis] == batch for batch, shape in seen)]
+    if len({batch for batch, _ in seen}) == 1:  # a fixed batch: a size alone proves nothing new
+        return spec if spec.batch_axis in following else replace(spec, batch_axis=None)
+    if spec.batch_axis is not None or not following:
         return spec
     found = replace(spec, batch_axis=following[0])
     return replace(found, shape=found.at_name(BATCH_AXIS))

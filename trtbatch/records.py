@@ -17,10 +17,10 @@ class RecordError(ValueError):
 
 
 def encode(value: Any) -> Any:
-    """JSON-ready form of a dataclass tree; fields that are None are left out."""
+    """JSON-ready form of a dataclass tree; fields that are None are left out where that is their default."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        pairs = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
-        return {name: encode(item) for name, item in pairs if item is not None}
+        pairs = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return {field.name: encode(item) for field, item in pairs if item is not None or field.default is not None}
     if isinstance(value, dict):
         return {key: encode(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
