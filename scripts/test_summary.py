@@ -1,6 +1,6 @@
 """pytest's JUnit XML to the JSON that is committed: every test, its outcome, what it printed, and the machine.
 
-python scripts/test_summary.py TESTS.xml OUT.json
+python scripts/test_summary.py OUT.json TESTS.xml…
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def outcome(case: ElementTree.Element) -> str:
     return next((child.tag for child in case if child.tag in ("failure", "error", "skipped")), "passed")
 
 
-def main(source: str, target: str) -> int:
-    cases = list(ElementTree.parse(source).getroot().iter("testcase"))
+def main(target: str, *sources: str) -> int:
+    cases = [case for source in sources for case in ElementTree.parse(source).getroot().iter("testcase")]
     tests: list[dict[str, Any]] = []
     for case in cases:
         printed = (case.findtext("system-out") or "").strip().splitlines()

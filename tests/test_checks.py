@@ -12,7 +12,7 @@ from trtbatch.artifacts import TensorSpec
 from trtbatch.backends.onnxruntime import OnnxRuntimeSession
 from trtbatch.checks import RowChecker
 from trtbatch.errors import RowsError
-from trtbatch.inspection import load_onnx, read_specs
+from trtbatch.onnxfile import load_onnx, read_specs
 from trtbatch.rows import random_inputs, row_errors, rows_of, tolerance, wrong_rows
 
 

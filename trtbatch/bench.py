@@ -49,6 +49,7 @@ class BenchRequest:
         min_time: seconds of timed runs of each, at least; up to three times that while not stable.
         warmup: milliseconds of runs before, for each shape.
         percentiles: beside the median, 0 to 100.
+        device: number of the GPU.
         progress: told what is being done.
     """
 
@@ -60,6 +61,7 @@ class BenchRequest:
     warmup: float = 200.0
     percentiles: Sequence[float] = (90, 99)
     seed: int = 0
+    device: int = 0
     progress: Callable[[str, float | None], None] = lambda words, share: None
 
 
@@ -122,8 +124,8 @@ def bench(request: BenchRequest) -> BenchResult:
     smallest = min(profile.min for profile in sidecar.profiles)
     gpu = sidecar.backend == "tensorrt"
     found: list[BatchResult] = []
-    with open_engine(artifact) as engine, engine.session() as session:
-        before = environment.gpu_state() if gpu else {}
+    with open_engine(artifact, request.device) as engine, engine.session() as session:
+        before = environment.gpu_state(request.device) if gpu else {}
         largest = max(*request.batches, smallest)
         checker = RowChecker(
             session,
@@ -144,7 +146,7 @@ def bench(request: BenchRequest) -> BenchResult:
                 timed[mode.name] = mode.timed
                 request.progress(f"batch {batch}: timing {mode.name}", None)
                 found.append(_measure(mode, batch, request, pick_profile(sidecar.profiles, batch) or 0, session))
-        after = environment.gpu_state() if gpu else {}
+        after = environment.gpu_state(request.device) if gpu else {}
     return BenchResult(
         engine=artifact.path.name,
         backend=sidecar.backend or "",

@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 from trtbatch import artifacts, environment, optional
 from trtbatch.artifacts import ENGINES, Artifact, FileRecord, ModelRecord, Sidecar, TensorSpec
-from trtbatch.backends import choose_builder, open_engine
+from trtbatch.backends import choose_builder, open_engine, refuse_gpu
 from trtbatch.backends.base import BuildPlan, Built, Engine
 from trtbatch.batches import Profile
 from trtbatch.checks import RowChecker
 from trtbatch.errors import ExecutionError, ProfileError, RowsError, TrtbatchError, UsageError
-from trtbatch.inspection import load_onnx, opset_of, read_specs, what_fixes_the_batch
 from trtbatch.notes import note, warn
+from trtbatch.onnxfile import load_onnx, opset_of, read_specs, what_fixes_the_batch
 from trtbatch.outputs import observed
 
 __all__ = ["BuildRequest", "build"]
@@ -38,6 +38,7 @@ class BuildRequest:
         shapes: sizes of the axes other than the batch, by input.
         output: None is ``engines/NAME.engine`` (``engines/NAME.ort.onnx`` for ONNX Runtime).
         verify: whether the rows are checked; the engine is run at min, opt and max either way.
+        device: number of the GPU.
         progress: told what is being done, and how far it is (0 to 1) where that is known.
     """
 
@@ -51,6 +52,7 @@ class BuildRequest:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     output: Path | None = None
     verify: bool = True
+    device: int = 0
     progress: Callable[[str, float | None], None] = lambda words, share: None
 
 
@@ -78,6 +80,8 @@ def build(request: BuildRequest) -> Artifact:
     """
     started = time.perf_counter()
     builder = choose_builder(request.backend)
+    if builder.name == "onnxruntime":
+        refuse_gpu(request.device)
     source = _source(request)
     inputs, outputs, profiles = _plan_axes(source, request)
     target = request.output or ENGINES / f"{_stem(source.path, request.static)}{builder.suffix}"
@@ -95,6 +99,7 @@ def build(request: BuildRequest) -> Artifact:
             workspace=request.workspace,
             opt_level=request.opt_level,
             timing_cache=request.timing_cache,
+            device=request.device,
         )
         began = time.perf_counter()
         built = builder.build(plan, folder, request.progress)
@@ -102,7 +107,7 @@ def build(request: BuildRequest) -> Artifact:
         sidecar = _sidecar(source, built, profiles, builder.name)
         request.progress("running it at min, opt and max", None)
         try:
-            outputs, memory = _run_corners(Artifact(built.file, sidecar), target.name, request.verify, onnx)
+            outputs, memory = _run_corners(Artifact(built.file, sidecar), target.name, request, onnx)
         except (RowsError, ExecutionError) as error:
             raise _explained(error, onnx) from error
         sidecar = replace(sidecar, outputs=outputs, source_path=_relative(source.path, target))
@@ -282,7 +287,7 @@ def _relative(source: Path, target: Path) -> str:
 
 
 def _run_corners(
-    artifact: Artifact, name: str, verify: bool, onnx: Path
+    artifact: Artifact, name: str, request: BuildRequest, onnx: Path
 ) -> tuple[tuple[TensorSpec, ...], dict[str, Any]]:
     """Run the engine at min, opt and max of every profile, and check its rows.
 
@@ -294,7 +299,7 @@ def _run_corners(
     """
     sidecar = artifact.sidecar
     corners = sorted({batch for profile in sidecar.profiles for batch in profile.corners})
-    with open_engine(artifact) as engine, engine.session() as session:
+    with open_engine(artifact, request.device) as engine, engine.session() as session:
         outputs = observed(session, sidecar.inputs, sidecar.outputs, corners[0], corners[-1])
         _refuse_rowless(outputs, name, onnx, corners)
         checker = RowChecker(
@@ -306,13 +311,13 @@ def _run_corners(
             largest=corners[-1],
         )
         for batch in corners:
-            if verify:
+            if request.verify:
                 checker.require(batch, name)
             else:
                 session.bind(checker.inputs(batch))
                 session.run()
         memory = _memory(engine, replace(sidecar, outputs=outputs), corners[-1])
-        return outputs, {"ran_at": corners, "rows_checked_at": corners if verify else []} | memory
+        return outputs, {"ran_at": corners, "rows_checked_at": corners if request.verify else []} | memory
 
 
 def _refuse_rowless(outputs: tuple[TensorSpec, ...], name: str, onnx: Path, corners: list[int]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,9 +13,9 @@ from typing import Any, Literal
 from trtbatch import optional
 from trtbatch.artifacts import BATCH_AXIS, TensorSpec
 from trtbatch.errors import ExportError, MissingPackageError, TrtbatchError, UsageError
-from trtbatch.inspection import load_onnx, opset_of
 from trtbatch.models import TorchModel, flatten_outputs
 from trtbatch.notes import note, warn
+from trtbatch.onnxfile import load_onnx, opset_of
 
 __all__ = ["EXTERNAL_ABOVE", "Exporter", "Trace", "choose_exporter", "refuse_opset"]
 
@@ -110,11 +113,22 @@ def _run_exporter(trace: Trace, batch: int, path: Path) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _no_fast_attention(torch), contextlib.redirect_stdout(io.StringIO()):
                 torch.onnx.export(module, tuple(example.values()), str(path), opset_version=trace.opset, **options)
         except Exception as error:
             raise _exporter_failed(error, trace.exporter) from error
     _show(caught)
+
+
+@contextlib.contextmanager
+def _no_fast_attention(torch: Any) -> Iterator[None]:
+    """Attention as its ordinary operators: its fused inference path is one that no exporter knows."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _takes_varargs(module: Any) -> bool:

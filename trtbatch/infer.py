@@ -40,6 +40,7 @@ class InferRequest:
         count: at most so many samples.
         output: ``.npz``, ``.csv`` or ``.jsonl``.
         strict: the first unusable input ends the run.
+        device: number of the GPU.
         progress: told the number of inputs done, and of all.
     """
 
@@ -51,6 +52,7 @@ class InferRequest:
     output: Path | None = None
     topk: int = 5
     strict: bool = False
+    device: int = 0
     progress: Callable[[int, int], None] = lambda done, total: None
 
 
@@ -93,7 +95,7 @@ def infer(request: InferRequest) -> InferResult:
     begun = time.perf_counter()
     with (
         open_sink(request.output, sidecar) as sink,
-        open_engine(artifact) as engine,
+        open_engine(artifact, request.device) as engine,
         engine.session() as session,
     ):
         for samples in _batches(source, batch, request, result):

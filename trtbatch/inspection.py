@@ -1,231 +1,250 @@
-"""What an ONNX file says of itself: inputs, outputs, which axis is the batch, and where a batch got fixed."""
+"""What is in a file: an ONNX model's size and shape, an engine's sidecar beside what the engine itself says."""
 
 from __future__ import annotations
 
-import re
+import math
 import tempfile
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trtbatch import optional
-from trtbatch.artifacts import BATCH_AXIS, TensorSpec
+from trtbatch import artifacts, optional
+from trtbatch.artifacts import Artifact, Sidecar, TensorSpec
+from trtbatch.backends import open_engine
 from trtbatch.backends.onnxruntime import fold
-from trtbatch.errors import ArtifactError, UsageError
+from trtbatch.errors import ArtifactError, TrtbatchError, UsageError
+from trtbatch.onnxfile import FixedBatch, fixed_batch_nodes, load_onnx, opset_of, read_specs
 
-__all__ = ["FixedBatch", "fixed_batch_nodes", "load_onnx", "node_in_error", "read_specs", "what_fixes_the_batch"]
+__all__ = ["Difference", "EngineReport", "Layer", "OnnxReport", "inspect_engine", "inspect_onnx", "is_engine"]
 
-_SHAPE_INPUT = {"Reshape": 1, "Expand": 1, "Tile": 1, "ConstantOfShape": 0, "Resize": 3}
-"""Operators that take a shape, and which of their inputs it is (ONNX operator specification)."""
+UNTOLD = "—"
+"""Stands for what one side doesn't tell, such as ONNX Runtime the profiles."""
 
-_BATCH_NAMES = frozenset({BATCH_AXIS, "batch", "n", "N", "batchsize", "bs", "B", "b"})
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class FixedBatch:
-    """A node that fixes the batch, and the constant by which it does."""
+class OnnxReport:
+    """What an ONNX file says of itself.
 
-    node: str
-    operator: str
-    constant: str
-    value: str
+    Args:
+        parameters: elements of all weights.
+        macs: multiply-accumulates of convolutions and matrix products for one sample; None where a shape isn't
+            known.
+        bytes_moved: inputs, weights and outputs of every operator, each once, for one sample: an upper bound,
+            since fused operators keep what lies between them.
+        dynamic: whether a batch axis is open *and* nothing was found that fixes it.
+        fixed_by: the nodes and constants that probably fix it.
+    """
 
-    def __str__(self) -> str:
-        return f"node {self.node} ({self.operator}) has the constant {self.value} ({self.constant})"
+    path: str
+    opset: int
+    producer: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    parameters: int
+    macs: int | None
+    bytes_moved: int | None
+    operators: dict[str, int]
+    dynamic: bool
+    fixed_by: tuple[FixedBatch, ...]
+    sidecar: Sidecar | None
 
 
-def load_onnx(path: Path, weights: bool = False) -> Any:
-    """The ONNX model of a file, external weights left out unless asked for.
+@dataclass(frozen=True)
+class Difference:
+    """A fact, as the sidecar has it and as the engine says it; `same` where they agree."""
+
+    what: str
+    sidecar: str
+    engine: str
+
+    @property
+    def same(self) -> bool:
+        return self.sidecar == self.engine or UNTOLD in (self.sidecar, self.engine)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of an engine, as its inspector tells it; precision and tactic where the build kept them."""
+
+    name: str
+    kind: str
+    precision: str
+    tactic: str
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """An engine's sidecar beside what the engine itself says.
+
+    Args:
+        unopened: why the engine can't be asked here; None where it was.
+        layers: in order; empty where the backend tells none.
+        precisions: share of the layers that compute in each precision.
+    """
+
+    path: str
+    sidecar: Sidecar
+    facts: tuple[Difference, ...]
+    unopened: str | None
+    layers: tuple[Layer, ...]
+    precisions: dict[str, float]
+
+
+def is_engine(path: Path) -> bool:
+    """Whether a file is an engine: its sidecar says so, else its suffix."""
+    if artifacts.sidecar_path(path).is_file():
+        try:
+            return artifacts.load(path, "engine").sidecar.kind == "engine"
+        except ArtifactError:
+            pass
+    return path.name.endswith((".engine", ".ort.onnx", ".plan", ".trt"))
+
+
+def inspect_onnx(path: Path) -> OnnxReport:
+    """Read an ONNX file, its weights aside.
 
     Raises:
         ArtifactError: not an ONNX file, or a damaged one.
     """
-    onnx = optional.require("onnx", "read ONNX files")
-    if not path.is_file():
-        raise ArtifactError(f"{path} doesn't exist", "run: trtbatch export MODEL --dynamic, or name another file")
+    model = load_onnx(path)
     try:
-        model = onnx.load(str(path), load_external_data=weights)
-    except OSError:
-        raise
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ArtifactError(f"{path} is not a readable ONNX file: {reason}", "export it again") from error
-    if not model.graph.input or not model.graph.output:
-        raise ArtifactError(f"{path} is not an ONNX model: it has no inputs or no outputs", "export it again")
-    return model
+        inputs, outputs = read_specs(model, path.name)
+    except UsageError as error:
+        raise ArtifactError(error.problem, error.fix) from error
+    is_open = any(spec.batch_axis is not None and spec.fixed_batch is None for spec in inputs)
+    with tempfile.TemporaryDirectory(prefix="trtbatch-") as folder:
+        fixed_by = tuple(fixed_batch_nodes(load_onnx(fold(path, Path(folder))))) if is_open else ()
+        macs, moved = _work(path, model, inputs, Path(folder))
+    beside = artifacts.sidecar_path(path)
+    return OnnxReport(
+        path=str(path),
+        opset=opset_of(model),
+        producer=f"{model.producer_name} {model.producer_version}".strip(),
+        inputs=inputs,
+        outputs=outputs,
+        parameters=sum(math.prod(tensor.dims) for tensor in model.graph.initializer),
+        macs=macs,
+        bytes_moved=moved,
+        operators=dict(Counter(node.op_type for node in model.graph.node).most_common()),
+        dynamic=is_open and not fixed_by,
+        fixed_by=fixed_by,
+        sidecar=artifacts.load(path, "onnx").sidecar if beside.is_file() else None,
+    )
 
 
-def opset_of(model: Any) -> int:
-    """The version of the default operator set."""
-    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+def _work(path: Path, model: Any, inputs: Iterable[TensorSpec], folder: Path) -> tuple[int | None, int | None]:
+    """Multiply-accumulates and bytes moved at batch 1, with every shape that follows from the inputs' resolved."""
+    onnx = optional.require("onnx", "read ONNX files")
+    specs = {spec.name: spec.at(1) for spec in inputs}
+    if any(not isinstance(size, int) for shape in specs.values() for size in shape):
+        return None, None
+    for info in model.graph.input:
+        for dim, size in zip(info.type.tensor_type.shape.dim, specs.get(info.name, ())):
+            dim.dim_value = int(size)
+    del model.graph.value_info[:]
+    try:
+        if not any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+            single = folder / "single.onnx"
+            onnx.save(model, str(single))
+            model = load_onnx(fold(single, folder))
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except Exception:  # whatever stops the inference: the figures are then unknown
+        return None, None
+    kinds, shapes = _tensors(model)
+    macs = [_macs(node, shapes) for node in model.graph.node]
+    moved = [_bytes(name, kinds, shapes) for node in model.graph.node for name in (*node.input, *node.output) if name]
+    return _sum(macs), _sum(moved)
 
 
-def read_specs(model: Any, where: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Inputs and outputs of a model that has no sidecar.
+def _sum(values: list[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
-    An input's batch axis is the first axis where that is open; else the open axis with a batch's name, or the
-    only open one; of a model that is fixed throughout, the first axis. In a model with an open batch, inputs
-    that are fixed have none. An output's batch axis is the one of the inputs' name; what an axis of another
-    name is, only running the model tells (see :func:`trtbatch.outputs.observed`). Initializers that are listed
-    as inputs are not inputs.
+
+def _tensors(model: Any) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
+    """Element types and shapes by name, where all sizes are known."""
+    graph = model.graph
+    kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for info in (*graph.input, *graph.value_info, *graph.output):
+        tensor = info.type.tensor_type
+        sizes = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim]
+        kinds[info.name] = tensor.elem_type
+        if tensor.HasField("shape") and min(sizes, default=0) >= 0:
+            shapes[info.name] = tuple(sizes)
+    for node in graph.node:
+        if node.op_type == "Constant":
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    kinds[node.output[0]] = attribute.t.data_type
+                    shapes[node.output[0]] = tuple(attribute.t.dims)
+    return kinds, shapes
+
+
+def _macs(node: Any, shapes: Shapes) -> int | None:
+    """Multiply-accumulates of one node, by the definition of its operator; 0 for all that multiply no matrices.
+
+    Conv: an output element takes C/group · kernel of them. ConvTranspose: an input element, as many. Gemm and
+    MatMul: an output element takes the length of the axis that is summed over.
+    """
+    if node.op_type not in ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"):
+        return 0
+    first, second, out = (shapes.get(name) for name in (node.input[0], node.input[1], node.output[0]))
+    if first is None or second is None or out is None:
+        return None
+    if "ConvTranspose" in node.op_type:
+        return math.prod(first) * math.prod(second[1:])
+    if "Conv" in node.op_type:
+        return math.prod(out) * math.prod(second[1:])
+    transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+    return math.prod(out) * (first[0] if transposed else first[-1])
+
+
+def _bytes(name: str, kinds: Mapping[str, int], shapes: Shapes) -> int | None:
+    onnx = optional.require("onnx", "read ONNX files")
+    if name not in shapes or not kinds.get(name):
+        return None
+    return math.prod(shapes[name]) * int(onnx.helper.tensor_dtype_to_np_dtype(kinds[name]).itemsize)
+
+
+def inspect_engine(path: Path) -> EngineReport:
+    """Read an engine's sidecar and, where it can be opened here, ask the engine itself.
 
     Raises:
-        UsageError: a tensor without a number of axes, an unclear batch axis, or inputs whose batch axes have
-            different names.
+        ArtifactError: no such engine, or no sidecar.
     """
-    initializers = {tensor.name for tensor in model.graph.initializer}
-    infos = [info for info in model.graph.input if info.name not in initializers]
-    inputs = [_spec(info, where) for info in infos]
-    names = {spec.name: spec.shape[spec.batch_axis] for spec in inputs if spec.batch_axis is not None}
-    open_names = {name: size for name, size in names.items() if isinstance(size, str)}
-    if len(set(open_names.values())) > 1:
-        first, a = next(iter(open_names.items()))
-        second, b = next((name, size) for name, size in open_names.items() if size != a)
-        raise UsageError(
-            f"{where}: inputs {first!r} ({a}) and {second!r} ({b}) have batch axes of different names",
-            "one batch size must serve all inputs: export them with one name for the axis",
-        )
-    fixed = next((size for size in names.values() if isinstance(size, int)), None)
-    batch = next(iter(open_names.values()), fixed)
-    if open_names:
-        inputs = [_open_batch(spec) for spec in inputs]
-    outputs = [_output_spec(info, where, batch) for info in model.graph.output]
-    return tuple(inputs), tuple(outputs)
-
-
-def _output_spec(info: Any, where: str, batch: int | str | None) -> TensorSpec:
-    """An output whose batch axis is the axis of this name; in a fixed model, the first, where it has this size."""
-    dtype, sizes = _type_of(info, where)
-    known = [axis for axis, size in enumerate(sizes) if size == batch and (axis == 0 or isinstance(size, str))]
-    spec = TensorSpec(info.name, dtype, tuple(sizes), known[0] if known else None)
-    return replace(spec, shape=spec.at_name(BATCH_AXIS)) if known and isinstance(batch, str) else spec
-
-
-def _open_batch(spec: TensorSpec) -> TensorSpec:
-    """The spec in a model whose batch is open: the axis under our name, or none where it is fixed."""
-    if spec.batch_axis is None or spec.fixed_batch is not None:
-        return replace(spec, batch_axis=None)
-    return replace(spec, shape=spec.at_name(BATCH_AXIS))
-
-
-def _spec(info: Any, where: str) -> TensorSpec:
-    dtype, sizes = _type_of(info, where)
-    if sizes and isinstance(sizes[0], str) and sizes[0] == f"{info.name}_0":
-        sizes[0] = BATCH_AXIS  # an unnamed first axis of an input is the batch, as tools write it
-    return TensorSpec(info.name, dtype, tuple(sizes), _batch_axis(sizes, info.name, where))
-
-
-def _type_of(info: Any, where: str) -> tuple[str, list[int | str]]:
-    """numpy's dtype name and the sizes of a tensor; open axes without a name are called ``NAME_AXIS``."""
-    onnx = optional.require("onnx", "read ONNX files")
-    tensor_type = info.type.tensor_type
-    if not info.type.HasField("tensor_type") or not tensor_type.HasField("shape"):
-        raise UsageError(f"{where}: {info.name!r} is not a tensor with a known number of axes", "export it with shapes")
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type).name
-    sizes: list[int | str] = [
-        dim.dim_value if _is_size(dim, axis) else dim.dim_param or f"{info.name}_{axis}"
-        for axis, dim in enumerate(tensor_type.shape.dim)
-    ]
-    return dtype, sizes
-
-
-def _is_size(dim: Any, axis: int) -> bool:
-    """Whether a dimension is fixed. Some exporters write an open batch as 0 or −1; elsewhere 0 is a size."""
-    return dim.HasField("dim_value") and (dim.dim_value > 0 or (dim.dim_value == 0 and axis > 0))
-
-
-def _batch_axis(sizes: list[int | str], name: str, where: str) -> int | None:
-    if not sizes:
-        return None
-    open_axes = [axis for axis, size in enumerate(sizes) if isinstance(size, str)]
-    if not open_axes or open_axes[0] == 0:
-        return 0
-    named = [axis for axis in open_axes if sizes[axis] in _BATCH_NAMES]
-    candidates = named or open_axes
-    if len(candidates) > 1:
-        raise UsageError(
-            f"{where}: the batch axis of {name!r} is unclear, {tuple(sizes)}", f"name it {BATCH_AXIS} when exporting"
-        )
-    return candidates[0]
-
-
-def what_fixes_the_batch(path: Path, message: str = "") -> FixedBatch | None:
-    """The node and constant that fix the batch of a file: the one at which ONNX Runtime failed, else the likeliest.
-
-    Args:
-        message: ONNX Runtime's, where it failed.
-    """
-    with tempfile.TemporaryDirectory(prefix="trtbatch-") as folder:
-        model = load_onnx(fold(path, Path(folder)))
-    return node_in_error(model, message) or next(iter(fixed_batch_nodes(model)), None)
-
-
-def fixed_batch_nodes(model: Any) -> list[FixedBatch]:
-    """Nodes that give a fixed size to what carries the batch, surest first.
-
-    Found by ONNX shape inference from inputs whose batch axis is named: a Reshape, Expand, Tile, Resize or
-    ConstantOfShape with a constant shape whose first entry is a size.
-    """
-    onnx = optional.require("onnx", "read ONNX files")
-    constants = _constants(model)
+    artifact = artifacts.load(path, "engine")
     try:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except Exception:  # a graph that can't be inferred: the constants alone must do
-        inferred = model
-    carries = {info.name for info in model.graph.input if _is_open(info)}
-    carries |= {info.name for info in inferred.graph.value_info if _is_open(info)}
-    found: list[tuple[int, FixedBatch]] = []
-    for node in model.graph.node:
-        index = _SHAPE_INPUT.get(node.op_type)
-        if index is None or len(node.input) <= index or node.input[index] not in constants:
-            continue
-        values = constants[node.input[index]].flatten().tolist()
-        tiled = node.op_type == "Tile" and values and values[0] == 1
-        sizes_a_shape = node.op_type == "ConstantOfShape" and len(values) < 2  # its output is a shape, not data
-        if not values or values[0] <= 0 or tiled or sizes_a_shape:
-            continue
-        fixed = FixedBatch(node.name or node.output[0], node.op_type, node.input[index], str(values))
-        doubts = (node.input[0] not in carries) + (-1 in values or 0 in values)
-        if node.op_type != "Expand" and node.input[0] not in carries and doubts == 2:
-            continue
-        found.append((doubts, fixed))
-    return [fixed for _, fixed in sorted(found, key=lambda pair: pair[0])]
+        facts, layers = _ask(artifact)
+        unopened = None
+    except TrtbatchError as error:
+        facts, layers, unopened = (), (), error.problem
+    counts = Counter(layer.precision for layer in layers if layer.precision)
+    total = sum(counts.values())
+    shares = {name: count / total for name, count in counts.most_common()}
+    return EngineReport(str(path), artifact.sidecar, facts, unopened, layers, shares)
 
 
-def _constants(model: Any) -> dict[str, Any]:
-    """Small integer constants of the graph by name: initializers and Constant nodes."""
-    onnx = optional.require("onnx", "read ONNX files")
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Constant":
-            tensors.update((node.output[0], each.t) for each in node.attribute if each.name == "value")
-    integers = {onnx.TensorProto.INT64, onnx.TensorProto.INT32}
-    return {
-        name: onnx.numpy_helper.to_array(tensor)
-        for name, tensor in tensors.items()
-        if tensor.data_type in integers and tensor.data_location != onnx.TensorProto.EXTERNAL
+def _ask(artifact: Artifact) -> tuple[tuple[Difference, ...], tuple[Layer, ...]]:
+    sidecar = artifact.sidecar
+    with open_engine(artifact) as engine:
+        told = engine.describe()
+    expected = {
+        **{f"input {spec.name}": _shown(spec) for spec in sidecar.inputs},
+        **{f"output {spec.name}": _shown(spec) for spec in sidecar.outputs},
+        "profiles": ", ".join(map(str, sidecar.profiles)),
     }
+    if "activation_bytes" in sidecar.build:
+        expected["device memory"] = f"{sidecar.build['activation_bytes']:,} bytes of activations"
+    names = dict.fromkeys((*expected, *told.facts))
+    facts = tuple(Difference(name, expected.get(name, UNTOLD), told.facts.get(name, UNTOLD)) for name in names)
+    return facts, tuple(Layer(*layer) for layer in told.layers)
 
 
-def _is_open(info: Any) -> bool:
-    dims = info.type.tensor_type.shape.dim
-    return len(dims) > 0 and any(not dim.HasField("dim_value") for dim in dims)
-
-
-def node_in_error(model: Any, message: str) -> FixedBatch | None:
-    """The node that ONNX Runtime names in an error, and the constant that it meets there."""
-    match = re.search(r"running (\w+) node\. Name:'([^']*)'", message)
-    if match is None:
-        return None
-    node = next((node for node in model.graph.node if node.name == match[2]), None)
-    if node is None:
-        return None
-    shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
-    constants = _constants(model)
-    given = [name for name in node.input if name in shapes]
-    for name in given:
-        if name in constants and constants[name].ndim == 1:
-            return FixedBatch(match[2], match[1], name, str(constants[name].tolist()))
-    for name in given:
-        return FixedBatch(match[2], match[1], name, f"of shape {shapes[name]}")
-    return None
+def _shown(spec: TensorSpec) -> str:
+    """An open axis as engines tell it: only that it is open."""
+    return f"({', '.join(str(size) if isinstance(size, int) else '?' for size in spec.shape)}) {spec.dtype}"

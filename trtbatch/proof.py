@@ -15,7 +15,7 @@ from trtbatch.artifacts import TensorSpec
 from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import ExecutionError, ExportError, ModelError, TrtbatchError
 from trtbatch.exporters import Trace
-from trtbatch.inspection import what_fixes_the_batch
+from trtbatch.onnxfile import what_fixes_the_batch
 from trtbatch.rows import rows_of, tolerance, wrong_rows
 
 __all__ = ["PROOF_BATCHES", "Reference", "baked", "prove"]

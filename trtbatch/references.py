@@ -14,8 +14,8 @@ from trtbatch.artifacts import ENGINES, Artifact, record_file
 from trtbatch.backends.base import conform
 from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import ArtifactError, InputError, UsageError
-from trtbatch.inspection import load_onnx, read_specs
 from trtbatch.models import load_model
+from trtbatch.onnxfile import load_onnx, read_specs
 
 __all__ = ["Reference", "SavedReference", "find_onnx", "open_reference"]
 

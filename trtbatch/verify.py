@@ -17,8 +17,8 @@ from trtbatch.backends.base import Session
 from trtbatch.batches import refuse_outside
 from trtbatch.checks import CHECKS, Finding, RowChecker
 from trtbatch.errors import ArtifactError, InputError, UsageError
-from trtbatch.inspection import what_fixes_the_batch
 from trtbatch.notes import note, warn
+from trtbatch.onnxfile import what_fixes_the_batch
 from trtbatch.references import Reference, SavedReference, find_onnx, open_reference
 from trtbatch.rows import Comparison, Limit, compare, random_inputs, rows_of, tolerance, valid_only
 from trtbatch.sources import Sample, open_source
@@ -39,6 +39,7 @@ class VerifyRequest:
         batches: None is min, opt and max of every profile.
         input: samples to use, as for ``infer``; None draws random ones.
         rtol, atol: numpy's element-wise limits, instead of the tolerance of dtype and precision.
+        device: number of the GPU.
         progress: told what is being done.
     """
 
@@ -49,6 +50,7 @@ class VerifyRequest:
     rtol: float | None = None
     atol: float | None = None
     seed: int = 0
+    device: int = 0
     progress: Callable[[str, float | None], None] = lambda words, share: None
 
 
@@ -133,7 +135,7 @@ def verify(request: VerifyRequest) -> VerifyResult:
     pool = _pool(request, sidecar, reference, max(*batches, smallest) + 1)
     findings: list[Finding] = []
     outputs: list[OutputResult] = []
-    with open_engine(artifact) as engine, engine.session() as session:
+    with open_engine(artifact, request.device) as engine, engine.session() as session:
         checker = RowChecker(
             session,
             sidecar.inputs,

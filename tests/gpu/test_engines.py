@@ -147,20 +147,6 @@ def test_a_batch_outside_the_profile_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 2 and "batch 40 is outside every profile" in done.stderr
 
 
-def test_engines_can_be_opened_again_and_again_in_one_process(tmp_path: Path) -> None:
-    onnx = models.classifier(tmp_path / "m.onnx")
-    assert run_process("build", onnx, "--max", 4, "--output", "m.engine", cwd=tmp_path).returncode == 0
-    from trtbatch.backends.tensorrt.buffers import Device
-
-    device = Device()
-    free = []
-    for _ in range(6):
-        assert rows_against_oracle(tmp_path / "m.engine", onnx, (1, 4)) < 2e-3
-        free.append(device.free_memory())
-    device.close()
-    assert free[-1] >= free[1] - (8 << 20), f"GPU memory leaks: {free}"
-
-
 @pytest.mark.parametrize("seconds", [1.0, 3.0, 6.0])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_build_leaves_nothing_and_ends_quietly(tmp_path: Path, seconds: float, number: int) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from trtbatch import artifacts
 from trtbatch.artifacts import Artifact, check_file
 from trtbatch.backends.base import Builder, Engine
-from trtbatch.errors import ArtifactError, MissingPackageError
+from trtbatch.errors import ArtifactError, MissingPackageError, UsageError
 from trtbatch.notes import note, warn
 
-__all__ = ["choose_builder", "open_engine", "resolve_engine", "runs_here"]
+__all__ = ["choose_builder", "open_engine", "refuse_gpu", "resolve_engine", "runs_here"]
 
 
 def choose_builder(backend: str = "auto") -> Builder:
@@ -64,10 +64,24 @@ def resolve_engine(path: Path | None) -> Artifact:
     return artifact
 
 
-def open_engine(artifact: Artifact) -> Engine:
-    """Load an engine; version, GPU and hash are compared with the sidecar before it is deserialised.
+def refuse_gpu(device: int) -> None:
+    """Raise where a GPU is named for a backend that has none.
 
     Raises:
+        UsageError: `device` isn't 0.
+    """
+    if device != 0:
+        raise UsageError(f"--device {device} names a GPU, and this runs on the CPU", "leave out --device")
+
+
+def open_engine(artifact: Artifact, device: int = 0) -> Engine:
+    """Load an engine; version, GPU and hash are compared with the sidecar before it is deserialised.
+
+    Args:
+        device: number of the GPU, for a TensorRT engine.
+
+    Raises:
+        UsageError: no such device.
         ArtifactError: a damaged file, or one made by another TensorRT or for another GPU.
         MissingPackageError: its backend can't run here.
     """
@@ -75,6 +89,7 @@ def open_engine(artifact: Artifact) -> Engine:
     if backend == "onnxruntime":
         from trtbatch.backends.onnxruntime import OnnxRuntimeEngine
 
+        refuse_gpu(device)
         check_file(artifact)
         return OnnxRuntimeEngine(artifact)
     if backend == "tensorrt":
@@ -83,9 +98,11 @@ def open_engine(artifact: Artifact) -> Engine:
         obstacle = tensorrt.obstacle()
         if obstacle is not None:
             raise MissingPackageError(f"{artifact.path} is a TensorRT engine: {obstacle.problem}", obstacle.fix)
+        from trtbatch.backends.tensorrt import buffers
         from trtbatch.backends.tensorrt.engine import TensorRTEngine
 
-        tensorrt.refuse_foreign(artifact)
+        buffers.refuse_device(device)
+        tensorrt.refuse_foreign(artifact, device)
         check_file(artifact)
-        return TensorRTEngine(artifact)
+        return TensorRTEngine(artifact, device)
     raise ArtifactError(f"{artifact.path}: its sidecar names no backend", "build it again: trtbatch build")

@@ -15,7 +15,19 @@ from trtbatch.artifacts import Sidecar, TensorSpec
 from trtbatch.batches import Profile
 from trtbatch.errors import InputError
 
-__all__ = ["BuildPlan", "Builder", "Built", "Engine", "Event", "Mode", "Progress", "Session", "batch_of", "conform"]
+__all__ = [
+    "BuildPlan",
+    "Builder",
+    "Built",
+    "Description",
+    "Engine",
+    "Event",
+    "Mode",
+    "Progress",
+    "Session",
+    "batch_of",
+    "conform",
+]
 
 Array = NDArray[Any]
 
@@ -87,6 +99,9 @@ class Engine(Protocol):
 
     def session(self) -> Session: ...
 
+    def describe(self) -> Description:
+        """What the engine itself says of its tensors, profiles and layers."""
+
     def close(self) -> None: ...
 
     def __enter__(self) -> Engine: ...
@@ -109,6 +124,7 @@ class BuildPlan:
         workspace: bytes for the builder's tactics; None leaves TensorRT's own limit.
         opt_level: TensorRT's builder optimization level, 0 to 5; None leaves its default.
         timing_cache: read where usable, and written after the build.
+        device: number of the GPU.
     """
 
     onnx: Path
@@ -120,6 +136,7 @@ class BuildPlan:
     workspace: int | None = None
     opt_level: int | None = None
     timing_cache: Path | None = None
+    device: int = 0
 
 
 @dataclass(frozen=True)
@@ -133,6 +150,19 @@ class Built:
     precision: str
     tools: dict[str, str]
     device: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an opened engine says of itself.
+
+    Args:
+        facts: ``input NAME``, ``output NAME`` (shape with ``?`` for open axes, dtype), ``profiles``, others.
+        layers: (name, kind, precision, tactic) of each, in order; empty words where it isn't told.
+    """
+
+    facts: dict[str, str]
+    layers: tuple[tuple[str, str, str, str], ...] = ()
 
 
 class Builder(Protocol):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trtbatch import environment, optional
 from trtbatch.artifacts import Artifact, TensorSpec
-from trtbatch.backends.base import BuildPlan, Built, Mode, Progress, batch_of, conform
+from trtbatch.backends.base import BuildPlan, Built, Description, Mode, Progress, batch_of, conform
 from trtbatch.batches import refuse_outside
 from trtbatch.errors import ArtifactError, BuildError, ExecutionError
 
@@ -124,6 +124,13 @@ class OnnxRuntimeEngine:
     def session(self) -> OnnxRuntimeSession:
         return OnnxRuntimeSession(self._session, self.sidecar.inputs, self.sidecar.outputs, self._refuse)
 
+    def describe(self) -> Description:
+        sides = (("input", self._session.get_inputs()), ("output", self._session.get_outputs()))
+        facts = {f"{side} {node.name}": _tensor(node) for side, nodes in sides for node in nodes}
+        onnx = optional.require("onnx", "read ONNX files")
+        nodes = onnx.load(str(self._path), load_external_data=False).graph.node
+        return Description(facts, tuple((node.name or node.output[0], node.op_type, "", "") for node in nodes))
+
     def _refuse(self, batch: int) -> None:
         refuse_outside(self.sidecar.profiles, [batch], self._path.name)
 
@@ -137,6 +144,16 @@ class OnnxRuntimeEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+_TYPES = {"float": "float32", "double": "float64"}
+"""ONNX Runtime's names of types where they aren't numpy's."""
+
+
+def _tensor(node: Any) -> str:
+    kind = node.type.removeprefix("tensor(").removesuffix(")")
+    sizes = ", ".join(str(size) if isinstance(size, int) else "?" for size in node.shape)
+    return f"({sizes}) {_TYPES.get(kind, kind)}"
 
 
 class OnnxRuntimeSession:

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 import trtbatch
-from trtbatch.cli import bench, build, doctor, export, infer, verify
+from trtbatch.cli import bench, build, doctor, export, infer, inspect, verify
 from trtbatch.cli.console import STATE, show_error, show_notes
 from trtbatch.errors import TrtbatchError, from_os_error
 
@@ -84,6 +84,7 @@ app.command("build")(build.command)
 app.command("infer")(infer.command)
 app.command("bench")(bench.command)
 app.command("verify")(verify.command)
+app.command("inspect")(inspect.command)
 app.command("doctor")(doctor.command)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from trtbatch.cli.console import Debug, out, parse_names, show_progress
+from trtbatch.cli.console import Debug, Device, out, parse_names, show_progress
 
 __all__ = ["command"]
 
@@ -34,6 +34,7 @@ def command(
         Optional[Path], typer.Option("--json", metavar="FILE", help="Everything, raw samples too.")
     ] = None,
     csv: Annotated[Optional[Path], typer.Option("--csv", metavar="FILE", help="One line per batch size.")] = None,
+    device: Device = 0,
     debug: Debug = False,
 ) -> None:
     """Time an engine at each batch size; its rows are checked first.
@@ -61,6 +62,7 @@ def command(
                 min_time=1.0 if min_time is None else min_time,
                 warmup=warmup,
                 percentiles=_percentiles(percentile),
+                device=device,
                 progress=progress,
             )
         )

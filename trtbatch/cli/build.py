@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from trtbatch.cli.console import Debug, out, parse_bytes, parse_shape, show_progress, size
+from trtbatch.cli.console import Debug, Device, out, parse_bytes, parse_shape, show_progress, size
 
 __all__ = ["command"]
 
@@ -50,6 +50,7 @@ def command(
     output: Annotated[
         Optional[Path], typer.Option(metavar="PATH", help="[default: engines/NAME.engine or engines/NAME.ort.onnx]")
     ] = None,
+    device: Device = 0,
     debug: Debug = False,
 ) -> None:
     """Build an engine from an ONNX file, and check its rows at min, opt and max.
@@ -72,6 +73,7 @@ def command(
                 shapes=dict(_shape(text) for text in shape or []),
                 output=output,
                 verify=verify,
+                device=device,
                 progress=report,
             )
         )

@@ -21,6 +21,7 @@ from trtbatch.notes import LOGGER
 __all__ = [
     "STATE",
     "Debug",
+    "Device",
     "err",
     "out",
     "parse_bytes",
@@ -48,6 +49,9 @@ def _set_debug(value: bool) -> bool:
 
 
 Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show the traceback of an error.")]
+
+
+Device = Annotated[int, typer.Option("--device", min=0, metavar="N", help="Number of the GPU.")]
 
 
 def out() -> Console:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.progress import TextColumn
 
-from trtbatch.cli.console import Debug, err, out, show_progress
+from trtbatch.cli.console import Debug, Device, err, out, show_progress
 
 __all__ = ["command"]
 
@@ -29,6 +29,7 @@ def command(
     ] = None,
     topk: Annotated[int, typer.Option(min=1, help="Classes given for each sample.")] = 5,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first unusable input.")] = False,
+    device: Device = 0,
     debug: Debug = False,
 ) -> None:
     """Run images or arrays through an engine, in order, at their true batch sizes.
@@ -55,6 +56,7 @@ def command(
                 output=output,
                 topk=topk,
                 strict=strict,
+                device=device,
                 progress=progress,
             )
         )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from trtbatch.cli.console import Debug, out, show_progress
+from trtbatch.cli.console import Debug, Device, out, show_progress
 
 __all__ = ["command"]
 
@@ -39,6 +39,7 @@ def command(
     json_: Annotated[
         Optional[Path], typer.Option("--json", metavar="FILE", help="Every sample of every output.")
     ] = None,
+    device: Device = 0,
     debug: Debug = False,
 ) -> None:
     """Check every sample of an engine: against a reference, and against itself. Exit code 0 only if all passes.
@@ -63,6 +64,7 @@ def command(
                 rtol=rtol,
                 atol=atol,
                 seed=seed,
+                device=device,
                 progress=progress,
             )
         )

@@ -42,7 +42,7 @@ def obstacle() -> MissingPackageError | None:
     return None
 
 
-def refuse_foreign(artifact: Artifact) -> None:
+def refuse_foreign(artifact: Artifact, device: int = 0) -> None:
     """Compare the sidecar with this TensorRT and this GPU, before the engine is deserialised.
 
     Raises:
@@ -58,7 +58,7 @@ def refuse_foreign(artifact: Artifact) -> None:
             f"build it again here (trtbatch build), or install tensorrt=={made_with}",
         )
     capability = artifact.sidecar.device.get("compute_capability")
-    here = buffers.device_facts()
+    here = buffers.device_facts(device)
     if capability is not None and capability != here["compute_capability"]:
         raise ArtifactError(
             f"{artifact.path} was built for a {artifact.sidecar.device.get('gpu', 'GPU')} (compute capability "

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch import optional
-from trtbatch.errors import ExecutionError, MissingPackageError
+from trtbatch.errors import ExecutionError, MissingPackageError, UsageError
 
-__all__ = ["BindingBuffer", "CudaEvent", "Device", "Stream", "device_count", "device_facts"]
+__all__ = ["BindingBuffer", "CudaEvent", "Device", "Stream", "device_count", "device_facts", "refuse_device"]
 
 
 def _driver() -> Any:
@@ -31,6 +31,18 @@ def _driver() -> Any:
 def device_count() -> int:
     """Number of GPUs that the CUDA driver sees."""
     return int(_driver().Device.count())
+
+
+def refuse_device(index: int) -> None:
+    """Raise where there is no such GPU.
+
+    Raises:
+        UsageError: with the number there is.
+    """
+    count = device_count()
+    if not 0 <= index < count:
+        there = "1 GPU" if count == 1 else f"{count} GPUs"
+        raise UsageError(f"--device {index}: this machine has {there}, numbered from 0", f"pass --device {count - 1}")
 
 
 def device_facts(index: int = 0) -> dict[str, str]:
@@ -51,6 +63,7 @@ class Device:
     """A GPU with its primary context current in this thread, until ``close()``."""
 
     def __init__(self, index: int = 0) -> None:
+        refuse_device(index)
         self._driver = _driver()
         self._context: Any = self._driver.Device(index).retain_primary_context()
         self._context.push()

@@ -5,6 +5,7 @@ Where a version number is all there is to ask (the opset that the ONNX parser re
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ __all__ = [
     "create_network",
     "device_memory",
     "dtype_name",
+    "keep_details",
+    "layers",
     "make_logger",
     "make_output_allocator",
     "make_progress_monitor",
@@ -34,6 +37,22 @@ _DTYPES = {
     "BOOL": "bool",
     "UINT8": "uint8",
 }
+
+
+_PRECISIONS = {
+    "fp16": "fp16",
+    "half": "fp16",
+    "bf16": "bf16",
+    "bfloat": "bf16",
+    "fp8": "fp8",
+    "int8": "int8",
+    "int64": "int64",
+    "int32": "int32",
+    "bool": "bool",
+    "fp32": "fp32",
+    "float": "fp32",
+}
+"""Words of the inspector's data types, the telling ones first."""
 
 
 def max_opset(version: str) -> int | None:
@@ -85,6 +104,34 @@ def parser_error(error: Any, nodes: Sequence[tuple[str, str]]) -> str:
         name, operator = error.node_name() or name, error.node_operator() or operator
     description = " ".join(error.desc().split())
     return f"node {name or index} ({operator}): {description}" if name or operator else description
+
+
+def layers(trt: Any, engine: Any) -> tuple[tuple[str, str, str, str], ...]:
+    """(name, kind, precision, tactic) of each layer, from the engine inspector; names alone where no more was kept.
+
+    The JSON differs: up to 10 an output's precision is the end of ``Format/Datatype``, in 11 it is ``Datatype``.
+    """
+    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    try:
+        found = json.loads(text).get("Layers", [])
+    except ValueError:  # 8.6 writes names unescaped
+        return ()
+    return tuple((str(layer), "", "", "") if isinstance(layer, str) else _layer(layer) for layer in found)
+
+
+def _layer(layer: dict[str, Any]) -> tuple[str, str, str, str]:
+    tactic = str(layer.get("TacticName", ""))
+    outputs = layer.get("Outputs") or layer.get("Inputs") or [{}]
+    kind = str(outputs[0].get("Datatype") or outputs[0].get("Format/Datatype", "")).lower()
+    precision = next((short for word, short in _PRECISIONS.items() if word in kind), "")
+    if precision == "fp32" and "tf32" in tactic.lower():
+        precision = "tf32"
+    return str(layer.get("Name", "")), str(layer.get("LayerType", "")), precision, tactic
+
+
+def keep_details(trt: Any, config: Any) -> None:
+    """Have the engine keep its layers' precision and tactic, for the inspector."""
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
 
 
 def make_logger(trt: Any, sink: Callable[[str, str], None]) -> Any:

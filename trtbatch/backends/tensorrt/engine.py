@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trtbatch import optional
 from trtbatch.artifacts import Artifact, TensorSpec
-from trtbatch.backends.base import Event, Mode, batch_of, conform
+from trtbatch.backends.base import Description, Event, Mode, batch_of, conform
 from trtbatch.backends.tensorrt import compat
 from trtbatch.backends.tensorrt.buffers import BindingBuffer, Device
 from trtbatch.batches import pick_profile, refuse_outside
@@ -25,12 +25,12 @@ Array = NDArray[Any]
 class TensorRTEngine:
     """A deserialised engine on the GPU's primary context. Close its sessions before it."""
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, device: int = 0) -> None:
         trt = optional.require("tensorrt", "run engines")
         self.sidecar = artifact.sidecar
         self.path = artifact.path
         self.complaints: list[str] = []
-        self.device = Device()
+        self.device = Device(device)
         self._logger = compat.make_logger(trt, self._log)
         self._runtime: Any = trt.Runtime(self._logger)
         self.cuda_engine: Any = self._runtime.deserialize_cuda_engine(artifact.path.read_bytes())
@@ -66,6 +66,27 @@ class TensorRTEngine:
     def session(self) -> TensorRTSession:
         return TensorRTSession(self)
 
+    def describe(self) -> Description:
+        trt, engine = optional.require("tensorrt", "run engines"), self.cuda_engine
+        facts: dict[str, str] = {}
+        profiles: list[str] = []
+        for index in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(index)
+            is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+            shape = [int(size) for size in engine.get_tensor_shape(name)]
+            sizes = ", ".join("?" if size < 0 else str(size) for size in shape)
+            dtype = compat.dtype_name(engine.get_tensor_dtype(name))
+            facts[f"{'input' if is_input else 'output'} {name}"] = f"({sizes}) {dtype}"
+            if is_input and not profiles:
+                spec = next((spec for spec in self.sidecar.inputs if spec.name == name), None)
+                axis = spec.batch_axis if spec is not None else None
+                if axis is not None and axis < len(shape):
+                    profiles = [_profile(engine, name, axis, each) for each in range(engine.num_optimization_profiles)]
+        if profiles:
+            facts["profiles"] = ", ".join(profiles)
+        facts["device memory"] = f"{self.activation_bytes:,} bytes of activations"
+        return Description(facts, compat.layers(trt, engine))
+
     def close(self) -> None:
         self.cuda_engine = None
         self._runtime = None
@@ -78,6 +99,15 @@ class TensorRTEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _profile(engine: Any, name: str, axis: int, profile: int) -> str:
+    """``min:opt:max`` of an input's batch axis, as the engine has it."""
+    if hasattr(engine, "get_tensor_profile_shape"):
+        shapes = engine.get_tensor_profile_shape(name, profile)
+    else:  # 8.6 early access
+        shapes = engine.get_profile_shape(profile, name)
+    return ":".join(str(int(shape[axis])) for shape in shapes)
 
 
 class TensorRTSession:

@@ -24,8 +24,8 @@ from trtbatch.artifacts import TensorSpec, atomic_file
 from trtbatch.backends.base import BuildPlan, Built, Progress
 from trtbatch.backends.tensorrt import buffers, compat
 from trtbatch.errors import BuildError, TrtbatchError, from_os_error
-from trtbatch.inspection import load_onnx
 from trtbatch.notes import LOGGER, warn
+from trtbatch.onnxfile import load_onnx
 from trtbatch.records import decode, encode
 
 __all__ = ["WorkerRequest", "main"]
@@ -91,7 +91,7 @@ class _Forward(logging.Handler):
 def _build(request: WorkerRequest, progress: Progress) -> Built:
     trt = optional.require("tensorrt", "build engines")
     plan = request.plan
-    device = buffers.Device()
+    device = buffers.Device(plan.device)
     try:
         attempt = _Attempt(trt, plan, progress)
         serialized = attempt.run(_read_cache(plan.timing_cache) if request.read_cache else b"")
@@ -102,7 +102,7 @@ def _build(request: WorkerRequest, progress: Progress) -> Built:
             stream.write(memoryview(serialized))
         if plan.timing_cache is not None:
             _write_cache(plan.timing_cache, attempt.timing_cache())
-        facts = buffers.device_facts()
+        facts = buffers.device_facts(plan.device)
         return Built(file, (), attempt.inputs, attempt.outputs, attempt.precision, _tools(trt), facts)
     finally:
         device.close()
@@ -194,6 +194,7 @@ class _Attempt:
         if plan.opt_level is not None:
             config.builder_optimization_level = plan.opt_level
         self.precision = "tf32" if config.get_flag(trt.BuilderFlag.TF32) else "fp32"
+        compat.keep_details(trt, config)
         monitor = compat.make_progress_monitor(trt, self._progress)
         if monitor is not None:
             config.progress_monitor = monitor

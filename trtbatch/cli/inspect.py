@@ -1,0 +1,124 @@
+"""``trtbatch inspect``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trtbatch.cli.console import Debug, out, size
+
+__all__ = ["command"]
+
+
+def command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX file or an engine.")],
+    layers: Annotated[bool, typer.Option("--layers", help="Every layer, with precision and tactic.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+    open_: Annotated[
+        bool, typer.Option("--open", help="Show an ONNX graph in netron, on this machine only (127.0.0.1).")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Say what is in an ONNX file or an engine, and where its sidecar says something else.
+
+    The exit code is 1 where the sidecar and the engine differ.
+    """
+    from trtbatch.errors import UsageError
+    from trtbatch.inspection import inspect_engine, inspect_onnx, is_engine
+    from trtbatch.records import encode
+
+    engine = is_engine(file)
+    if open_ and engine:
+        raise UsageError(f"--open shows ONNX graphs, and {file} is an engine", "name the ONNX file")
+    report: Any = inspect_engine(file) if engine else inspect_onnx(file)
+    if json_:
+        print(json.dumps(encode(report), indent=1, ensure_ascii=False))
+    elif engine:
+        _show_engine(report, layers)
+    else:
+        _show_onnx(report)
+    if open_:
+        _open(file)
+    if engine and not all(fact.same for fact in report.facts):
+        raise typer.Exit(1)
+
+
+def _show_onnx(report: Any) -> None:
+    console = out()
+    console.print(f"[bold]{report.path}[/]  opset {report.opset}, by {report.producer or 'unknown'}")
+    for label, specs in (("input", report.inputs), ("output", report.outputs)):
+        for spec in specs:
+            console.print(f"  {label:10}{spec}", markup=False)
+    if report.dynamic:
+        batch = "[green]dynamic[/]: open, and nothing found that fixes it (export proves it by running)"
+    elif report.fixed_by:
+        batch = "[red]open by name only[/]"
+    else:
+        batch = "fixed"
+    console.print(f"  batch     {batch}")
+    for culprit in report.fixed_by:
+        console.print(f"            probably fixed by {culprit}", markup=False)
+    console.print(f"  weights   {report.parameters:,} parameters")
+    console.print(f"  work      {_count(report.macs)} multiply-accumulates a sample")
+    console.print(f"  traffic   {'unknown' if report.bytes_moved is None else size(report.bytes_moved)} moved a sample")
+    operators = ", ".join(f"{name} {count}" for name, count in report.operators.items())
+    console.print(f"  operators {operators}", markup=False)
+    if report.sidecar is not None:
+        console.print(f"  model     {report.sidecar.model.name}, weights: {report.sidecar.model.weights}", markup=False)
+
+
+def _count(value: int | None) -> str:
+    if value is None:
+        return "unknown (a shape isn't known):"
+    for unit, scale in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if value >= scale:
+            return f"{value / scale:.2f} {unit}"
+    return str(value)
+
+
+def _show_engine(report: Any, layers: bool) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = out()
+    sidecar = report.sidecar
+    console.print(f"[bold]{report.path}[/]  {size(sidecar.artifact.bytes)}, {sidecar.backend}")
+    where = sidecar.device.get("gpu") or sidecar.device.get("cpu", "unknown")
+    tools = " ".join(f"{name} {version}" for name, version in sidecar.tools.items())
+    lines = [
+        ("model", f"{sidecar.model.name}, weights: {sidecar.model.weights}"),
+        ("source", sidecar.source.file if sidecar.source else "unknown"),
+        ("made", f"{sidecar.created} on {where} ({tools})"),
+        ("precision", f"asked {sidecar.precision_asked}, realised {sidecar.precision_realised}"),
+    ]
+    for label, text in lines:
+        console.print(f"  {label:10}{text}", markup=False)
+    if report.unopened is not None:
+        console.print(f"  [yellow]not opened[/]: {escape(report.unopened)}; all this is the sidecar's word")
+        for spec in (*sidecar.inputs, *sidecar.outputs):
+            console.print(f"            {spec}", markup=False)
+        return
+    table = Table("", "sidecar", "engine")
+    for fact in report.facts:
+        style = "" if fact.same else "red"
+        table.add_row(escape(fact.what), escape(fact.sidecar), escape(fact.engine), style=style)
+    console.print(table)
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in report.precisions.items())
+    console.print(f"  layers    {len(report.layers)}{': ' + shares if shares else ''}")
+    if layers:
+        listing = Table("layer", "kind", "precision", "tactic")
+        for layer in report.layers:
+            listing.add_row(*(escape(text) for text in (layer.name, layer.kind, layer.precision, layer.tactic)))
+        console.print(listing)
+
+
+def _open(file: Path) -> None:
+    from trtbatch import optional
+
+    netron = optional.require("netron", "show a graph")
+    address = netron.start(str(file), address=("127.0.0.1", 0))
+    out().print(f"netron shows {file} at http://{address[0]}:{address[1]} (Ctrl-C ends it)")
+    netron.wait()
