@@ -1,0 +1,151 @@
+"""Two thousand mutated files: never a traceback, a crash or a hang; always two lines and exit code 1 or 2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from tests import models
+from trtbatch.artifacts import sidecar_path
+from trtbatch.cli import app
+
+Mutation = tuple[str, int, bytes]
+
+mutations = st.lists(
+    st.tuples(
+        st.sampled_from(["set", "insert", "delete", "truncate"]),
+        st.integers(0, 2**20),
+        st.binary(min_size=1, max_size=6),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def fuzzed(examples: int) -> settings:
+    """The same examples each time, so that a failure on one machine is one on all."""
+    quiet = [HealthCheck.function_scoped_fixture]
+    return settings(max_examples=examples, deadline=None, database=None, derandomize=True, suppress_health_check=quiet)
+
+
+def mutated(data: bytes, changes: list[Mutation]) -> bytes:
+    for kind, where, piece in changes:
+        at = where % (len(data) + 1)
+        if kind == "set":
+            data = data[:at] + piece + data[at + len(piece) :]
+        elif kind == "insert":
+            data = data[:at] + piece + data[at:]
+        elif kind == "delete":
+            data = data[:at] + data[at + len(piece) :]
+        else:
+            data = data[:at]
+    return data
+
+
+def run(*args: object) -> Any:
+    """A command; whatever it makes of the file, it ends as commands end."""
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    assert result.exit_code in (0, 1, 2), result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert "Traceback" not in result.output and "unexpected" not in result.output, result.output
+    if result.exit_code:
+        errors = [line for line in result.output.splitlines() if line.startswith("error: ")]
+        verdicts = [line for line in result.output.splitlines() if line.startswith("WRONG")]
+        assert len(errors) + len(verdicts) == 1 and (verdicts or "\nfix: " in result.output), result.output
+    return result
+
+
+@pytest.fixture
+def samples(folder: Path) -> Path:
+    np.save(folder / "x.npy", np.zeros((2, 3, 8, 8), np.float32))
+    return folder / "x.npy"
+
+
+@fuzzed(700)
+@given(changes=mutations)
+def test_mutated_sidecars(engine: Path, samples: Path, changes: list[Mutation]) -> None:
+    beside = sidecar_path(engine)
+    whole = beside.read_bytes()
+    try:
+        beside.write_bytes(mutated(whole, changes))
+        run("infer", engine, "--input", samples)
+    finally:
+        beside.write_bytes(whole)
+
+
+@fuzzed(200)
+@given(data=st.data())
+def test_sidecars_with_other_values(engine: Path, samples: Path, data: st.DataObject) -> None:
+    """Well-formed JSON, one value of it exchanged for another."""
+    beside = sidecar_path(engine)
+    whole = beside.read_bytes()
+    record = json.loads(whole)
+    holder, key = data.draw(st.sampled_from(list(places(record))))
+    holder[key] = data.draw(
+        st.one_of(
+            st.none(),
+            st.booleans(),
+            st.integers(),
+            st.floats(allow_nan=False),
+            st.text(max_size=5),
+            st.lists(st.integers(-3, 300), max_size=5),
+            st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+        )
+    )
+    try:
+        beside.write_text(json.dumps(record))
+        run("infer", engine, "--input", samples)
+        run("inspect", engine)
+    finally:
+        beside.write_bytes(whole)
+
+
+def places(value: Any) -> Any:
+    """Every (container, key) of a JSON value."""
+    for key in value if isinstance(value, dict) else range(len(value)):
+        yield value, key
+        if isinstance(value[key], (dict, list)):
+            yield from places(value[key])
+
+
+@fuzzed(600)
+@given(changes=mutations)
+def test_mutated_onnx_files(folder: Path, changes: list[Mutation]) -> None:
+    path = folder / "m.onnx"
+    path.write_bytes(mutated(original(folder), changes))
+    run("build", path, "--max", 3)
+
+
+def original(folder: Path) -> bytes:
+    keep = folder / "original"
+    if not keep.exists():
+        keep.write_bytes(models.classifier(folder / "o.onnx").read_bytes())
+    return keep.read_bytes()
+
+
+@fuzzed(500)
+@given(changes=mutations)
+def test_mutated_engines(engine: Path, samples: Path, changes: list[Mutation]) -> None:
+    whole = engine.read_bytes()
+    try:
+        engine.write_bytes(mutated(whole, changes))
+        run("infer", engine, "--input", samples)
+    finally:
+        engine.write_bytes(whole)
+
+
+def test_nothing_unpickles_what_the_user_did_not_name() -> None:
+    """No pickle in the package: arrays are read with ``allow_pickle=False``, weights with ``weights_only=True``."""
+    package = Path(__file__).resolve().parent.parent / "trtbatch"
+    for file in package.rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        assert "import pickle" not in text and "allow_pickle=True" not in text, file
+        assert text.count("np.load(") == text.count("allow_pickle=False") - text.count("write_array("), file
+        assert text.count("torch.load(") == text.count("weights_only=True)"), file

@@ -1,0 +1,95 @@
+"""``inspect`` on ONNX files and engines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import models
+from tests.test_build import refused
+from trtbatch.artifacts import sidecar_path
+from trtbatch.inspection import inspect_onnx
+
+Cli = Callable[..., Any]
+
+
+def test_work_is_counted_by_the_operators_definitions(tmp_path: Path) -> None:
+    report = inspect_onnx(models.classifier(tmp_path / "m.onnx"))
+    assert report.parameters == 16 * 3 * 9 + 16 * 5
+    assert report.macs == 8 * 8 * 16 * 27 + 16 * 5
+    features, single = 16 * 8 * 8 * 4, 3 * 8 * 8 * 4
+    conv, relu = single + 16 * 27 * 4 + features, 2 * features
+    pool_and_head = (features + 64) + 2 * 64 + (64 + 16 * 5 * 4 + 5 * 4)
+    assert report.bytes_moved == conv + relu + pool_and_head
+    assert report.operators == {"Conv": 1, "Relu": 1, "GlobalAveragePool": 1, "Flatten": 1, "Gemm": 1}
+    assert report.dynamic and report.opset == 17
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "swin_t"])
+def test_multiply_accumulates_agree_with_torchs_own_counter(cli: Cli, folder: Path, name: str) -> None:
+    torch = pytest.importorskip("torch", reason="torch is the oracle")
+    from torch.utils.flop_counter import FlopCounterMode
+    from torchvision import models as torchvision_models
+
+    assert cli("export", name, "--dynamic", "--weights", "random").exit_code == 0
+    module = torchvision_models.get_model(name).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(torch.randn(1, 3, 224, 224))
+    report = inspect_onnx(folder / f"engines/{name}_dynamic.onnx")
+    assert report.macs == pytest.approx(counter.get_total_flops() / 2, rel=0.001)
+
+
+def test_a_batch_that_is_open_by_name_only(cli: Cli, folder: Path) -> None:
+    models.reshaped_to(folder / "m.onnx", 1)
+    result = cli("inspect", "m.onnx")
+    assert result.exit_code == 0
+    assert "open by name only" in result.output
+    assert "probably fixed by node /flatten/Reshape (Reshape) has the constant [1, 12]" in result.output
+    models.classifier(folder / "f.onnx", batch=4)
+    assert "batch     fixed" in cli("inspect", "f.onnx").output
+
+
+def test_an_engine_beside_its_sidecar(cli: Cli, engine: Path) -> None:
+    result = cli("inspect", engine, "--layers")
+    assert result.exit_code == 0, result.output
+    assert "input input" in result.output and "(?, 3, 8, 8) float32" in result.output
+    assert "/conv" in result.output
+    data = json.loads(sidecar_path(engine).read_text())
+    data["inputs"][0]["shape"][2] = 9
+    sidecar_path(engine).write_text(json.dumps(data))
+    result = cli("inspect", engine)
+    assert result.exit_code == 1 and "(?, 3, 9, 8) float32" in result.output
+
+
+def test_an_engine_that_cannot_be_opened_shows_its_sidecar(cli: Cli, engine: Path) -> None:
+    engine.write_bytes(b"short")
+    result = cli("inspect", engine)
+    assert result.exit_code == 0
+    assert "not opened" in result.output and "truncated" in result.output
+    assert "input (batch_size, 3, 8, 8) float32" in result.output
+
+
+def test_json_holds_everything(cli: Cli, engine: Path, folder: Path) -> None:
+    report = json.loads(cli("inspect", "small.onnx", "--json").stdout)
+    assert report["macs"] > 0 and report["dynamic"] is True
+    report = json.loads(cli("inspect", engine, "--json").stdout)
+    assert report["sidecar"]["kind"] == "engine" and report["layers"]
+
+
+def test_wrong_files(cli: Cli, engine: Path, folder: Path) -> None:
+    refused(cli("inspect", "nothing.onnx"), 1, "nothing.onnx doesn't exist")
+    (folder / "x.onnx").write_bytes(b"no")
+    refused(cli("inspect", "x.onnx"), 1, "not a readable ONNX file")
+    refused(cli("inspect", engine, "--open"), 2, "--open shows ONNX graphs")
+
+
+def test_netron_is_named_with_its_extra_where_it_is_missing(cli: Cli, engine: Path) -> None:
+    from trtbatch import optional
+
+    if optional.is_installed("netron"):
+        pytest.skip("netron is installed")
+    refused(cli("inspect", "small.onnx", "--open"), 1, "netron is needed to show a graph", "trtbatch[view]")
