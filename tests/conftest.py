@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from scripts.photos import PHOTOS, copy_photos
 from tests import models
-from trtbatch.cli import app
+from trtbatch.cli.app import app
 
 __all__ = ["PHOTOS", "ROOT", "child_environment", "run_process"]
 

@@ -91,6 +91,9 @@ def test_a_wrong_engine_gets_no_numbers(cli: Cli, folder: Path, model: Callable[
         (("--percentile", "101"), 2, "--percentile '101'"),
         (("--iterations", 5, "--min-time", 1), 2, "--iterations and --min-time"),
         (("--json", "engines"), 2, "engines is a folder"),
+        (("--mode", ","), 2, "--mode names no mode"),
+        (("--min-time", "inf"), 2, "--min-time inf never ends"),
+        (("--json", "/sys/r.json"), 1, "/sys: "),
     ],
 )
 def test_wrong_words(cli: Cli, engine: Path, args: tuple[object, ...], code: int, told: str) -> None:
@@ -168,3 +171,20 @@ def test_the_result_of_the_api_is_the_same_record(engine: Path) -> None:
     result = bench(BenchRequest(engine, [2], iterations=4))
     assert result.batches[0].batch == 2 and len(result.batches[0].samples_ms) == 4
     assert result.model.name == "small" and result.settings["iterations"] == 4
+
+
+def test_a_mode_that_runs_something_else_gets_no_numbers(cli: Cli, engine: Path, monkeypatch: Any) -> None:
+    """The timed launch is compared with the checked run: here it leaves the outputs as they were poisoned."""
+    from trtbatch.backends.onnxruntime import OnnxRuntimeSession
+
+    idle = {"run": Mode("run", "nothing", lambda: None)}
+    monkeypatch.setattr(OnnxRuntimeSession, "modes", lambda self: idle)
+    result = cli("bench", "--batch", 4, "--iterations", 3)
+    refused(result, 1, "run gives other rows of output than the run that was checked")
+    assert "samples/s" not in result.output
+
+
+def test_json_has_no_infinity(cli: Cli, engine: Path, folder: Path) -> None:
+    assert cli("bench", "--iterations", 2, "--json", "r.json").exit_code == 0
+    data = json.loads((folder / "r.json").read_text(), parse_constant=lambda word: pytest.fail(word))
+    assert data["batches"][0]["summary"]["noise"] == "inf"

@@ -190,7 +190,7 @@ def test_damaged_files_are_refused(cli: Cli, folder: Path) -> None:
     (folder / "half.onnx").write_bytes(whole[: len(whole) // 2])
     refused(cli("build", "half.onnx"), 1, "half.onnx")
     refused(cli("build", "missing.onnx"), 1, "missing.onnx doesn't exist")
-    refused(cli("build", "."), 1, "")
+    refused(cli("build", folder), 1, "is a folder")
     assert nothing_left(folder)
 
 
@@ -312,3 +312,29 @@ def test_an_engine_made_elsewhere_runs_by_path(engine: Path, folder: Path, tmp_p
     done = run_process("infer", engine, "--input", "x.npy", "--output", "y.npz", cwd=other)
     assert done.returncode == 0, done.stderr
     assert np.load(other / "y.npz")["output"].shape == (3, 5)
+
+
+def test_nothing_else_is_replaced(cli: Cli, engine: Path, folder: Path) -> None:
+    """An engine may replace an engine; a source, a sidecar, an exported model and an input are not its to replace."""
+    from trtbatch.artifacts import sidecar_path
+
+    pytest.importorskip("torch", reason="export needs torch")
+    assert cli("export", "tests.zoo:small", "--dynamic", "--input-shape", "3,8,8").exit_code == 0
+    exported = folder / "engines/small_dynamic.onnx"
+    before = {path: path.read_bytes() for path in (folder / "engines").iterdir()}
+    refused(cli("build", exported, "--output", sidecar_path(exported)), 2, "its sidecar")
+    refused(cli("build", "small.onnx", "--output", exported), 2, "would replace an exported model")
+    refused(cli("build", "small.onnx", "--output", "x.json"), 2, "suffix of a sidecar")
+    refused(cli("bench", "--json", sidecar_path(engine)), 2, "is an artifact, or the sidecar of one")
+    refused(cli("bench", "--json", engine), 2, "is an artifact")
+    refused(cli("bench", "--json", "same", "--csv", "same"), 2, "named twice")
+    np.save(folder / "x.npy", np.zeros((2, 3, 8, 8), np.float32))
+    np.savez(folder / "z.npz", input=np.zeros((2, 3, 8, 8), np.float32))
+    refused(cli("infer", engine, "--input", "z.npz", "--output", "z.npz"), 2, "named twice")
+    assert {path: path.read_bytes() for path in (folder / "engines").iterdir()} == before
+
+
+def test_options_of_tensorrt_alone_are_said_to_be_without_effect(cli: Cli, folder: Path) -> None:
+    models.classifier(folder / "m.onnx")
+    result = cli("build", "m.onnx", "--max", 4, "--workspace", "1GiB", "--opt-level", 3)
+    assert result.exit_code == 0 and "--workspace, --opt-level have no effect on ONNX Runtime" in result.output

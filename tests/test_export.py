@@ -280,6 +280,16 @@ def test_cached_weights_are_taken(folder: Path, monkeypatch: pytest.MonkeyPatch)
         (("tests.zoo:small", "--output", "small.engine"), 2, "doesn't end in .onnx"),
         (("tests.zoo:two_in", "--input-shape", "3,8,8"), 2, "brings its own example inputs"),
         (("tests.zoo:small", "--exporter", "dynamo", "--opset", 17), 1, "wrote opset 18, not 17"),
+        (("tests.zoo:noisy", "--dynamic", "--input-shape", "3,8,8"), 1, "gives another output each time, in torch"),
+        (("tests.zoo:unused", "--dynamic"), 1, "makes no use of its input 'input1'"),
+        (("tests.zoo:brain", "--dynamic"), 1, "brain itself fails in torch"),
+        (("tests.zoo:divides", "--dynamic"), 1, "the spec's inputs(2) failed"),
+        (("tests.zoo:leaves", "--dynamic"), 1, "ended the program (3)"),
+        (("tests.zoo:cropped", "--dynamic"), 1, "its preprocessing crops to (16, 16)"),
+        (("tests.zoo:unnamed", "--dynamic"), 1, "has 2 class names and 5 scores"),
+        (("resnet18", "--seed", -1), 2, "--seed"),
+        (("resnet18", "--nonsense"), 2, "No such option: --nonsense"),
+        ((), 2, "Missing argument 'MODEL'"),
     ],
 )
 def test_wrong_words_get_a_line_of_problem_and_one_of_fix(
@@ -309,3 +319,40 @@ def test_a_factory_with_preprocessing_goes_all_the_way(cli: Cli, folder: Path, p
     assert result.exit_code == 0, result.output
     lines = [json.loads(line) for line in (folder / "p.jsonl").read_text().splitlines()]
     assert len(lines) == 10 and all(entry["class"] in "abcde" for line in lines for entry in line["top"])
+
+
+def test_attention_is_exported_by_its_ordinary_operators(cli: Cli, folder: Path) -> None:
+    result = cli("export", "tests.zoo:attention", "--dynamic")
+    assert result.exit_code == 0, result.output
+    assert exported(folder, "attention_dynamic.onnx").outputs[0].shape == ("batch_size", 8)
+
+
+def test_outputs_that_are_no_rows_go_all_the_way(cli: Cli, folder: Path) -> None:
+    assert cli("export", "tests.zoo:constants", "--dynamic").exit_code == 0
+    result = cli("build", "--max", 4)
+    assert result.exit_code == 0, result.output
+    assert cli("verify", "--against", "torch").exit_code == 0
+    sidecar = load(folder / "engines/constants_dynamic.ort.onnx", "engine").sidecar
+    assert {spec.name: spec.batch_axis for spec in sidecar.outputs} == {"rows": 0, "total": None, "doubled": None}
+
+
+def test_a_failing_exporter_prints_its_reason_and_no_pages(folder: Path) -> None:
+    done = run_process("export", "tests.zoo:small", "--opset", 99, "--input-shape", "3,8,8", cwd=folder)
+    assert done.returncode in (1, 2) and done.stdout == ""
+    assert len(done.stderr.splitlines()) <= 4, done.stderr
+
+
+@pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
+def test_weights_from_a_file_go_into_the_network_that_they_were_trained_in(name: str) -> None:
+    from torchvision import models
+
+    from trtbatch.weights import blank
+
+    module = blank(name)
+    assert module.transform_input is True, "as torchvision builds it for its pretrained weights"
+    assert set(module.state_dict()) == set(models.get_model(name, weights=None, init_weights=False).state_dict())
+
+
+def test_a_baked_batch_is_named_with_dynamo_too(cli: Cli, folder: Path) -> None:
+    result = cli("export", "tests.zoo:eight", "--dynamic", "--input-shape", "3,8,8", "--exporter", "dynamo")
+    assert result.exit_code == 1 and "(Reshape) has the constant [8, 8]" in result.output

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from tests import models
 from trtbatch.artifacts import sidecar_path
-from trtbatch.cli import app
+from trtbatch.cli.app import app
 
 Mutation = tuple[str, int, bytes]
 
@@ -54,7 +54,7 @@ def run(*args: object) -> Any:
     result = CliRunner().invoke(app, [str(arg) for arg in args])
     assert result.exit_code in (0, 1, 2), result.output
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    assert "Traceback" not in result.output and "unexpected" not in result.output, result.output
+    assert "Traceback" not in result.output and "error: unexpected" not in result.output, result.output
     if result.exit_code:
         errors = [line for line in result.output.splitlines() if line.startswith("error: ")]
         verdicts = [line for line in result.output.splitlines() if line.startswith("WRONG")]

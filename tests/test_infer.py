@@ -295,3 +295,63 @@ def test_skipped_items_keep_their_place(photo_engine: Path, folder: Path, photos
     items = list(open_source(str(target), load(photo_engine, "engine").sidecar))
     assert [item.name for item in items] == ["a.png", "b.jpg", "c.jpg", "d.png", "e.png", "f.png", "g.jpg", "z.jpg"]
     assert [isinstance(item, Skipped) for item in items] == [False, *[True] * 6, False]
+
+
+def test_a_file_of_that_very_name_comes_before_a_pattern(
+    cli: Cli, photo_engine: Path, folder: Path, photos: Path
+) -> None:
+    odd = folder / "im [1] ü"
+    odd.mkdir()
+    shutil.copy(photos / "rocket.jpg", odd / "img[1].jpg")
+    shutil.copy(photos / "rocket.jpg", odd / "img1.jpg")
+    for text in (odd / "img[1].jpg", f"{odd}/*[[]1].jpg", f"{odd}/*"):
+        result = cli("infer", "--input", text, "--output", "p.jsonl")
+        assert result.exit_code == 0, result.output
+        assert "img[1].jpg" in (folder / "p.jsonl").read_text()
+    assert "2 samples" in result.output
+
+
+def test_a_name_that_is_not_utf8_is_kept_in_every_format(
+    cli: Cli, photo_engine: Path, folder: Path, photos: Path
+) -> None:
+    import os
+
+    (folder / "in").mkdir()
+    try:
+        shutil.copy(photos / "rocket.jpg", os.fsdecode(os.fsencode(folder / "in") + b"/a\xff.jpg"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    for name in ("p.csv", "p.jsonl", "p.npz"):
+        result = cli("infer", "--input", "in", "--output", name)
+        assert result.exit_code == 0, result.output
+    assert json.loads((folder / "p.jsonl").read_text())["file"] == "a\udcff.jpg"
+    assert "a\\udcff.jpg" in (folder / "p.csv").read_text()
+
+
+def test_other_outputs_are_not_dropped_in_silence(engine: Path, folder: Path, caplog: Any) -> None:
+    sidecar = load(engine, "engine").sidecar
+    outputs = {"output": np.array([[1.0, np.nan]], np.float32), "depth": np.ones((1, 2), np.float32)}
+    top = top_predictions(outputs["output"], 2, None)
+    with open_sink(folder / "p.jsonl", sidecar) as sink:
+        sink.write(["x"], outputs, top)
+    line = json.loads((folder / "p.jsonl").read_text(), parse_constant=lambda word: pytest.fail(word))
+    assert line["outputs"] == {"depth": [1.0, 1.0]} and line["top"][0]["score"] == "nan"
+    with open_sink(folder / "p.csv", sidecar) as sink:
+        sink.write(["x"], outputs, top)
+    assert "not depth" in caplog.text
+
+
+def test_no_samples_still_make_a_csv(cli: Cli, engine: Path, folder: Path) -> None:
+    np.save(folder / "x.npy", np.zeros((0, 3, 8, 8), np.float32))
+    assert cli("infer", "--input", "x.npy", "--output", "p.csv").exit_code == 0
+    assert (folder / "p.csv").read_text().strip() == "file"
+
+
+def test_wide_pixels_are_scaled_or_refused(cli: Cli, photo_engine: Path, folder: Path, photos: Path) -> None:
+    (folder / "in").mkdir()
+    grey = np.asarray(Image.open(photos / "camera.png"))
+    Image.fromarray(grey.astype(np.uint16) * 257).save(folder / "in/a.png")
+    Image.fromarray(grey.astype(np.float32) / 255).save(folder / "in/b.tiff")
+    assert np.array_equal(PREPROCESSING(Image.open(folder / "in/a.png")), PREPROCESSING(Image.fromarray(grey)))
+    result = cli("infer", "--input", "in")
+    assert result.exit_code == 1 and "skipped b.tiff: its pixels (F, 32 bits)" in result.output

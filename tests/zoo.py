@@ -135,3 +135,71 @@ def broken() -> nn.Module:
 
 
 no_function = 3
+
+
+class Attention(nn.Module):
+    """A transformer layer: its fused inference path is one that exporters don't know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, x: Any) -> Any:
+        return self.layer(x.flatten(2).transpose(1, 2)).mean(1)
+
+
+def attention() -> ModelSpec:
+    return ModelSpec(Attention(), lambda n: torch.randn(n, 8, 3, 3))
+
+
+class Noisy(nn.Module):
+    def forward(self, x: Any) -> Any:
+        return x + torch.rand_like(x)
+
+
+def noisy() -> nn.Module:
+    return Noisy()
+
+
+class Unused(nn.Module):
+    def forward(self, a: Any, b: Any) -> Any:
+        return a * 2
+
+
+def unused() -> ModelSpec:
+    return ModelSpec(Unused(), lambda n: (torch.randn(n, 3), torch.randn(n, 3)))
+
+
+def brain() -> nn.Module:
+    return Small().to(torch.bfloat16)
+
+
+def divides() -> ModelSpec:
+    return ModelSpec(Small(), lambda n: 1 // 0)
+
+
+def leaves() -> nn.Module:
+    raise SystemExit(3)
+
+
+def cropped() -> ModelSpec:
+    return ModelSpec(Small(), lambda n: torch.randn(n, 3, 32, 32), Preprocessing(18, (16, 16)))
+
+
+def unnamed() -> ModelSpec:
+    return ModelSpec(Small(), lambda n: torch.randn(n, 3, 16, 16), classes=["a", "b"])
+
+
+class Constants(nn.Module):
+    """Outputs that are no rows: a scalar and a buffer, beside one that is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("anchors", torch.arange(3.0))
+
+    def forward(self, x: Any) -> Any:
+        return {"rows": x * 2, "total": x.sum(), "doubled": self.anchors * 2 + x.sum() * 0}
+
+
+def constants() -> ModelSpec:
+    return ModelSpec(Constants(), lambda n: torch.randn(n, 4))

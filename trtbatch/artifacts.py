@@ -6,12 +6,13 @@ only through the two: a later stage reads the sidecar before it opens the artifa
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -20,6 +21,7 @@ from typing import Any, Literal
 
 from trtbatch.batches import Profile
 from trtbatch.errors import ArtifactError, TrtbatchError, UsageError
+from trtbatch.notes import warn
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import RecordError, decode, encode
 
@@ -39,6 +41,8 @@ __all__ = [
     "publish",
     "record_file",
     "refuse_folder",
+    "refuse_outputs",
+    "require_space",
     "scratch",
     "sidecar_path",
 ]
@@ -50,6 +54,12 @@ BATCH_AXIS = "batch_size"
 """Name of the dynamic batch axis in ONNX files and sidecars."""
 
 FORMAT_VERSION = 1
+
+
+_DTYPES = frozenset(
+    ("float64", "float32", "float16", "bfloat16", "bool")
+    + ("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8")
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,10 @@ class TensorSpec:
     def __post_init__(self) -> None:
         if self.batch_axis is not None and not 0 <= self.batch_axis < len(self.shape):
             raise ValueError(f"{self.name}: no axis {self.batch_axis} in {self.shape}")
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"{self.name}: {self.dtype!r} is not a type of tensors")
+        if any(isinstance(size, int) and size < 0 for size in self.shape):
+            raise ValueError(f"{self.name}: {self.shape} has a negative size")
 
     @property
     def fixed_batch(self) -> int | None:
@@ -154,6 +168,12 @@ class Sidecar:
     created: str = ""
     format_version: int = FORMAT_VERSION
 
+    def __post_init__(self) -> None:
+        if not self.inputs or not self.outputs:
+            raise ValueError("no inputs, or no outputs")
+        if self.kind == "engine" and (not self.profiles or self.backend is None):
+            raise ValueError("an engine without profiles, or without a backend")
+
     @property
     def is_dynamic(self) -> bool:
         """Whether at least one input's batch axis is open."""
@@ -228,7 +248,7 @@ def check_file(artifact: Artifact) -> None:
     Raises:
         ArtifactError: a file is truncated, changed or missing.
     """
-    make = "trtbatch export" if artifact.sidecar.kind == "onnx" else "trtbatch build"
+    make = "trtbatch export MODEL --dynamic" if artifact.sidecar.kind == "onnx" else "trtbatch build"
     for record in (artifact.sidecar.artifact, *artifact.sidecar.companions):
         path = artifact.path if record is artifact.sidecar.artifact else artifact.path.with_name(record.file)
         if not path.is_file():
@@ -258,8 +278,10 @@ def newest(
         path = beside.with_suffix("")
         try:
             candidate = load(path, kind)
-        except ArtifactError:
-            continue  # of another kind, or damaged: naming it on the command line says which
+        except ArtifactError as error:
+            if "damaged" in error.problem:
+                warn(f"passed over: {error.problem}")
+            continue  # or of another kind
         if fits(candidate.sidecar):
             found.append(candidate)
     if not found:
@@ -276,6 +298,35 @@ def refuse_folder(target: Path) -> None:
     """
     if target.is_dir():
         raise UsageError(f"{target} is a folder", "name a file")
+
+
+def require_space(target: Path, wanted: int) -> None:
+    """Raise where the disk of `target` hasn't this many bytes free, before a library fails with other words.
+
+    Raises:
+        OSError: ENOSPC, for the folder.
+    """
+    folder = next(parent for parent in target.absolute().parents if parent.is_dir())
+    if shutil.disk_usage(folder).free < wanted:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({wanted:,} bytes are needed)", str(target))
+
+
+def refuse_outputs(*targets: Path | None, inputs: Sequence[Path] = ()) -> None:
+    """Raise before a long run where what it is to write can't be written, or would destroy something else.
+
+    Raises:
+        UsageError: a folder, an artifact, a sidecar, an input, or the same file twice.
+        OSError: the folder can't be written.
+    """
+    named = [target for target in targets if target is not None]
+    for index, target in enumerate(named):
+        refuse_folder(target)
+        if sidecar_path(target).is_file() or (target.suffix == ".json" and target.with_suffix("").is_file()):
+            raise UsageError(f"{target} is an artifact, or the sidecar of one", "write elsewhere")
+        if target.resolve() in {other.resolve() for other in (*named[:index], *inputs)}:
+            raise UsageError(f"{target} is named twice", "write elsewhere")
+        with scratch(target):
+            pass
 
 
 @contextmanager
@@ -306,7 +357,10 @@ def publish(made: Path, target: Path, sidecar: Sidecar, companions: tuple[Path, 
     text = json.dumps(encode(sidecar), indent=2, ensure_ascii=False)
     beside = sidecar_path(made)
     beside.write_text(text + "\n", encoding="utf-8")
+    mask = os.umask(0)
+    os.umask(mask)
     for companion in companions:
+        companion.chmod(0o666 & ~mask)  # onnx writes weights for the owner alone
         os.replace(companion, target.with_name(companion.name))
     os.replace(made, target)
     os.replace(beside, sidecar_path(target))
@@ -318,5 +372,10 @@ def atomic_file(target: Path) -> Iterator[Path]:
     """A path to write; it becomes `target` when the block ends well, and vanishes when it doesn't."""
     with scratch(target) as folder:
         path = folder / target.name
-        yield path
-        os.replace(path, target)
+        try:
+            yield path
+            os.replace(path, target)
+        except OSError as error:
+            if error.filename is None:  # as a full disk is told
+                error.filename = str(target)
+            raise

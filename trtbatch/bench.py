@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch import artifacts, environment
-from trtbatch.artifacts import ModelRecord
+from trtbatch.artifacts import ModelRecord, Sidecar
 from trtbatch.backends import open_engine, resolve_engine
 from trtbatch.backends.base import Event, Mode, Session
 from trtbatch.batches import Profile, pick_profile, refuse_outside
 from trtbatch.checks import RowChecker
-from trtbatch.errors import UsageError
+from trtbatch.errors import RowsError, UsageError
+from trtbatch.rows import tolerance, wrong_rows
 from trtbatch.stats import Summary, summarize
 
 __all__ = ["BatchResult", "BenchRequest", "BenchResult", "bench", "measure"]
@@ -125,6 +126,7 @@ def bench(request: BenchRequest) -> BenchResult:
     gpu = sidecar.backend == "tensorrt"
     found: list[BatchResult] = []
     with open_engine(artifact, request.device) as engine, engine.session() as session:
+        _modes(session, request.modes)  # an unknown one is told before anything runs
         before = environment.gpu_state(request.device) if gpu else {}
         largest = max(*request.batches, smallest)
         checker = RowChecker(
@@ -143,6 +145,7 @@ def bench(request: BenchRequest) -> BenchResult:
         for batch in request.batches:
             session.bind(checker.inputs(batch))
             for mode in _modes(session, request.modes):
+                _require_same_rows(session, sidecar, mode, artifact.path.name)
                 timed[mode.name] = mode.timed
                 request.progress(f"batch {batch}: timing {mode.name}", None)
                 found.append(_measure(mode, batch, request, pick_profile(sidecar.profiles, batch) or 0, session))
@@ -170,8 +173,31 @@ def bench(request: BenchRequest) -> BenchResult:
     )
 
 
+def _require_same_rows(session: Session, sidecar: Sidecar, mode: Mode, name: str) -> None:
+    """Raise where what is timed gives other rows than what was checked.
+
+    Raises:
+        RowsError: naming the mode.
+    """
+    session.run()
+    checked = session.fetch()
+    session.poison(0xFF)
+    mode.launch()
+    launched = session.fetch()
+    for spec in sidecar.outputs:
+        limit = tolerance(spec.dtype, sidecar.precision_realised or "fp32")
+        one, two = (each[spec.name].reshape(1, -1) for each in (launched, checked))
+        if one.shape != two.shape or wrong_rows(one, two, limit)[0].size:
+            raise RowsError(
+                f"{name}: {mode.name} gives other rows of {spec.name} than the run that was checked",
+                "a fault of trtbatch or of the backend: report it, with what trtbatch doctor prints",
+            )
+
+
 def _modes(session: Session, wanted: Sequence[str] | None) -> list[Mode]:
     modes = session.modes()
+    if not wanted and wanted is not None:
+        raise UsageError("--mode names no mode", f"pass --mode {','.join(modes)}")
     if wanted is None:
         return [next(iter(modes.values()))]
     unknown = [name for name in wanted if name not in modes]

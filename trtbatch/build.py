@@ -15,7 +15,7 @@ from trtbatch.backends import choose_builder, open_engine, refuse_gpu
 from trtbatch.backends.base import BuildPlan, Built, Engine
 from trtbatch.batches import Profile
 from trtbatch.checks import RowChecker
-from trtbatch.errors import ExecutionError, ProfileError, RowsError, TrtbatchError, UsageError
+from trtbatch.errors import ArtifactError, ExecutionError, ProfileError, RowsError, TrtbatchError, UsageError
 from trtbatch.notes import note, warn
 from trtbatch.onnxfile import load_onnx, opset_of, read_specs, what_fixes_the_batch
 from trtbatch.outputs import observed
@@ -82,12 +82,13 @@ def build(request: BuildRequest) -> Artifact:
     builder = choose_builder(request.backend)
     if builder.name == "onnxruntime":
         refuse_gpu(request.device)
+        _note_unused(request)
     source = _source(request)
     inputs, outputs, profiles = _plan_axes(source, request)
     target = request.output or ENGINES / f"{_stem(source.path, request.static)}{builder.suffix}"
-    if target.resolve() == source.path.resolve():
-        raise UsageError(f"--output {target} is the ONNX file itself", "write elsewhere with --output")
+    _refuse_target(target, source.path)
     with artifacts.scratch(target) as folder:
+        artifacts.require_space(target, source.record.bytes)
         onnx, external = _prepared(source, inputs, outputs, folder)
         plan = BuildPlan(
             onnx=onnx,
@@ -114,6 +115,32 @@ def build(request: BuildRequest) -> Artifact:
         facts = {"build_seconds": round(seconds, 3), "total_seconds": round(time.perf_counter() - started, 3)}
         sidecar = replace(sidecar, build=facts | memory, created=artifacts.now())
         return artifacts.publish(built.file, target, sidecar, built.companions)
+
+
+def _note_unused(request: BuildRequest) -> None:
+    """Options that only TensorRT has, where they were given in vain."""
+    given = {"--workspace": request.workspace, "--opt-level": request.opt_level, "--timing-cache": request.timing_cache}
+    names = [name for name, value in given.items() if value is not None]
+    if names:
+        note(f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} no effect on ONNX Runtime")
+
+
+def _refuse_target(target: Path, source: Path) -> None:
+    """Raise where the engine would replace what it is built from, or another kind of file.
+
+    Raises:
+        UsageError: with the file that would be lost.
+    """
+    if target.resolve() in (source.resolve(), artifacts.sidecar_path(source).resolve()):
+        raise UsageError(f"--output {target} is the ONNX file itself, or its sidecar", "write elsewhere with --output")
+    if target.suffix == ".json":
+        raise UsageError(f"--output {target} has the suffix of a sidecar", "end it in .engine or .ort.onnx")
+    if artifacts.sidecar_path(target).is_file():
+        try:
+            artifacts.load(target, "engine")
+        except ArtifactError as error:
+            if "is an onnx" in error.problem:
+                raise UsageError(f"--output {target} would replace an exported model", "write elsewhere") from error
 
 
 def _source(request: BuildRequest) -> _Source:

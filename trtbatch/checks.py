@@ -121,7 +121,7 @@ class RowChecker:
             more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
             raise RowsError(
                 f"{engine} gives wrong rows: {findings[0]}{more}",
-                "its numbers would mean nothing: rebuild from an ONNX that trtbatch export has proven",
+                "its numbers would mean nothing; build with --no-verify, then trtbatch verify shows every row",
             )
 
     def _run(self, inputs: Mapping[str, Array]) -> Outputs:

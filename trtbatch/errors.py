@@ -107,6 +107,7 @@ _OS_FIXES = {
     errno.EACCES: "give yourself the permission, or write elsewhere with --output",
     errno.EPERM: "give yourself the permission, or write elsewhere with --output",
     errno.EROFS: "this file system is read-only: write elsewhere with --output",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f), or write elsewhere with --output",
     errno.ENOENT: "check the path",
     errno.EISDIR: "name a file, not a folder",
     errno.ENOTDIR: "name a folder whose every parent is a folder",

@@ -75,6 +75,7 @@ def export(request: ExportRequest) -> Artifact:
         made = folder / target.name
         reference = _run_torch(model, request, Trace(model, exporter, opset, inputs, ()), folder)
         outputs = _output_specs(model, reference, request, inputs)
+        _refuse_mismatch(model, inputs, outputs)
         trace = Trace(model, exporter, opset, inputs, outputs)
         companions = trace.write(TRACE_BATCH if request.dynamic else request.batch, made)
         prove(trace, made, reference)
@@ -100,6 +101,24 @@ def export(request: ExportRequest) -> Artifact:
             created=artifacts.now(),
         )
         return artifacts.publish(made, target, sidecar, companions)
+
+
+def _refuse_mismatch(model: TorchModel, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+    """Raise where a spec's preprocessing or class names don't fit its tensors.
+
+    Raises:
+        ModelError: with both sizes.
+    """
+    recipe, image = model.preprocessing, inputs[0].shape
+    if recipe is not None and len(inputs) == 1 and image[-2:] != recipe.crop:
+        raise ModelError(
+            f"{model.name}: its preprocessing crops to {recipe.crop}, its input is {image}", "make them agree"
+        )
+    scores = outputs[0].shape
+    if model.classes is not None and len(scores) == 2 and scores[1] != len(model.classes):
+        raise ModelError(
+            f"{model.name} has {len(model.classes)} class names and {scores[1]} scores", "give a name for each score"
+        )
 
 
 def _same_weights(model: TorchModel, asked: str) -> str:

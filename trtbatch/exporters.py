@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import io
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, Literal
 
 from trtbatch import optional
 from trtbatch.artifacts import BATCH_AXIS, TensorSpec
-from trtbatch.errors import ExportError, MissingPackageError, TrtbatchError, UsageError
+from trtbatch.errors import ExportError, MissingPackageError, TrtbatchError, UsageError, from_os_error
 from trtbatch.models import TorchModel, flatten_outputs
 from trtbatch.notes import note, warn
 from trtbatch.onnxfile import load_onnx, opset_of
@@ -113,11 +114,30 @@ def _run_exporter(trace: Trace, batch: int, path: Path) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            with torch.no_grad(), _no_fast_attention(torch), contextlib.redirect_stdout(io.StringIO()):
+            with (
+                torch.no_grad(),
+                _no_fast_attention(torch),
+                _silence(),
+            ):
                 torch.onnx.export(module, tuple(example.values()), str(path), opset_version=trace.opset, **options)
         except Exception as error:
             raise _exporter_failed(error, trace.exporter) from error
     _show(caught)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Both exporters print pages when they fail, torchscript's from C++: the reason is in the exception."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+                yield
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
 
 
 @contextlib.contextmanager
@@ -156,6 +176,8 @@ def _positional(module: Any, names: list[str]) -> Any:
 def _exporter_failed(error: Exception, exporter: Exporter) -> TrtbatchError:
     """The exporter's own words, those of its cause first: torch wraps the reason in advice."""
     cause = error.__cause__ or error
+    if isinstance(cause, OSError):
+        return from_os_error(cause)
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     telling = [line for line in lines if "pecializ" in line or "constraint" in line.lower() or "guard" in line.lower()]
     reason = " ".join((telling or lines)[:2])[:500] or type(error).__name__
@@ -183,6 +205,10 @@ def _finish(trace: Trace, traced: Path, made: Path) -> tuple[Path, ...]:
         )
     if trace.exporter == "torchscript":  # dynamo has done it
         model = optional.require("onnxscript.optimizer", "fold constants").optimize(model)
+    kept = {info.name for info in model.graph.input}
+    unused = [spec.name for spec in trace.inputs if spec.name not in kept]
+    if unused:
+        raise ExportError(f"the model makes no use of its input {unused[0]!r}", "leave it out of the example inputs")
     specs = {spec.name: spec for spec in (*trace.inputs, *trace.outputs)}
     for info in (*model.graph.input, *model.graph.output):
         spec = specs.get(info.name)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trtbatch import artifacts
 from trtbatch.artifacts import Sidecar, TensorSpec
 from trtbatch.backends import open_engine, resolve_engine
 from trtbatch.backends.base import Session
@@ -61,7 +62,7 @@ class InferResult:
     """What was done: samples, unusable inputs, executed batch sizes, the first predictions.
 
     Args:
-        seconds: wall time from the first read to the last write.
+        seconds: wall time from the first read to the last row handed to the sink, the engine being loaded.
         executed: how often each batch size ran, as executed (padding included).
     """
 
@@ -90,14 +91,15 @@ def infer(request: InferRequest) -> InferResult:
     for spec in sidecar.outputs:
         if spec.batch_axis is None:
             warn(f"output {spec.name!r} has no batch axis: it is not one row per sample, and is left out")
+    artifacts.refuse_outputs(request.output, inputs=[Path(request.input)])
     source = open_source(request.input, sidecar, request.count, request.seed)
     result = InferResult(artifact.path.name, sidecar.backend or "", sidecar.model.weights, output=request.output)
-    begun = time.perf_counter()
     with (
         open_sink(request.output, sidecar) as sink,
         open_engine(artifact, request.device) as engine,
         engine.session() as session,
     ):
+        begun = time.perf_counter()
         for samples in _batches(source, batch, request, result):
             outputs = _run(session, samples, source.constants, sidecar, result)
             names = [sample.name for sample in samples]
@@ -107,7 +109,7 @@ def infer(request: InferRequest) -> InferResult:
             if top is not None:
                 result.shown += list(zip(names, top))[: SHOWN - len(result.shown)]
             request.progress(result.samples + len(result.skipped), source.total)
-    result.seconds = time.perf_counter() - begun
+        result.seconds = time.perf_counter() - begun
     return result
 
 

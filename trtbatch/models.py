@@ -14,8 +14,10 @@ torch is imported by the functions here, never by importing the module.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -29,7 +31,7 @@ from numpy.typing import NDArray
 from trtbatch import optional
 from trtbatch.errors import ModelError, TrtbatchError, UsageError
 from trtbatch.preprocessing import Preprocessing
-from trtbatch.weights import first_line, fitted, load_into, pretrained, state_dict
+from trtbatch.weights import blank, first_line, fitted, load_into, pretrained, state_dict
 
 __all__ = ["ModelSpec", "TorchModel", "load_model"]
 
@@ -67,6 +69,7 @@ class TorchModel:
     weights: str
     preprocessing: Preprocessing | None = None
     classes: tuple[str, ...] | None = None
+    fix: str = "give shapes that the model takes with --input-shape, and a model that takes any batch"
 
     def run(self, batch: int) -> dict[str, NDArray[Any]]:
         """Outputs for ``example(batch)``, by name.
@@ -90,15 +93,28 @@ class TorchModel:
             shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in inputs.items())
             raise ModelError(
                 f"{self.name} itself fails in torch at {where} ({shapes}): {first_line(error)}{_line_of(error)}",
-                "give shapes that the model takes with --input-shape, and a model that takes any batch",
+                self.fix,
             ) from error
-        return {name: tensor.numpy() for name, tensor in flatten_outputs(outputs).items()}
+        return {name: _array(name, tensor) for name, tensor in flatten_outputs(outputs).items()}
+
+
+def _array(name: str, tensor: Any) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = tensor.numpy()
+    except TypeError as error:
+        raise ModelError(
+            f"output {name} is {tensor.dtype}, which numpy and ONNX Runtime can't check",
+            "export the model in float32: an engine's precision is chosen when it is built",
+        ) from error
+    return array
 
 
 def _line_of(error: Exception) -> str:
     """Where the model's own code was when torch raised: file, line and text of the innermost frame outside torch."""
     torch = str(Path(str(optional.require("torch", "run the model").__file__)).parent)
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__)[1:] if not frame.filename.startswith(torch)]
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__)[1:] if not frame.filename.startswith((torch, "<"))
+    ]
     if not frames:
         return ""
     return f" (in {Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line})"
@@ -175,7 +191,7 @@ def _from_torchvision(model: str, weights: str, seed: int, input_shape: tuple[in
     if weights in ("auto", "pretrained"):
         module, label = pretrained(model, default, weights, seed)
     else:
-        module, label = models.get_model(model, weights=None), f"random (seed {seed})"
+        module, label = blank(model), f"random (seed {seed})"
         if weights != "random":
             module, resized = fitted(model, module, weights)
             classes = None if resized else classes
@@ -264,6 +280,8 @@ def _call_factory(module_name: str, attribute: str) -> Any:
         raise
     except Exception as error:
         raise ModelError(f"{module_name}:{attribute}() failed: {first_line(error)}", "mend the factory") from error
+    except SystemExit as error:
+        raise ModelError(f"{module_name}:{attribute}() ended the program ({error.code})", "mend the factory") from error
 
 
 def _spec_example(inputs: Any, seed: int) -> tuple[Callable[[int], dict[str, Any]], bool]:
@@ -271,13 +289,21 @@ def _spec_example(inputs: Any, seed: int) -> tuple[Callable[[int], dict[str, Any
     torch = optional.require("torch", "export a model")
     tiles = not callable(inputs) or isinstance(inputs, torch.Tensor)
 
+    def called(batch: int) -> Inputs:
+        torch.manual_seed(seed)
+        try:
+            return inputs(batch)
+        except Exception as error:
+            raise ModelError(
+                f"the spec's inputs({batch}) failed: {first_line(error)}{_line_of(error)}", "mend the function"
+            ) from error
+
     def example(batch: int) -> dict[str, Any]:
         if tiles:
             return {name: _tiled(tensor, batch) for name, tensor in _named(inputs).items()}
-        torch.manual_seed(seed)
-        return _named(inputs(batch))
+        return _named(called(batch))
 
-    return example, isinstance(inputs if tiles else inputs(2), Mapping)
+    return example, isinstance(inputs if tiles else called(2), Mapping)
 
 
 def _named(inputs: Inputs) -> dict[str, Any]:
@@ -318,7 +344,8 @@ def _from_program(model: str, weights: str, input_shape: tuple[int, ...] | None)
     if not Path(model).is_file():
         raise UsageError(f"{model}: no such file", "save one with torch.export.save(program, FILE)")
     try:
-        program = torch.export.load(model)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            program = torch.export.load(model)
         module = program.module()
     except Exception as error:
         raise ModelError(
@@ -331,7 +358,9 @@ def _from_program(model: str, weights: str, input_shape: tuple[int, ...] | None)
             f"{model} has no example inputs, or mixes positional and keyword ones", "export it with either"
         )
     example, by_keyword = _spec_example(kwargs or args, 0)
-    return TorchModel(Path(model).stem, _evaluated(module), example, by_keyword, f"of {Path(model).name}")
+    label = f"of {Path(model).name}"
+    fix = "export the program with dynamic_shapes: {0: torch.export.Dim('batch')} for each input, or use --static"
+    return TorchModel(Path(model).stem, _evaluated(module), example, by_keyword, label, fix=fix)
 
 
 def _evaluated(program: Any) -> Any:

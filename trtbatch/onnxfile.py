@@ -42,7 +42,8 @@ def load_onnx(path: Path, weights: bool = False) -> Any:
     """
     onnx = optional.require("onnx", "read ONNX files")
     if not path.is_file():
-        raise ArtifactError(f"{path} doesn't exist", "run: trtbatch export MODEL --dynamic, or name another file")
+        state = "is a folder" if path.is_dir() else "doesn't exist"
+        raise ArtifactError(f"{path} {state}", "run: trtbatch export MODEL --dynamic, or name another file")
     try:
         model = onnx.load(str(path), load_external_data=weights)
     except OSError:

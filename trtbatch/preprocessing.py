@@ -47,6 +47,8 @@ class Preprocessing:
         """The resized and cropped image, ``(H, W, 3)`` uint8."""
         from PIL import Image as PillowImage
 
+        if image.mode.startswith("I;16"):  # Pillow would cut every value over 255 to white
+            image = PillowImage.fromarray((np.asarray(image, np.uint16) >> 8).astype(np.uint8))
         image = image.convert("RGB")
         width, height = self._resized(*image.size)
         if (width, height) != image.size:

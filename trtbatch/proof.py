@@ -46,10 +46,25 @@ def prove(trace: Trace, made: Path, reference: Reference) -> None:
         for spec, wanted in zip(trace.outputs, expected.values()):
             wrong = _wrong(spec, got[spec.name], wanted)
             if wrong:
+                _refuse_random(trace, batch, expected)
                 raise _disproved(made, f"at batch {batch}, {wrong}")
     if len(reference) > 1 and all(spec.batch_axis is None for spec in trace.outputs):
         shapes = ", ".join(f"{spec.name} {spec.shape}" for spec in trace.outputs)
         raise _disproved(made, f"no output follows the batch size ({shapes} at every batch)")
+
+
+def _refuse_random(trace: Trace, batch: int, expected: dict[str, NDArray[Any]]) -> None:
+    """Raise where torch itself gives other outputs on the same inputs: no export of that can be proven.
+
+    Raises:
+        ExportError: naming the output.
+    """
+    for name, again in trace.model.run(batch).items():
+        if wrong_rows(again.reshape(1, -1), expected[name].reshape(1, -1), tolerance(again.dtype.name))[0].size:
+            raise ExportError(
+                f"{trace.model.name} gives another {name} each time, in torch, on the same input",
+                "take the randomness out of its forward",
+            )
 
 
 def _inputs(trace: Trace, batch: int) -> dict[str, NDArray[Any]]:
@@ -105,7 +120,8 @@ def baked(trace: Trace, failure: ModelError, folder: Path) -> ExportError | None
     made = folder / "baked.onnx"
     message = ""
     try:
-        Trace(trace.model, trace.exporter, trace.opset, trace.inputs, specs).write(runs[-1], made)
+        # torchscript whatever was asked for: dynamo refuses such a model without a file to look into
+        Trace(trace.model, "torchscript", min(trace.opset, 17), trace.inputs, specs).write(runs[-1], made)
         OnnxReference(made)(_inputs(trace, fails[0]))
     except ExecutionError as error:
         message = error.problem

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -25,6 +26,8 @@ def encode(value: Any) -> Any:
         return {key: encode(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [encode(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no infinity and no NaN
     return str(value) if isinstance(value, Path) else value
 
 
@@ -59,6 +62,8 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         return _decode_dataclass(kind, value, where)
     if kind is Path:
         return Path(_expect(isinstance(value, str), value, "a path", where))
+    if kind is float and value in ("inf", "-inf", "nan"):
+        return float(value)
     if kind is float:
         return float(_expect(isinstance(value, (int, float)) and value is not True, value, "a number", where))
     fits = isinstance(value, kind) and not (kind is int and isinstance(value, bool))

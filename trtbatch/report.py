@@ -37,20 +37,20 @@ CSV_FIELDS = (
 )
 
 
-def bench_table(result: BenchResult) -> Table:
-    """The table of a benchmark: one line per batch size and mode, times in ms."""
+def bench_table(result: BenchResult, brief: bool = False) -> Table:
+    """The table of a benchmark: one line per batch size and mode, times in ms; `brief` for narrow terminals."""
     from rich.table import Table
 
     where = result.device.get("gpu") or result.device.get("cpu") or "unknown device"
     title = f"{result.model.name} · {result.backend} {result.precision} · {where} · weights: {result.model.weights}"
     table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
-    percentiles = list(result.batches[0].summary.percentiles)
+    percentiles = list(result.batches[0].summary.percentiles)[-1 if brief else 0 :]
     base = {row.speedup_over for row in result.batches}
     over = f"× batch {base.pop()}" if len(base) == 1 else "speed-up"
     several = len({row.mode for row in result.batches}) > 1
     for name in ("batch", *(("mode",) if several else ()), "samples/s", "ms/batch", *percentiles):
         table.add_column(name, justify="left" if name == "mode" else "right", no_wrap=True)
-    for name in ("ms/sample", over, "CV", "runs", "verdict"):
+    for name in ("ms/sample", over, *(() if brief else ("CV", "runs")), "verdict"):
         table.add_column(name, justify="left" if name == "verdict" else "right", no_wrap=True)
     for row in result.batches:
         summary = row.summary
@@ -59,28 +59,30 @@ def bench_table(result: BenchResult) -> Table:
             *((row.mode,) if several else ()),
             f"{row.samples_per_s:,.0f}" if row.samples_per_s >= 100 else f"{row.samples_per_s:.3g}",
             f"{summary.median:.3f}",
-            *(f"{value:.3f}" for value in summary.percentiles.values()),
+            *(f"{summary.percentiles[name]:.3f}" for name in percentiles),
             f"{row.ms_per_sample:.4f}",
             f"{row.speedup:.2f}",
-            f"{summary.cv:.1%}",
-            str(summary.iterations),
+            *(() if brief else (f"{summary.cv:.1%}", str(summary.iterations))),
             "stable" if summary.stable else "[yellow]unstable[/yellow]",
         )
     return table
 
 
-def verify_table(result: VerifyResult) -> Table:
+def verify_table(result: VerifyResult, brief: bool = False) -> Table:
     """The table of a verification: one line per batch size and output, with its worst sample."""
     from rich.table import Table
 
     title = f"{result.engine} · {result.backend} {result.precision} · weights: {result.weights}"
     table = Table(title=title, title_justify="left", title_style="bold")
-    for name in ("batch", "output", "max abs", "max rel", "L2 rel", "cosine", "top-1", "NaN/Inf", "limit", "verdict"):
-        table.add_column(name, justify="left" if name in ("output", "verdict") else "right", no_wrap=True)
+    left = ("output", "verdict")
+    columns = ("max abs", "max rel", "L2 rel", "cosine", "top-1", "NaN/Inf")
+    shown = [columns.index(name) for name in (("L2 rel", "top-1") if brief else columns)]
+    for name in ("batch", "output", *(columns[index] for index in shown), "limit", "verdict"):
+        table.add_column(name, justify="left" if name in left else "right", no_wrap=True)
     for output in result.outputs:
-        table.add_row(
-            str(output.batch), output.output.replace("[", "\\["), *_worst(output), output.limit, _verdict(output)
-        )
+        worst = _worst(output)
+        name = output.output.replace("[", "\\[")
+        table.add_row(str(output.batch), name, *(worst[index] for index in shown), output.limit, _verdict(output))
     return table
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from trtbatch.artifacts import Sidecar, TensorSpec, atomic_file
 from trtbatch.errors import UsageError
+from trtbatch.notes import warn
 
 __all__ = ["Prediction", "Sink", "open_sink", "top_predictions"]
 
@@ -74,7 +75,7 @@ def open_sink(path: Path | None, sidecar: Sidecar) -> Iterator[Sink]:
     kinds = {".npz": _NpzSink, ".csv": _CsvSink, ".jsonl": _JsonLinesSink}
     kind = kinds.get(path.suffix)
     if kind is None:
-        raise UsageError(f"--output {path}: no format for {path.suffix or 'no suffix'!r}", "write .npz, .csv or .jsonl")
+        raise UsageError(f"--output {path}: no format for {path.suffix!r}", "write .npz, .csv or .jsonl")
     with (
         atomic_file(path) as made,
         kind(made, [spec for spec in sidecar.outputs if spec.batch_axis is not None]) as sink,
@@ -114,7 +115,9 @@ class _CsvSink(_FileSink):
 
     def __init__(self, path: Path, specs: Sequence[TensorSpec]) -> None:
         super().__init__(path, specs)
-        self._writer = csv.writer(self._stack.enter_context(path.open("w", newline="", encoding="utf-8")))
+        self._writer = csv.writer(
+            self._stack.enter_context(path.open("w", newline="", encoding="utf-8", errors="backslashreplace"))
+        )
         self._has_header = False
 
     def write(self, names: Sequence[str], outputs: dict[str, Array], top: list[list[Prediction]] | None) -> None:
@@ -125,27 +128,40 @@ class _CsvSink(_FileSink):
             flat = {name: array.reshape(len(names), -1) for name, array in outputs.items()}
             header = [f"{name}[{i}]" for name, array in flat.items() for i in range(array.shape[1])]
             rows = [[value for array in flat.values() for value in array[i].tolist()] for i in range(len(names))]
+        if top is not None and len(outputs) > 1 and not self._has_header:
+            rest = ", ".join(list(outputs)[1:])
+            warn(f"a .csv holds the best classes of the first output only, not {rest}: write .jsonl or .npz for all")
         if not self._has_header:
             self._writer.writerow(["file", *header])
             self._has_header = True
         self._writer.writerows([name, *row] for name, row in zip(names, rows))
 
+    def _finish(self) -> None:
+        if not self._has_header:
+            with self._path.open("a", newline="", encoding="utf-8") as stream:
+                csv.writer(stream).writerow(["file"])
+
 
 class _JsonLinesSink(_FileSink):
-    """An object per sample: the file, and the k best classes or the values of every output."""
+    """An object per sample: the file, the k best classes of the first output, the values of every other one."""
 
     def __init__(self, path: Path, specs: Sequence[TensorSpec]) -> None:
         super().__init__(path, specs)
-        self._stream = self._stack.enter_context(path.open("w", encoding="utf-8"))
+        self._stream = self._stack.enter_context(path.open("w", encoding="utf-8", errors="backslashreplace"))
 
     def write(self, names: Sequence[str], outputs: dict[str, Array], top: list[list[Prediction]] | None) -> None:
         for row, name in enumerate(names):
             line: dict[str, Any] = {"file": name}
             if top is not None:
-                line["top"] = [{"class": p.name, "index": p.index, "score": p.score} for p in top[row]]
-            else:
-                line["outputs"] = {output: _jsonable(array[row]) for output, array in outputs.items()}
-            self._stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+                line["top"] = [{"class": p.name, "index": p.index, "score": _finite(p.score)} for p in top[row]]
+            rest = {output: _jsonable(array[row]) for output, array in list(outputs.items())[0 if top is None else 1 :]}
+            if rest:
+                line["outputs"] = rest
+            self._stream.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _finite(value: float) -> float | str:
+    return value if np.isfinite(value) else str(value)
 
 
 def _jsonable(array: Array) -> Any:

@@ -76,6 +76,8 @@ def open_source(text: str, sidecar: Sidecar, count: int | None = None, seed: int
 
 
 def _images(text: str, sidecar: Sidecar, count: int | None) -> ImageSource:
+    if not text:
+        raise UsageError("--input is empty", "name a folder or glob of images, .npy, .npz, or random")
     path = Path(text)
     if path.is_dir():
         files = sorted(_image_files(path), key=lambda file: file.relative_to(path).as_posix())
@@ -85,9 +87,8 @@ def _images(text: str, sidecar: Sidecar, count: int | None) -> ImageSource:
             )
         names = [file.relative_to(path).as_posix() for file in files]
     else:
-        files = sorted(Path(found) for found in glob.glob(text, recursive=True) if os.path.isfile(found))
-        if not files and path.is_file():
-            files = [path]
+        # A file of this very name comes first: brackets are common in file names, and globs too.
+        files = [path] if path.is_file() else _matches(text) or _matches(f"{glob.escape(str(path.parent))}/{path.name}")
         if not files:
             raise UsageError(
                 f"--input {text}: no such file, folder or match", "name a folder or glob of images, .npy, .npz"
@@ -99,6 +100,10 @@ def _images(text: str, sidecar: Sidecar, count: int | None) -> ImageSource:
             "give arrays (--input FILE.npy or FILE.npz), or export with a ModelSpec that has preprocessing",
         )
     return ImageSource(files[:count], names[:count], sidecar.inputs[0].name, sidecar.preprocessing)
+
+
+def _matches(pattern: str) -> list[Path]:
+    return sorted(Path(found) for found in glob.glob(pattern, recursive=True) if os.path.isfile(found))
 
 
 _SOME_SUFFIXES = (".jpg", ".png", ".webp")
@@ -158,6 +163,8 @@ class ImageSource:
                 limit = Image.MAX_IMAGE_PIXELS
                 if limit is not None and image.width * image.height > limit:
                     return Skipped(name, f"{image.width}×{image.height} is over the limit of {limit} pixels")
+                if image.mode in ("I", "F"):
+                    return Skipped(name, f"its pixels ({image.mode}, 32 bits) have no known white: save it in 8 bits")
                 return Sample(name, {self.input_name: self.preprocessing(image)})
         except Exception as error:  # Pillow's decoders raise whatever their format makes them
             return Skipped(name, _plain(error))

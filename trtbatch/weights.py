@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from trtbatch import optional
 from trtbatch.errors import ModelError, UsageError
 from trtbatch.notes import warn
 
-__all__ = ["CONNECT_TIMEOUT", "first_line", "fitted", "load_into", "pretrained", "state_dict"]
+__all__ = ["CONNECT_TIMEOUT", "blank", "first_line", "fitted", "load_into", "pretrained", "state_dict"]
 
 CONNECT_TIMEOUT = 10.0
 """Seconds that a download of weights may take to answer."""
@@ -47,7 +48,27 @@ def pretrained(model: str, default: Any, weights: str, seed: int) -> tuple[Any, 
             f"For real ones put {file} into {cache}{os.sep}"
         )
         torch.manual_seed(seed)
-        return models.get_model(model, weights=None), f"random (seed {seed})"
+        return blank(model), f"random (seed {seed})"
+
+
+def blank(model: str, **options: Any) -> Any:
+    """A torchvision model without weights, otherwise built as for its pretrained ones.
+
+    Inception and GoogLeNet were trained on other means and deviations, and their pretrained builders therefore
+    set ``transform_input``; weights from a file need it as well.
+    """
+    import inspect
+
+    from torchvision import models
+
+    taken = inspect.signature(type(models.get_model(model, weights=None, **_quiet(model))).__init__).parameters
+    own = {"transform_input": True} if "transform_input" in taken else {}
+    return models.get_model(model, weights=None, **_quiet(model), **own, **options)
+
+
+def _quiet(model: str) -> dict[str, Any]:
+    """Keeps the two old models from warning of a default that they will change."""
+    return {"init_weights": False} if model in ("inception_v3", "googlenet") else {}
 
 
 @contextmanager
@@ -66,15 +87,13 @@ def fitted(model: str, module: Any, file: str) -> tuple[Any, bool]:
     Raises:
         ModelError: the file holds no state dict, or another model's.
     """
-    from torchvision import models
-
     state = state_dict(file)
     own = module.state_dict()
     differing = [(key, value) for key, value in state.items() if key in own and own[key].shape != value.shape]
     sizes = {(own[key].shape[:1], value.shape[:1]) for key, value in differing}
     resized = len(sizes) == 1  # only the head's weight and bias differ, by their number of classes
     if resized:
-        module = models.get_model(model, weights=None, num_classes=differing[0][1].shape[0])
+        module = blank(model, num_classes=differing[0][1].shape[0])
     load_into(module, state, file, model)
     return module, resized
 
@@ -123,5 +142,5 @@ def load_into(module: Any, state: dict[str, Any], file: str, model: str) -> None
 
 
 def first_line(error: BaseException) -> str:
-    text = str(error).strip()
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
     return text.splitlines()[0][:300] if text else type(error).__name__

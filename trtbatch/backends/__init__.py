@@ -97,7 +97,8 @@ def open_engine(artifact: Artifact, device: int = 0) -> Engine:
 
         obstacle = tensorrt.obstacle()
         if obstacle is not None:
-            raise MissingPackageError(f"{artifact.path} is a TensorRT engine: {obstacle.problem}", obstacle.fix)
+            fix = obstacle.fix.replace(", or pass --backend", "; for this one: trtbatch build --backend")
+            raise MissingPackageError(f"{artifact.path} is a TensorRT engine: {obstacle.problem}", fix)
         from trtbatch.backends.tensorrt import buffers
         from trtbatch.backends.tensorrt.engine import TensorRTEngine
 

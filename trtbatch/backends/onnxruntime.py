@@ -120,9 +120,18 @@ class OnnxRuntimeEngine:
         self.sidecar = artifact.sidecar
         self._path = artifact.path
         self._session: Any = _open(artifact.path)
+        self._refuse_strange_tensors()
 
     def session(self) -> OnnxRuntimeSession:
         return OnnxRuntimeSession(self._session, self.sidecar.inputs, self.sidecar.outputs, self._refuse)
+
+    def _refuse_strange_tensors(self) -> None:
+        own = [node.name for node in (*self._session.get_inputs(), *self._session.get_outputs())]
+        known = [spec.name for spec in (*self.sidecar.inputs, *self.sidecar.outputs)]
+        if sorted(own) != sorted(known):
+            raise ArtifactError(
+                f"{self._path} has the tensors {sorted(own)}, its sidecar {sorted(known)}", "run: trtbatch build"
+            )
 
     def describe(self) -> Description:
         sides = (("input", self._session.get_inputs()), ("output", self._session.get_outputs()))

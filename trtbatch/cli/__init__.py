@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
-from trtbatch.cli.app import app, main
+import sys
+from typing import NoReturn
 
-__all__ = ["app", "main"]
+__all__ = ["main"]
+
+
+def main() -> NoReturn:
+    """Entry point of the command ``trtbatch``."""
+    try:
+        from trtbatch.cli.app import main as run
+    except KeyboardInterrupt:  # Ctrl-C while the imports run, before anything has begun
+        sys.exit(130)
+    run()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from collections.abc import Sequence
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
@@ -14,16 +15,35 @@ from typer.core import TyperGroup
 import trtbatch
 from trtbatch.cli import bench, build, doctor, export, infer, inspect, verify
 from trtbatch.cli.console import STATE, show_error, show_notes
-from trtbatch.errors import TrtbatchError, from_os_error
+from trtbatch.errors import TrtbatchError, UsageError, from_os_error
 
 __all__ = ["app", "main"]
 
-_ENDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+_ENDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 """Signals that end a command, by the exit code 128 + number, with nothing half-written."""
 
 
 class _Group(TyperGroup):
     """Runs a subcommand and maps what it raises: problem and fix, 2 for usage, 1 for failure, no traceback."""
+
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **options: Any) -> Any:  # type: ignore[override]
+        """Click's own errors (an unknown option, a number out of range) in the words of all others."""
+        if not options.pop("standalone_mode", True):
+            return super().main(args, prog_name, **options, standalone_mode=False)
+        try:
+            code = super().main(args, prog_name, **options, standalone_mode=False)
+        except Exception as error:
+            message = getattr(error, "format_message", None)
+            if type(error).__name__ == "Abort":
+                sys.exit(128 + signal.SIGINT)
+            if message is None:
+                raise
+            context = getattr(error, "ctx", None)
+            path = context.command_path if context is not None else "trtbatch"
+            if message():  # without arguments the help has been shown, and there is nothing to say
+                show_error(UsageError(message(), f"see {path} --help"))
+            sys.exit(UsageError.exit_code)
+        sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: Any) -> Any:
         STATE.debug = False
@@ -36,6 +56,8 @@ class _Group(TyperGroup):
                 raise
             except OSError as error:
                 self._fail(from_os_error(error))
+            except ModuleNotFoundError as error:
+                self._fail(TrtbatchError(f"{error.name} isn't installed", f"pip install {error.name}"), error)
             except MemoryError as error:
                 self._fail(TrtbatchError("out of memory", "use a smaller --batch"), error)
             except Exception as error:

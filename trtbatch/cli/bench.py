@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-from trtbatch.cli.console import Debug, Device, out, parse_names, show_progress
+from trtbatch.cli.console import Debug, Device, fitting, out, parse_names, show_progress
 
 __all__ = ["command"]
 
@@ -42,16 +43,17 @@ def command(
     An engine whose rows are wrong gets no numbers, and exit code 1.
     """
     from trtbatch import report
-    from trtbatch.artifacts import refuse_folder
+    from trtbatch.artifacts import refuse_outputs
     from trtbatch.batches import parse_batches
     from trtbatch.bench import BenchRequest, bench
     from trtbatch.errors import UsageError
 
     if iterations is not None and min_time is not None:
         raise UsageError("--iterations and --min-time say the same thing twice", "give one of them")
-    for path in (json_, csv):
-        if path is not None:
-            refuse_folder(path)
+    for name, value in (("--min-time", min_time), ("--warmup", warmup)):
+        if value is not None and not math.isfinite(value):
+            raise UsageError(f"{name} {value} never ends", "give a number of seconds (--warmup: milliseconds)")
+    refuse_outputs(json_, csv)
     with show_progress() as (_, progress):
         result = bench(
             BenchRequest(
@@ -67,7 +69,7 @@ def command(
             )
         )
     console = out()
-    console.print(report.bench_table(result))
+    console.print(fitting(console, report.bench_table(result), report.bench_table(result, brief=True)))
     for line in report.footnotes(result):
         console.print(line, style="dim", markup=False)
     for path, write in ((json_, report.write_json), (csv, report.write_csv)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import sys
@@ -13,7 +14,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from trtbatch.errors import TrtbatchError, UsageError
 from trtbatch.notes import LOGGER
@@ -23,10 +26,12 @@ __all__ = [
     "Debug",
     "Device",
     "err",
+    "fitting",
     "out",
     "parse_bytes",
     "parse_names",
     "parse_shape",
+    "plain",
     "show_error",
     "show_notes",
     "show_progress",
@@ -38,6 +43,8 @@ __all__ = [
 class _State:
     debug: bool = False
     signal: int | None = None
+    console: Console | None = None
+    """The one that a progress bar is drawn on: what is printed meanwhile goes above the bar."""
 
 
 STATE = _State()
@@ -56,29 +63,44 @@ Device = Annotated[int, typer.Option("--device", min=0, metavar="N", help="Numbe
 
 def out() -> Console:
     """Results: standard output. In a pipe or a file tables keep their full width."""
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=not sys.stdout.isatty())
+    stream = sys.stdout or io.StringIO()  # None where the caller has closed it
+    wide = not stream.isatty()
+    return Console(file=stream, width=160 if wide else None, highlight=False, soft_wrap=wide, emoji=False)
 
 
 def err() -> Console:
     """Everything else: standard error."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    if STATE.console is not None:
+        return STATE.console
+    return Console(file=sys.stderr or io.StringIO(), highlight=False, soft_wrap=True, emoji=False)
 
 
 def show_error(error: TrtbatchError) -> None:
     """Two lines: problem and fix."""
     console = err()
-    console.print(f"[bold red]error:[/] {escape(_one_line(error.problem))}")
-    console.print(f"[bold]fix:[/] {escape(_one_line(error.fix))}")
+    console.print(f"[bold red]error:[/] {plain(error.problem)}")
+    console.print(f"[bold]fix:[/] {plain(error.fix)}")
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def plain(text: str) -> str:
+    """Text for Rich, on one line, as it is: no markup, no terminal codes, no half of a character."""
+    whole = _COLOURS.sub("", text).encode("utf-8", "backslashreplace").decode("utf-8")
+    return escape(" ".join(whole.split()))
+
+
+def fitting(console: Console, full: Table, brief: Table) -> Table:
+    """The full table where the console is wide enough for its figures, else the brief one."""
+    needed = Measurement.get(console, console.options.update(width=1000), full).maximum
+    return full if needed <= console.width else brief
 
 
 class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         label = "[bold yellow]warning:[/]" if record.levelno >= logging.WARNING else "[dim]note:[/]"
-        err().print(f"{label} {escape(record.getMessage())}")
+        err().print(f"{label} {plain(record.getMessage())}")
 
 
 @contextmanager
@@ -101,12 +123,16 @@ def show_progress(*columns: TextColumn) -> Iterator[tuple[Progress, Callable[[st
     console = err()
     bars = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), *columns)
     with Progress(*bars, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("starting", total=None)
+        task = bar.add_task("starting", total=None, rate="")
+        STATE.console = bar.console
 
         def report(words: str, share: float | None) -> None:
             bar.update(task, description=escape(words), total=None if share is None else 1.0, completed=share or 0.0)
 
-        yield bar, report
+        try:
+            yield bar, report
+        finally:
+            STATE.console = None
 
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}

@@ -32,7 +32,7 @@ def command(
     weights: Annotated[
         str, typer.Option(metavar="auto|pretrained|random|FILE", help="Where the weights come from.")
     ] = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of random weights and example inputs.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of random weights and example inputs.")] = 0,
     input_names: Annotated[Optional[str], typer.Option(metavar="A,B", help="Names of the inputs, in order.")] = None,
     output_names: Annotated[Optional[str], typer.Option(metavar="A,B", help="Names of the outputs, in order.")] = None,
     output: Annotated[

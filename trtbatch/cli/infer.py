@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.progress import TextColumn
 
-from trtbatch.cli.console import Debug, Device, err, out, show_progress
+from trtbatch.cli.console import Debug, Device, err, out, plain, show_progress
 
 __all__ = ["command"]
 
@@ -23,7 +23,7 @@ def command(
     ] = ...,  # type: ignore[assignment]
     batch: Annotated[str, typer.Option(metavar="N|auto", help="Batch size; auto is the profile's opt.")] = "auto",
     count: Annotated[Optional[int], typer.Option(min=1, help="At most so many samples.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of random samples.")] = 42,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of random samples.")] = 42,
     output: Annotated[
         Optional[Path], typer.Option(metavar="OUT.npz|.csv|.jsonl", help="Where the predictions go.")
     ] = None,
@@ -40,7 +40,7 @@ def command(
 
     with show_progress(TextColumn("{task.fields[rate]}")) as (bar, _):
         task = bar.tasks[0].id
-        bar.update(task, description="predicting", rate="")
+        bar.update(task, description="predicting")
 
         def progress(done: int, total: int) -> None:
             elapsed = bar.tasks[0].elapsed or 1e-9
@@ -87,7 +87,7 @@ def _show(result: Any) -> None:
         table.add_column("input", overflow="fold")
         table.add_column("predictions")
         for name, predictions in result.shown:
-            table.add_row(_plain(name), _plain(", ".join(f"{p.name} {p.score:.1%}" for p in predictions)))
+            table.add_row(plain(name), plain(", ".join(f"{p.name} {p.score:.1%}" for p in predictions)))
         console.print(table)
         if result.samples > len(result.shown):
             console.print(f"… and {result.samples - len(result.shown)} more")
@@ -99,9 +99,3 @@ def _show(result: Any) -> None:
     )
     if result.output is not None:
         console.print(f"[bold]{result.output}[/]")
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trtbatch.cli.console import Debug, out, size
+from trtbatch.cli.console import Debug, err, out, size
 
 __all__ = ["command"]
 
@@ -43,6 +43,7 @@ def command(
     if open_:
         _open(file)
     if engine and not all(fact.same for fact in report.facts):
+        err().print("[bold red]WRONG[/]: the sidecar and the engine differ; build it again: trtbatch build")
         raise typer.Exit(1)
 
 

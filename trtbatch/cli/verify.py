@@ -7,7 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from trtbatch.cli.console import Debug, Device, out, show_progress
+from trtbatch.cli.console import Debug, Device, fitting, out, show_progress
 
 __all__ = ["command"]
 
@@ -35,7 +35,7 @@ def command(
         Optional[float], typer.Option(min=0, help="Element-wise |a-b| ≤ atol + rtol·|b|, instead of the default.")
     ] = None,
     atol: Annotated[Optional[float], typer.Option(min=0, help="See --rtol.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of random samples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of random samples.")] = 0,
     json_: Annotated[
         Optional[Path], typer.Option("--json", metavar="FILE", help="Every sample of every output.")
     ] = None,
@@ -48,12 +48,11 @@ def command(
     precision: 1e-4 for float32, 2e-3 where TensorRT computes in TF32, exact for integers.
     """
     from trtbatch import report
-    from trtbatch.artifacts import refuse_folder
+    from trtbatch.artifacts import refuse_outputs
     from trtbatch.batches import parse_batches
     from trtbatch.verify import VerifyRequest, verify
 
-    if json_ is not None:
-        refuse_folder(json_)
+    refuse_outputs(json_)
     with show_progress() as (_, progress):
         result = verify(
             VerifyRequest(
@@ -81,7 +80,7 @@ def _show(result: Any) -> None:
 
     console = out()
     if result.reference is not None:
-        console.print(report.verify_table(result))
+        console.print(fitting(console, report.verify_table(result), report.verify_table(result, brief=True)))
         console.print(f"reference: {result.reference}", style="dim", markup=False)
     batches = ", ".join(map(str, result.batches))
     checks = ", ".join(result.checks)

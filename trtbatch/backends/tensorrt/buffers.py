@@ -72,6 +72,14 @@ class Device:
     def stream(self) -> Stream:
         return Stream(self._driver)
 
+    def enter_thread(self) -> None:
+        """Make the context current in this thread too; :meth:`leave_thread` undoes it, in the same thread."""
+        self._context.push()
+
+    def leave_thread(self) -> None:
+        # pycuda aborts the process where a thread ends with a context on its stack.
+        self._context.pop()
+
     def free_memory(self) -> int:
         """Bytes free on the GPU now."""
         return int(self._driver.mem_get_info()[0])

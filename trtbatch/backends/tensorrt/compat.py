@@ -21,6 +21,7 @@ __all__ = [
     "make_progress_monitor",
     "max_opset",
     "parser_error",
+    "share_profiles",
 ]
 
 _OPSETS = {(8, 4): 17, (9, 0): 19, (10, 0): 20}
@@ -132,6 +133,13 @@ def _layer(layer: dict[str, Any]) -> tuple[str, str, str, str]:
 def keep_details(trt: Any, config: Any) -> None:
     """Have the engine keep its layers' precision and tactic, for the inspector."""
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+
+
+def share_profiles(trt: Any, config: Any) -> None:
+    """Let several execution contexts use one profile at once: a preview feature of 8.6, a matter of course from 10 on."""
+    feature = getattr(getattr(trt, "PreviewFeature", None), "PROFILE_SHARING_0806", None)
+    if feature is not None:
+        config.set_preview_feature(feature, True)
 
 
 def make_logger(trt: Any, sink: Callable[[str, str], None]) -> Any:

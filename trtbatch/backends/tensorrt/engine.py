@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -30,6 +31,7 @@ class TensorRTEngine:
         self.sidecar = artifact.sidecar
         self.path = artifact.path
         self.complaints: list[str] = []
+        self.lock = threading.Lock()
         self.device = Device(device)
         self._logger = compat.make_logger(trt, self._log)
         self._runtime: Any = trt.Runtime(self._logger)
@@ -111,10 +113,15 @@ def _profile(engine: Any, name: str, axis: int, profile: int) -> str:
 
 
 class TensorRTSession:
-    """Bindings of one engine: buffers per binding shape, a stream, one execution context per profile."""
+    """Bindings of one engine: buffers per binding shape, a stream, one execution context per profile.
+
+    It is made, used and closed in one thread; other threads have sessions of their own.
+    """
 
     def __init__(self, engine: TensorRTEngine) -> None:
         self._engine = engine
+        self._is_open = True
+        engine.device.enter_thread()
         self._inputs = engine.sidecar.inputs
         self._outputs = engine.sidecar.outputs
         self._stream = engine.device.stream()
@@ -173,7 +180,8 @@ class TensorRTSession:
     def _context(self, profile: int) -> Any:
         """The execution context of a profile, made when first needed: switching a context costs milliseconds."""
         if profile not in self._contexts:
-            context = self._engine.cuda_engine.create_execution_context()
+            with self._engine.lock:  # two threads that make contexts at once get each other's errors
+                context = self._engine.cuda_engine.create_execution_context()
             if context is None:
                 raise ExecutionError(
                     f"TensorRT makes no execution context: {self._engine.complaint()}",
@@ -225,12 +233,16 @@ class TensorRTSession:
         return {"execute_v2": Mode("execute_v2", timed, self._execute), **modes}
 
     def close(self) -> None:
+        if not self._is_open:
+            return
+        self._is_open = False
         self._active = None
         self._contexts.clear()
         self._allocators.clear()
         for buffer in self._buffers.values():
             buffer.free()
         self._stream.close()
+        self._engine.device.leave_thread()
 
     def __enter__(self) -> TensorRTSession:
         return self

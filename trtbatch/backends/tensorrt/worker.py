@@ -195,6 +195,7 @@ class _Attempt:
             config.builder_optimization_level = plan.opt_level
         self.precision = "tf32" if config.get_flag(trt.BuilderFlag.TF32) else "fp32"
         compat.keep_details(trt, config)
+        compat.share_profiles(trt, config)
         monitor = compat.make_progress_monitor(trt, self._progress)
         if monitor is not None:
             config.progress_monitor = monitor
