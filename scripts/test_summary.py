@@ -38,7 +38,7 @@ def main(target: str, *sources: str) -> int:
         name: sum(test["outcome"] == name for test in tests) for name in ("passed", "failure", "error", "skipped")
     }
     facts = {"device": device, "environment": environment.describe(), "gpu": environment.gpu_state()}
-    result = {"script": "scripts/gpu-check (pytest tests/gpu)", "counts": counts, **facts, "tests": tests}
+    result = {"script": "scripts/gpu-check", "counts": counts, **facts, "tests": tests}
     Path(target).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{counts} -> {target}")
     return 0 if counts["passed"] and not counts["failure"] and not counts["error"] else 1

@@ -56,10 +56,9 @@ BATCH_AXIS = "batch_size"
 FORMAT_VERSION = 1
 
 
-_DTYPES = frozenset(
-    ("float64", "float32", "float16", "bfloat16", "bool")
-    + ("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8")
-)
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
+_INTEGERS = ("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8")
+_DTYPES = frozenset({*_FLOATS, *_INTEGERS, "bool"})
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def keep_details(trt: Any, config: Any) -> None:
 
 
 def share_profiles(trt: Any, config: Any) -> None:
-    """Let several execution contexts use one profile at once: a preview feature of 8.6, a matter of course from 10 on."""
+    """Let several execution contexts use one profile at once: a preview feature of 8.6, always so from 10 on."""
     feature = getattr(getattr(trt, "PreviewFeature", None), "PROFILE_SHARING_0806", None)
     if feature is not None:
         config.set_preview_feature(feature, True)
