@@ -211,10 +211,22 @@ def detector(path: Path) -> Path:
 def suppressed(path: Path) -> Path:
     """ONNX's own NonMaxSuppression over a batch: ``selected (found, 3)``, and the scores passed on as rows."""
     nodes = [
-        helper.make_node("NonMaxSuppression", ["boxes", "scores", "most", "iou", "least"], ["selected"], name="/nms"),
+        helper.make_node("Mul", ["boxes", "first_half"], ["centres"], name="/centres"),
+        helper.make_node("Abs", ["boxes"], ["positive"], name="/positive"),
+        helper.make_node("Mul", ["positive", "second_half"], ["sizes"], name="/sizes"),
+        helper.make_node("Add", ["centres", "sizes"], ["valid"], name="/valid"),
+        helper.make_node(
+            "NonMaxSuppression",
+            ["valid", "scores", "most", "iou", "least"],
+            ["selected"],
+            name="/nms",
+            center_point_box=1,
+        ),
         helper.make_node("ReduceMax", ["scores"], ["best"], name="/best", axes=[1, 2], keepdims=0),
     ]
     constants: dict[str, np.ndarray[Any, Any]] = {
+        "first_half": np.array([1, 1, 0, 0], np.float32),
+        "second_half": np.array([0, 0, 1, 1], np.float32),
         "most": np.array([3], np.int64),
         "iou": np.array([0.5], np.float32),
         "least": np.array([0.2], np.float32),

@@ -42,7 +42,7 @@ def test_resnet18_dynamic_as_typed(cli: Cli, folder: Path) -> None:
     model = onnx.load(path)
     assert [entry.version for entry in model.opset_import if entry.domain == ""] == [17]
     operators = {node.op_type for node in model.graph.node}
-    assert operators == {"Conv", "Relu", "Add", "MaxPool", "GlobalAveragePool", "Reshape", "Gemm"}, "folded"
+    assert not operators & {"BatchNormalization", "Shape", "Constant", "Gather"}, "constants are folded"
     sidecar = exported(folder, "resnet18_dynamic.onnx")
     assert sidecar.preprocessing.resize == 256 and sidecar.preprocessing.crop == (224, 224)
     assert sidecar.classes[281] == "tabby" and len(sidecar.classes) == 1000

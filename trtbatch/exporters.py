@@ -194,7 +194,11 @@ def _show(caught: list[warnings.WarningMessage]) -> None:
 
 
 def _finish(trace: Trace, traced: Path, made: Path) -> tuple[Path, ...]:
-    """Fold constants, name the axes, and write one file, or two where the weights are too large for one."""
+    """Name the axes, and write one file, or two where the weights are too large for one.
+
+    Constants are folded by the exporters themselves. onnxscript's optimizer on top of torchscript's is not used:
+    resnet18 came out of it 8 % slower at batch 1 and 32 on TensorRT 8.6.0.
+    """
     onnx = optional.require("onnx", "write ONNX files")
     model = load_onnx(traced, weights=True)
     written = opset_of(model)
@@ -203,8 +207,6 @@ def _finish(trace: Trace, traced: Path, made: Path) -> tuple[Path, ...]:
             f"the {trace.exporter} exporter wrote opset {written}, not {trace.opset}",
             f"pass --opset {written}, or --exporter torchscript",
         )
-    if trace.exporter == "torchscript":  # dynamo has done it
-        model = optional.require("onnxscript.optimizer", "fold constants").optimize(model)
     kept = {info.name for info in model.graph.input}
     unused = [spec.name for spec in trace.inputs if spec.name not in kept]
     if unused:

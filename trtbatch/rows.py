@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,7 @@ def rows_of(array: Array, spec: TensorSpec) -> Array:
     if spec.batch_axis is None:
         raise ValueError(f"{spec.name} has no batch axis")
     moved = np.moveaxis(array, spec.batch_axis, 0)
-    return moved.reshape(moved.shape[0], -1)
+    return moved.reshape(moved.shape[0], math.prod(moved.shape[1:]))
 
 
 def row_errors(rows: Array, reference: Array) -> NDArray[np.float64]:

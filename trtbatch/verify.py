@@ -242,6 +242,7 @@ def _against(
 def _output(spec: TensorSpec, batch: int, found: Array, wanted: Array, limit: Limit) -> OutputResult:
     if found.shape != wanted.shape:
         return OutputResult(batch, spec.name, found.shape, wanted.shape, str(limit), (), None, False)
+    found, wanted = (_in_order(each, spec) for each in (found, wanted))
     scores = spec.batch_axis == 0 and found.ndim == 2 and found.shape[1] > 1 and found.dtype.kind == "f"
     rows, right = (each.reshape(1, -1) if spec.batch_axis is None else rows_of(each, spec) for each in (found, wanted))
     comparison = compare(rows, right, limit, scores)
@@ -256,6 +257,18 @@ def _output(spec: TensorSpec, batch: int, found: Array, wanted: Array, limit: Li
         agreement,
         bool(comparison.passed.all()),
     )
+
+
+def _in_order(array: Array, spec: TensorSpec) -> Array:
+    """A list whose length the data decides (boxes that are left, places that aren't zero), sorted.
+
+    ONNX gives such a list no order: suppression in TensorRT goes by score, in ONNX Runtime by class.
+    """
+    open_axes = [axis for axis, size in enumerate(spec.shape) if isinstance(size, str)]
+    if spec.batch_axis is not None or len(open_axes) != 1 or array.ndim < 2 or not array.size:
+        return array
+    entries = np.moveaxis(array, open_axes[0], 0).reshape(array.shape[open_axes[0]], -1)
+    return entries[np.lexsort(entries.T[::-1])]
 
 
 def _sample(comparison: Comparison, index: int) -> SampleResult:

@@ -87,6 +87,33 @@ def test_execute_v2_gives_the_same_rows_as_the_enqueued_run(workdir: Path) -> No
             assert np.array_equal(session.fetch()["output"], enqueued)
 
 
+def test_inspect_puts_the_engine_beside_its_sidecar(workdir: Path) -> None:
+    done = run_process("inspect", "engines/resnet18_dynamic.engine", "--json", cwd=workdir)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    for fact in report["facts"]:
+        print(fact)
+    print(f"{len(report['layers'])} layers, share of each precision: {report['precisions']}")
+    assert {"profiles", "device memory", "input input", "output output"} <= {fact["what"] for fact in report["facts"]}
+    assert report["layers"]
+
+
+def test_doctor_finds_what_is_mapped(workdir: Path) -> None:
+    done = run_process("doctor", "--json", cwd=workdir)
+    data = json.loads(done.stdout)
+    for check in data["checks"]:
+        print(check["level"], check["what"], check["found"])
+    assert done.returncode == 0, done.stdout
+    assert any("libnvinfer" in check["found"] for check in data["checks"] if check["what"] == "mapped by tensorrt")
+
+
+def test_verify_passes_against_onnx_runtime(workdir: Path) -> None:
+    done = run_process("verify", "engines/resnet18_dynamic.engine", "--batch", "1,2,3,7,16,32", cwd=workdir)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "reference: ONNX Runtime" in done.stdout
+
+
 def test_a_timing_cache_of_its_own_never_fails_the_build(workdir: Path) -> None:
     line = ("build", "--static", 1, "--opt-level", 2, "--output", "cached.engine", "--timing-cache", "t.cache")
     for _ in range(2):

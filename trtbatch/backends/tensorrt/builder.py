@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trtbatch.backends.base import BuildPlan, Built, Progress
+from trtbatch.backends.tensorrt import buffers
 from trtbatch.backends.tensorrt.worker import WorkerRequest
 from trtbatch.errors import BuildError
 from trtbatch.notes import warn
@@ -31,6 +32,7 @@ class TensorRTBuilder:
     suffix = ".engine"
 
     def build(self, plan: BuildPlan, folder: Path, progress: Progress) -> Built:
+        buffers.refuse_device(plan.device)
         has_cache = plan.timing_cache is not None and plan.timing_cache.exists()
         try:
             return _run_worker(WorkerRequest(plan, folder), progress)
