@@ -17,13 +17,20 @@ GPU = ROOT / "docs" / "gpu"
 GPU_TESTS = ("test_engines", "test_models", "test_pipeline", "test_stress")
 
 
-@pytest.mark.parametrize("command", ["export", "build", "infer", "bench"])
+@pytest.mark.parametrize("command", ["export", "build", "infer", "bench", "verify", "inspect", "doctor"])
 def test_every_option_that_it_names_exists_and_none_is_left_out(cli: Callable[..., Any], command: str) -> None:
-    synopsis = re.search(rf"^    trtbatch {command} \S*[\[A-Z].*\n(?:^ {{10,}}.*\n)*", README, re.MULTILINE)
+    synopsis = re.search(rf"^    trtbatch {command} (?=\S*[\[A-Z]).*\n(?:^ {{10,}}.*\n)*", README, re.MULTILINE)
     assert synopsis is not None
     described = set(re.findall(r"--[a-z-]+", synopsis[0]))
     offered = set(re.findall(r"--[a-z][a-z-]+", cli(command, "--help").output)) - {"--help", "--debug"}
     assert described == offered
+
+
+def test_the_table_of_bench_is_what_was_printed_on_the_gpu() -> None:
+    kept = json.loads((GPU / "test_pipeline.json").read_text())
+    lines = [line for test in kept["tests"] for line in test.get("printed", [])]
+    shown = [line for line in README.splitlines() if line.startswith("│ ") and "execute_v2" in line]
+    assert len(shown) == 6 and set(shown) <= set(lines)
 
 
 def test_the_articles_table_is_the_kept_result() -> None:

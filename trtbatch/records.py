@@ -55,6 +55,9 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
             _expect(len(value) == len(arguments), value, f"a list of {len(arguments)}", where)
             return tuple(_decode(arg, item, f"{where}[{i}]") for i, (arg, item) in enumerate(zip(arguments, value)))
         return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is list:
+        _expect(isinstance(value, list), value, "a list", where)
+        return [_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
     if origin is dict:
         _expect(isinstance(value, dict), value, "an object", where)
         return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}

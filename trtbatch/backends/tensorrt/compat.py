@@ -114,8 +114,8 @@ def layers(trt: Any, engine: Any) -> tuple[tuple[str, str, str, str], ...]:
     """
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     try:
-        found = json.loads(text).get("Layers", [])
-    except ValueError:  # a release that writes names unescaped: a line for each layer is left
+        found = json.loads(text, strict=False).get("Layers", [])  # 8.6 puts control characters into names
+    except ValueError:  # a line for each layer is left
         text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.ONELINE)
         found = [line.strip() for line in text.splitlines() if line.strip()]
     return tuple((str(layer), "", "", "") if isinstance(layer, str) else _layer(layer) for layer in found)

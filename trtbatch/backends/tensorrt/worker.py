@@ -62,6 +62,7 @@ def main(request_file: str) -> int:
         tell(failed=error.problem, fix=error.fix)
         return 1
     except OSError as error:
+        error.filename = error.filename or str(request_file)
         mapped = from_os_error(error)
         tell(failed=mapped.problem, fix=mapped.fix)
         return 1
