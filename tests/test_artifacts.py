@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trtbatch import artifacts
+from trtbatch import artifacts, files
 from trtbatch.artifacts import BATCH_AXIS, Artifact, ModelRecord, Sidecar, TensorSpec
 from trtbatch.batches import Profile
 from trtbatch.errors import ArtifactError, UsageError
@@ -14,7 +14,7 @@ from trtbatch.errors import ArtifactError, UsageError
 
 def published(target: Path, content: bytes = b"engine", **changes: object) -> Artifact:
     """An artifact with a sidecar, published the way the stages do."""
-    with artifacts.scratch(target) as folder:
+    with files.scratch(target) as folder:
         made = folder / target.name
         made.write_bytes(content)
         sidecar = Sidecar(
@@ -39,7 +39,7 @@ def test_a_published_artifact_is_loaded_as_it_was(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_of_a_failure(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), artifacts.scratch(tmp_path / "engines" / "m.engine") as folder:
+    with pytest.raises(KeyboardInterrupt), files.scratch(tmp_path / "engines" / "m.engine") as folder:
         (folder / "m.engine").write_bytes(b"half")
         raise KeyboardInterrupt
     assert list((tmp_path / "engines").iterdir()) == []
@@ -48,18 +48,18 @@ def test_nothing_is_left_of_a_failure(tmp_path: Path) -> None:
 def test_an_atomic_file_replaces_only_when_complete(tmp_path: Path) -> None:
     target = tmp_path / "out.csv"
     target.write_text("old")
-    with pytest.raises(RuntimeError), artifacts.atomic_file(target) as made:
+    with pytest.raises(RuntimeError), files.atomic_file(target) as made:
         made.write_text("half")
         raise RuntimeError
     assert target.read_text() == "old"
-    with artifacts.atomic_file(target) as made:
+    with files.atomic_file(target) as made:
         made.write_text("new")
     assert target.read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
 
 
 def test_a_folder_is_no_target(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is a folder"), artifacts.scratch(tmp_path):
+    with pytest.raises(UsageError, match="is a folder"), files.scratch(tmp_path):
         pass
 
 
@@ -104,7 +104,7 @@ def test_truncated_changed_and_missing_files_are_told_apart(tmp_path: Path) -> N
 
 def test_an_artifact_without_sidecar_says_so(tmp_path: Path) -> None:
     made = published(tmp_path / "m.engine")
-    artifacts.sidecar_path(made.path).unlink()
+    files.sidecar_path(made.path).unlink()
     with pytest.raises(ArtifactError, match=r"no sidecar m\.engine\.json"):
         artifacts.load(made.path, "engine")
 
@@ -115,7 +115,7 @@ def test_an_artifact_without_sidecar_says_so(tmp_path: Path) -> None:
 )
 def test_a_damaged_sidecar_is_an_error_with_a_fix(tmp_path: Path, text: str) -> None:
     made = published(tmp_path / "m.engine")
-    artifacts.sidecar_path(made.path).write_text(text)
+    files.sidecar_path(made.path).write_text(text)
     with pytest.raises(ArtifactError) as caught:
         artifacts.load(made.path, "engine")
     assert "damaged" in caught.value.problem and "trtbatch build" in caught.value.fix
@@ -123,7 +123,7 @@ def test_a_damaged_sidecar_is_an_error_with_a_fix(tmp_path: Path, text: str) -> 
 
 def test_impossible_values_in_a_sidecar_are_damage(tmp_path: Path) -> None:
     made = published(tmp_path / "m.engine")
-    beside = artifacts.sidecar_path(made.path)
+    beside = files.sidecar_path(made.path)
     data = json.loads(beside.read_text())
     for key, value in (
         ("profiles", [{"min": 8, "opt": 4, "max": 1}]),

@@ -15,9 +15,10 @@ import pytest
 from tests import models
 from tests.test_build import refused
 from trtbatch import bench as bench_module
-from trtbatch.artifacts import load, sidecar_path
+from trtbatch.artifacts import load
 from trtbatch.backends.base import Mode
 from trtbatch.bench import BenchRequest, bench, measure
+from trtbatch.files import sidecar_path
 from trtbatch.records import encode
 
 Cli = Callable[..., Any]

@@ -316,7 +316,7 @@ def test_an_engine_made_elsewhere_runs_by_path(engine: Path, folder: Path, tmp_p
 
 def test_nothing_else_is_replaced(cli: Cli, engine: Path, folder: Path) -> None:
     """An engine may replace an engine; a source, a sidecar, an exported model and an input are not its to replace."""
-    from trtbatch.artifacts import sidecar_path
+    from trtbatch.files import sidecar_path
 
     pytest.importorskip("torch", reason="export needs torch")
     assert cli("export", "tests.zoo:small", "--dynamic", "--input-shape", "3,8,8").exit_code == 0

@@ -55,7 +55,7 @@ for name in trtbatch.__all__:
     assert int(done.stdout) >= 30
 
 
-@pytest.mark.parametrize("command", ["", "export", "build", "infer", "bench"])
+@pytest.mark.parametrize("command", ["", "export", "build", "infer", "bench", "verify", "inspect", "doctor"])
 def test_every_help_works_without_heavy_packages(tmp_path: Path, command: str) -> None:
     done = run_bare(
         f"sys.argv = ['trtbatch', *'{command}'.split(), '--help']; runpy.run_module('trtbatch', run_name='__main__')",
@@ -106,8 +106,8 @@ def test_imports_point_one_way() -> None:
     """cli → stages → backends → (errors, batches, artifacts, optional, …): nothing imports upward."""
     import ast
 
-    ground = {"errors", "optional", "batches", "artifacts", "records", "preprocessing", "notes", "environment"}
-    stages = {"export", "build", "infer", "bench", "report", "sinks", "sources"}
+    ground = {"errors", "optional", "batches", "artifacts", "records", "preprocessing", "notes", "environment", "files"}
+    stages = {"export", "build", "infer", "bench", "verify", "report", "sinks", "sources", "inspection", "doctor"}
     for file in (ROOT / "trtbatch").rglob("*.py"):
         parts = file.relative_to(ROOT / "trtbatch").with_suffix("").parts
         room = "cli" if parts[0] == "cli" else "backends" if parts[0] == "backends" else parts[0]

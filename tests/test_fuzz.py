@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from tests import models
-from trtbatch.artifacts import sidecar_path
 from trtbatch.cli.app import app
+from trtbatch.files import sidecar_path
 
 Mutation = tuple[str, int, bytes]
 

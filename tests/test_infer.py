@@ -19,8 +19,9 @@ from PIL import Image
 from tests import models
 from tests.conftest import PHOTOS
 from tests.test_build import refused
-from trtbatch.artifacts import load, sidecar_path
+from trtbatch.artifacts import load
 from trtbatch.backends.onnxruntime import OnnxReference
+from trtbatch.files import sidecar_path
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import encode
 from trtbatch.sinks import open_sink, top_predictions

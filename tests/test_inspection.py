@@ -11,7 +11,7 @@ import pytest
 
 from tests import models
 from tests.test_build import refused
-from trtbatch.artifacts import sidecar_path
+from trtbatch.files import sidecar_path
 from trtbatch.inspection import inspect_onnx
 
 Cli = Callable[..., Any]

@@ -6,6 +6,7 @@ The stages, each a function of one request::
     build(BuildRequest(profiles=(Profile(1, 16, 32),)))  # → engines/resnet18_dynamic.engine
     infer(InferRequest(None, "PHOTOS/"))                 # → predictions
     bench(BenchRequest(None, parse_batches("1,2,4,...,32")))
+    verify(VerifyRequest(None))                          # → every sample, right or wrong
 
 Importing the package imports none of torch, onnx, onnxruntime, tensorrt and pycuda: names are loaded when used.
 """
@@ -28,6 +29,8 @@ _HOMES = {
     "Preprocessing": "preprocessing",
     "Profile": "batches",
     "TrtbatchError": "errors",
+    "VerifyRequest": "verify",
+    "VerifyResult": "verify",
     "parse_batches": "batches",
 }
 
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from trtbatch.infer import InferRequest, InferResult
     from trtbatch.models import ModelSpec
     from trtbatch.preprocessing import Preprocessing
+    from trtbatch.verify import VerifyRequest, VerifyResult
 
 __all__ = [
     "BenchRequest",
@@ -52,6 +56,8 @@ __all__ = [
     "Preprocessing",
     "Profile",
     "TrtbatchError",
+    "VerifyRequest",
+    "VerifyResult",
     "__version__",
     "parse_batches",
 ]

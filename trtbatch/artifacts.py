@@ -6,21 +6,18 @@ only through the two: a later stage reads the sidecar before it opens the artifa
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
 from trtbatch.batches import Profile
-from trtbatch.errors import ArtifactError, TrtbatchError, UsageError
+from trtbatch.errors import ArtifactError, TrtbatchError
+from trtbatch.files import sidecar_path
 from trtbatch.notes import warn
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import RecordError, decode, encode
@@ -33,18 +30,12 @@ __all__ = [
     "ModelRecord",
     "Sidecar",
     "TensorSpec",
-    "atomic_file",
     "check_file",
     "load",
     "newest",
     "now",
     "publish",
     "record_file",
-    "refuse_folder",
-    "refuse_outputs",
-    "require_space",
-    "scratch",
-    "sidecar_path",
 ]
 
 ENGINES = Path("engines")
@@ -187,10 +178,6 @@ class Artifact:
     sidecar: Sidecar
 
 
-def sidecar_path(artifact: Path) -> Path:
-    return artifact.with_name(artifact.name + ".json")
-
-
 def now() -> str:
     """The time, UTC, to the microsecond: artifacts of one second still have an order."""
     return datetime.now(timezone.utc).isoformat()
@@ -289,65 +276,6 @@ def newest(
     return max(found, key=lambda artifact: (artifact.sidecar.created, artifact.path.name))
 
 
-def refuse_folder(target: Path) -> None:
-    """Raise where a file is to be written and a folder stands.
-
-    Raises:
-        UsageError: `target` is a folder.
-    """
-    if target.is_dir():
-        raise UsageError(f"{target} is a folder", "name a file")
-
-
-def require_space(target: Path, wanted: int) -> None:
-    """Raise where the disk of `target` hasn't this many bytes free, before a library fails with other words.
-
-    Raises:
-        OSError: ENOSPC, for the folder.
-    """
-    folder = next(parent for parent in target.absolute().parents if parent.is_dir())
-    if shutil.disk_usage(folder).free < wanted:
-        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({wanted:,} bytes are needed)", str(target))
-
-
-def refuse_outputs(*targets: Path | None, inputs: Sequence[Path] = ()) -> None:
-    """Raise before a long run where what it is to write can't be written, or would destroy something else.
-
-    Raises:
-        UsageError: a folder, an artifact, a sidecar, an input, or the same file twice.
-        OSError: the folder can't be written.
-    """
-    named = [target for target in targets if target is not None]
-    for index, target in enumerate(named):
-        refuse_folder(target)
-        if sidecar_path(target).is_file() or (target.suffix == ".json" and target.with_suffix("").is_file()):
-            raise UsageError(f"{target} is an artifact, or the sidecar of one", "write elsewhere")
-        if target.resolve() in {other.resolve() for other in (*named[:index], *inputs)}:
-            raise UsageError(f"{target} is named twice", "write elsewhere")
-        with scratch(target):
-            pass
-
-
-@contextmanager
-def scratch(target: Path) -> Iterator[Path]:
-    """A private folder on the disk of `target`, gone afterwards whatever happens.
-
-    Raises:
-        UsageError: `target` is a folder.
-    """
-    refuse_folder(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=".trtbatch-", dir=target.parent))
-    except OSError as error:  # the folder's fault, not that of the name that was tried
-        error.filename = str(target.parent)
-        raise
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def publish(made: Path, target: Path, sidecar: Sidecar, companions: tuple[Path, ...] = ()) -> Artifact:
     """Move a finished artifact from its scratch folder to `target`, sidecar beside it, by atomic renames.
 
@@ -364,17 +292,3 @@ def publish(made: Path, target: Path, sidecar: Sidecar, companions: tuple[Path, 
     os.replace(made, target)
     os.replace(beside, sidecar_path(target))
     return Artifact(target, sidecar)
-
-
-@contextmanager
-def atomic_file(target: Path) -> Iterator[Path]:
-    """A path to write; it becomes `target` when the block ends well, and vanishes when it doesn't."""
-    with scratch(target) as folder:
-        path = folder / target.name
-        try:
-            yield path
-            os.replace(path, target)
-        except OSError as error:
-            if error.filename is None:  # as a full disk is told
-                error.filename = str(target)
-            raise

@@ -9,16 +9,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from trtbatch import artifacts, environment, optional
+from trtbatch import artifacts, environment, files
 from trtbatch.artifacts import ENGINES, Artifact, FileRecord, ModelRecord, Sidecar, TensorSpec
 from trtbatch.backends import choose_builder, open_engine, refuse_gpu
 from trtbatch.backends.base import BuildPlan, Built, Engine
 from trtbatch.batches import Profile
 from trtbatch.checks import RowChecker
-from trtbatch.errors import ArtifactError, ExecutionError, ProfileError, RowsError, TrtbatchError, UsageError
+from trtbatch.errors import ArtifactError, ExecutionError, RowsError, TrtbatchError, UsageError
 from trtbatch.notes import note, warn
 from trtbatch.onnxfile import load_onnx, opset_of, read_specs, what_fixes_the_batch
 from trtbatch.outputs import observed
+from trtbatch.planning import plan_axes, prepared
 
 __all__ = ["BuildRequest", "build"]
 
@@ -84,12 +85,15 @@ def build(request: BuildRequest) -> Artifact:
         refuse_gpu(request.device)
         _note_unused(request)
     source = _source(request)
-    inputs, outputs, profiles = _plan_axes(source, request)
+    name = source.path.name
+    inputs, outputs, profiles = plan_axes(
+        name, source.inputs, source.outputs, request.profiles, request.static, request.shapes
+    )
     target = request.output or ENGINES / f"{_stem(source.path, request.static)}{builder.suffix}"
     _refuse_target(target, source.path)
-    with artifacts.scratch(target) as folder:
-        artifacts.require_space(target, source.record.bytes)
-        onnx, external = _prepared(source, inputs, outputs, folder)
+    with files.scratch(target) as folder:
+        files.require_space(target, source.record.bytes)
+        onnx, external = prepared(source.path, inputs, outputs, folder)
         plan = BuildPlan(
             onnx=onnx,
             name=target.name,
@@ -131,11 +135,11 @@ def _refuse_target(target: Path, source: Path) -> None:
     Raises:
         UsageError: with the file that would be lost.
     """
-    if target.resolve() in (source.resolve(), artifacts.sidecar_path(source).resolve()):
+    if target.resolve() in (source.resolve(), files.sidecar_path(source).resolve()):
         raise UsageError(f"--output {target} is the ONNX file itself, or its sidecar", "write elsewhere with --output")
     if target.suffix == ".json":
         raise UsageError(f"--output {target} has the suffix of a sidecar", "end it in .engine or .ort.onnx")
-    if artifacts.sidecar_path(target).is_file():
+    if files.sidecar_path(target).is_file():
         try:
             artifacts.load(target, "engine")
         except ArtifactError as error:
@@ -149,7 +153,7 @@ def _source(request: BuildRequest) -> _Source:
         dynamic = bool(request.profiles)
         artifact = artifacts.newest("onnx", lambda s: s.is_dynamic or not dynamic, _wanted(request))
         note(f"building the newest that fits: {artifact.path}")
-    elif not artifacts.sidecar_path(path).is_file():
+    elif not files.sidecar_path(path).is_file():
         return _foreign(path)
     else:
         artifact = artifacts.load(path, "onnx")
@@ -176,115 +180,6 @@ def _foreign(path: Path) -> _Source:
 def _stem(onnx: Path, static: int | None) -> str:
     stem = onnx.name.removesuffix(".onnx")
     return stem if static is None else f"{stem.removesuffix('_dynamic')}_b{static}"
-
-
-def _plan_axes(
-    source: _Source, request: BuildRequest
-) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], tuple[Profile, ...]]:
-    """Specs and profiles as they will be built: shapes filled in, batch fixed where asked."""
-    inputs = tuple(_filled(spec, request.shapes, source.path.name) for spec in source.inputs)
-    unknown = set(request.shapes) - {spec.name for spec in inputs}
-    if unknown:
-        names = ", ".join(spec.name for spec in inputs)
-        raise UsageError(f"--shape names {sorted(unknown)[0]!r}; the inputs are {names}", "name one of the inputs")
-    outputs = source.outputs
-    fixed = {spec.name: spec.fixed_batch for spec in inputs if spec.fixed_batch is not None}
-    is_open = any(spec.batch_axis is not None and spec.fixed_batch is None for spec in inputs)
-    if is_open and fixed:
-        name, size = next(iter(fixed.items()))
-        other = next(spec.name for spec in inputs if spec.batch_axis is not None and spec.fixed_batch is None)
-        raise ProfileError(
-            f"{source.path.name}: input {name!r} has a fixed batch of {size}, input {other!r} an open one",
-            "export both with the same batch axis",
-        )
-    if is_open and request.static is None:
-        return inputs, outputs, request.profiles or (Profile.complete(None, None, None),)
-    if is_open and request.static is not None:
-        size = request.static
-        inputs = tuple(replace(spec, shape=spec.at(size)) for spec in inputs)
-        outputs = tuple(replace(spec, shape=spec.at(size)) for spec in outputs)
-        return inputs, outputs, (Profile(size, size, size),)
-    return inputs, outputs, (_fixed_profile(source.path.name, fixed, request),)
-
-
-def _fixed_profile(name: str, fixed: Mapping[str, int | None], request: BuildRequest) -> Profile:
-    """The profile of a model whose batch is fixed in the file."""
-    if len(set(fixed.values())) > 1:
-        (first, a), (second, b) = list(fixed.items())[:2]
-        raise ProfileError(f"{name}: inputs {first!r} and {second!r} have batches {a} and {b}", "export with one batch")
-    size = next(iter(fixed.values()), None)
-    if size is None:
-        raise UsageError(f"{name}: no input has a batch axis", "export a model whose inputs have one")
-    if request.profiles:
-        raise ProfileError(
-            f"{name} has a fixed batch of {size}; profile {request.profiles[0]} needs an open one",
-            "export it with --dynamic, or leave out --min, --opt, --max and --profile",
-        )
-    if request.static not in (None, size):
-        raise ProfileError(
-            f"{name} has a fixed batch of {size}, not {request.static}", f"pass --static {size}, or export --dynamic"
-        )
-    return Profile(size, size, size)
-
-
-def _filled(spec: TensorSpec, shapes: Mapping[str, tuple[int, ...]], where: str) -> TensorSpec:
-    """The spec with its open axes, the batch aside, set from ``--shape``."""
-    given = shapes.get(spec.name)
-    others = [axis for axis in range(len(spec.shape)) if axis != spec.batch_axis]
-    if given is not None:
-        wanted = tuple(spec.shape[axis] for axis in others)
-        clash = len(given) != len(others) or any(
-            isinstance(own, int) and own != size for own, size in zip(wanted, given)
-        )
-        if clash:
-            raise UsageError(
-                f"--shape {spec.name}={','.join(map(str, given))} doesn't fit {spec}",
-                "give every axis but the batch, and the fixed ones as they are",
-            )
-        sizes = dict(zip(others, given))
-        spec = replace(spec, shape=tuple(sizes.get(axis, size) for axis, size in enumerate(spec.shape)))
-    unset = [str(spec.shape[axis]) for axis in others if not isinstance(spec.shape[axis], int)]
-    if unset:
-        example = ",".join(str(spec.shape[axis]) if isinstance(spec.shape[axis], int) else "224" for axis in others)
-        raise UsageError(
-            f"{where}: axes {', '.join(unset)} of input {spec.name!r} are open", f"pass --shape {spec.name}={example}"
-        )
-    return spec
-
-
-def _prepared(
-    source: _Source, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], folder: Path
-) -> tuple[Path, bool]:
-    """The ONNX file with its axes as planned (the file itself where it has them), and whether weights lie beside."""
-    onnx = optional.require("onnx", "prepare the ONNX file")
-    model = load_onnx(source.path)
-    external = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer)
-    planned = {spec.name: spec for spec in inputs}
-    infos = [(info, planned[info.name]) for info in model.graph.input if info.name in planned]
-    changes = [
-        (dim, size)
-        for info, spec in infos
-        for dim, size in zip(info.type.tensor_type.shape.dim, spec.shape)
-        if isinstance(size, int) and dim.dim_value != size
-    ]
-    if not changes:
-        return source.path, external
-    for dim, size in changes:
-        dim.dim_value = size
-    by_name = {spec.name: spec for spec in outputs}
-    for info in model.graph.output:
-        spec = by_name[info.name]
-        for dim, length in zip(info.type.tensor_type.shape.dim, spec.shape):
-            if isinstance(length, int):
-                dim.dim_value = length
-    del model.graph.value_info[:]  # shapes inferred with the axes open
-    file = folder / "prepared.onnx"
-    if external:
-        onnx.load_external_data_for_model(model, str(source.path.parent))
-        onnx.save(model, str(file), save_as_external_data=True, location="prepared.onnx.data")
-    else:
-        onnx.save(model, str(file))
-    return file, external
 
 
 def _sidecar(source: _Source, built: Built, profiles: tuple[Profile, ...], backend: Any) -> Sidecar:

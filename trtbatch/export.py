@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch import artifacts, optional
+from trtbatch import artifacts, files, optional
 from trtbatch.artifacts import BATCH_AXIS, ENGINES, Artifact, ModelRecord, Sidecar, TensorSpec
 from trtbatch.errors import ModelError, UsageError
 from trtbatch.exporters import Exporter, Trace, choose_exporter, refuse_opset
-from trtbatch.models import TorchModel, load_model
+from trtbatch.models import load_model
 from trtbatch.proof import PROOF_BATCHES, Reference, baked, prove
+from trtbatch.torchmodel import TorchModel
 
 __all__ = ["ExportRequest", "export"]
 
@@ -71,7 +72,7 @@ def export(request: ExportRequest) -> Artifact:
     if target.suffix != ".onnx":
         raise UsageError(f"--output {target} doesn't end in .onnx", f"write {target.name}.onnx")
     inputs = _input_specs(model, request)
-    with artifacts.scratch(target) as folder:
+    with files.scratch(target) as folder:
         made = folder / target.name
         reference = _run_torch(model, request, Trace(model, exporter, opset, inputs, ()), folder)
         outputs = _output_specs(model, reference, request, inputs)

@@ -14,9 +14,9 @@ from typing import Any, Literal
 from trtbatch import optional
 from trtbatch.artifacts import BATCH_AXIS, TensorSpec
 from trtbatch.errors import ExportError, MissingPackageError, TrtbatchError, UsageError, from_os_error
-from trtbatch.models import TorchModel, flatten_outputs
 from trtbatch.notes import note, warn
 from trtbatch.onnxfile import load_onnx, opset_of
+from trtbatch.torchmodel import TorchModel, flatten_outputs
 
 __all__ = ["EXTERNAL_ABOVE", "Exporter", "Trace", "choose_exporter", "refuse_opset"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch import artifacts
+from trtbatch import files
 from trtbatch.artifacts import Sidecar, TensorSpec
 from trtbatch.backends import open_engine, resolve_engine
 from trtbatch.backends.base import Session
@@ -91,7 +91,7 @@ def infer(request: InferRequest) -> InferResult:
     for spec in sidecar.outputs:
         if spec.batch_axis is None:
             warn(f"output {spec.name!r} has no batch axis: it is not one row per sample, and is left out")
-    artifacts.refuse_outputs(request.output, inputs=[Path(request.input)])
+    files.refuse_outputs(request.output, inputs=[Path(request.input)])
     source = open_source(request.input, sidecar, request.count, request.seed)
     result = InferResult(artifact.path.name, sidecar.backend or "", sidecar.model.weights, output=request.output)
     with (

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trtbatch import artifacts, optional
+from trtbatch import artifacts, files, optional
 from trtbatch.artifacts import Artifact, Sidecar, TensorSpec
 from trtbatch.backends import open_engine
 from trtbatch.backends.onnxruntime import fold
@@ -96,7 +96,7 @@ class EngineReport:
 
 def is_engine(path: Path) -> bool:
     """Whether a file is an engine: its sidecar says so, else its suffix."""
-    if artifacts.sidecar_path(path).is_file():
+    if files.sidecar_path(path).is_file():
         try:
             return artifacts.load(path, "engine").sidecar.kind == "engine"
         except ArtifactError:
@@ -119,7 +119,7 @@ def inspect_onnx(path: Path) -> OnnxReport:
     with tempfile.TemporaryDirectory(prefix="trtbatch-") as folder:
         fixed_by = tuple(fixed_batch_nodes(load_onnx(fold(path, Path(folder))))) if is_open else ()
         macs, moved = _work(path, model, inputs, Path(folder))
-    beside = artifacts.sidecar_path(path)
+    beside = files.sidecar_path(path)
     return OnnxReport(
         path=str(path),
         opset=opset_of(model),

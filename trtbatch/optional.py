@@ -32,7 +32,7 @@ def require(module: str, purpose: str) -> ModuleType:
     """
     package = module.partition(".")[0]
     extra = _EXTRAS.get(package)
-    install = f"pip install 'trtbatch[{extra}]'" if extra else f"pip install {package}"
+    install = f"pip install 'trtbatch[{extra}]' (in a clone: '.[{extra}]')" if extra else f"pip install {package}"
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

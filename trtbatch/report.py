@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trtbatch.artifacts import atomic_file
 from trtbatch.bench import BenchResult
+from trtbatch.files import atomic_file
 from trtbatch.records import encode
 from trtbatch.rows import named_rows
 from trtbatch.verify import OutputResult, VerifyResult

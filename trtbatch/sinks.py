@@ -18,8 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch.artifacts import Sidecar, TensorSpec, atomic_file
+from trtbatch.artifacts import Sidecar, TensorSpec
 from trtbatch.errors import UsageError
+from trtbatch.files import atomic_file
 from trtbatch.notes import warn
 
 __all__ = ["Prediction", "Sink", "open_sink", "top_predictions"]

@@ -43,10 +43,10 @@ def command(
     An engine whose rows are wrong gets no numbers, and exit code 1.
     """
     from trtbatch import report
-    from trtbatch.artifacts import refuse_outputs
     from trtbatch.batches import parse_batches
     from trtbatch.bench import BenchRequest, bench
     from trtbatch.errors import UsageError
+    from trtbatch.files import refuse_outputs
 
     if iterations is not None and min_time is not None:
         raise UsageError("--iterations and --min-time say the same thing twice", "give one of them")

@@ -48,8 +48,8 @@ def command(
     precision: 1e-4 for float32, 2e-3 where TensorRT computes in TF32, exact for integers.
     """
     from trtbatch import report
-    from trtbatch.artifacts import refuse_outputs
     from trtbatch.batches import parse_batches
+    from trtbatch.files import refuse_outputs
     from trtbatch.verify import VerifyRequest, verify
 
     refuse_outputs(json_)

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from trtbatch import optional
-from trtbatch.artifacts import TensorSpec, atomic_file
+from trtbatch.artifacts import TensorSpec
 from trtbatch.backends.base import BuildPlan, Built, Progress
 from trtbatch.backends.tensorrt import buffers, compat
 from trtbatch.errors import BuildError, TrtbatchError, from_os_error
+from trtbatch.files import atomic_file
 from trtbatch.notes import LOGGER, warn
 from trtbatch.onnxfile import load_onnx
 from trtbatch.records import decode, encode
