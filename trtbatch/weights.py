@@ -51,24 +51,17 @@ def pretrained(model: str, default: Any, weights: str, seed: int) -> tuple[Any, 
         return blank(model), f"random (seed {seed})"
 
 
+_AS_TRAINED = {"transform_input": True, "init_weights": False}
+"""Inception and GoogLeNet were trained on other means and deviations, which their pretrained builders undo; weights
+from a file need that as well. Their own initialisation only slows the start, and warns."""
+
+
 def blank(model: str, **options: Any) -> Any:
-    """A torchvision model without weights, otherwise built as for its pretrained ones.
-
-    Inception and GoogLeNet were trained on other means and deviations, and their pretrained builders therefore
-    set ``transform_input``; weights from a file need it as well.
-    """
-    import inspect
-
+    """A torchvision model without weights, otherwise built as for its pretrained ones."""
     from torchvision import models
 
-    taken = inspect.signature(type(models.get_model(model, weights=None, **_quiet(model))).__init__).parameters
-    own = {"transform_input": True} if "transform_input" in taken else {}
-    return models.get_model(model, weights=None, **_quiet(model), **own, **options)
-
-
-def _quiet(model: str) -> dict[str, Any]:
-    """Keeps the two old models from warning of a default that they will change."""
-    return {"init_weights": False} if model in ("inception_v3", "googlenet") else {}
+    own = _AS_TRAINED if model in ("inception_v3", "googlenet") else {}
+    return models.get_model(model, weights=None, **own, **options)
 
 
 @contextmanager
