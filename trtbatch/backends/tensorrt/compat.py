@@ -18,10 +18,10 @@ __all__ = [
     "layers",
     "make_logger",
     "make_output_allocator",
-    "make_progress_monitor",
     "max_opset",
     "parser_error",
     "share_profiles",
+    "watch_progress",
 ]
 
 _OPSETS = {(8, 4): 17, (9, 0): 19, (10, 0): 20}
@@ -79,7 +79,7 @@ def device_memory(engine: Any) -> int:
     """Bytes of activation memory of one execution context; the v2 name from 10 on, the only one in 11."""
     if hasattr(engine, "device_memory_size_v2"):
         return int(engine.device_memory_size_v2)
-    return int(engine.device_memory_size)
+    return int(engine.device_memory_size) if hasattr(engine, "device_memory_size") else 0
 
 
 def bindings(engine: Any, names: Sequence[str], addresses: Sequence[int], profile: int) -> list[int]:
@@ -101,7 +101,7 @@ def parser_error(error: Any, nodes: Sequence[tuple[str, str]]) -> str:
     """A parser error in words, with node and operator; before 10 only the node's index is told."""
     index = error.node()
     name, operator = nodes[index] if 0 <= index < len(nodes) else ("", "")
-    if hasattr(error, "node_name"):
+    if hasattr(error, "node_name") and hasattr(error, "node_operator"):
         name, operator = error.node_name() or name, error.node_operator() or operator
     description = " ".join(error.desc().split())
     return f"node {name or index} ({operator}): {description}" if name or operator else description
@@ -180,10 +180,10 @@ def make_output_allocator(trt: Any, reallocate: Callable[[int], int], notify: Ca
     return Allocator()
 
 
-def make_progress_monitor(trt: Any, report: Callable[[str, float | None], None]) -> Any | None:
-    """TensorRT's progress monitor (10 and later); None where there is none."""
-    if not hasattr(trt, "IProgressMonitor"):
-        return None
+def watch_progress(trt: Any, config: Any, report: Callable[[str, float | None], None]) -> bool:
+    """Have TensorRT report its progress (10 and later); whether it can."""
+    if not hasattr(trt, "IProgressMonitor") or not hasattr(config, "progress_monitor"):
+        return False
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -201,4 +201,5 @@ def make_progress_monitor(trt: Any, report: Callable[[str, float | None], None])
         def phase_finish(self, phase_name: str) -> None:
             self._steps.pop(phase_name, None)
 
-    return Monitor()
+    config.progress_monitor = Monitor()
+    return True

@@ -105,11 +105,7 @@ class TensorRTEngine:
 
 def _profile(engine: Any, name: str, axis: int, profile: int) -> str:
     """``min:opt:max`` of an input's batch axis, as the engine has it."""
-    if hasattr(engine, "get_tensor_profile_shape"):
-        shapes = engine.get_tensor_profile_shape(name, profile)
-    else:  # 8.6 early access
-        shapes = engine.get_profile_shape(profile, name)
-    return ":".join(str(int(shape[axis])) for shape in shapes)
+    return ":".join(str(int(shape[axis])) for shape in engine.get_tensor_profile_shape(name, profile))
 
 
 class TensorRTSession:

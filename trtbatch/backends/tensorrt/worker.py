@@ -198,10 +198,7 @@ class _Attempt:
         self.precision = "tf32" if config.get_flag(trt.BuilderFlag.TF32) else "fp32"
         compat.keep_details(trt, config)
         compat.share_profiles(trt, config)
-        monitor = compat.make_progress_monitor(trt, self._progress)
-        if monitor is not None:
-            config.progress_monitor = monitor
-            self._monitored = True
+        self._monitored = compat.watch_progress(trt, config, self._progress)
         self._set_cache(cache)
         is_open = any(spec.batch_axis is not None and spec.fixed_batch is None for spec in plan.inputs)
         for profile in plan.profiles:
