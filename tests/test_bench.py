@@ -47,7 +47,7 @@ def test_a_table_with_every_batch_and_its_files(cli: Cli, engine: Path, folder: 
     for words in ("samples/s", "ms/batch", "p90", "p99", "ms/sample", "× batch 1", "CV", "runs", "verdict", "r.json"):
         assert words in result.output
     assert "executed at batch 8: input 8×3×8×8, output 8×5" in result.output
-    assert "20 runs are too few for a 99th percentile" in result.output
+    assert "20 runs are too few for p99 to be more than the maximum: raise --iterations" in result.output
 
 
 def test_batches_keep_the_order_given_and_speedup_is_over_the_smallest(cli: Cli, engine: Path, folder: Path) -> None:

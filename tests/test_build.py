@@ -239,7 +239,8 @@ def test_a_file_where_the_folder_should_be(cli: Cli, folder: Path) -> None:
     models.classifier(folder / "m.onnx")
     (folder / "engines").write_text("in the way")
     refused(cli("build", "m.onnx"), 1, "engines")
-    refused(cli("build", "m.onnx", "--output", folder), 2, "is a folder")
+    (folder / "x.ort.onnx").mkdir()
+    refused(cli("build", "m.onnx", "--output", "x.ort.onnx"), 2, "x.ort.onnx")
     refused(cli("build", "m.onnx", "--output", "m.onnx"), 2, "is the ONNX file itself")
 
 
@@ -322,12 +323,13 @@ def test_nothing_else_is_replaced(cli: Cli, engine: Path, folder: Path) -> None:
     assert cli("export", "tests.zoo:small", "--dynamic", "--input-shape", "3,8,8").exit_code == 0
     exported = folder / "engines/small_dynamic.onnx"
     before = {path: path.read_bytes() for path in (folder / "engines").iterdir()}
-    refused(cli("build", exported, "--output", sidecar_path(exported)), 2, "its sidecar")
-    refused(cli("build", "small.onnx", "--output", exported), 2, "would replace an exported model")
-    refused(cli("build", "small.onnx", "--output", "x.json"), 2, "suffix of a sidecar")
+    refused(cli("build", exported, "--output", sidecar_path(exported)), 2, "doesn't end in .ort.onnx")
+    refused(cli("build", "small.onnx", "--output", exported), 2, "doesn't end in .ort.onnx")
+    for name in ("x.json", "x.txt", "x.pt2", "other.onnx", "x.engine"):
+        refused(cli("build", "small.onnx", "--output", name), 2, "doesn't end in .ort.onnx")
     refused(cli("bench", "--json", sidecar_path(engine)), 2, "is an artifact, or the sidecar of one")
-    refused(cli("bench", "--json", engine), 2, "is an artifact")
-    refused(cli("bench", "--json", "same", "--csv", "same"), 2, "named twice")
+    refused(cli("bench", "--json", engine), 2, "doesn't end in .json")
+    refused(cli("bench", "--json", "same", "--csv", "same.csv"), 2, "same doesn't end in .json")
     np.save(folder / "x.npy", np.zeros((2, 3, 8, 8), np.float32))
     np.savez(folder / "z.npz", input=np.zeros((2, 3, 8, 8), np.float32))
     refused(cli("infer", engine, "--input", "z.npz", "--output", "z.npz"), 2, "named twice")

@@ -39,7 +39,7 @@ def test_the_bug_that_began_it_is_named(tmp_path: Path) -> None:
     assert findings[0].rows == (1, 2, 3, 4, 5, 6, 7)
     assert "rows 2–8 are all zero: the batch axis is probably fixed" in findings[0].message
     with pytest.raises(RowsError, match=r"m\.engine gives wrong rows: batch 8, output: rows 2–8 are all zero"):
-        check.require(8, "m.engine")
+        check.require(8, "m.engine", "mend it")
 
 
 def test_leaking_rows_are_found(tmp_path: Path) -> None:

@@ -356,3 +356,18 @@ def test_wide_pixels_are_scaled_or_refused(cli: Cli, photo_engine: Path, folder:
     assert np.array_equal(PREPROCESSING(Image.open(folder / "in/a.png")), PREPROCESSING(Image.fromarray(grey)))
     result = cli("infer", "--input", "in")
     assert result.exit_code == 1 and "skipped b.tiff: its pixels (F, 32 bits)" in result.output
+
+
+def test_brackets_in_paths_are_letters(cli: Cli, engine: Path, folder: Path) -> None:
+    result = cli("infer", "--input", "random", "--count", 2, "--output", "a[red].csv")
+    assert result.exit_code == 0 and "a[red].csv" in result.output
+    assert cli("infer", "--input", "random", "--count", 2, "--output", "a[/b].csv").exit_code == 0
+    assert cli("build", "small.onnx", "--output", "c[/b].ort.onnx").exit_code == 0
+    assert (folder / "a[/b].csv").is_file() and (folder / "c[/b].ort.onnx").is_file()
+
+
+def test_images_for_a_model_of_two_inputs_say_so(cli: Cli, folder: Path, photos: Path) -> None:
+    pytest.importorskip("torch", reason="export needs torch")
+    assert cli("export", "tests.zoo:two_in", "--dynamic").exit_code == 0
+    assert cli("build", "--max", 2).exit_code == 0
+    refused(cli("infer", "--input", photos), 2, "two_in has 2 inputs (image, ids); images can feed a model with one")

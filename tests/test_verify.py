@@ -130,7 +130,7 @@ def test_wrong_words(cli: Cli, engine: Path, args: tuple[str, ...], code: int, t
 def test_saved_outputs_without_inputs_ask_for_them(cli: Cli, engine: Path, folder: Path) -> None:
     np.savez(folder / "s.npz", output=np.zeros((2, 5), np.float32))
     refused(cli("verify", "--against", "s.npz", "--batch", 2), 2, "hold no inputs", "--input")
-    refused(cli("verify", "--against", "s.npz", "--input", "random"), 2, "fewer than batch 4")
+    refused(cli("verify", "--against", "s.npz", "--input", "random"), 2, "fewer than batch 8")
     np.savez(folder / "s.npz", something=np.zeros((2, 5)))
     refused(cli("verify", "--against", "s.npz", "--input", "random"), 1, "none of the outputs output")
     (folder / "s.npz").write_bytes(b"PK")
@@ -176,3 +176,63 @@ def test_only_valid_detections_are_kept() -> None:
     boxes = np.arange(12, dtype=np.float32).reshape(2, 3, 2) + 1
     kept = valid_only({"n": np.array([[1], [3]]), "boxes": boxes}, specs)["boxes"]
     assert kept[0].tolist() == [[1, 2], [0, 0], [0, 0]] and np.array_equal(kept[1], boxes[1])
+
+
+def test_few_samples_are_joined_by_random_ones(cli: Cli, folder: Path) -> None:
+    """One sample in turn would make every row alike, and every leak invisible."""
+    models.leaking(folder / "m.onnx")
+    assert cli("build", "m.onnx", "--max", 8, "--no-verify").exit_code == 0
+    np.save(folder / "one.npy", np.ones((1, 6), np.float32))
+    result = cli("verify", "--input", "one.npy")
+    assert result.exit_code == 1 and "8 random ones are added" in result.output
+    assert "differ from the same samples run alone" in result.output
+
+
+def test_saved_rows_are_compared_with_their_own_samples(cli: Cli, folder: Path, photos: Path) -> None:
+    import shutil
+
+    pytest.importorskip("torch", reason="export needs torch")
+    assert cli("export", "tests.zoo:photos", "--dynamic").exit_code == 0
+    assert cli("build", "--max", 8, "--opt", 8).exit_code == 0
+    shutil.copytree(photos, folder / "in")
+    (folder / "in/b.jpg").write_text("no image")
+    assert cli("infer", "--input", "in", "--output", "s.npz").exit_code == 1
+    assert cli("verify", "--against", "s.npz", "--input", "in").exit_code == 0, "the unusable one is passed over alike"
+    (folder / "in/astronaut.png").unlink()
+    refused(
+        cli("verify", "--against", "s.npz", "--input", "in"), 1, "row 1 of the saved", "astronaut.png", "camera.png"
+    )
+    saved = np.load(folder / "s.npz")["output"]
+    np.savez(folder / "t.npz", output=saved[:8], input=np.zeros((3, 3, 16, 16), np.float32))
+    refused(cli("verify", "--against", "t.npz"), 1, "the numbers of samples differ")
+    np.savez(folder / "t.npz", output=np.float32(3))
+    refused(cli("verify", "--against", "t.npz", "--input", photos), 1, "output has shape (), and no rows")
+
+
+def test_infer_and_verify_draw_the_same_random_samples(cli: Cli, engine: Path, folder: Path) -> None:
+    assert cli("infer", "--input", "random", "--count", 8, "--output", "s.npz").exit_code == 0
+    assert cli("verify", "--against", "s.npz", "--input", "random").exit_code == 0
+    assert cli("verify", "--against", "s.npz", "--input", "random", "--seed", 1).exit_code == 1
+
+
+def test_outputs_that_a_reference_lacks_are_said_to_be(cli: Cli, folder: Path) -> None:
+    models.passed_through(folder / "m.onnx")
+    assert cli("build", "m.onnx", "--max", 4).exit_code == 0
+    assert cli("infer", "--input", "random", "--count", 4, "--output", "s.npz").exit_code == 0
+    np.savez(folder / "t.npz", same=np.load(folder / "s.npz")["same"])
+    result = cli("verify", "--against", "t.npz", "--input", "random")
+    assert result.exit_code == 0 and "holds no 'negated': that output is not compared" in result.output
+
+
+def test_what_is_read_is_not_written(cli: Cli, engine: Path, folder: Path) -> None:
+    np.save(folder / "x.json", np.zeros((2, 3, 8, 8), np.float32))
+    refused(cli("verify", "--input", "x.json", "--json", "x.json"), 2, "named twice")
+    refused(cli("verify", "--json", "small.onnx"), 2, "small.onnx doesn't end in .json")
+    refused(cli("verify", "--rtol", "inf"), 2, "--rtol inf lets everything pass")
+
+
+def test_the_newest_engine_that_takes_the_batches_is_taken(cli: Cli, engine: Path, folder: Path) -> None:
+    assert cli("build", "small.onnx", "--static", 2).exit_code == 0
+    assert "engines/small.ort.onnx" in cli("verify", "--batch", "1,8").output
+    assert "engines/small_b2.ort.onnx" in cli("verify", "--batch", 2).output
+    refused(cli("bench", "--batch", 9), 2, "batch 9 is outside every profile of small_b2.ort.onnx")

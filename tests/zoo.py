@@ -203,3 +203,11 @@ class Constants(nn.Module):
 
 def constants() -> ModelSpec:
     return ModelSpec(Constants(), lambda n: torch.randn(n, 4))
+
+
+def listed() -> ModelSpec:
+    return ModelSpec(Small(), lambda n: {"x": [1, 2]})
+
+
+def noisy_spec() -> ModelSpec:
+    return ModelSpec(Noisy(), lambda n: torch.randn(n, 4))

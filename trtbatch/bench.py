@@ -119,7 +119,7 @@ def bench(request: BenchRequest) -> BenchResult:
         UsageError: an unknown mode.
         RowsError: wrong rows; no figure is given.
     """
-    artifact = resolve_engine(request.engine)
+    artifact = resolve_engine(request.engine, request.batches)
     sidecar = artifact.sidecar
     refuse_outside(sidecar.profiles, request.batches, artifact.path.name)
     smallest = min(profile.min for profile in sidecar.profiles)
@@ -140,7 +140,9 @@ def bench(request: BenchRequest) -> BenchResult:
         )
         for batch in request.batches:
             request.progress(f"batch {batch}: checking rows", None)
-            checker.require(batch, artifact.path.name)
+            checker.require(
+                batch, artifact.path.name, f"its numbers would mean nothing; see trtbatch verify {artifact.path}"
+            )
         timed: dict[str, str] = {}
         for batch in request.batches:
             session.bind(checker.inputs(batch))

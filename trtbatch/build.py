@@ -15,7 +15,7 @@ from trtbatch.backends import choose_builder, open_engine, refuse_gpu
 from trtbatch.backends.base import BuildPlan, Built, Engine
 from trtbatch.batches import Profile
 from trtbatch.checks import RowChecker
-from trtbatch.errors import ArtifactError, ExecutionError, RowsError, TrtbatchError, UsageError
+from trtbatch.errors import ExecutionError, RowsError, TrtbatchError, UsageError
 from trtbatch.notes import note, warn
 from trtbatch.onnxfile import load_onnx, opset_of, read_specs, what_fixes_the_batch
 from trtbatch.outputs import observed
@@ -90,7 +90,7 @@ def build(request: BuildRequest) -> Artifact:
         name, source.inputs, source.outputs, request.profiles, request.static, request.shapes
     )
     target = request.output or ENGINES / f"{_stem(source.path, request.static)}{builder.suffix}"
-    _refuse_target(target, source.path)
+    _refuse_target(target, source.path, builder.suffix)
     with files.scratch(target) as folder:
         files.require_space(target, source.record.bytes)
         onnx, external = prepared(source.path, inputs, outputs, folder)
@@ -129,22 +129,16 @@ def _note_unused(request: BuildRequest) -> None:
         note(f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} no effect on ONNX Runtime")
 
 
-def _refuse_target(target: Path, source: Path) -> None:
-    """Raise where the engine would replace what it is built from, or another kind of file.
+def _refuse_target(target: Path, source: Path, suffix: str) -> None:
+    """Raise where the engine would have the name of something else.
 
     Raises:
-        UsageError: with the file that would be lost.
+        UsageError: with the suffix that engines of this backend have.
     """
-    if target.resolve() in (source.resolve(), files.sidecar_path(source).resolve()):
-        raise UsageError(f"--output {target} is the ONNX file itself, or its sidecar", "write elsewhere with --output")
-    if target.suffix == ".json":
-        raise UsageError(f"--output {target} has the suffix of a sidecar", "end it in .engine or .ort.onnx")
-    if files.sidecar_path(target).is_file():
-        try:
-            artifacts.load(target, "engine")
-        except ArtifactError as error:
-            if "is an onnx" in error.problem:
-                raise UsageError(f"--output {target} would replace an exported model", "write elsewhere") from error
+    if target.resolve() == source.resolve():
+        raise UsageError(f"--output {target} is the ONNX file itself", "write elsewhere with --output")
+    if not target.name.endswith((suffix, ".plan") if suffix == ".engine" else suffix):
+        raise UsageError(f"--output {target} doesn't end in {suffix}", f"write --output {target.stem}{suffix}")
 
 
 def _source(request: BuildRequest) -> _Source:
@@ -203,6 +197,9 @@ def _sidecar(source: _Source, built: Built, profiles: tuple[Profile, ...], backe
     )
 
 
+_LOOK = "make the model treat each sample alone; to look at every row, build with --no-verify and run trtbatch verify"
+
+
 def _relative(source: Path, target: Path) -> str:
     """Where the ONNX file lies, as seen from the engine's folder."""
     return os.path.relpath(source.resolve(), target.resolve().parent)
@@ -234,7 +231,7 @@ def _run_corners(
         )
         for batch in corners:
             if request.verify:
-                checker.require(batch, name)
+                checker.require(batch, name, _LOOK)
             else:
                 session.bind(checker.inputs(batch))
                 session.run()

@@ -110,8 +110,8 @@ class RowChecker:
             findings += self._isolated(batch, rows)
         return findings
 
-    def require(self, batch: int, engine: str) -> None:
-        """Raise where :meth:`check` finds something.
+    def require(self, batch: int, engine: str, fix: str) -> None:
+        """Raise where :meth:`check` finds something; `fix` is what to do about it.
 
         Raises:
             RowsError: with the first finding.
@@ -121,7 +121,7 @@ class RowChecker:
             more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
             raise RowsError(
                 f"{engine} gives wrong rows: {findings[0]}{more}",
-                "its numbers would mean nothing; build with --no-verify, then trtbatch verify shows every row",
+                fix,
             )
 
     def _run(self, inputs: Mapping[str, Array]) -> Outputs:

@@ -64,8 +64,8 @@ def export(request: ExportRequest) -> Artifact:
         ExportError: the exporter failed, or rows of the exported file are wrong.
     """
     exporter = choose_exporter(request.exporter)
-    opset = request.opset or (17 if exporter == "torchscript" else 18)
-    refuse_opset(opset)
+    opset = request.opset if request.opset is not None else (17 if exporter == "torchscript" else 18)
+    refuse_opset(opset, exporter)
     model = load_model(request.model, request.weights, request.seed, request.input_shape)
     suffix = "_dynamic" if request.dynamic else ""
     target = request.output or ENGINES / f"{_file_stem(model.name)}{suffix}.onnx"

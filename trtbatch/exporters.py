@@ -41,7 +41,7 @@ def choose_exporter(asked: Exporter | None) -> Exporter:
     return asked or ("torchscript" if carried else "dynamo")
 
 
-def refuse_opset(opset: int) -> None:
+def refuse_opset(opset: int, exporter: Exporter) -> None:
     """Raise where this opset is too old, or too new for the TensorRT in reach.
 
     Raises:
@@ -51,12 +51,17 @@ def refuse_opset(opset: int) -> None:
 
     if opset < 13:
         raise UsageError(f"opset {opset} is older than this program reads", "pass --opset 17")
+    if exporter == "dynamo" and opset < 18:
+        raise UsageError(f"the dynamo exporter writes opset 18 and later, not {opset}", "pass --exporter torchscript")
+    newest = int(optional.require("onnx", "export a model").defs.onnx_opset_version())
+    if opset > newest:
+        raise UsageError(f"opset {opset} doesn't exist; the newest that onnx here knows is {newest}", "pass --opset 17")
     installed = _tensorrt_version()
-    newest = compat.max_opset(installed) if installed else None
-    if newest is not None and opset > newest:
+    read = compat.max_opset(installed) if installed else None
+    if read is not None and opset > read:
         raise UsageError(
-            f"opset {opset} is too new for TensorRT {installed}, which reads up to {newest}",
-            f"pass --opset {newest} --exporter torchscript, or install a newer TensorRT",
+            f"opset {opset} is too new for TensorRT {installed}, which reads up to {read}",
+            f"pass --opset {read} --exporter torchscript, or install a newer TensorRT",
         )
 
 

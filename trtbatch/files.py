@@ -40,16 +40,23 @@ def require_space(target: Path, wanted: int) -> None:
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({wanted:,} bytes are needed)", str(target))
 
 
-def refuse_outputs(*targets: Path | None, inputs: Sequence[Path] = ()) -> None:
+def refuse_outputs(*targets: tuple[Path | None, str], inputs: Sequence[Path] = ()) -> None:
     """Raise before a long run where what it is to write can't be written, or would destroy something else.
 
+    Args:
+        targets: each with the suffix that it must have, empty for any.
+        inputs: files that the run reads.
+
     Raises:
-        UsageError: a folder, an artifact, a sidecar, an input, or the same file twice.
+        UsageError: a folder, another suffix, an artifact, a sidecar, an input, or the same file twice.
         OSError: the folder can't be written.
     """
-    named = [target for target in targets if target is not None]
+    wanted = {target: suffix for target, suffix in targets if target is not None}
+    named = [target for target, _ in targets if target is not None]
     for index, target in enumerate(named):
         refuse_folder(target)
+        if not target.name.endswith(wanted[target]):
+            raise UsageError(f"{target} doesn't end in {wanted[target]}", f"write {target.stem}{wanted[target]}")
         if sidecar_path(target).is_file() or (target.suffix == ".json" and target.with_suffix("").is_file()):
             raise UsageError(f"{target} is an artifact, or the sidecar of one", "write elsewhere")
         if target.resolve() in {other.resolve() for other in (*named[:index], *inputs)}:

@@ -84,14 +84,14 @@ def infer(request: InferRequest) -> InferResult:
         ProfileError: a batch outside every profile.
         UsageError, InputError: an input that doesn't fit; with `strict`, the first unusable image.
     """
-    artifact = resolve_engine(request.engine)
+    artifact = resolve_engine(request.engine, () if request.batch is None else [request.batch])
     sidecar = artifact.sidecar
     batch = request.batch if request.batch is not None else sidecar.profiles[0].opt
     refuse_outside(sidecar.profiles, [batch], artifact.path.name)
     for spec in sidecar.outputs:
         if spec.batch_axis is None:
             warn(f"output {spec.name!r} has no batch axis: it is not one row per sample, and is left out")
-    files.refuse_outputs(request.output, inputs=[Path(request.input)])
+    files.refuse_outputs((request.output, ""), inputs=[Path(request.input)])
     source = open_source(request.input, sidecar, request.count, request.seed)
     result = InferResult(artifact.path.name, sidecar.backend or "", sidecar.model.weights, output=request.output)
     with (

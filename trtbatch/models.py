@@ -148,6 +148,8 @@ def _from_factory(model: str, weights: str, seed: int, input_shape: tuple[int, .
         raise UsageError(
             "--weights pretrained is for torchvision names", "let the factory load its weights, or pass a file"
         )
+    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+        raise UsageError(f"{model!r} names no factory", "write package.module:factory")
     made = _call_factory(module_name, attribute)
     spec = made if isinstance(made, ModelSpec) else ModelSpec(made)
     if not isinstance(spec.module, torch.nn.Module):
@@ -165,7 +167,8 @@ def _from_factory(model: str, weights: str, seed: int, input_shape: tuple[int, .
     else:
         example, by_keyword = _spec_example(spec.inputs, seed)
     classes = None if spec.classes is None else tuple(spec.classes)
-    return TorchModel(attribute, spec.module, example, by_keyword, label, spec.preprocessing, classes)
+    fix = TorchModel.fix if spec.inputs is None else "give example inputs and a model that take any batch"
+    return TorchModel(attribute, spec.module, example, by_keyword, label, spec.preprocessing, classes, fix)
 
 
 def _call_factory(module_name: str, attribute: str) -> Any:
@@ -228,7 +231,10 @@ def _named(inputs: Inputs) -> dict[str, Any]:
         named = {"input" if len(inputs) == 1 else f"input{i}": tensor for i, tensor in enumerate(inputs)}
     else:
         named = {}
-    if not named or not all(isinstance(tensor, torch.Tensor) for tensor in named.values()):
+    for name, tensor in named.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise ModelError(f"example input {name!r} is {type(tensor).__name__}, not a tensor", "give tensors")
+    if not named:
         raise ModelError(
             f"the example inputs are {type(inputs).__name__}",
             "give a tensor, a sequence of tensors or a mapping of names to tensors",
@@ -271,7 +277,10 @@ def _from_program(model: str, weights: str, input_shape: tuple[int, ...] | None)
         )
     example, by_keyword = _spec_example(kwargs or args, 0)
     label = f"of {Path(model).name}"
-    fix = "export the program with dynamic_shapes: {0: torch.export.Dim('batch')} for each input, or use --static"
+    fix = (
+        "export the program with dynamic_shapes ({0: torch.export.Dim('batch')} for each input), or pass "
+        "--static --batch N for the size that it has"
+    )
     return TorchModel(Path(model).stem, _evaluated(module), example, by_keyword, label, fix=fix)
 
 

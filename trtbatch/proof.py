@@ -11,6 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from trtbatch import optional
 from trtbatch.artifacts import TensorSpec
 from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import ExecutionError, ExportError, ModelError, TrtbatchError
@@ -28,6 +29,10 @@ BAKED_BATCHES = (1, 2, 3, 4, 5, 6, 7, 8, 16, 32, 64)
 Reference = dict[int, dict[str, NDArray[Any]]]
 """torch's outputs by name, for each batch size."""
 
+_FIX_ANY = (
+    "keep what depends on samples or their number out of Python: no if, int() or float() on tensors, and x.shape[0] or "
+    "-1 for the batch"
+)
 _FIX = "make the model take its batch size from its input: x.shape[0] or -1 instead of a number"
 
 
@@ -59,7 +64,9 @@ def _refuse_random(trace: Trace, batch: int, expected: dict[str, NDArray[Any]]) 
     Raises:
         ExportError: naming the output.
     """
-    for name, again in trace.model.run(batch).items():
+    example = trace.model.example(batch)  # which seeds torch, so that the same randomness would follow
+    optional.require("torch", "run the model").manual_seed(batch + 12_345)
+    for name, again in trace.model.call(example, f"batch {batch}").items():
         if wrong_rows(again.reshape(1, -1), expected[name].reshape(1, -1), tolerance(again.dtype.name))[0].size:
             raise ExportError(
                 f"{trace.model.name} gives another {name} each time, in torch, on the same input",
@@ -90,7 +97,7 @@ def _disproved(made: Path, what: str, message: str = "") -> ExportError:
     """The error, with the node and the constant that fix the batch first, where they can be found."""
     culprit = what_fixes_the_batch(made, message)
     if culprit is None:
-        return ExportError(f"the exported model is not right at every batch: {what}", _FIX)
+        return ExportError(f"the exported model is not right at every batch: {what}", _FIX_ANY)
     return ExportError(f"the batch is fixed in the exported model: {culprit}; {what}", _FIX)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from trtbatch.backends.base import conform
 from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import ArtifactError, InputError, UsageError
 from trtbatch.models import load_model
+from trtbatch.notes import warn
 from trtbatch.onnxfile import load_onnx, read_specs
 
 __all__ = ["Reference", "SavedReference", "find_onnx", "open_reference"]
@@ -133,15 +134,57 @@ class SavedReference:
             raise InputError(f"{path} holds none of the outputs {names}; it has {', '.join(arrays)}", "name them so")
         self._specs = {spec.name: spec for spec in sidecar.outputs}
         self.inputs = {spec.name: arrays[keys[spec.name]] for spec in sidecar.inputs if keys[spec.name] in arrays}
-        self.count = min(len(rows) for rows in self._rows.values())
+        missing = [spec.name for spec in sidecar.inputs if self.inputs and spec.name not in self.inputs]
+        if missing:
+            raise InputError(f"{path} holds some inputs and not {missing[0]!r}", "save every input, or none")
+        lengths = {name: _length(name, rows, 0, path) for name, rows in self._rows.items()}
+        for spec in sidecar.inputs:
+            if spec.name in self.inputs and spec.batch_axis is not None:
+                lengths[spec.name] = _length(spec.name, self.inputs[spec.name], spec.batch_axis, path)
+        if len(set(lengths.values())) > 1:
+            raise InputError(f"{path}: the numbers of samples differ: {lengths}", "save as many rows of each")
+        self.count = next(iter(lengths.values()))
+        self._names = [str(name) for name in arrays["file"]] if "file" in arrays and "file" not in self._specs else []
         self.label = f"saved outputs {path} ({self.count} samples)"
+        for spec in sidecar.outputs:
+            if spec.name not in self._rows:
+                warn(f"{path} holds no {spec.name!r}: that output is not compared")
 
-    def __call__(self, inputs: Mapping[str, Array], batch: int) -> dict[str, Array]:
+    def require_rows(self, batch: int) -> None:
+        """Raise where there are fewer rows than a batch wants.
+
+        Raises:
+            UsageError: with both numbers.
+        """
         if batch > self.count:
             raise UsageError(f"{self.label} are fewer than batch {batch}", f"pass --batch up to {self.count}")
+
+    def require_samples(self, names: Sequence[str], batch: int) -> None:
+        """Raise where the samples of a batch aren't those that the rows were made from, by name.
+
+        Raises:
+            InputError: with the first that differs.
+        """
+        for index, (own, other) in enumerate(zip(self._names, names)):
+            if own != other:
+                raise InputError(
+                    f"row {index + 1} of the {self.label} is of {own}, sample {index + 1} is {other}",
+                    "pass the --input (and --seed) that they were made from",
+                )
+        if len(names) < batch:
+            raise InputError(f"{self.label}, and {len(names)} samples in --input", "pass the --input of all of them")
+
+    def __call__(self, inputs: Mapping[str, Array], batch: int) -> dict[str, Array]:
+        self.require_rows(batch)
         return {
             name: np.moveaxis(rows[:batch], 0, self._specs[name].batch_axis or 0) for name, rows in self._rows.items()
         }
+
+
+def _length(name: str, array: Array, axis: int, path: Path) -> int:
+    if array.ndim <= axis or not array.shape[axis]:
+        raise InputError(f"{path}: {name} has shape {array.shape}, and no rows", "save at least one row of each")
+    return int(array.shape[axis])
 
 
 def _arrays(path: Path) -> dict[str, Array]:

@@ -43,7 +43,7 @@ def bench_table(result: BenchResult, brief: bool = False) -> Table:
 
     where = result.device.get("gpu") or result.device.get("cpu") or "unknown device"
     title = f"{result.model.name} · {result.backend} {result.precision} · {where} · weights: {result.model.weights}"
-    table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
+    table = Table(title=title.replace("[", "\\["), title_justify="left", title_style="bold", caption_justify="left")
     percentiles = list(result.batches[0].summary.percentiles)[-1 if brief else 0 :]
     base = {row.speedup_over for row in result.batches}
     over = f"× batch {base.pop()}" if len(base) == 1 else "speed-up"
@@ -73,7 +73,7 @@ def verify_table(result: VerifyResult, brief: bool = False) -> Table:
     from rich.table import Table
 
     title = f"{result.engine} · {result.backend} {result.precision} · weights: {result.weights}"
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=title.replace("[", "\\["), title_justify="left", title_style="bold")
     left = ("output", "verdict")
     columns = ("max abs", "max rel", "L2 rel", "cosine", "top-1", "NaN/Inf")
     shown = [columns.index(name) for name in (("L2 rel", "top-1") if brief else columns)]
@@ -123,8 +123,10 @@ def footnotes(result: BenchResult) -> list[str]:
         shapes = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in row.shapes.items())
         lines.append(f"executed at batch {row.batch}: {shapes}")
     few = min(row.summary.iterations for row in result.batches)
-    if few < 100:
-        lines.append(f"{few} runs are too few for a 99th percentile to be more than the maximum: raise --min-time.")
+    largest = max((float(name[1:]) for name in result.batches[0].summary.percentiles), default=0.0)
+    if largest < 100 and few * (100 - largest) < 100:
+        more = "--min-time" if result.settings.get("iterations") is None else "--iterations"
+        lines.append(f"{few} runs are too few for p{largest:g} to be more than the maximum: raise {more}.")
     unstable = [str(row.batch) for row in result.batches if not row.summary.stable]
     if unstable:
         lines.append(

@@ -70,7 +70,7 @@ def open_source(text: str, sidecar: Sidecar, count: int | None = None, seed: int
     if text == "random":
         return RandomSource(sidecar.inputs, RANDOM_COUNT if count is None else count, seed)
     path = Path(text)
-    if path.suffix in (".npy", ".npz") and path.is_file():
+    if path.suffix.lower() in (".npy", ".npz") and path.is_file():
         return ArraySource(path, sidecar.inputs, count)
     return _images(text, sidecar, count)
 
@@ -94,7 +94,13 @@ def _images(text: str, sidecar: Sidecar, count: int | None) -> ImageSource:
                 f"--input {text}: no such file, folder or match", "name a folder or glob of images, .npy, .npz"
             )
         names = [str(file) for file in files]
-    if sidecar.preprocessing is None or len(sidecar.inputs) != 1:
+    if sidecar.preprocessing is not None and len(sidecar.inputs) != 1:
+        names_ = ", ".join(spec.name for spec in sidecar.inputs)
+        raise UsageError(
+            f"{sidecar.model.name} has {len(sidecar.inputs)} inputs ({names_}); images can feed a model with one",
+            "give arrays: --input FILE.npz with each by name",
+        )
+    if sidecar.preprocessing is None:
         raise UsageError(
             f"{sidecar.model.name} has no preprocessing recorded for images",
             "give arrays (--input FILE.npy or FILE.npz), or export with a ModelSpec that has preprocessing",
@@ -174,6 +180,8 @@ def _plain(error: Exception) -> str:
     if type(error).__name__ == "UnidentifiedImageError":
         return "not an image that Pillow can read"
     text = str(getattr(error, "strerror", None) or error).strip()
+    if "pickle" in text:  # numpy's advice is the opposite of ours
+        return "not an array file, or one of Python objects"
     return " ".join(text.split())[:200] or type(error).__name__
 
 
@@ -203,7 +211,7 @@ class ArraySource:
 def _load_arrays(path: Path, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
     names = [spec.name for spec in inputs]
     try:
-        if path.suffix == ".npy":
+        if path.suffix.lower() == ".npy":
             if len(inputs) != 1:
                 raise UsageError(
                     f"the model has {len(inputs)} inputs ({', '.join(names)})", "give a .npz with each by name"

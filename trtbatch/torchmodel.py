@@ -62,7 +62,9 @@ def line_of(error: Exception) -> str:
     """Where the model's own code was when torch raised: file, line and text of the innermost frame outside torch."""
     torch = str(Path(str(optional.require("torch", "run the model").__file__)).parent)
     frames = [
-        frame for frame in traceback.extract_tb(error.__traceback__)[1:] if not frame.filename.startswith((torch, "<"))
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)[1:]
+        if not frame.filename.startswith((torch, "<", str(Path(__file__).parent)))
     ]
     if not frames:
         return ""

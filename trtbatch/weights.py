@@ -108,7 +108,7 @@ def state_dict(file: str) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ModelError(
-            f"{file} is not a state dict that can be read safely: {first_line(error)}",
+            f"{file} is not a file of tensors that torch reads safely ({type(error).__name__})",
             "save it with torch.save(model.state_dict(), FILE)",
         ) from error
     for wrapper in ("state_dict", "model"):

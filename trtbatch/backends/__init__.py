@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from trtbatch import artifacts
-from trtbatch.artifacts import Artifact, check_file
+from trtbatch.artifacts import Artifact, Sidecar, check_file
 from trtbatch.backends.base import Builder, Engine
+from trtbatch.batches import pick_profile
 from trtbatch.errors import ArtifactError, MissingPackageError, UsageError
 from trtbatch.notes import note, warn
 
@@ -48,8 +50,10 @@ def runs_here(backend: str | None) -> bool:
     return backend == "onnxruntime" or (backend == "tensorrt" and tensorrt.obstacle() is None)
 
 
-def resolve_engine(path: Path | None) -> Artifact:
-    """The engine named, or the newest in ``engines/`` that runs here; which one is said.
+def resolve_engine(path: Path | None, batches: Sequence[int] = ()) -> Artifact:
+    """The engine named, or the newest in ``engines/`` that runs here and takes these batches; which one is said.
+
+    Where none takes them, it is the newest that runs here, so that the error can show its profiles.
 
     Raises:
         ArtifactError: there is none.
@@ -57,11 +61,24 @@ def resolve_engine(path: Path | None) -> Artifact:
     if path is not None:
         artifact = artifacts.load(path, "engine")
     else:
-        artifact = artifacts.newest("engine", lambda sidecar: runs_here(sidecar.backend), "engine that runs here")
+        artifact = _newest(batches)
         note(f"using the newest engine: {artifact.path}")
     if artifact.sidecar.model.weights.startswith("random"):
         warn(f"weights: {artifact.sidecar.model.weights}")
     return artifact
+
+
+def _newest(batches: Sequence[int]) -> Artifact:
+    def fits(sidecar: Sidecar) -> bool:
+        return runs_here(sidecar.backend) and all(
+            pick_profile(sidecar.profiles, batch) is not None for batch in batches
+        )
+
+    what = "engine that runs here"
+    try:
+        return artifacts.newest("engine", fits, what)
+    except ArtifactError:
+        return artifacts.newest("engine", lambda sidecar: runs_here(sidecar.backend), what)
 
 
 def refuse_gpu(device: int) -> None:

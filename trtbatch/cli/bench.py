@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from trtbatch.cli.console import Debug, Device, fitting, out, parse_names, show_progress
+from trtbatch.cli.console import Debug, Device, fitting, out, parse_names, plain, show_progress
 
 __all__ = ["command"]
 
@@ -53,7 +53,7 @@ def command(
     for name, value in (("--min-time", min_time), ("--warmup", warmup)):
         if value is not None and not math.isfinite(value):
             raise UsageError(f"{name} {value} never ends", "give a number of seconds (--warmup: milliseconds)")
-    refuse_outputs(json_, csv)
+    refuse_outputs((json_, ".json"), (csv, ".csv"))
     with show_progress() as (_, progress):
         result = bench(
             BenchRequest(
@@ -75,7 +75,7 @@ def command(
     for path, write in ((json_, report.write_json), (csv, report.write_csv)):
         if path is not None:
             write(result, path)
-            console.print(f"[bold]{path}[/]")
+            console.print(f"[bold]{plain(str(path))}[/]")
 
 
 def _percentiles(text: str) -> list[float]:

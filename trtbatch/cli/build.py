@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from trtbatch.cli.console import Debug, Device, out, parse_bytes, parse_shape, show_progress, size
+from trtbatch.cli.console import Debug, Device, out, parse_bytes, parse_shape, plain, show_progress, size
 
 __all__ = ["command"]
 
@@ -110,7 +110,9 @@ def _show(artifact: Any) -> None:
     sidecar = artifact.sidecar
     facts = sidecar.build
     console = out()
-    console.print(f"[bold]{artifact.path}[/]  {size(sidecar.artifact.bytes)}, built in {facts['build_seconds']:.1f} s")
+    console.print(
+        f"[bold]{plain(str(artifact.path))}[/]  {size(sidecar.artifact.bytes)}, built in {facts['build_seconds']:.1f} s"
+    )
     where = sidecar.device.get("gpu") or sidecar.device.get("cpu", "")
     tools = " ".join(f"{name} {version}" for name, version in sidecar.tools.items())
     lines = [

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from trtbatch.cli.console import Debug, out, parse_names, parse_shape, size
+from trtbatch.cli.console import Debug, out, parse_names, parse_shape, plain, size
 
 __all__ = ["command"]
 
@@ -68,7 +68,7 @@ def command(
     sidecar = artifact.sidecar
     console = out()
     proof = f"batches {', '.join(map(str, PROOF_BATCHES))}" if dynamic else f"batch {request.batch}"
-    console.print(f"[bold]{artifact.path}[/]  {size(sidecar.artifact.bytes)}, opset {sidecar.model.opset}")
+    console.print(f"[bold]{plain(str(artifact.path))}[/]  {size(sidecar.artifact.bytes)}, opset {sidecar.model.opset}")
     for label, specs in (("input", sidecar.inputs), ("output", sidecar.outputs)):
         for spec in specs:
             console.print(f"  {label:8}{spec}", markup=False)

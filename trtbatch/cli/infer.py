@@ -83,7 +83,9 @@ def _show(result: Any) -> None:
 
     console = out()
     if result.shown:
-        table = Table(title=f"{result.engine} · weights: {result.weights}", title_justify="left", title_style="bold")
+        table = Table(
+            title=plain(f"{result.engine} · weights: {result.weights}"), title_justify="left", title_style="bold"
+        )
         table.add_column("input", overflow="fold")
         table.add_column("predictions")
         for name, predictions in result.shown:
@@ -98,4 +100,4 @@ def _show(result: Any) -> None:
         f"executed batches: {batches or 'none'}"
     )
     if result.output is not None:
-        console.print(f"[bold]{result.output}[/]")
+        console.print(f"[bold]{plain(str(result.output))}[/]")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trtbatch.cli.console import Debug, err, out, size
+from trtbatch.cli.console import Debug, err, out, plain, size
 
 __all__ = ["command"]
 
@@ -49,7 +49,7 @@ def command(
 
 def _show_onnx(report: Any) -> None:
     console = out()
-    console.print(f"[bold]{report.path}[/]  opset {report.opset}, by {report.producer or 'unknown'}")
+    console.print(f"[bold]{plain(report.path)}[/]  opset {report.opset}, by {plain(report.producer or 'unknown')}")
     for label, specs in (("input", report.inputs), ("output", report.outputs)):
         for spec in specs:
             console.print(f"  {label:10}{spec}", markup=False)
@@ -86,7 +86,7 @@ def _show_engine(report: Any, layers: bool) -> None:
 
     console = out()
     sidecar = report.sidecar
-    console.print(f"[bold]{report.path}[/]  {size(sidecar.artifact.bytes)}, {sidecar.backend}")
+    console.print(f"[bold]{plain(report.path)}[/]  {size(sidecar.artifact.bytes)}, {sidecar.backend}")
     where = sidecar.device.get("gpu") or sidecar.device.get("cpu", "unknown")
     tools = " ".join(f"{name} {version}" for name, version in sidecar.tools.items())
     lines = [

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
-from trtbatch.cli.console import Debug, Device, fitting, out, show_progress
+from trtbatch.cli.console import Debug, Device, fitting, out, plain, show_progress
 
 __all__ = ["command"]
 
@@ -35,7 +36,7 @@ def command(
         Optional[float], typer.Option(min=0, help="Element-wise |a-b| ≤ atol + rtol·|b|, instead of the default.")
     ] = None,
     atol: Annotated[Optional[float], typer.Option(min=0, help="See --rtol.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of random samples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of random samples, the same as infer's.")] = 42,
     json_: Annotated[
         Optional[Path], typer.Option("--json", metavar="FILE", help="Every sample of every output.")
     ] = None,
@@ -49,10 +50,15 @@ def command(
     """
     from trtbatch import report
     from trtbatch.batches import parse_batches
+    from trtbatch.errors import UsageError
     from trtbatch.files import refuse_outputs
     from trtbatch.verify import VerifyRequest, verify
 
-    refuse_outputs(json_)
+    read = [Path(name) for name in (input_, against) if name is not None]
+    refuse_outputs((json_, ".json"), inputs=read)
+    for name, value in (("--rtol", rtol), ("--atol", atol)):
+        if value is not None and not math.isfinite(value):
+            raise UsageError(f"{name} {value} lets everything pass", "give a number")
     with show_progress() as (_, progress):
         result = verify(
             VerifyRequest(
@@ -70,7 +76,7 @@ def command(
     _show(result)
     if json_ is not None:
         report.write_verdict(result, json_)
-        out().print(f"[bold]{json_}[/]")
+        out().print(f"[bold]{plain(str(json_))}[/]")
     if not result.passed:
         raise typer.Exit(1)
 
@@ -90,4 +96,4 @@ def _show(result: Any) -> None:
     else:
         console.print(f"without a reference, at batch {batches}: {checks}: all pass", markup=False)
     verdict = "[bold green]right[/]" if result.passed else "[bold red]WRONG[/]"
-    console.print(f"{verdict}: every sample of {result.engine} was looked at, batch {batches}")
+    console.print(f"{verdict}: every sample of {plain(result.engine)} was looked at, batch {batches}")
