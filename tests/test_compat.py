@@ -32,3 +32,26 @@ def test_the_bindings_list_is_one_profile_after_the_other_where_an_engine_counts
 @pytest.mark.parametrize(("name", "dtype"), [("FLOAT", "float32"), ("HALF", "float16"), ("INT64", "int64")])
 def test_data_types_have_numpys_names(name: str, dtype: str) -> None:
     assert compat.dtype_name(SimpleNamespace(name=name)) == dtype
+
+
+@pytest.mark.parametrize(
+    ("tensor", "tactic", "precision"),
+    [
+        ({"Format/Datatype": "Row major linear FP32"}, "sm80_xmma_fprop_tf32f32_tf32f32_f32_nhwc", "tf32"),
+        ({"Format/Datatype": "Row major linear FP32"}, "", "fp32"),
+        ({"Format/Datatype": "Channel major FP16 format where channel % 8 == 0"}, "", "fp16"),
+        ({"Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}, "", "int8"),
+        ({"Format": "Row major linear", "Datatype": "BF16"}, "", "bf16"),
+        ({"Format": "Row major linear", "Datatype": "FP8"}, "", "fp8"),
+    ],
+)
+def test_layers_are_read_from_the_inspectors_json(tensor: dict[str, str], tactic: str, precision: str) -> None:
+    """As the inspector writes it: 8.6 with bare control characters, 11 with the type apart from the format."""
+    import json
+
+    layer = {"Name": "conv", "LayerType": "CaskConvolution", "Outputs": [tensor], "TacticName": tactic}
+    text = json.dumps({"Layers": [layer, "bare name"], "Metadata": "a|b"}).replace("a|b", "a\x1eb")
+    inspector = SimpleNamespace(get_engine_information=lambda form: text)
+    trt = SimpleNamespace(LayerInformationFormat=SimpleNamespace(JSON=0, ONELINE=1))
+    found = compat.layers(trt, SimpleNamespace(create_engine_inspector=lambda: inspector))
+    assert found == (("conv", "CaskConvolution", precision, tactic), ("bare name", "", "", ""))

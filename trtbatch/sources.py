@@ -241,9 +241,9 @@ def _refuse_shape(array: Array, spec: TensorSpec, path: Path) -> None:
         for axis, (size, wanted) in enumerate(zip(array.shape, spec.shape))
     )
     if not fits or array.dtype.kind not in "biuf":
-        wanted = tuple("N" if axis == spec.batch_axis else size for axis, size in enumerate(spec.shape))
+        sizes = ["N" if axis == spec.batch_axis else str(size) for axis, size in enumerate(spec.shape)]
         raise InputError(
-            f"{path}: {spec.name} is {array.dtype} {array.shape}; the engine takes {spec.dtype} {wanted}",
+            f"{path}: {spec.name} is {array.dtype} {array.shape}; the engine takes {spec.dtype} ({', '.join(sizes)})",
             "save an array of this shape",
         )
 

@@ -96,7 +96,7 @@ def _show(result: Any) -> None:
     batches = " ".join(f"{size}×{times}" if times > 1 else f"{size}" for size, times in result.executed.items())
     rate = result.samples / result.seconds if result.seconds else 0.0
     console.print(
-        f"{result.samples} samples in {result.seconds:.2f} s ({rate:,.0f} images/s, reading included); "
+        f"{result.samples} sample{'s' * (result.samples != 1)} in {result.seconds:.2f} s ({rate:,.0f} images/s, reading included); "
         f"executed batches: {batches or 'none'}"
     )
     if result.output is not None:

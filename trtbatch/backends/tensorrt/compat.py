@@ -110,11 +110,12 @@ def parser_error(error: Any, nodes: Sequence[tuple[str, str]]) -> str:
 def layers(trt: Any, engine: Any) -> tuple[tuple[str, str, str, str], ...]:
     """(name, kind, precision, tactic) of each layer, from the engine inspector; names alone where no more was kept.
 
-    The JSON differs: up to 10 an output's precision is the end of ``Format/Datatype``, in 11 it is ``Datatype``.
+    The JSON of 8.6 holds control characters unescaped (NVIDIA/TensorRT#2779). Up to 10 an output's precision is
+    the end of ``Format/Datatype``, in 11 it is ``Datatype``.
     """
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     try:
-        found = json.loads(text, strict=False).get("Layers", [])  # 8.6 puts control characters into names
+        found = json.loads(text, strict=False).get("Layers", [])  # 8.6 has control characters in it
     except ValueError:  # a line for each layer is left
         text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.ONELINE)
         found = [line.strip() for line in text.splitlines() if line.strip()]
