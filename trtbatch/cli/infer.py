@@ -95,8 +95,9 @@ def _show(result: Any) -> None:
             console.print(f"… and {result.samples - len(result.shown)} more")
     batches = " ".join(f"{size}×{times}" if times > 1 else f"{size}" for size, times in result.executed.items())
     rate = result.samples / result.seconds if result.seconds else 0.0
+    samples = "1 sample" if result.samples == 1 else f"{result.samples} samples"
     console.print(
-        f"{result.samples} sample{'s' * (result.samples != 1)} in {result.seconds:.2f} s ({rate:,.0f} images/s, reading included); "
+        f"{samples} in {result.seconds:.2f} s ({rate:,.0f} images/s, reading included); "
         f"executed batches: {batches or 'none'}"
     )
     if result.output is not None:
