@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,43 @@ def load_onnx(path: Path, weights: bool = False) -> Any:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ArtifactError(f"{path} is not a readable ONNX file: {reason}", "export it again") from error
+    _refuse_outside(model, path)
     if not model.graph.input or not model.graph.output:
         raise ArtifactError(f"{path} is not an ONNX model: it has no inputs or no outputs", "export it again")
     return model
+
+
+def _refuse_outside(model: Any, path: Path) -> None:
+    """Raise where external weights lie outside the model's folder: an untrusted file may not read others.
+
+    onnx refuses that when it loads the weights; ONNX Runtime before 1.24 and TensorRT's parser don't.
+
+    Raises:
+        ArtifactError: naming the tensor and the place.
+    """
+    onnx = optional.require("onnx", "read ONNX files")
+    folder = path.resolve().parent
+    for tensor in _tensors(model.graph):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+        if Path(location).is_absolute() or not (folder / location).resolve().is_relative_to(folder):
+            raise ArtifactError(
+                f"{path}: the weights {tensor.name!r} are to be read from {location!r}, outside the model's folder",
+                "put them beside the model, and save it with that relative name",
+            )
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    """Every tensor of a graph: initializers, attributes, and those of the graphs inside."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from attribute.tensors
+            if attribute.HasField("t"):
+                yield attribute.t
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
+                yield from _tensors(inner)
 
 
 def opset_of(model: Any) -> int:

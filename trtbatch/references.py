@@ -83,8 +83,8 @@ class _OnnxFile:
 
     def __init__(self, path: Path) -> None:
         self.label = f"ONNX Runtime {optional.version('onnxruntime') or ''} on {path}"
-        self._run = OnnxReference(path)
         self._inputs, _ = read_specs(load_onnx(path), path.name)
+        self._run = OnnxReference(path)
 
     def __call__(self, inputs: Mapping[str, Array], batch: int) -> dict[str, Array]:
         missing = [spec.name for spec in self._inputs if spec.name not in inputs]
