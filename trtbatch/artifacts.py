@@ -165,6 +165,16 @@ class Sidecar:
             raise ValueError("an engine without profiles, or without a backend")
 
     @property
+    def precision(self) -> str:
+        """The precision that an engine computes in, for its tolerance."""
+        return self.precision_realised or "fp32"
+
+    @property
+    def corners(self) -> list[int]:
+        """Min, opt and max of every profile, ascending."""
+        return sorted({batch for profile in self.profiles for batch in profile.corners})
+
+    @property
     def is_dynamic(self) -> bool:
         """Whether at least one input's batch axis is open."""
         return any(spec.batch_axis is not None and spec.fixed_batch is None for spec in self.inputs)

@@ -122,22 +122,12 @@ def bench(request: BenchRequest) -> BenchResult:
     artifact = resolve_engine(request.engine, request.batches)
     sidecar = artifact.sidecar
     refuse_outside(sidecar.profiles, request.batches, artifact.path.name)
-    smallest = min(profile.min for profile in sidecar.profiles)
     gpu = sidecar.backend == "tensorrt"
     found: list[BatchResult] = []
     with open_engine(artifact, request.device) as engine, engine.session() as session:
         _modes(session, request.modes)  # an unknown one is told before anything runs
         before = environment.gpu_state(request.device) if gpu else {}
-        largest = max(*request.batches, smallest)
-        checker = RowChecker(
-            session,
-            sidecar.inputs,
-            sidecar.outputs,
-            precision=sidecar.precision_realised or "fp32",
-            smallest=smallest,
-            largest=largest,
-            seed=request.seed,
-        )
+        checker = RowChecker.of(session, sidecar, max(request.batches), seed=request.seed)
         for batch in request.batches:
             request.progress(f"batch {batch}: checking rows", None)
             checker.require(
@@ -187,7 +177,7 @@ def _require_same_rows(session: Session, sidecar: Sidecar, mode: Mode, name: str
     mode.launch()
     launched = session.fetch()
     for spec in sidecar.outputs:
-        limit = tolerance(spec.dtype, sidecar.precision_realised or "fp32")
+        limit = tolerance(spec.dtype, sidecar.precision)
         one, two = (each[spec.name].reshape(1, -1) for each in (launched, checked))
         if one.shape != two.shape or wrong_rows(one, two, limit)[0].size:
             raise RowsError(

@@ -115,9 +115,14 @@ def build(request: BuildRequest) -> Artifact:
             outputs, memory = _run_corners(Artifact(built.file, sidecar), target.name, request, onnx)
         except (RowsError, ExecutionError) as error:
             raise _explained(error, onnx) from error
-        sidecar = replace(sidecar, outputs=outputs, source_path=_relative(source.path, target))
         facts = {"build_seconds": round(seconds, 3), "total_seconds": round(time.perf_counter() - started, 3)}
-        sidecar = replace(sidecar, build=facts | memory, created=artifacts.now())
+        sidecar = replace(
+            sidecar,
+            outputs=outputs,
+            source_path=_relative(source.path, target),
+            build=facts | memory,
+            created=artifacts.now(),
+        )
         return artifacts.publish(built.file, target, sidecar, built.companions)
 
 
@@ -217,25 +222,19 @@ def _run_corners(
         RowsError: wrong rows.
     """
     sidecar = artifact.sidecar
-    corners = sorted({batch for profile in sidecar.profiles for batch in profile.corners})
+    corners = sidecar.corners
     with open_engine(artifact, request.device) as engine, engine.session() as session:
         outputs = observed(session, sidecar.inputs, sidecar.outputs, corners[0], corners[-1])
         _refuse_rowless(outputs, name, onnx, corners)
-        checker = RowChecker(
-            session,
-            sidecar.inputs,
-            outputs,
-            precision=sidecar.precision_realised or "fp32",
-            smallest=corners[0],
-            largest=corners[-1],
-        )
+        sidecar = replace(sidecar, outputs=outputs)
+        checker = RowChecker.of(session, sidecar, corners[-1])
         for batch in corners:
             if request.verify:
                 checker.require(batch, name, _LOOK)
             else:
                 session.bind(checker.inputs(batch))
                 session.run()
-        memory = _memory(engine, replace(sidecar, outputs=outputs), corners[-1])
+        memory = _memory(engine, sidecar, corners[-1])
         return outputs, {"ran_at": corners, "rows_checked_at": corners if request.verify else []} | memory
 
 

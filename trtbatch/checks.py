@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch.artifacts import TensorSpec
+from trtbatch.artifacts import Sidecar, TensorSpec
 from trtbatch.backends.base import Session
 from trtbatch.errors import RowsError
-from trtbatch.rows import named_rows, random_inputs, rows_of, tolerance, valid_only, wrong_rows
+from trtbatch.rows import as_rows, named_rows, random_inputs, rows_of, tolerance, valid_only, wrong_rows
 
 __all__ = ["CHECKS", "Finding", "RowChecker"]
 
@@ -87,6 +87,28 @@ class RowChecker:
         self._pool = dict(pool) if pool is not None else random_inputs(inputs, largest + 1, seed)
         self._singles: list[Outputs] = []
 
+    @classmethod
+    def of(
+        cls,
+        session: Session,
+        sidecar: Sidecar,
+        largest: int,
+        *,
+        seed: int = 0,
+        pool: Mapping[str, Array] | None = None,
+    ) -> RowChecker:
+        """The checker of an engine, as its sidecar describes it."""
+        return cls(
+            session,
+            sidecar.inputs,
+            sidecar.outputs,
+            precision=sidecar.precision,
+            smallest=sidecar.corners[0],
+            largest=largest,
+            seed=seed,
+            pool=pool,
+        )
+
     def inputs(self, batch: int) -> dict[str, Array]:
         """The first `batch` samples of the pool."""
         return self._take(range(batch))
@@ -119,10 +141,7 @@ class RowChecker:
         findings = self.check(batch)
         if findings:
             more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
-            raise RowsError(
-                f"{engine} gives wrong rows: {findings[0]}{more}",
-                fix,
-            )
+            raise RowsError(f"{engine} gives wrong rows: {findings[0]}{more}", fix)
 
     def _run(self, inputs: Mapping[str, Array]) -> Outputs:
         self._session.bind(inputs)
@@ -157,12 +176,7 @@ class RowChecker:
 
     def _flat(self, outputs: Outputs) -> Outputs:
         """Each output as rows, ``(N, elements)``; one without a batch axis as a single row."""
-        return {
-            spec.name: outputs[spec.name].reshape(1, -1)
-            if spec.batch_axis is None
-            else rows_of(outputs[spec.name], spec)
-            for spec in self._outputs
-        }
+        return {spec.name: as_rows(outputs[spec.name], spec) for spec in self._outputs}
 
     def _expected(self, indices: Sequence[int]) -> Outputs:
         """The rows of these samples, each run alone."""

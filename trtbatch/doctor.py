@@ -138,7 +138,7 @@ def _reordered(path: tuple[str, ...], first: str) -> str:
 
 
 def _mapped(facts: Facts) -> Iterator[Check]:
-    """Which libraries importing TensorRT and pycuda really mapped, against those that would be found first."""
+    """Which libraries importing TensorRT and pycuda really mapped."""
     for package in ("tensorrt", "pycuda"):
         maps = facts.probes.get(package, {}).get("maps", [])
         used = [path for path in maps if any(f"/{family}.so" in path for family in FAMILIES)]

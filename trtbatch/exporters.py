@@ -202,7 +202,7 @@ def _finish(trace: Trace, traced: Path, made: Path) -> tuple[Path, ...]:
     """Name the axes, and write one file, or two where the weights are too large for one.
 
     Constants are folded by the exporters themselves. onnxscript's optimizer on top of torchscript's is not used:
-    resnet18 came out of it 8 % slower at batch 1 and 32 on TensorRT 8.6.0.
+    resnet18 came out of it slower on TensorRT 8.6.0.
     """
     onnx = optional.require("onnx", "write ONNX files")
     model = load_onnx(traced, weights=True)

@@ -33,6 +33,8 @@ def observed(
     Detections padded to a fixed number are recognised by an integer output of one element a row that is named
     like a count and never exceeds the second axis of the others: their ``counted_by`` is set.
     """
+    if few != many and all(spec.batch_axis is not None and not _may_count(spec) for spec in outputs):
+        return tuple(outputs)  # all declared, and none to recognise
     # Four draws each: a list of detections may have the batch's length once, by chance.
     runs = [(batch, _run(session, inputs, batch, seed)) for seed in range(4) for batch in dict.fromkeys((few, many))]
     specs = [_observed(spec, [(batch, run[spec.name].shape) for batch, run in runs]) for spec in outputs]
@@ -63,10 +65,13 @@ def _observed(spec: TensorSpec, seen: Sequence[tuple[int, tuple[int, ...]]]) -> 
     return replace(found, shape=found.at_name(BATCH_AXIS))
 
 
+def _may_count(spec: TensorSpec) -> bool:
+    return spec.dtype.lstrip("u").startswith("int") and _COUNT.search(spec.name) is not None
+
+
 def _is_count(spec: TensorSpec, array: NDArray[Any]) -> bool:
     one_each = spec.batch_axis == 0 and array.size == array.shape[0]
-    named = array.dtype.kind in "iu" and _COUNT.search(spec.name) is not None
-    return one_each and named and bool((array >= 0).all())
+    return one_each and _may_count(spec) and bool((array >= 0).all())
 
 
 def _counted(spec: TensorSpec, count: TensorSpec, largest: int) -> TensorSpec:

@@ -17,7 +17,7 @@ from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import ExecutionError, ExportError, ModelError, TrtbatchError
 from trtbatch.exporters import Trace
 from trtbatch.onnxfile import what_fixes_the_batch
-from trtbatch.rows import rows_of, tolerance, wrong_rows
+from trtbatch.rows import as_rows, tolerance, wrong_rows
 
 __all__ = ["PROOF_BATCHES", "Reference", "baked", "prove"]
 
@@ -84,10 +84,7 @@ def _wrong(spec: TensorSpec, found: NDArray[Any], wanted: NDArray[Any]) -> str |
     if found.shape != wanted.shape:
         return f"{spec.name} has shape {found.shape}, not {wanted.shape}"
     limit = tolerance(wanted.dtype.name)
-    rows, right = (found.reshape(1, -1), wanted.reshape(1, -1))
-    if spec.batch_axis is not None:
-        rows, right = rows_of(found, spec), rows_of(wanted, spec)
-    bad, errors = wrong_rows(rows, right, limit)
+    bad, errors = wrong_rows(as_rows(found, spec), as_rows(wanted, spec), limit)
     if not bad.size:
         return None
     return f"row {bad[0] + 1} of {spec.name} differs from torch by {errors[bad[0]]:.1e} (limit {limit:.0e})"

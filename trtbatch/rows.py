@@ -15,6 +15,7 @@ from trtbatch.artifacts import TensorSpec
 __all__ = [
     "Comparison",
     "Limit",
+    "as_rows",
     "compare",
     "named_rows",
     "random_inputs",
@@ -59,6 +60,11 @@ def rows_of(array: Array, spec: TensorSpec) -> Array:
         raise ValueError(f"{spec.name} has no batch axis")
     moved = np.moveaxis(array, spec.batch_axis, 0)
     return moved.reshape(moved.shape[0], math.prod(moved.shape[1:]))
+
+
+def as_rows(array: Array, spec: TensorSpec) -> Array:
+    """:func:`rows_of` an output; one without a batch axis is a single row, ``(1, elements)``."""
+    return array.reshape(1, -1) if spec.batch_axis is None else rows_of(array, spec)
 
 
 def row_errors(rows: Array, reference: Array) -> NDArray[np.float64]:

@@ -20,7 +20,7 @@ from trtbatch.errors import ArtifactError, InputError, UsageError
 from trtbatch.notes import note, warn
 from trtbatch.onnxfile import what_fixes_the_batch
 from trtbatch.references import Reference, SavedReference, find_onnx, open_reference
-from trtbatch.rows import Comparison, Limit, compare, random_inputs, rows_of, tolerance, valid_only
+from trtbatch.rows import Comparison, Limit, as_rows, compare, random_inputs, tolerance, valid_only
 from trtbatch.sources import Sample, open_source
 
 __all__ = ["OutputResult", "SampleResult", "VerifyRequest", "VerifyResult", "verify"]
@@ -127,26 +127,16 @@ def verify(request: VerifyRequest) -> VerifyResult:
     artifact = resolve_engine(request.engine, request.batches or ())
     sidecar = artifact.sidecar
     name = artifact.path.name
-    corners = sorted({corner for profile in sidecar.profiles for corner in profile.corners})
-    batches = tuple(dict.fromkeys(request.batches or corners))
+    batches = tuple(dict.fromkeys(request.batches or sidecar.corners))
     refuse_outside(sidecar.profiles, batches, name)
     reference = _reference(request, artifact)
     if isinstance(reference, SavedReference):
         reference.require_rows(max(batches))
-    smallest = min(profile.min for profile in sidecar.profiles)
-    pool = _pool(request, sidecar, reference, max(*batches, smallest) + 1)
+    pool = _pool(request, sidecar, reference, max(batches) + 1)
     findings: list[Finding] = []
     outputs: list[OutputResult] = []
     with open_engine(artifact, request.device) as engine, engine.session() as session:
-        checker = RowChecker(
-            session,
-            sidecar.inputs,
-            sidecar.outputs,
-            precision=sidecar.precision_realised or "fp32",
-            smallest=smallest,
-            largest=max(batches),
-            pool=pool,
-        )
+        checker = RowChecker.of(session, sidecar, max(batches), pool=pool)
         for batch in batches:
             request.progress(f"batch {batch}: checking rows", None)
             findings += checker.check(batch)
@@ -258,11 +248,10 @@ def _against(
     session.bind(inputs)
     session.run()
     found = valid_only(session.fetch(), sidecar.outputs)
-    precision = sidecar.precision_realised or "fp32"
     results = []
     for spec in sidecar.outputs:
         if spec.name in wanted:
-            limit = Limit(tolerance(spec.dtype, precision), request.rtol, request.atol)
+            limit = Limit(tolerance(spec.dtype, sidecar.precision), request.rtol, request.atol)
             results.append(_output(spec, batch, found[spec.name], wanted[spec.name], limit))
     return results
 
@@ -272,8 +261,8 @@ def _output(spec: TensorSpec, batch: int, found: Array, wanted: Array, limit: Li
         return OutputResult(batch, spec.name, found.shape, wanted.shape, str(limit), (), None, False)
     found, wanted = (_in_order(each, spec) for each in (found, wanted))
     scores = spec.batch_axis == 0 and found.ndim == 2 and found.shape[1] > 1 and found.dtype.kind == "f"
-    rows, right = (each.reshape(1, -1) if spec.batch_axis is None else rows_of(each, spec) for each in (found, wanted))
-    comparison = compare(rows, right, limit, scores)
+    rows = as_rows(found, spec)
+    comparison = compare(rows, as_rows(wanted, spec), limit, scores)
     agreement = None if comparison.top1 is None or not len(rows) else float(comparison.top1.mean())
     return OutputResult(
         batch,

@@ -8,15 +8,13 @@ from typing import Annotated, Optional
 
 import typer
 
-from trtbatch.cli.console import Debug, Device, fitting, out, parse_names, plain, show_progress
+from trtbatch.cli.console import Debug, Device, EngineFile, fitting, out, parse_names, plain, show_progress
 
 __all__ = ["command"]
 
 
 def command(
-    engine: Annotated[
-        Optional[Path], typer.Argument(metavar="[ENGINE]", help="[default: the newest in engines/ that runs here]")
-    ] = None,
+    engine: EngineFile = None,
     batch: Annotated[
         str, typer.Option(metavar="LIST", help="Batch sizes: 1,2,4,...,32 or 8,16,...,64 or 1-4, mixed.")
     ] = "1",

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
@@ -25,6 +26,7 @@ __all__ = [
     "STATE",
     "Debug",
     "Device",
+    "EngineFile",
     "err",
     "fitting",
     "out",
@@ -57,6 +59,10 @@ def _set_debug(value: bool) -> bool:
 
 Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show the traceback of an error.")]
 
+
+EngineFile = Annotated[
+    Optional[Path], typer.Argument(metavar="[ENGINE]", help="[default: the newest in engines/ that runs here]")
+]
 
 Device = Annotated[int, typer.Option("--device", min=0, metavar="N", help="Number of the GPU.")]
 

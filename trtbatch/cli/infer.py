@@ -8,15 +8,13 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.progress import TextColumn
 
-from trtbatch.cli.console import Debug, Device, err, out, plain, show_progress
+from trtbatch.cli.console import Debug, Device, EngineFile, err, out, plain, show_progress
 
 __all__ = ["command"]
 
 
 def command(
-    engine: Annotated[
-        Optional[Path], typer.Argument(metavar="[ENGINE]", help="[default: the newest in engines/ that runs here]")
-    ] = None,
+    engine: EngineFile = None,
     input_: Annotated[
         str,
         typer.Option("--input", metavar="DIR|GLOB|FILE|random", help="Images, a .npy or .npz file, or random samples."),

@@ -8,15 +8,13 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from trtbatch.cli.console import Debug, Device, fitting, out, plain, show_progress
+from trtbatch.cli.console import Debug, Device, EngineFile, fitting, out, plain, show_progress
 
 __all__ = ["command"]
 
 
 def command(
-    engine: Annotated[
-        Optional[Path], typer.Argument(metavar="[ENGINE]", help="[default: the newest in engines/ that runs here]")
-    ] = None,
+    engine: EngineFile = None,
     against: Annotated[
         Optional[str],
         typer.Option(
