@@ -362,3 +362,13 @@ def test_weights_from_a_file_go_into_the_network_that_they_were_trained_in(name:
 def test_a_baked_batch_is_named_with_dynamo_too(cli: Cli, folder: Path) -> None:
     result = cli("export", "tests.zoo:eight", "--dynamic", "--input-shape", "3,8,8", "--exporter", "dynamo")
     assert result.exit_code == 1 and "(Reshape) has the constant [8, 8]" in result.output
+
+
+def test_dynamo_is_the_default_where_torch_has_no_torchscript(monkeypatch: pytest.MonkeyPatch) -> None:
+    from trtbatch.errors import UsageError
+
+    assert exporters.choose_exporter(None) == "torchscript"
+    monkeypatch.setattr(torch.onnx, "export", lambda module, args, f, *, dynamic_shapes=None: None)
+    assert exporters.choose_exporter(None) == exporters.choose_exporter("dynamo") == "dynamo"
+    with pytest.raises(UsageError, match="no longer has the torchscript exporter"):
+        exporters.choose_exporter("torchscript")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,17 @@ def mutated(data: bytes, changes: list[Mutation]) -> bytes:
     return data
 
 
+@contextmanager
+def altered(path: Path, data: bytes) -> Iterator[None]:
+    """The file with other content, for the block."""
+    whole = path.read_bytes()
+    path.write_bytes(data)
+    try:
+        yield
+    finally:
+        path.write_bytes(whole)
+
+
 def run(*args: object) -> Any:
     """A command; whatever it makes of the file, it ends as commands end."""
     result = CliRunner().invoke(app, [str(arg) for arg in args])
@@ -72,12 +85,8 @@ def samples(folder: Path) -> Path:
 @given(changes=mutations)
 def test_mutated_sidecars(engine: Path, samples: Path, changes: list[Mutation]) -> None:
     beside = sidecar_path(engine)
-    whole = beside.read_bytes()
-    try:
-        beside.write_bytes(mutated(whole, changes))
+    with altered(beside, mutated(beside.read_bytes(), changes)):
         run("infer", engine, "--input", samples)
-    finally:
-        beside.write_bytes(whole)
 
 
 @fuzzed(200)
@@ -85,8 +94,7 @@ def test_mutated_sidecars(engine: Path, samples: Path, changes: list[Mutation]) 
 def test_sidecars_with_other_values(engine: Path, samples: Path, data: st.DataObject) -> None:
     """Well-formed JSON, one value of it exchanged for another."""
     beside = sidecar_path(engine)
-    whole = beside.read_bytes()
-    record = json.loads(whole)
+    record = json.loads(beside.read_bytes())
     holder, key = data.draw(st.sampled_from(list(places(record))))
     holder[key] = data.draw(
         st.one_of(
@@ -99,12 +107,9 @@ def test_sidecars_with_other_values(engine: Path, samples: Path, data: st.DataOb
             st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
         )
     )
-    try:
-        beside.write_text(json.dumps(record))
+    with altered(beside, json.dumps(record).encode()):
         run("infer", engine, "--input", samples)
         run("inspect", engine)
-    finally:
-        beside.write_bytes(whole)
 
 
 def places(value: Any) -> Any:
@@ -133,12 +138,8 @@ def original(folder: Path) -> bytes:
 @fuzzed(500)
 @given(changes=mutations)
 def test_mutated_engines(engine: Path, samples: Path, changes: list[Mutation]) -> None:
-    whole = engine.read_bytes()
-    try:
-        engine.write_bytes(mutated(whole, changes))
+    with altered(engine, mutated(engine.read_bytes(), changes)):
         run("infer", engine, "--input", samples)
-    finally:
-        engine.write_bytes(whole)
 
 
 def test_nothing_unpickles_what_the_user_did_not_name() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +33,78 @@ def test_the_table_of_bench_is_what_was_printed_on_the_gpu() -> None:
     lines = [line for test in kept["tests"] for line in test.get("printed", [])]
     shown = [line for line in README.splitlines() if line.startswith("│ ") and "execute_v2" in line]
     assert len(shown) == 6 and set(shown) <= set(lines)
+
+
+ARTICLE = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        features = self.conv(x).mean((2, 3))
+        return torch.cat([self.head(features[:1]), torch.zeros(x.shape[0] - 1, 5)])
+
+
+def net():
+    return Net()
+"""
+
+MYMODELS = """import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        features = self.conv(x).relu().mean((2, 3))
+
+
+
+        return self.head(features.view(8, 8))
+
+
+def net():
+    return Net()
+"""
+
+
+def block(start: str) -> list[str]:
+    """The lines of the README from this one to the end of its block."""
+    lines = README.splitlines()
+    first = next(index for index, line in enumerate(lines) if line.strip() == start)
+    return list(itertools.takewhile(lambda line: line.strip() not in ("", "```"), (x.strip() for x in lines[first:])))
+
+
+def test_verify_prints_of_the_articles_bug_what_is_shown(cli: Callable[..., Any], folder: Path) -> None:
+    pytest.importorskip("torch", reason="export needs torch")
+    (folder / "article.py").write_text(ARTICLE)
+    assert cli("export", "article:net", "--dynamic", "--input-shape", "3,32,32").exit_code == 0
+    assert cli("build", "--max", 8).exit_code == 1
+    assert cli("build", "--max", 8, "--no-verify").exit_code == 0
+    printed = cli("verify").output
+    shown = block("$ trtbatch verify")[1:]
+    assert len(shown) == 11
+    for line in shown:
+        if not line.startswith("reference:"):  # which tells the version of ONNX Runtime
+            assert line in printed, printed
+
+
+def test_export_prints_of_a_baked_batch_what_is_shown(cli: Callable[..., Any], folder: Path) -> None:
+    pytest.importorskip("torch", reason="export needs torch")
+    (folder / "mymodels.py").write_text(MYMODELS)
+    printed = cli("export", "mymodels:net", "--dynamic").output
+    for line in block("$ trtbatch export mymodels:net --dynamic")[1:]:
+        assert line in printed, printed
 
 
 def test_the_articles_table_is_the_kept_result() -> None:
