@@ -258,32 +258,38 @@ def check_file(artifact: Artifact) -> None:
 
 
 def newest(
-    kind: Literal["onnx", "engine"], fits: Callable[[Sidecar], bool], what: str, folder: Path | None = None
+    kind: Literal["onnx", "engine"],
+    fits: Callable[[Sidecar], bool],
+    what: str,
+    folder: Path | None = None,
+    prefer: Callable[[Sidecar], bool] = lambda sidecar: True,
 ) -> Artifact:
-    """The artifact of `kind` in `folder` that was made last and that `fits`.
+    """The artifact of `kind` in `folder` that was made last and that `fits`; damaged ones are passed over, and named.
 
     Args:
         what: the description of what would fit, for the error.
+        prefer: what comes before all that is newer, where there is any.
 
     Raises:
         ArtifactError: there is none; the command that makes one is named.
     """
     folder = ENGINES if folder is None else folder
+    make = "trtbatch export resnet18 --dynamic" if kind == "onnx" else "trtbatch build"
     found: list[Artifact] = []
     for beside in sorted(folder.glob("*.json")) if folder.is_dir() else []:
         path = beside.with_suffix("")
+        if not path.is_file():
+            continue
         try:
-            candidate = load(path, kind)
+            sidecar = _read_sidecar(beside, make)
         except ArtifactError as error:
-            if "damaged" in error.problem:
-                warn(f"passed over: {error.problem}")
-            continue  # or of another kind
-        if fits(candidate.sidecar):
-            found.append(candidate)
+            warn(f"passed over: {error.problem}")
+            continue
+        if sidecar.kind == kind and fits(sidecar):
+            found.append(Artifact(path, sidecar))
     if not found:
-        make = "trtbatch export resnet18 --dynamic" if kind == "onnx" else "trtbatch build"
         raise ArtifactError(f"no {what} in {folder}/", f"run: {make}, or name the file")
-    return max(found, key=lambda artifact: (artifact.sidecar.created, artifact.path.name))
+    return max(found, key=lambda each: (prefer(each.sidecar), each.sidecar.created, each.path.name))
 
 
 def publish(made: Path, target: Path, sidecar: Sidecar, companions: tuple[Path, ...] = ()) -> Artifact:

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trtbatch import artifacts
-from trtbatch.artifacts import Artifact, Sidecar, check_file
+from trtbatch.artifacts import Artifact, check_file
 from trtbatch.backends.base import Builder, Engine
 from trtbatch.batches import pick_profile
 from trtbatch.errors import ArtifactError, MissingPackageError, UsageError
 from trtbatch.notes import note, warn
 
 __all__ = ["choose_builder", "open_engine", "refuse_gpu", "resolve_engine", "runs_here"]
+
+
+_CPU = "--backend onnxruntime"
 
 
 def choose_builder(backend: str = "auto") -> Builder:
@@ -31,7 +34,9 @@ def choose_builder(backend: str = "auto") -> Builder:
 
         return TensorRTBuilder()
     if backend == "tensorrt":
-        raise MissingPackageError(f"--backend tensorrt can't run here: {obstacle.problem}", obstacle.fix)
+        raise MissingPackageError(
+            f"--backend tensorrt can't run here: {obstacle.problem}", f"{obstacle.fix}, or pass {_CPU}"
+        )
     hint = f"; {obstacle.fix}" if tensorrt.sees_nvidia() else ""
     note(f"backend: ONNX Runtime on the CPU ({obstacle.problem}{hint})")
     return _onnxruntime()
@@ -61,24 +66,16 @@ def resolve_engine(path: Path | None, batches: Sequence[int] = ()) -> Artifact:
     if path is not None:
         artifact = artifacts.load(path, "engine")
     else:
-        artifact = _newest(batches)
+        artifact = artifacts.newest(
+            "engine",
+            lambda sidecar: runs_here(sidecar.backend),
+            "engine that runs here",
+            prefer=lambda sidecar: all(pick_profile(sidecar.profiles, batch) is not None for batch in batches),
+        )
         note(f"using the newest engine: {artifact.path}")
     if artifact.sidecar.model.weights.startswith("random"):
         warn(f"weights: {artifact.sidecar.model.weights}")
     return artifact
-
-
-def _newest(batches: Sequence[int]) -> Artifact:
-    def fits(sidecar: Sidecar) -> bool:
-        return runs_here(sidecar.backend) and all(
-            pick_profile(sidecar.profiles, batch) is not None for batch in batches
-        )
-
-    what = "engine that runs here"
-    try:
-        return artifacts.newest("engine", fits, what)
-    except ArtifactError:
-        return artifacts.newest("engine", lambda sidecar: runs_here(sidecar.backend), what)
 
 
 def refuse_gpu(device: int) -> None:
@@ -114,7 +111,7 @@ def open_engine(artifact: Artifact, device: int = 0) -> Engine:
 
         obstacle = tensorrt.obstacle()
         if obstacle is not None:
-            fix = obstacle.fix.replace(", or pass --backend", "; for this one: trtbatch build --backend")
+            fix = f"{obstacle.fix}; for this one: trtbatch build {_CPU}"
             raise MissingPackageError(f"{artifact.path} is a TensorRT engine: {obstacle.problem}", fix)
         from trtbatch.backends.tensorrt import buffers
         from trtbatch.backends.tensorrt.engine import TensorRTEngine

@@ -22,9 +22,7 @@ def sees_nvidia() -> bool:
 def obstacle() -> MissingPackageError | None:
     """What keeps TensorRT from running in this process; None where nothing does."""
     if not sees_nvidia():
-        return MissingPackageError(
-            "no NVIDIA GPU here", "run on a machine with an NVIDIA GPU and driver, or pass --backend onnxruntime"
-        )
+        return MissingPackageError("no NVIDIA GPU here", "run on a machine with an NVIDIA GPU and driver")
     for package, purpose in (("tensorrt", "build and run engines"), ("pycuda", "reach the GPU")):
         if not optional.is_installed(package):
             return MissingPackageError(
