@@ -48,6 +48,14 @@ def test_two_profiles_run_every_batch_of_both(tmp_path: Path) -> None:
     assert rows_against_oracle(tmp_path / "m.engine", onnx, (1, 32, 3, 4, 5, 16, 2)) < 2e-3
 
 
+def test_the_builders_options_are_taken(tmp_path: Path) -> None:
+    onnx = models.classifier(tmp_path / "m.onnx")
+    line = ("build", onnx, "--max", 4, "--workspace", "1GiB", "--opt-level", 1, "--device", 0, "--output", "m.engine")
+    done = run_process(*line, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert rows_against_oracle(tmp_path / "m.engine", onnx, (1, 4)) < 2e-3
+
+
 def test_two_inputs_are_bound_by_name(tmp_path: Path) -> None:
     onnx = models.two_inputs(tmp_path / "m.onnx")
     done = run_process("build", onnx, "--max", 8, "--output", "m.engine", cwd=tmp_path)

@@ -95,7 +95,7 @@ def test_inspect_puts_the_engine_beside_its_sidecar(workdir: Path) -> None:
         print(fact)
     print(f"{len(report['layers'])} layers, share of each precision: {report['precisions']}")
     assert {"profiles", "device memory", "input input", "output output"} <= {fact["what"] for fact in report["facts"]}
-    assert report["layers"]
+    assert report["layers"] and report["precisions"]
 
 
 def test_doctor_finds_what_is_mapped(workdir: Path) -> None:
