@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtbatch.bench import BenchResult
+from trtbatch.comparison import OutputResult
 from trtbatch.files import atomic_file
 from trtbatch.records import encode
 from trtbatch.rows import named_rows
-from trtbatch.verify import OutputResult, VerifyResult
+from trtbatch.verify import VerifyResult
 
 if TYPE_CHECKING:
     from rich.table import Table
