@@ -20,7 +20,7 @@ from pathlib import Path
 Inventory = dict[str, dict[str, str]]
 """Docstrings by class and member; functions and classes of the module itself under ``""``."""
 
-FILES = ("compat.py", "engine.py", "worker.py")
+FILES = ("__init__.py", "builder.py", "compat.py", "engine.py", "worker.py")
 
 PARAMETERS = {
     "trt": "module",
@@ -31,6 +31,7 @@ PARAMETERS = {
     "context": "IExecutionContext",
     "error": "ParserError",
     "cache": "ITimingCache",
+    "logger": "ILogger",
 }
 """Parameters that are declared ``Any`` in these files, and the class that they stand for."""
 
@@ -50,6 +51,7 @@ NOT_TENSORRT = {
     "stream": "an address",
     "shape": "a tuple",
     "tell": "our own function",
+    "value": "what the user gave",
 }
 """Other parameters that are declared ``Any``, and why they need no check."""
 
@@ -129,6 +131,23 @@ def uses(package: Path, inventory: Inventory) -> list[Use]:
     return found
 
 
+def questions(function: ast.AST) -> set[str]:
+    """The names that a function asks for with ``hasattr`` or ``getattr``: constants, or tuples of them by name."""
+    lists = {
+        node.targets[0].id: [each.value for each in node.value.elts if isinstance(each, ast.Constant)]
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Tuple)
+    }
+    asked: set[str] = set()
+    for node in ast.walk(function):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("hasattr", "getattr"):
+            if isinstance(node.args[1], ast.Constant):
+                asked.add(str(node.args[1].value))
+            else:
+                asked |= {str(name) for names in lists.values() for name in names}
+    return asked
+
+
 class _Reader:
     """The uses in one function, nested ones read by themselves with the outer's parameters in view."""
 
@@ -145,14 +164,7 @@ class _Reader:
                     raise AssertionError(f"{file}: parameter {argument.arg!r} of {function.name} has no known class")
 
     def read(self) -> list[Use]:
-        asked = {
-            node.args[1].value
-            for node in ast.walk(self._function)
-            if isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Name)
-            and node.func.id in ("hasattr", "getattr")
-            and isinstance(node.args[1], ast.Constant)
-        }
+        asked = questions(self._function)
         for node in ast.walk(self._function):
             self._learn(node)
         called = {id(node.func): node for node in ast.walk(self._function) if isinstance(node, ast.Call)}

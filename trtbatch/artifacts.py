@@ -25,7 +25,9 @@ from trtbatch.records import RecordError, decode, encode
 __all__ = [
     "BATCH_AXIS",
     "ENGINES",
+    "Accuracy",
     "Artifact",
+    "Conversion",
     "FileRecord",
     "ModelRecord",
     "Sidecar",
@@ -131,11 +133,69 @@ class ModelRecord:
 
 
 @dataclass(frozen=True)
+class Conversion:
+    """How an ONNX file was made to compute in another precision.
+
+    Args:
+        precision: of its matrix products.
+        rest: what the other nodes compute in, where the products are quantized.
+        io: of its inputs and outputs; None where they kept their types.
+        keep_fp32: names of nodes and operators that were to stay float32.
+        calibration: the samples that ranges were taken from, in words, and the SHA-256 of their values.
+        method: by which the ranges were chosen; None where nothing was quantized.
+        stayed: matrix products that compute in float32 all the same.
+        tools: what converted it.
+    """
+
+    precision: str
+    rest: str
+    io: str | None
+    keep_fp32: tuple[str, ...]
+    calibration: str
+    calibration_sha256: str
+    method: str | None
+    stayed: tuple[str, ...] = ()
+    tools: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """What decides the result."""
+        return (self.precision, self.rest, self.io, self.keep_fp32, self.calibration_sha256, self.method)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How near an engine comes to the ONNX file that it was built from, as seen when it was built.
+
+    Args:
+        reference: what it was compared with.
+        samples: how many, and what they were.
+        l2_rel: largest ‖row − reference‖₂ / ‖reference‖₂ of any sample and output; ``inf`` where a row isn't finite.
+        l2_rel_median: the median over samples of the worst output.
+        top1: share of the samples with the same best class; None where no output is class scores.
+    """
+
+    reference: str
+    samples: str
+    l2_rel: float
+    l2_rel_median: float
+    top1: float | None
+
+    def __str__(self) -> str:
+        agreement = "" if self.top1 is None else f", top-1 agreement {self.top1:.1%}"
+        return f"off by {self.l2_rel:.1e} at most (L2, relative){agreement} ({self.samples}) against {self.reference}"
+
+
+@dataclass(frozen=True)
 class Sidecar:
     """What is known of an artifact without opening it.
 
     Args:
         source, source_path: what it was made from, and where that lies as seen from its folder.
+        conversion: of an ONNX file that was made from another, in another precision.
+        converted: of an engine: the ONNX file in another precision that stands between the source and it.
+        options: of :class:`trtbatch.backends.base.BuilderOptions`, those that were asked for.
+        layer_precisions: share of an engine's layers that compute in each precision, as it says itself.
     """
 
     kind: Literal["onnx", "engine"]
@@ -150,6 +210,11 @@ class Sidecar:
     profiles: tuple[Profile, ...] = ()
     precision_asked: str | None = None
     precision_realised: str | None = None
+    conversion: Conversion | None = None
+    converted: FileRecord | None = None
+    layer_precisions: dict[str, float] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    accuracy: Accuracy | None = None
     preprocessing: Preprocessing | None = None
     classes: tuple[str, ...] | None = None
     build: dict[str, Any] = field(default_factory=dict)

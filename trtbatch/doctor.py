@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from trtbatch.backends.tensorrt import wheel
 from trtbatch.facts import FAMILIES, Facts, Library
 
 __all__ = ["Check", "examine"]
@@ -75,7 +76,7 @@ def _driver(facts: Facts) -> Iterator[Check]:
     wanted = _wheel_cuda(facts)
     text = f"NVIDIA {facts.driver}, runs CUDA up to {newest}"
     if wanted and facts.driver_cuda and wanted > facts.driver_cuda[0]:
-        fix = f"pip install tensorrt-cu{facts.driver_cuda[0]}, or update the driver"
+        fix = f"{wheel(newest)}, or update the driver"
         yield Check("driver", "problem", f"{text}; the TensorRT installed is for CUDA {wanted}", fix)
     else:
         yield Check("driver", "ok", text)
@@ -192,10 +193,10 @@ def _import_fix(reason: str, fix: str) -> str:
 
 
 def _wheel_for(facts: Facts) -> str:
-    """The TensorRT wheel for this driver: cu12 up to CUDA 12, cu13 from 13 on."""
+    """The TensorRT wheel for this driver, and what goes with it."""
     if facts.driver_cuda is None:
-        return "pip install 'trtbatch[tensorrt]'"
-    return f"pip install tensorrt-cu{max(12, min(13, facts.driver_cuda[0]))} pycuda cuda-bindings nvidia-ml-py"
+        return wheel(None)
+    return f"{wheel(_dotted(facts.driver_cuda))} pycuda cuda-bindings nvidia-ml-py"
 
 
 def _wheel_cuda(facts: Facts) -> int | None:

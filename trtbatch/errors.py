@@ -10,6 +10,7 @@
     ├── ArtifactError            a file of engines/ that is missing, damaged or of another machine
     ├── ModelError               a torch model that can't be found, made or run
     ├── ExportError              torch → ONNX failed, or its proof did
+    ├── PrecisionError           a precision that was asked for can't be had, or overflows
     ├── BuildError               ONNX → engine failed
     ├── RowsError                an engine whose rows are wrong
     ├── InputError               data that doesn't fit the engine
@@ -31,6 +32,7 @@ __all__ = [
     "InputError",
     "MissingPackageError",
     "ModelError",
+    "PrecisionError",
     "ProfileError",
     "RowsError",
     "TrtbatchError",
@@ -83,6 +85,10 @@ class ModelError(TrtbatchError):
 
 class ExportError(TrtbatchError):
     """torch → ONNX failed, or the proof of the exported batch axis did."""
+
+
+class PrecisionError(TrtbatchError):
+    """A precision that was asked for can't be had, was not realised, or overflows."""
 
 
 class BuildError(TrtbatchError):

@@ -14,7 +14,15 @@ from trtbatch.artifacts import BATCH_AXIS, TensorSpec
 from trtbatch.backends.onnxruntime import fold
 from trtbatch.errors import ArtifactError, UsageError
 
-__all__ = ["FixedBatch", "fixed_batch_nodes", "load_onnx", "node_in_error", "read_specs", "what_fixes_the_batch"]
+__all__ = [
+    "FixedBatch",
+    "external_files",
+    "fixed_batch_nodes",
+    "load_onnx",
+    "node_in_error",
+    "read_specs",
+    "what_fixes_the_batch",
+]
 
 _SHAPE_INPUT = {"Reshape": 1, "Expand": 1, "Tile": 1, "ConstantOfShape": 0, "Resize": 3}
 """Operators that take a shape, and which of their inputs it is (ONNX operator specification)."""
@@ -77,6 +85,14 @@ def _refuse_outside(model: Any, path: Path) -> None:
                 f"{path}: the weights {tensor.name!r} are to be read from {location!r}, outside the model's folder",
                 "put them beside the model, and save it with that relative name",
             )
+
+
+def external_files(model: Any) -> list[str]:
+    """The files beside the model that hold its weights, each once."""
+    names = (
+        entry.value for tensor in _tensors(model.graph) for entry in tensor.external_data if entry.key == "location"
+    )
+    return list(dict.fromkeys(names))
 
 
 def _tensors(graph: Any) -> Iterator[Any]:

@@ -18,7 +18,7 @@ from trtbatch.models import load_model
 from trtbatch.notes import warn
 from trtbatch.onnxfile import load_onnx, read_specs
 
-__all__ = ["Reference", "SavedReference", "find_onnx", "open_reference"]
+__all__ = ["OnnxFileReference", "Reference", "SavedReference", "find_onnx", "open_reference"]
 
 Array = NDArray[Any]
 
@@ -43,12 +43,12 @@ def open_reference(against: str, artifact: Artifact) -> Reference:
         ArtifactError: the ONNX file is gone, or is not the one that the engine was built from.
     """
     if against == "onnxruntime":
-        return _OnnxFile(find_onnx(artifact))
+        return OnnxFileReference(find_onnx(artifact))
     if against == "torch":
         return _Torch(artifact)
     path = Path(against)
     if path.suffix == ".onnx" and path.is_file():
-        return _OnnxFile(path)
+        return OnnxFileReference(path)
     if path.suffix == ".npz":
         return SavedReference(path, artifact)
     raise UsageError(f"--against {against}: no such reference", "pass onnxruntime, torch, an .onnx or an .npz file")
@@ -78,7 +78,7 @@ def find_onnx(artifact: Artifact) -> Path:
     )
 
 
-class _OnnxFile:
+class OnnxFileReference:
     """ONNX Runtime on the CPU, in float32 as the file has it."""
 
     def __init__(self, path: Path) -> None:

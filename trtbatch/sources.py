@@ -16,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.artifacts import Sidecar, TensorSpec
+from trtbatch.backends.base import conform
 from trtbatch.errors import InputError, UsageError
+from trtbatch.notes import warn
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.rows import random_inputs
 
-__all__ = ["ArraySource", "ImageSource", "RandomSource", "Sample", "Skipped", "Source", "open_source"]
+__all__ = ["ArraySource", "ImageSource", "RandomSource", "Sample", "Skipped", "Source", "open_source", "read_samples"]
 
 Array = NDArray[Any]
 
@@ -67,12 +69,39 @@ def open_source(text: str, sidecar: Sidecar, count: int | None = None, seed: int
         UsageError: nothing is there, or a source that doesn't fit the model's inputs.
         InputError: a folder without images, or an array of another shape.
     """
+    if all(spec.batch_axis is None for spec in sidecar.inputs):
+        raise InputError(f"no input of {sidecar.model.name} has a batch axis: it takes no samples", "build it again")
     if text == "random":
         return RandomSource(sidecar.inputs, RANDOM_COUNT if count is None else count, seed)
     path = Path(text)
     if path.suffix.lower() in (".npy", ".npz") and path.is_file():
         return ArraySource(path, sidecar.inputs, count)
     return _images(text, sidecar, count)
+
+
+def read_samples(text: str, sidecar: Sidecar, count: int, seed: int = 42) -> tuple[dict[str, Array], list[str]]:
+    """Up to `count` usable samples of a source, stacked by input as the engine takes them, and their names.
+
+    Raises:
+        UsageError, InputError: as :func:`open_source`; or no sample can be used, or a cast would change values.
+    """
+    source = open_source(text, sidecar, None if text != "random" else count, seed)
+    samples: list[Sample] = []
+    for item in source:
+        if isinstance(item, Sample):
+            samples.append(item)
+        else:
+            warn(f"skipped {item.name}: {item.reason}")
+        if len(samples) == count:
+            break
+    if not samples:
+        raise InputError(f"{text} holds no usable sample", "name another")
+    stacked = dict(source.constants)
+    for spec in sidecar.inputs:
+        if spec.batch_axis is not None:
+            rows = np.stack([sample.rows[spec.name] for sample in samples], axis=spec.batch_axis)
+            stacked[spec.name] = conform(rows, spec)
+    return stacked, [sample.name for sample in samples]
 
 
 def _images(text: str, sidecar: Sidecar, count: int | None) -> ImageSource:

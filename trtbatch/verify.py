@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from trtbatch import artifacts, environment
 from trtbatch.artifacts import Artifact, Sidecar
 from trtbatch.backends import open_engine, resolve_engine
-from trtbatch.backends.base import Session, conform
+from trtbatch.backends.base import Session
 from trtbatch.batches import refuse_outside
 from trtbatch.checks import CHECKS, Finding, RowChecker
 from trtbatch.comparison import OutputResult, compare_outputs
-from trtbatch.errors import ArtifactError, InputError, UsageError
-from trtbatch.notes import note, warn
+from trtbatch.errors import ArtifactError, UsageError
+from trtbatch.notes import note
 from trtbatch.onnxfile import what_fixes_the_batch
 from trtbatch.references import Reference, SavedReference, find_onnx, open_reference
 from trtbatch.rows import Limit, random_inputs
-from trtbatch.sources import Sample, open_source
+from trtbatch.sources import read_samples
 
 __all__ = ["VerifyRequest", "VerifyResult", "verify"]
 
@@ -156,31 +156,10 @@ def _pool(request: VerifyRequest, sidecar: Sidecar, reference: Reference | None,
         raise UsageError(f"{saved.label} hold no inputs", "pass the --input (and --seed) that they were made from")
     if request.input is None:
         return fresh
-    given, names = _samples(request, sidecar, count)
+    given, names = read_samples(request.input, sidecar, count, request.seed)
     if saved is not None:
         saved.require_samples(names, count - 1)
     return _topped_up(given, fresh, sidecar, count)
-
-
-def _samples(request: VerifyRequest, sidecar: Sidecar, count: int) -> tuple[dict[str, Array], list[str]]:
-    """Up to `count` usable samples of ``--input``, stacked by input, and their names."""
-    source = open_source(request.input or "", sidecar, None if request.input != "random" else count, request.seed)
-    samples: list[Sample] = []
-    for item in source:
-        if isinstance(item, Sample):
-            samples.append(item)
-        else:
-            warn(f"skipped {item.name}: {item.reason}")
-        if len(samples) == count:
-            break
-    if not samples:
-        raise InputError(f"--input {request.input} holds no usable sample", "name another")
-    given = dict(source.constants)
-    for spec in sidecar.inputs:
-        if spec.batch_axis is not None:
-            rows = np.stack([sample.rows[spec.name] for sample in samples], axis=spec.batch_axis)
-            given[spec.name] = conform(rows, spec)
-    return given, [sample.name for sample in samples]
 
 
 def _topped_up(

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trtbatch import artifacts
-from trtbatch.artifacts import Artifact, check_file
+from trtbatch.artifacts import Artifact, Sidecar, check_file
 from trtbatch.backends.base import Builder, Engine
 from trtbatch.batches import pick_profile
 from trtbatch.errors import ArtifactError, MissingPackageError, UsageError
 from trtbatch.notes import note, warn
 
-__all__ = ["choose_builder", "open_engine", "refuse_gpu", "resolve_engine", "runs_here"]
+__all__ = ["choose_builder", "open_engine", "refuse_gpu", "resolve_engine", "runs_here", "warn_of_random"]
 
 
 _CPU = "--backend onnxruntime"
@@ -73,9 +73,17 @@ def resolve_engine(path: Path | None, batches: Sequence[int] = ()) -> Artifact:
             prefer=lambda sidecar: all(pick_profile(sidecar.profiles, batch) is not None for batch in batches),
         )
         note(f"using the newest engine: {artifact.path}")
-    if artifact.sidecar.model.weights.startswith("random"):
-        warn(f"weights: {artifact.sidecar.model.weights}")
+    warn_of_random(artifact.sidecar)
     return artifact
+
+
+def warn_of_random(sidecar: Sidecar) -> None:
+    """Say again what must not be forgotten: random weights, random calibration."""
+    if sidecar.model.weights.startswith("random"):
+        warn(f"weights: {sidecar.model.weights}")
+    conversion = sidecar.conversion
+    if conversion is not None and conversion.method is not None and "random" in conversion.calibration:
+        warn(f"calibration: {conversion.calibration}")
 
 
 def refuse_gpu(device: int) -> None:
@@ -88,11 +96,12 @@ def refuse_gpu(device: int) -> None:
         raise UsageError(f"--device {device} names a GPU, and this runs on the CPU", "leave out --device")
 
 
-def open_engine(artifact: Artifact, device: int = 0) -> Engine:
+def open_engine(artifact: Artifact, device: int = 0, weights: Path | None = None) -> Engine:
     """Load an engine; version, GPU and hash are compared with the sidecar before it is deserialised.
 
     Args:
         device: number of the GPU, for a TensorRT engine.
+        weights: the ONNX file with the weights of a stripped engine; None finds it.
 
     Raises:
         UsageError: no such device.
@@ -119,5 +128,5 @@ def open_engine(artifact: Artifact, device: int = 0) -> Engine:
         buffers.refuse_device(device)
         tensorrt.refuse_foreign(artifact, device)
         check_file(artifact)
-        return TensorRTEngine(artifact, device)
+        return TensorRTEngine(artifact, device, weights)
     raise ArtifactError(f"{artifact.path}: its sidecar names no backend", "build it again: trtbatch build")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Optional, Protocol
@@ -16,8 +16,10 @@ from trtbatch.batches import Profile
 from trtbatch.errors import InputError
 
 __all__ = [
+    "OPSETS",
     "BuildPlan",
     "Builder",
+    "BuilderOptions",
     "Built",
     "Description",
     "Engine",
@@ -27,6 +29,7 @@ __all__ = [
     "Session",
     "batch_of",
     "conform",
+    "option_flag",
 ]
 
 Array = NDArray[Any]
@@ -112,6 +115,44 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
+class BuilderOptions:
+    """What a TensorRT engine can be beside fast on this machine.
+
+    Args:
+        version_compatible: it runs on later TensorRT releases too.
+        hardware_compatible: it runs on every GPU from compute capability 8.0 on.
+        aux_streams: streams that layers may run on beside the main one; None leaves TensorRT's choice.
+        sparsity: 2:4 sparse weights are used as such.
+        refit: its weights can be exchanged.
+        strip_weights: it holds no weights; they are taken from the ONNX file when it is opened.
+        weight_streaming: weights that don't fit stay on the host and are streamed.
+    """
+
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    aux_streams: int | None = None
+    sparsity: bool = False
+    refit: bool = False
+    strip_weights: bool = False
+    weight_streaming: bool = False
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """Those that differ from the default, by name."""
+        pairs = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: value for name, value in pairs if value not in (False, None)}
+
+
+OPSETS = {"fp16": 13, "int8": 13, "fp8": 19, "bf16": 22}
+"""The least ONNX opset whose operators take a type (ONNX operator specification; ModelOpt asks for 22 for bf16)."""
+
+
+def option_flag(name: str) -> str:
+    """The command line's spelling of an option."""
+    return f"--{name.replace('_', '-')}"
+
+
+@dataclass(frozen=True)
 class BuildPlan:
     """What a builder is to make.
 
@@ -125,6 +166,11 @@ class BuildPlan:
         opt_level: TensorRT's builder optimization level, 0 to 5; None leaves its default.
         timing_cache: read where usable, and written after the build.
         device: number of the GPU.
+        tf32: whether float32 products may be computed in TF32.
+        kinds: the reduced types that the graph holds (``fp16``, ``bf16``, ``int8``, ``fp8``).
+        allowed: reduced types that layers may use though the graph doesn't say so.
+        node_types: what each node of a graph of several float types gives, ``fp32`` or ``fp16``, by name.
+        options: what else the engine is to be.
     """
 
     onnx: Path
@@ -137,6 +183,11 @@ class BuildPlan:
     opt_level: int | None = None
     timing_cache: Path | None = None
     device: int = 0
+    tf32: bool = True
+    kinds: tuple[str, ...] = ()
+    allowed: tuple[str, ...] = ()
+    node_types: dict[str, str] = field(default_factory=dict)
+    options: BuilderOptions = field(default_factory=BuilderOptions)
 
 
 @dataclass(frozen=True)
@@ -173,6 +224,18 @@ class Builder(Protocol):
 
     @property
     def suffix(self) -> str: ...
+
+    @property
+    def typed_alone(self) -> bool:
+        """Whether the types in the ONNX file decide alone, without flags of the builder."""
+
+    def refuse(self, precision: str | None, options: BuilderOptions, device: int) -> None:
+        """Raise where this backend, this release of it or this GPU can't do what is asked.
+
+        Raises:
+            PrecisionError: naming the precision, and what it needs.
+            UsageError: naming the option.
+        """
 
     def build(self, plan: BuildPlan, folder: Path, progress: Progress) -> Built:
         """Write the engine into `folder`, telling `progress` what is being done.

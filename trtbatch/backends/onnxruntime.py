@@ -12,9 +12,19 @@ from numpy.typing import NDArray
 
 from trtbatch import environment, optional
 from trtbatch.artifacts import Artifact, TensorSpec
-from trtbatch.backends.base import BuildPlan, Built, Description, Mode, Progress, batch_of, conform
+from trtbatch.backends.base import (
+    BuilderOptions,
+    BuildPlan,
+    Built,
+    Description,
+    Mode,
+    Progress,
+    batch_of,
+    conform,
+    option_flag,
+)
 from trtbatch.batches import refuse_outside
-from trtbatch.errors import ArtifactError, BuildError, ExecutionError
+from trtbatch.errors import ArtifactError, BuildError, ExecutionError, PrecisionError, UsageError
 
 __all__ = ["OnnxReference", "OnnxRuntimeBuilder", "OnnxRuntimeEngine", "OnnxRuntimeSession", "fold"]
 
@@ -24,8 +34,8 @@ _SILENT = 4
 """ONNX Runtime's log severity "fatal": what it has to say reaches the user through our errors."""
 
 
-def _open(path: Path, options: Any = None) -> Any:
-    """An inference session on the CPU.
+def _open(model: Path | bytes, options: Any = None) -> Any:
+    """An inference session on the CPU, of a file or of a serialised model.
 
     Raises:
         ArtifactError: ONNX Runtime can't load the file.
@@ -34,9 +44,11 @@ def _open(path: Path, options: Any = None) -> Any:
     options = options or ort.SessionOptions()
     options.log_severity_level = _SILENT
     try:
-        return ort.InferenceSession(str(path.resolve()), options, providers=["CPUExecutionProvider"])
+        source = model if isinstance(model, bytes) else str(model.resolve())
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise ArtifactError(f"ONNX Runtime can't load {path}: {_reason(error)}", "export and build it again") from error
+        name = "the model" if isinstance(model, bytes) else model
+        raise ArtifactError(f"ONNX Runtime can't load {name}: {_reason(error)}", "export and build it again") from error
 
 
 def _reason(error: Exception) -> str:
@@ -55,6 +67,16 @@ class OnnxReference:
 
     def __init__(self, path: Path) -> None:
         self._session = _open(path)
+
+    @classmethod
+    def of_bytes(cls, model: bytes) -> OnnxReference:
+        """A model that is in no file, run as it stands: nothing is folded or fused."""
+        ort = optional.require("onnxruntime", "run ONNX files")
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        reference = cls.__new__(cls)
+        reference._session = _open(model, options)
+        return reference
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         names = [output.name for output in self._session.get_outputs()]
@@ -91,6 +113,18 @@ class OnnxRuntimeBuilder:
 
     name: Literal["onnxruntime"] = "onnxruntime"
     suffix = ".ort.onnx"
+    typed_alone = False
+
+    def refuse(self, precision: str | None, options: BuilderOptions, device: int) -> None:
+        if precision not in (None, "fp32", "fp16", "int8"):
+            raise PrecisionError(
+                f"ONNX Runtime on the CPU computes nothing in {precision}",
+                "pass --precision fp32, fp16 or int8, or build on a machine with an NVIDIA GPU",
+            )
+        for name in options.asked:
+            raise UsageError(
+                f"{option_flag(name)} is an option of TensorRT, and this builds for ONNX Runtime", "leave it out"
+            )
 
     def build(self, plan: BuildPlan, folder: Path, progress: Progress) -> Built:
         ort = optional.require("onnxruntime", "build on the CPU")
@@ -137,8 +171,12 @@ class OnnxRuntimeEngine:
         sides = (("input", self._session.get_inputs()), ("output", self._session.get_outputs()))
         facts = {f"{side} {node.name}": _tensor(node) for side, nodes in sides for node in nodes}
         onnx = optional.require("onnx", "read ONNX files")
-        nodes = onnx.load(str(self._path), load_external_data=False).graph.node
-        return Description(facts, tuple((node.name or node.output[0], node.op_type, "", "") for node in nodes))
+        graph = onnx.load(str(self._path), load_external_data=False).graph
+        types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+        layers = (
+            (node.name or node.output[0], node.op_type, _computes_in(onnx, node, types), "") for node in graph.node
+        )
+        return Description(facts, tuple(layers))
 
     def _refuse(self, batch: int) -> None:
         refuse_outside(self.sidecar.profiles, [batch], self._path.name)
@@ -153,6 +191,19 @@ class OnnxRuntimeEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _computes_in(onnx: Any, node: Any, types: Mapping[str, int]) -> str:
+    """The precision of a convolution or matrix product: 8 bits by its operator, else its factors' type.
+
+    What stands between a Cast or a DequantizeLinear and the product is float32: there ONNX Runtime has no kernel of
+    the file's own type.
+    """
+    if node.op_type.startswith(("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul")):
+        return "int8"
+    if not any(word in node.op_type for word in ("Conv", "Gemm", "MatMul")):
+        return ""
+    return "fp16" if any(types.get(name) == onnx.TensorProto.FLOAT16 for name in node.input) else "fp32"
 
 
 _TYPES = {"float": "float32", "double": "float64"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
 
@@ -47,6 +48,51 @@ def command(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Check the rows before the engine appears.")
     ] = True,
+    precision: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="fp32|tf32|fp16|bf16|int8|fp8|best",
+            help="What products compute in; best: the fastest within --tolerance. [default: the file's; TF32]",
+        ),
+    ] = None,
+    io_precision: Annotated[
+        Optional[Literal["fp16"]], typer.Option(help="Type of inputs and outputs. [default: as they are]")
+    ] = None,
+    keep_fp32: Annotated[
+        Optional[list[str]],
+        typer.Option(metavar="NODE|OP", help="Nodes or operators that stay float32; may be given several times."),
+    ] = None,
+    calibration: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="DIR|GLOB|FILE|N",
+            help="Samples for ranges and accuracy, as for infer --input, or so many random ones. [default: 64 random]",
+        ),
+    ] = None,
+    calibration_method: Annotated[
+        Literal["entropy", "max"], typer.Option(help="How the ranges of int8 and fp8 are chosen.")
+    ] = "entropy",
+    tolerance: Annotated[
+        Optional[float],
+        typer.Option(min=0, metavar="T", help="Largest L2 error of a row. [default: the precision's; best: 0.01]"),
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Runs on later TensorRT releases too.")
+    ] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="Runs on every GPU from compute capability 8.0 on.")
+    ] = False,
+    aux_streams: Annotated[
+        Optional[int], typer.Option(min=0, metavar="N", help="Streams for layers beside the main one.")
+    ] = None,
+    sparsity: Annotated[bool, typer.Option("--sparsity", help="Use 2:4 sparse weights as such.")] = False,
+    refit: Annotated[bool, typer.Option("--refit", help="Weights can be exchanged.")] = False,
+    strip_weights: Annotated[
+        bool, typer.Option("--strip-weights", help="No weights in the engine; opening it takes the ONNX file's.")
+    ] = False,
+    weight_streaming: Annotated[
+        bool, typer.Option("--weight-streaming", help="Weights that don't fit on the GPU are streamed.")
+    ] = False,
     output: Annotated[
         Optional[Path], typer.Option(metavar="PATH", help="[default: engines/NAME.engine or engines/NAME.ort.onnx]")
     ] = None,
@@ -57,6 +103,7 @@ def command(
 
     The file appears complete or not at all.
     """
+    from trtbatch.backends.base import BuilderOptions
     from trtbatch.build import BuildRequest, build
 
     profiles = _profiles(min_, opt, max_, static, profile or [])
@@ -73,11 +120,43 @@ def command(
                 shapes=dict(_shape(text) for text in shape or []),
                 output=output,
                 verify=verify,
+                precision=_precision(precision),
+                io_precision=io_precision,
+                keep_fp32=tuple(dict.fromkeys(keep_fp32 or [])),
+                calibration=calibration,
+                calibration_method=calibration_method,
+                tolerance=_finite(tolerance),
+                options=BuilderOptions(
+                    version_compatible=version_compatible,
+                    hardware_compatible=hardware_compatible,
+                    aux_streams=aux_streams,
+                    sparsity=sparsity,
+                    refit=refit,
+                    strip_weights=strip_weights,
+                    weight_streaming=weight_streaming,
+                ),
                 device=device,
                 progress=report,
             )
         )
     _show(artifact)
+
+
+def _precision(text: str | None) -> str | None:
+    from trtbatch.errors import UsageError
+    from trtbatch.precision import PRECISIONS
+
+    if text is not None and text not in (*PRECISIONS, "best"):
+        raise UsageError(f"--precision {text!r} is none", f"pass one of {', '.join(PRECISIONS)}, best")
+    return text
+
+
+def _finite(tolerance: float | None) -> float | None:
+    from trtbatch.errors import UsageError
+
+    if tolerance is not None and not math.isfinite(tolerance):
+        raise UsageError(f"--tolerance {tolerance} lets everything pass", "give a number")
+    return tolerance
 
 
 def _profiles(
@@ -115,6 +194,8 @@ def _show(artifact: Any) -> None:
     )
     where = sidecar.device.get("gpu") or sidecar.device.get("cpu", "")
     tools = " ".join(f"{name} {version}" for name, version in sidecar.tools.items())
+    for line in _candidates(facts.get("candidates", [])):
+        console.print(f"  {line}", markup=False)
     lines = [
         ("backend", f"{sidecar.backend} {sidecar.precision_realised} on {where} ({tools})"),
         ("profiles", ", ".join(f"min {p.min}, opt {p.opt}, max {p.max}" for p in sidecar.profiles)),
@@ -123,9 +204,30 @@ def _show(artifact: Any) -> None:
         ("weights", sidecar.model.weights),
         ("memory", _memory(facts)),
         ("checked", _checked(facts)),
+        *((("accuracy", str(sidecar.accuracy)),) if sidecar.accuracy else ()),
+        *((("layers", _shares(sidecar.layer_precisions)),) if sidecar.layer_precisions else ()),
+        *((("options", ", ".join(sidecar.options)),) if sidecar.options else ()),
     ]
     for label, text in lines:
         console.print(f"  {label:9}{text}", markup=False)
+
+
+def _shares(shares: dict[str, float]) -> str:
+    return ", ".join(f"{share:.0%} {name}" for name, share in shares.items()) + " (of those that tell)"
+
+
+def _candidates(tried: list[dict[str, Any]]) -> list[str]:
+    """A line for each precision that ``best`` tried."""
+    lines = []
+    for each in tried:
+        if each.get("refused") is not None:
+            lines.append(f"{each['precision']:5} out: {each['refused']}")
+            continue
+        times = ", ".join(f"{ms:.3f} ms at batch {batch}" for batch, ms in each["ms"].items())
+        accuracy = each.get("accuracy")
+        error = "" if accuracy is None else f", off by {float(accuracy['l2_rel']):.1e}"
+        lines.append(f"{each['precision']:5} {times}{error}")
+    return lines
 
 
 def _checked(facts: dict[str, Any]) -> str:

@@ -10,12 +10,46 @@ from trtbatch import optional
 from trtbatch.artifacts import Artifact
 from trtbatch.errors import ArtifactError, MissingPackageError
 
-__all__ = ["obstacle", "refuse_foreign", "sees_nvidia"]
+__all__ = ["numbers", "obstacle", "refuse_foreign", "sees_nvidia", "wheel"]
 
 
 def sees_nvidia() -> bool:
     """Whether the machine looks as if it had an NVIDIA GPU (its device files, or the driver's own tool)."""
     return any(map(os.path.exists, ("/dev/nvidia0", "/dev/dxg"))) or shutil.which("nvidia-smi") is not None
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """``10.16.1.11`` → (10, 16, 1, 11); what isn't a number ends it."""
+    found: list[int] = []
+    for part in version.split("."):
+        if not part.isdigit():
+            break
+        found.append(int(part))
+    return tuple(found)
+
+
+def wheel(driver_cuda: str | None, version: str | None = None) -> str:
+    """The pip line for a TensorRT that this driver can run.
+
+    From 10 on NVIDIA's packages carry the CUDA that they are for in their name: cu11 up to 10.13.0, cu12 throughout,
+    cu13 from 10.13.2 on; 8.6 is one package, for CUDA 12 (the package index, November 2026).
+
+    Args:
+        driver_cuda: the newest CUDA that the driver runs, ``12.4``; None where that isn't known.
+        version: that is wanted; None is the newest.
+    """
+    wanted = numbers(version or "")
+    if wanted and wanted < (10,):
+        return f"pip install tensorrt=={version} (for CUDA 12, and Python up to 3.11)"
+    if driver_cuda is None:
+        return f"pip install tensorrt=={version}" if version else "pip install 'trtbatch[tensorrt]'"
+    major = (numbers(driver_cuda) or (12,))[0]
+    if major < 12:
+        fits = not wanted or wanted < (10, 13, 1)
+        newest = f"=={version}" if wanted and fits else "==10.13.0.35"
+        return f"pip install tensorrt-cu11{newest}" + ("" if fits else ", or update the NVIDIA driver")
+    cuda13 = major >= 13 and (not wanted or wanted >= (10, 13, 2))
+    return f"pip install tensorrt-cu{13 if cuda13 else 12}" + (f"=={version}" if version else "")
 
 
 @functools.cache
@@ -50,14 +84,17 @@ def refuse_foreign(artifact: Artifact, device: int = 0) -> None:
 
     trt = optional.require("tensorrt", "run engines")
     made_with = artifact.sidecar.tools.get("tensorrt")
-    if made_with is not None and made_with != trt.__version__:
+    here = buffers.device_facts(device)
+    options = artifact.sidecar.options
+    later = bool(options.get("version_compatible")) and numbers(str(made_with)) <= numbers(trt.__version__)
+    if made_with is not None and made_with != trt.__version__ and not later:
         raise ArtifactError(
             f"{artifact.path} was built with TensorRT {made_with}; this is {trt.__version__}",
-            f"build it again here (trtbatch build), or install tensorrt=={made_with}",
+            f"build it again here (trtbatch build), or {wheel(here['driver_cuda'], made_with)}",
         )
     capability = artifact.sidecar.device.get("compute_capability")
-    here = buffers.device_facts(device)
-    if capability is not None and capability != here["compute_capability"]:
+    anywhere = bool(options.get("hardware_compatible")) and numbers(here["compute_capability"]) >= (8, 0)
+    if capability is not None and capability != here["compute_capability"] and not anywhere:
         raise ArtifactError(
             f"{artifact.path} was built for a {artifact.sidecar.device.get('gpu', 'GPU')} (compute capability "
             f"{capability}); this is a {here['gpu']} ({here['compute_capability']})",

@@ -15,14 +15,45 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from trtbatch.backends.base import BuildPlan, Built, Progress
-from trtbatch.backends.tensorrt import buffers
+from trtbatch import optional
+from trtbatch.backends.base import OPSETS, BuilderOptions, BuildPlan, Built, Progress, option_flag
+from trtbatch.backends.tensorrt import buffers, compat, numbers, wheel
 from trtbatch.backends.tensorrt.worker import WorkerRequest
-from trtbatch.errors import BuildError
+from trtbatch.errors import BuildError, PrecisionError, UsageError
 from trtbatch.notes import warn
 from trtbatch.records import decode, encode
 
-__all__ = ["TensorRTBuilder"]
+__all__ = ["TensorRTBuilder", "refuse_precision"]
+
+
+CAPABILITIES = {"int8": (6, 1), "bf16": (8, 0), "fp8": (8, 9)}
+"""The least compute capability whose tensor cores take a type (TensorRT's support matrix); TF32 runs as float32
+where there is none, and float16 on every GPU that TensorRT supports."""
+
+
+def refuse_precision(trt: Any, precision: str | None, facts: dict[str, str]) -> None:
+    """Raise where this TensorRT or this GPU can't compute in a precision.
+
+    Raises:
+        PrecisionError: with what it needs, and what is here.
+    """
+    if precision is None:
+        return
+    newest = compat.max_opset(trt.__version__)
+    opset = OPSETS.get(precision, 0)
+    if not compat.has_type(trt, precision) or (newest is not None and opset > newest):
+        why = f" (it reads ONNX up to opset {newest}; {precision} takes {opset})" if newest and opset > newest else ""
+        raise PrecisionError(
+            f"TensorRT {trt.__version__} has no {precision}{why}",
+            f"pass --precision fp16, or install a newer one: {wheel(facts['driver_cuda'])}",
+        )
+    needed = CAPABILITIES.get(precision, (0, 0))
+    if numbers(facts["compute_capability"]) < needed:
+        raise PrecisionError(
+            f"{precision} needs compute capability {needed[0]}.{needed[1]}; this is a {facts['gpu']} "
+            f"({facts['compute_capability']})",
+            "pass --precision fp16, or build on a newer GPU",
+        )
 
 
 class TensorRTBuilder:
@@ -30,6 +61,22 @@ class TensorRTBuilder:
 
     name: Literal["tensorrt"] = "tensorrt"
     suffix = ".engine"
+
+    @property
+    def typed_alone(self) -> bool:
+        return compat.strongly_typed(optional.require("tensorrt", "build engines"))
+
+    def refuse(self, precision: str | None, options: BuilderOptions, device: int) -> None:
+        trt = optional.require("tensorrt", "build engines")
+        buffers.refuse_device(device)
+        facts = buffers.device_facts(device)
+        refuse_precision(trt, precision, facts)
+        for name in options.asked:
+            if compat.missing_option(trt, name):
+                raise UsageError(
+                    f"{option_flag(name)}: TensorRT {trt.__version__} has no such option",
+                    f"leave it out, or install a newer one: {wheel(facts['driver_cuda'])}",
+                )
 
     def build(self, plan: BuildPlan, folder: Path, progress: Progress) -> Built:
         buffers.refuse_device(plan.device)

@@ -6,21 +6,29 @@ Where a version number is all there is to ask (the opset that the ONNX parser re
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 __all__ = [
+    "allow_types",
     "bindings",
     "create_network",
     "device_memory",
     "dtype_name",
+    "has_type",
+    "honour_types",
     "keep_details",
     "layers",
     "make_logger",
     "make_output_allocator",
     "max_opset",
+    "missing_option",
     "parser_error",
+    "refit",
+    "set_options",
     "share_profiles",
+    "stream_weights",
+    "strongly_typed",
     "watch_progress",
 ]
 
@@ -64,10 +72,113 @@ def max_opset(version: str) -> int | None:
     return max((opset for since, opset in _OPSETS.items() if since <= numbers), default=13)
 
 
-def create_network(trt: Any, builder: Any) -> Any:
-    """A network with explicit batch: a flag up to 9, the only kind from 10 on (11 has no such flag)."""
-    flag = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
-    return builder.create_network(0 if flag is None else 1 << int(flag))
+def strongly_typed(trt: Any) -> bool:
+    """Whether a network's types can decide alone (a flag from 9 on; always so in 11)."""
+    return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+
+
+def create_network(trt: Any, builder: Any, typed: bool = False) -> Any:
+    """A network with explicit batch: a flag up to 9, the only kind from 10 on (11 has no such flag).
+
+    Args:
+        typed: its types decide what computes in what, where the release has that.
+    """
+    names = ("EXPLICIT_BATCH", *(("STRONGLY_TYPED",) if typed else ()))
+    flags = [getattr(trt.NetworkDefinitionCreationFlag, name, None) for name in names]
+    return builder.create_network(sum(1 << int(flag) for flag in flags if flag is not None))
+
+
+_TYPES = {"fp16": "HALF", "bf16": "BF16", "int8": "INT8", "fp8": "FP8"}
+
+_TYPE_FLAGS = {"fp16": "FP16", "bf16": "BF16", "int8": "INT8", "fp8": "FP8"}
+"""Builder flags that let layers use a type; gone in 11, and not to be set for strongly typed networks."""
+
+
+def has_type(trt: Any, precision: str) -> bool:
+    """Whether this release has the type of a precision at all."""
+    return precision not in _TYPES or hasattr(trt.DataType, _TYPES[precision])
+
+
+def allow_types(trt: Any, config: Any, tf32: bool, kinds: Sequence[str]) -> None:
+    """Let float32 products use TF32, or not; and layers the types `kinds`, where this release has flags for them."""
+    if tf32:
+        config.set_flag(trt.BuilderFlag.TF32)
+    else:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    for kind in kinds:
+        flag = getattr(trt.BuilderFlag, _TYPE_FLAGS[kind], None)
+        if flag is not None:
+            config.set_flag(flag)
+
+
+def honour_types(trt: Any, config: Any, network: Any, node_types: Mapping[str, str]) -> None:
+    """Hold each layer to the float type that its ONNX node has, where flags alone would leave it to the builder.
+
+    Only for releases without strongly typed networks: there FP16 allows half precision for every layer, also for
+    those that the file keeps in float32. The parser names layers after their nodes.
+    """
+    constraints = getattr(trt.BuilderFlag, "PREFER_PRECISION_CONSTRAINTS", None)
+    if constraints is None or not node_types:
+        return
+    config.set_flag(constraints)
+    types = {"fp32": trt.DataType.FLOAT, "fp16": trt.DataType.HALF}
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        kind = types.get(node_types.get(layer.name, ""))
+        if kind is not None and hasattr(layer, "precision") and hasattr(layer, "set_output_type"):
+            layer.precision = kind
+            for output in range(layer.num_outputs):
+                layer.set_output_type(output, kind)
+
+
+_OPTION_FLAGS = {
+    "version_compatible": "VERSION_COMPATIBLE",
+    "sparsity": "SPARSE_WEIGHTS",
+    "refit": "REFIT",
+    "strip_weights": "STRIP_PLAN",
+    "weight_streaming": "WEIGHT_STREAMING",
+}
+"""Options of an engine that are builder flags."""
+
+
+def missing_option(trt: Any, name: str) -> bool:
+    """Whether this release lacks an option of :class:`trtbatch.backends.base.BuilderOptions`."""
+    if name == "hardware_compatible":
+        return not hasattr(trt, "HardwareCompatibilityLevel")
+    if name == "aux_streams":
+        return not hasattr(trt.IBuilderConfig, "max_aux_streams")
+    return not hasattr(trt.BuilderFlag, _OPTION_FLAGS[name])
+
+
+def set_options(trt: Any, config: Any, options: Mapping[str, Any]) -> None:
+    """Set options, by name, of which none is missing (:func:`missing_option`)."""
+    for name, value in options.items():
+        if name == "hardware_compatible" and hasattr(trt, "HardwareCompatibilityLevel"):
+            config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        elif name == "aux_streams" and hasattr(trt.IBuilderConfig, "max_aux_streams"):
+            config.max_aux_streams = value
+        elif name in _OPTION_FLAGS:
+            config.set_flag(getattr(trt.BuilderFlag, _OPTION_FLAGS[name]))
+
+
+def refit(trt: Any, engine: Any, logger: Any, onnx: str) -> str | None:
+    """Give a stripped engine the weights of an ONNX file (10 and later); what failed, or None."""
+    if not hasattr(trt, "OnnxParserRefitter"):
+        return "this TensorRT can't refit from an ONNX file"
+    refitter = trt.Refitter(engine, logger)
+    parser_refitter = trt.OnnxParserRefitter(refitter, logger)
+    if not parser_refitter.refit_from_file(onnx):
+        return "its parser refuses the ONNX file"
+    return None if refitter.refit_cuda_engine() else "some weights are missing"
+
+
+def stream_weights(engine: Any) -> int | None:
+    """Let an engine that can stream its weights keep on the GPU what fits; bytes kept, None where it can't."""
+    asked = ("weight_streaming_budget_v2", "get_weight_streaming_automatic_budget", "streamable_weights_size")
+    if not all(hasattr(engine, name) for name in asked) or engine.streamable_weights_size == 0:
+        return None
+    engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
+    return int(engine.weight_streaming_budget_v2)
 
 
 def dtype_name(dtype: Any) -> str:
@@ -124,8 +235,9 @@ def layers(trt: Any, engine: Any) -> tuple[tuple[str, str, str, str], ...]:
 
 def _layer(layer: dict[str, Any]) -> tuple[str, str, str, str]:
     tactic = str(layer.get("TacticName", ""))
-    outputs = layer.get("Outputs") or layer.get("Inputs") or [{}]
-    kind = str(outputs[0].get("Datatype") or outputs[0].get("Format/Datatype", "")).lower()
+    # What a layer computes in is the type of its first input: a quantized product may give floats.
+    tensors = layer.get("Inputs") or layer.get("Outputs") or [{}]
+    kind = str(tensors[0].get("Datatype") or tensors[0].get("Format/Datatype", "")).lower()
     precision = next((short for word, short in _PRECISIONS.items() if word in kind), "")
     if precision == "fp32" and "tf32" in tactic.lower():
         precision = "tf32"

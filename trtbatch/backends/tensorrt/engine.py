@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch import optional
-from trtbatch.artifacts import Artifact, TensorSpec
+from trtbatch.artifacts import Artifact, TensorSpec, record_file
 from trtbatch.backends.base import Description, Event, Mode, batch_of, conform
 from trtbatch.backends.tensorrt import compat
 from trtbatch.backends.tensorrt.buffers import BindingBuffer, Device
@@ -26,7 +27,7 @@ Array = NDArray[Any]
 class TensorRTEngine:
     """A deserialised engine on the GPU's primary context. Close its sessions before it."""
 
-    def __init__(self, artifact: Artifact, device: int = 0) -> None:
+    def __init__(self, artifact: Artifact, device: int = 0, weights: Path | None = None) -> None:
         trt = optional.require("tensorrt", "run engines")
         self.sidecar = artifact.sidecar
         self.path = artifact.path
@@ -35,12 +36,32 @@ class TensorRTEngine:
         self.device = Device(device)
         self._logger = compat.make_logger(trt, self._log)
         self._runtime: Any = trt.Runtime(self._logger)
+        if self.sidecar.options.get("version_compatible"):
+            self._runtime.engine_host_code_allowed = True  # such a plan brings its own runtime
         self.cuda_engine: Any = self._runtime.deserialize_cuda_engine(artifact.path.read_bytes())
         if self.cuda_engine is None:
             reason = self.complaint()
             self.close()
             raise ArtifactError(f"TensorRT can't load {artifact.path}: {reason}", "build it again: trtbatch build")
         self._refuse_strange_bindings()
+        if self.sidecar.options.get("strip_weights"):
+            self._refit(trt, weights or _onnx_of(artifact))
+        if self.sidecar.options.get("weight_streaming"):
+            compat.stream_weights(self.cuda_engine)
+
+    def _refit(self, trt: Any, onnx: Path) -> None:
+        """Give a stripped engine its weights.
+
+        Raises:
+            ArtifactError: TensorRT can't take them from the ONNX file.
+        """
+        failed = compat.refit(trt, self.cuda_engine, self._logger, str(onnx.resolve()))
+        if failed is not None:
+            reason = f"{failed} ({self.complaint()})"
+            self.close()
+            raise ArtifactError(
+                f"{self.path} holds no weights, and can't be given those of {onnx}: {reason}", "build it again"
+            )
 
     def _log(self, severity: str, message: str) -> None:
         if severity in ("INTERNAL_ERROR", "ERROR"):
@@ -101,6 +122,26 @@ class TensorRTEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _onnx_of(artifact: Artifact) -> Path:
+    """The ONNX file that holds a stripped engine's weights; its hash is checked.
+
+    Raises:
+        ArtifactError: it is gone, or has changed.
+    """
+    sidecar = artifact.sidecar
+    record = sidecar.converted or sidecar.source
+    if record is None:
+        raise ArtifactError(f"{artifact.path} holds no weights, and doesn't say whose", "build it again")
+    places = [artifact.path.with_name(record.file), artifact.path.parent / (sidecar.source_path or record.file)]
+    for place in places:
+        if place.is_file() and record_file(place).sha256 == record.sha256:
+            return place
+    raise ArtifactError(
+        f"{artifact.path} holds no weights; they are in {record.file}, which isn't in {artifact.path.parent}",
+        "put that file there, or build without --strip-weights",
+    )
 
 
 def _profile(engine: Any, name: str, axis: int, profile: int) -> str:

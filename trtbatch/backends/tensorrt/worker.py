@@ -149,6 +149,7 @@ class _Attempt:
         self._errors: list[str] = []
         self._tactics = 0
         self._monitored = False
+        self._typed = False
         self._logger = compat.make_logger(trt, self._log)
         self._config: Any = None
         self.inputs = plan.inputs
@@ -158,7 +159,8 @@ class _Attempt:
     def run(self, cache: bytes) -> Any | None:
         """The serialised engine, or None where TensorRT gives none (see :meth:`complaint`)."""
         builder = self._trt.Builder(self._logger)
-        network = compat.create_network(self._trt, builder)
+        self._typed = bool(self._plan.kinds) and compat.strongly_typed(self._trt)
+        network = compat.create_network(self._trt, builder, self._typed)
         self._parse(network)
         self._config = builder.create_builder_config()
         self._configure(builder, network, cache)
@@ -195,7 +197,11 @@ class _Attempt:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, plan.workspace)
         if plan.opt_level is not None:
             config.builder_optimization_level = plan.opt_level
-        self.precision = "tf32" if config.get_flag(trt.BuilderFlag.TF32) else "fp32"
+        compat.allow_types(trt, config, plan.tf32, () if self._typed else (*plan.kinds, *plan.allowed))
+        if not self._typed:
+            compat.honour_types(trt, config, network, plan.node_types)
+        compat.set_options(trt, config, plan.options.asked)
+        self.precision = "tf32" if plan.tf32 else "fp32"
         compat.keep_details(trt, config)
         compat.share_profiles(trt, config)
         self._monitored = compat.watch_progress(trt, config, self._progress)

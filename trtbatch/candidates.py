@@ -1,0 +1,62 @@
+"""Engines of one model in several precisions: each timed at its profiles' opt batches, and the fastest chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trtbatch.artifacts import Accuracy, Artifact
+from trtbatch.backends import open_engine
+from trtbatch.bench import measure
+from trtbatch.rows import random_inputs
+
+__all__ = ["TOLERANCE", "Candidate", "fastest", "timed"]
+
+TOLERANCE = 1e-2
+"""Largest L2-relative error of a row for ``--precision best``: what float16 is allowed, by :func:`rows.tolerance`."""
+
+SECONDS = 0.5
+"""Of timed runs at each batch; stretched while the median isn't stable."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One precision that was tried.
+
+    Args:
+        refused: why it is out; None where it is in.
+        ms: median time of one run by batch size, the engine's default mode.
+        accuracy: against the float32 file.
+    """
+
+    precision: str
+    refused: str | None = None
+    ms: dict[str, float] | None = None
+    accuracy: Accuracy | None = None
+
+    @property
+    def ms_per_sample(self) -> float:
+        """Mean over the batches of time per sample; infinite for what is out."""
+        if self.ms is None or self.refused is not None:
+            return float("inf")
+        return float(np.mean([time / int(batch) for batch, time in self.ms.items()]))
+
+
+def timed(name: str, artifact: Artifact, device: int) -> Candidate:
+    """Time an engine at the opt batch of each of its profiles, in its default mode."""
+    sidecar = artifact.sidecar
+    found: dict[str, float] = {}
+    with open_engine(artifact, device) as engine, engine.session() as session:
+        for batch in dict.fromkeys(profile.opt for profile in sidecar.profiles):
+            session.bind(random_inputs(sidecar.inputs, batch, seed=0))
+            mode = next(iter(session.modes().values()))
+            found[str(batch)] = float(f"{np.median(measure(mode, None, SECONDS, 200.0)):.5g}")
+    return Candidate(name, None, found, sidecar.accuracy)
+
+
+def fastest(tried: Sequence[Candidate]) -> Candidate | None:
+    """The candidate with the least time per sample; None where all are out."""
+    best = min(tried, key=lambda each: each.ms_per_sample, default=None)
+    return best if best is not None and np.isfinite(best.ms_per_sample) else None

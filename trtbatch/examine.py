@@ -1,0 +1,261 @@
+"""What a freshly built engine is seen to do: it runs, its rows are right, how near it comes, what it computes in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtbatch import environment
+from trtbatch.artifacts import Accuracy, Artifact, Sidecar, TensorSpec
+from trtbatch.backends import open_engine
+from trtbatch.backends.base import Engine, Session
+from trtbatch.checks import RowChecker
+from trtbatch.comparison import OutputResult, compare_outputs
+from trtbatch.errors import PrecisionError, RowsError, TrtbatchError
+from trtbatch.notes import note, warn
+from trtbatch.onnxfile import what_fixes_the_batch
+from trtbatch.outputs import observed
+from trtbatch.realised import Realised, realised
+from trtbatch.references import OnnxFileReference
+from trtbatch.rows import Limit, random_inputs
+from trtbatch.sources import read_samples
+from trtbatch.typedgraph import first_overflow
+
+__all__ = ["Examination", "Examined", "examine", "explained"]
+
+Array = NDArray[Any]
+
+ACCURACY_SAMPLES = 32
+"""At most so many samples are compared with the reference, which runs on the CPU."""
+
+_LOOK = "make the model treat each sample alone; to look at every row, build with --no-verify and run trtbatch verify"
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What to look at.
+
+    Args:
+        name: of the engine, for errors.
+        onnx: the file that the engine was built from.
+        reference: the file that it is to agree with.
+        products: what each product of the graph is to compute in.
+        asked: the precision that was asked for; None where none was.
+        allowed: precisions that layers may use though the graph doesn't say so.
+        verify: whether rows and accuracy are checked; the engine is run either way.
+        samples: folder, glob or file of samples for the accuracy; None draws random ones.
+        tolerance: largest L2-relative error per row; None is that of dtype and precision.
+        device: number of the GPU.
+    """
+
+    name: str
+    onnx: Path
+    reference: Path
+    products: Mapping[str, str]
+    asked: str | None = None
+    allowed: tuple[str, ...] = ()
+    verify: bool = True
+    samples: str | None = None
+    tolerance: float | None = None
+    device: int = 0
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What was seen: the outputs as they are, the accuracy, the layers' precisions, and facts for the sidecar."""
+
+    outputs: tuple[TensorSpec, ...]
+    accuracy: Accuracy | None
+    layer_precisions: dict[str, float]
+    facts: dict[str, Any]
+
+
+def examine(artifact: Artifact, what: Examination) -> Examined:
+    """Run the engine at min, opt and max of every profile, and look.
+
+    Raises:
+        RowsError: wrong rows, or rows that differ from the reference's.
+        PrecisionError: layers that compute in another precision than was asked for.
+    """
+    sidecar = artifact.sidecar
+    corners = sidecar.corners
+    with open_engine(artifact, what.device, what.onnx) as engine, engine.session() as session:
+        layers = realised(what.products, engine.describe().layers)
+        if sidecar.backend == "tensorrt":
+            _require_precision(layers, what)
+        elif layers.shares.get("fp32") and what.asked in ("fp16", "int8"):
+            note(
+                f"{layers.shares['fp32']:.0%} of the products are computed in float32 on the CPU, between conversions: "
+                f"the rows are {what.asked}'s, the speed isn't"
+            )
+        outputs = observed(session, sidecar.inputs, sidecar.outputs, corners[0], corners[-1])
+        _refuse_rowless(outputs, what.name, what.onnx, corners)
+        sidecar = replace(sidecar, outputs=outputs)
+        checker = RowChecker.of(session, sidecar, corners[-1])
+        accuracy = None
+        for batch in corners:
+            if what.verify:
+                checker.require(batch, what.name, _LOOK)
+            else:
+                session.bind(checker.inputs(batch))
+                session.run()
+        if what.verify:
+            accuracy = _accuracy(session, sidecar, what)
+        memory = _memory(engine, sidecar, corners[-1])
+    facts = {"ran_at": corners, "rows_checked_at": corners if what.verify else []} | memory
+    return Examined(outputs, accuracy, layers.shares, facts)
+
+
+def _require_precision(found: Realised, what: Examination) -> None:
+    """Raise where a product computes in another precision than its node has.
+
+    Raises:
+        PrecisionError: naming products.
+    """
+    if what.asked is None:
+        return
+    narrow = [words for words in found.narrow if not any(f"({kind}," in words for kind in what.allowed)]
+    strange = [*found.unmet, *narrow]
+    if what.asked == "fp32" and found.shares.get("tf32"):
+        strange.append(f"{found.shares['tf32']:.0%} of the layers (tf32, not fp32)")
+    if strange:
+        shown = ", ".join(strange[:5]) + (" …" if len(strange) > 5 else "")
+        raise PrecisionError(
+            f"{what.name}: {what.asked} was not realised; of {found.resolved} products that tell, {len(strange)} "
+            f"compute in something else: {shown}",
+            "leave those in float32 (--keep-fp32 NODE), raise --opt-level, or take another --precision",
+        )
+    if what.asked in ("fp16", "bf16", "int8", "fp8") and what.products and not found.resolved:
+        note(f"TensorRT tells the precision of no single product of {what.name}: it compiled them into regions")
+
+
+def _refuse_rowless(outputs: tuple[TensorSpec, ...], name: str, onnx: Path, corners: list[int]) -> None:
+    """Warn of outputs that don't follow the batch; raise where none does and a node is found that fixes it.
+
+    Raises:
+        RowsError: naming the node.
+    """
+    rowless = [spec for spec in outputs if spec.batch_axis is None]
+    if len(rowless) == len(outputs) and corners[0] != corners[-1] and what_fixes_the_batch(onnx) is not None:
+        shapes = ", ".join(map(str, rowless))
+        raise RowsError(f"no output of {name} follows the batch size: {shapes}", "export it with --dynamic")
+    for spec in rowless:
+        warn(f"output {spec} doesn't follow the batch: it is recorded so, and is no row of any sample")
+
+
+def explained(error: TrtbatchError, onnx: Path) -> TrtbatchError:
+    """The error with the node that probably fixes the batch, where one is found."""
+    culprit = what_fixes_the_batch(onnx, error.problem)
+    if culprit is None:
+        return error
+    return RowsError(
+        f"the batch is probably fixed in {onnx.name}: {culprit}; {error.problem}",
+        "make the model take its batch size from its input (x.shape[0] or -1), and export it again with --dynamic",
+    )
+
+
+def _accuracy(session: Session, sidecar: Sidecar, what: Examination) -> Accuracy | None:
+    """Compare with the reference, on as many samples as one run holds.
+
+    Raises:
+        RowsError: a row is further from the reference than the tolerance.
+    """
+    batch = max((size for size in sidecar.corners if size <= ACCURACY_SAMPLES), default=sidecar.corners[0])
+    inputs, count, words = _samples(sidecar, what, batch)
+    reference = OnnxFileReference(what.reference)
+    wanted = reference(inputs, batch)
+    session.bind(inputs)
+    session.run()
+    limit = None if what.tolerance is None else Limit(what.tolerance)
+    results = compare_outputs(session.fetch(), wanted, batch, sidecar.outputs, sidecar.precision, limit)
+    overflow = _overflow(inputs, what)
+    _require_near(results, what, overflow)
+    if overflow is not None:
+        warn(f"{what.onnx.name}: {overflow} overflows float16; here it is computed in float32, elsewhere it may not be")
+    errors = np.array([[float(row.l2_rel) for row in each.rows] for each in results if len(each.rows) == batch])
+    if not errors.size:
+        return None
+    worst = errors[:, :count].max(axis=0)
+    agreements = [each.top1_agreement for each in results if each.top1_agreement is not None]
+    return Accuracy(
+        reference=what.reference.name,
+        samples=words,
+        l2_rel=float(f"{worst.max():.4g}"),
+        l2_rel_median=float(f"{np.median(worst):.4g}"),
+        top1=min(agreements, default=None),
+    )
+
+
+def _samples(sidecar: Sidecar, what: Examination, batch: int) -> tuple[dict[str, Array], int, str]:
+    """A batch of samples, how many of them differ, and what they are."""
+    if what.samples is None:
+        return random_inputs(sidecar.inputs, batch, seed=1), batch, f"{batch} random samples"
+    given, names = read_samples(what.samples, sidecar, batch)
+    turns = np.arange(batch) % len(names)
+    inputs = {
+        spec.name: given[spec.name]
+        if spec.batch_axis is None
+        else np.ascontiguousarray(given[spec.name].take(turns, axis=spec.batch_axis))
+        for spec in sidecar.inputs
+    }
+    return inputs, len(names), f"{len(names)} samples of {what.samples}"
+
+
+def _overflow(inputs: Mapping[str, Array], what: Examination) -> str | None:
+    if "fp16" not in what.products.values():
+        return None
+    return first_overflow(what.onnx, inputs)
+
+
+def _require_near(results: Sequence[OutputResult], what: Examination, overflow: str | None) -> None:
+    """Raise where an output differs from the reference's.
+
+    Raises:
+        RowsError: with the row, its error and the limit, and the node that overflows, where one does.
+    """
+    wrong = next((each for each in results if not each.passed), None)
+    if wrong is None:
+        return
+    if wrong.shape != wrong.reference_shape:
+        how = f"{wrong.output} has shape {wrong.shape}, not {wrong.reference_shape}"
+    else:
+        bad = max((row for row in wrong.rows if not row.passed), key=lambda row: float(row.l2_rel))
+        count = sum(not row.passed for row in wrong.rows)
+        strange = f", {bad.nan} NaN and {bad.inf} infinite elements" if bad.nan or bad.inf else ""
+        how = (
+            f"{count} of {len(wrong.rows)} rows of {wrong.output}, the worst row {bad.sample + 1} by "
+            f"{float(bad.l2_rel):.1e} (limit {wrong.limit}{strange})"
+        )
+    problem = f"{what.name} differs from {what.reference.name}: {how}"
+    if overflow is not None:
+        node = overflow.split(" ")[1]
+        raise RowsError(
+            f"{problem}; float16 overflows first at {overflow}",
+            f"keep that part in float32: --keep-fp32 {node}, or --precision bf16",
+        )
+    fix = "keep its sensitive part in float32 (--keep-fp32), calibrate on real samples (--calibration)"
+    loose = "; to look at every row, build with --no-verify and run trtbatch verify"
+    raise RowsError(problem, (fix if what.asked else "check the model in another runtime") + loose)
+
+
+def _memory(engine: Engine, sidecar: Sidecar, largest: int) -> dict[str, Any]:
+    """Bytes that running needs: on the GPU weights, activations and bindings; on the CPU this process's peak."""
+    activations = getattr(engine, "activation_bytes", None)
+    if activations is None:
+        return {"peak_host_bytes": environment.peak_memory()}
+    bindings = sum(_bytes(spec, largest) for spec in (*sidecar.inputs, *sidecar.outputs))
+    return {
+        "activation_bytes": activations,
+        "binding_bytes": bindings,
+        "peak_device_bytes_estimate": sidecar.artifact.bytes + activations + bindings,
+    }
+
+
+def _bytes(spec: TensorSpec, batch: int) -> int:
+    sizes = [size for size in spec.at(batch) if isinstance(size, int)]
+    return int(np.prod(sizes, dtype=np.int64)) * np.dtype(spec.dtype).itemsize

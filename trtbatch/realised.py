@@ -1,0 +1,65 @@
+"""Did the engine do what the graph asked? Its layers' precisions beside those of the graph's products. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+__all__ = ["Realised", "realised"]
+
+_BITS = {"int8": 8, "fp8": 8, "fp16": 16, "bf16": 16, "tf32": 19, "fp32": 32}
+"""Bits that a product's factors are held in."""
+
+_REGION = "ForeignNode["
+"""What TensorRT calls a region that its graph compiler made one layer of: its nodes are no longer told apart."""
+
+
+@dataclass(frozen=True)
+class Realised:
+    """What the layers of an engine compute in.
+
+    Args:
+        shares: of the layers that tell, by precision.
+        resolved: products of the graph whose layer was found and tells its precision.
+        unmet: products that compute in more bits than the graph gives them, in words.
+        narrow: products that compute in fewer bits than the graph gives them, in words.
+    """
+
+    shares: dict[str, float]
+    resolved: int
+    unmet: tuple[str, ...]
+    narrow: tuple[str, ...]
+
+
+def realised(products: Mapping[str, str], layers: Sequence[tuple[str, str, str, str]]) -> Realised:
+    """Compare.
+
+    Args:
+        products: what each product of the graph is to compute in, by the node's name.
+        layers: (name, kind, precision, tactic) of the engine's; fused layers are named ``A + B + C``.
+    """
+    counts = Counter(precision for _, _, precision, _ in layers if precision)
+    total = sum(counts.values())
+    by_node = {node: precision for name, _, precision, _ in layers for node in _nodes(name)}
+    known = {node: by_node[node] for node in products if by_node.get(node, "") in _BITS}
+    return Realised(
+        {name: round(count / total, 4) for name, count in counts.most_common()},
+        len(known),
+        tuple(_words(node, found, products) for node, found in known.items() if _BITS[found] > _BITS[products[node]]),
+        tuple(
+            _words(node, found, products)
+            for node, found in known.items()
+            if _BITS[found] < min(_BITS[products[node]], _BITS["tf32"])
+        ),
+    )
+
+
+def _words(node: str, found: str, products: Mapping[str, str]) -> str:
+    return f"{node} ({found}, not {products[node]})"
+
+
+def _nodes(layer: str) -> Iterator[str]:
+    """The ONNX nodes that a layer's name tells of."""
+    if _REGION not in layer:
+        yield from (part.strip() for part in layer.split(" + "))
