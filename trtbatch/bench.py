@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch import artifacts, environment
-from trtbatch.artifacts import ModelRecord, Sidecar
+from trtbatch.artifacts import Accuracy, ModelRecord, Sidecar
 from trtbatch.backends import open_engine, resolve_engine
 from trtbatch.backends.base import Event, Mode, Session
 from trtbatch.batches import Profile, pick_profile, refuse_outside
@@ -108,6 +108,7 @@ class BenchResult:
     gpu_after: dict[str, Any]
     created: str
     batches: tuple[BatchResult, ...]
+    accuracy: Accuracy | None = None
     format_version: int = 1
 
 
@@ -162,6 +163,7 @@ def bench(request: BenchRequest) -> BenchResult:
         gpu_after=after,
         created=artifacts.now(),
         batches=_with_speedup(found),
+        accuracy=sidecar.accuracy,
     )
 
 

@@ -22,7 +22,7 @@ from trtbatch.onnxfile import what_fixes_the_batch
 from trtbatch.outputs import observed
 from trtbatch.realised import Realised, realised
 from trtbatch.references import OnnxFileReference
-from trtbatch.rows import Limit, random_inputs
+from trtbatch.rows import Limit, random_inputs, rows_of
 from trtbatch.sources import read_samples
 from trtbatch.typedgraph import first_overflow
 
@@ -173,6 +173,7 @@ def _accuracy(session: Session, sidecar: Sidecar, what: Examination) -> Accuracy
     session.run()
     limit = None if what.tolerance is None else Limit(what.tolerance)
     results = compare_outputs(session.fetch(), wanted, batch, sidecar.outputs, sidecar.precision, limit)
+    _tell_constant(wanted, sidecar.outputs, what.name)
     overflow = _overflow(inputs, what)
     _require_near(results, what, overflow)
     if overflow is not None:
@@ -189,6 +190,15 @@ def _accuracy(session: Session, sidecar: Sidecar, what: Examination) -> Accuracy
         l2_rel_median=float(f"{np.median(worst):.4g}"),
         top1=min(agreements, default=None),
     )
+
+
+def _tell_constant(wanted: Mapping[str, Array], outputs: Sequence[TensorSpec], name: str) -> None:
+    """Warn where the reference gives every sample the same row: then no check can tell rows apart."""
+    for spec in outputs:
+        if spec.name in wanted and spec.batch_axis is not None and spec.dtype.startswith("float"):
+            rows = rows_of(wanted[spec.name], spec)
+            if len(rows) > 1 and rows.shape[1] and (rows == rows[0]).all():
+                warn(f"output {spec.name!r} of {name} is the same for every sample: its rows can't be told apart")
 
 
 def _samples(sidecar: Sidecar, what: Examination, batch: int) -> tuple[dict[str, Array], int, str]:

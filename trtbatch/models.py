@@ -29,7 +29,7 @@ from trtbatch import optional
 from trtbatch.errors import ModelError, TrtbatchError, UsageError
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.torchmodel import TorchModel, line_of
-from trtbatch.weights import blank, first_line, fitted, load_into, pretrained, state_dict
+from trtbatch.weights import first_line, fitted, load_into, pretrained, seeded, state_dict
 
 __all__ = ["ModelSpec", "load_model"]
 
@@ -103,7 +103,7 @@ def _from_torchvision(model: str, weights: str, seed: int, input_shape: tuple[in
     if weights in ("auto", "pretrained"):
         module, label = pretrained(model, default, weights, seed)
     else:
-        module, label = blank(model), f"random (seed {seed})"
+        module, label = seeded(model, seed), f"random (seed {seed})"
         if weights != "random":
             module, resized = fitted(model, module, weights)
             classes = None if resized else classes

@@ -243,7 +243,8 @@ def _run_modelopt(
     work.mkdir()
     for name in (source.path.name, *(record.file for record in source.sidecar.companions)):
         shutil.copy(source.path.with_name(name), work / name)  # ModelOpt writes beside its source
-    np.savez(work / "calibration.npz", **dict(samples))
+    arrays: dict[str, Any] = dict(samples)
+    np.savez(work / "calibration.npz", **arrays)
     made = work / "converted.onnx"
     order = {
         "source": str(work / source.path.name),

@@ -123,6 +123,8 @@ def footnotes(result: BenchResult) -> list[str]:
     for row in (result.batches[0], *result.batches[-1:]):
         shapes = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in row.shapes.items())
         lines.append(f"executed at batch {row.batch}: {shapes}")
+    if result.accuracy is not None:
+        lines.append(f"accuracy: {result.accuracy}")
     few = min(row.summary.iterations for row in result.batches)
     largest = max((float(name[1:]) for name in result.batches[0].summary.percentiles), default=0.0)
     if largest < 100 and few * (100 - largest) < 100:

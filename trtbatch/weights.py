@@ -14,7 +14,7 @@ from trtbatch import optional
 from trtbatch.errors import ModelError, UsageError
 from trtbatch.notes import warn
 
-__all__ = ["CONNECT_TIMEOUT", "blank", "first_line", "fitted", "load_into", "pretrained", "state_dict"]
+__all__ = ["CONNECT_TIMEOUT", "blank", "first_line", "fitted", "load_into", "pretrained", "seeded", "state_dict"]
 
 CONNECT_TIMEOUT = 10.0
 """Seconds that a download of weights may take to answer."""
@@ -47,8 +47,23 @@ def pretrained(model: str, default: Any, weights: str, seed: int) -> tuple[Any, 
             f"({first_line(error)}); predictions mean nothing, timings do. "
             f"For real ones put {file} into {cache}{os.sep}"
         )
-        torch.manual_seed(seed)
-        return blank(model), f"random (seed {seed})"
+        return seeded(model, seed), f"random (seed {seed})"
+
+
+def seeded(model: str, seed: int) -> Any:
+    """A torchvision model with random weights, the same for the same seed.
+
+    Weights that torchvision starts at zero (the heads of its vision transformers) are drawn from N(0, 0.02²), as
+    these models start all others: outputs that don't depend on the input would make every check pass.
+    """
+    torch = optional.require("torch", "export a model")
+    torch.manual_seed(seed)
+    module = blank(model)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.dim() > 1 and not parameter.any():
+                parameter.normal_(0.0, 0.02)
+    return module
 
 
 _AS_TRAINED = {"transform_input": True, "init_weights": False}

@@ -69,6 +69,15 @@ def _show_onnx(report: Any) -> None:
     console.print(f"  operators {operators}", markup=False)
     if report.sidecar is not None:
         console.print(f"  model     {report.sidecar.model.name}, weights: {report.sidecar.model.weights}", markup=False)
+        if report.sidecar.conversion is not None:
+            console.print(f"  converted {_conversion(report.sidecar.conversion)}", markup=False)
+
+
+def _conversion(conversion: Any) -> str:
+    tools = " ".join(f"{name} {version}" for name, version in conversion.tools.items())
+    method = f", ranges by {conversion.method}" if conversion.method else ""
+    stayed = f", {len(conversion.stayed)} products in float32" if conversion.stayed else ""
+    return f"to {conversion.precision} by {tools} with {conversion.calibration}{method}{stayed}"
 
 
 def _count(value: int | None) -> str:
@@ -95,6 +104,12 @@ def _show_engine(report: Any, layers: bool) -> None:
         ("made", f"{sidecar.created} on {where} ({tools})"),
         ("precision", f"asked {sidecar.precision_asked}, realised {sidecar.precision_realised}"),
     ]
+    if sidecar.accuracy is not None:
+        lines.append(("accuracy", str(sidecar.accuracy)))
+    if sidecar.conversion is not None:
+        lines.append(("converted", _conversion(sidecar.conversion)))
+    if sidecar.options:
+        lines.append(("options", ", ".join(f"{name} {value}" for name, value in sidecar.options.items())))
     for label, text in lines:
         console.print(f"  {label:10}{text}", markup=False)
     if report.unopened is not None:

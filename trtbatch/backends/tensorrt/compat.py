@@ -218,27 +218,36 @@ def parser_error(error: Any, nodes: Sequence[tuple[str, str]]) -> str:
     return f"node {name or index} ({operator}): {description}" if name or operator else description
 
 
-def layers(trt: Any, engine: Any) -> tuple[tuple[str, str, str, str], ...]:
+def layers(trt: Any, engine: Any, context: Any = None) -> tuple[tuple[str, str, str, str], ...]:
     """(name, kind, precision, tactic) of each layer, from the engine inspector; names alone where no more was kept.
 
-    The JSON of 8.6 holds control characters unescaped (NVIDIA/TensorRT#2779). Up to 10 an output's precision is
-    the end of ``Format/Datatype``, in 11 it is ``Datatype``.
+    The JSON of 8.6 holds control characters unescaped (NVIDIA/TensorRT#2779). Up to 10 a tensor's type is the end of
+    ``Format/Datatype``, in 11 it is ``Datatype``.
+
+    Args:
+        context: with input shapes set; without one, 8.6 tells no types of layers whose shapes are open.
     """
-    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    inspector = engine.create_engine_inspector()
+    if context is not None:
+        inspector.execution_context = context
+    text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     try:
         found = json.loads(text, strict=False).get("Layers", [])  # 8.6 has control characters in it
     except ValueError:  # a line for each layer is left
-        text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.ONELINE)
+        text = inspector.get_engine_information(trt.LayerInformationFormat.ONELINE)
         found = [line.strip() for line in text.splitlines() if line.strip()]
     return tuple((str(layer), "", "", "") if isinstance(layer, str) else _layer(layer) for layer in found)
 
 
 def _layer(layer: dict[str, Any]) -> tuple[str, str, str, str]:
+    """What a layer computes in is the type of its weights, else of its first input: a quantized product may give
+    floats. A tactic whose name has tf32 in it rounds its float32 factors."""
     tactic = str(layer.get("TacticName", ""))
-    # What a layer computes in is the type of its first input: a quantized product may give floats.
     tensors = layer.get("Inputs") or layer.get("Outputs") or [{}]
-    kind = str(tensors[0].get("Datatype") or tensors[0].get("Format/Datatype", "")).lower()
-    precision = next((short for word, short in _PRECISIONS.items() if word in kind), "")
+    told = (layer.get("Weights"), tensors[0])
+    kinds = [str(each.get("Type") or each.get("Datatype") or each.get("Format/Datatype", "")) for each in told if each]
+    words = ((short, kind.lower()) for kind in kinds for word, short in _PRECISIONS.items() if word in kind.lower())
+    precision = next((short for short, _ in words), "")
     if precision == "fp32" and "tf32" in tactic.lower():
         precision = "tf32"
     return str(layer.get("Name", "")), str(layer.get("LayerType", "")), precision, tactic
