@@ -44,6 +44,9 @@ FIELDS = {
     "self._active": "IExecutionContext",
 }
 
+TABLES = ("_TYPES", "_TYPE_FLAGS", "_OPTION_FLAGS")
+"""Of compat.py: names of enum members by our own words."""
+
 NOT_TENSORRT = {
     "dtype": "an enum member, of which only the name is read",
     "severity": "an enum member, of which only the name is read",
@@ -101,6 +104,17 @@ def take_stock(folder: Path, libraries: Path) -> tuple[str, Inventory]:
     return version, inventory
 
 
+def ask(code: str, folder: Path, libraries: Path) -> object:
+    """What code says that finds the bindings as ``trt`` and prints one line of JSON."""
+    root = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join([str(folder), root, os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "LD_LIBRARY_PATH": str(libraries)}
+    line = [sys.executable, "-c", f"import json, tensorrt_bindings as trt\n{code}"]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 @dataclass(frozen=True)
 class Use:
     """One use of a member in our code; `guarded` where the function asks first whether the object has it."""
@@ -129,6 +143,21 @@ def uses(package: Path, inventory: Inventory) -> list[Use]:
             if isinstance(function, ast.FunctionDef):
                 found += _Reader(function, name, inventory).read()
     return found
+
+
+def all_questions(package: Path) -> set[str]:
+    """Every name that the files ask a TensorRT object for."""
+    trees = (ast.parse((package / name).read_text(encoding="utf-8")) for name in FILES)
+    asked = {name for tree in trees for node in ast.walk(tree) for name in _asked_in(node)}
+    tables = (ast.parse((package / "compat.py").read_text(encoding="utf-8"))).body
+    for node in tables:  # flags that are asked for through a table
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict) and ast.unparse(node.targets[0]) in TABLES:
+            asked |= {str(each.value) for each in node.value.values if isinstance(each, ast.Constant)}
+    return asked
+
+
+def _asked_in(node: ast.AST) -> set[str]:
+    return questions(node) if isinstance(node, ast.FunctionDef) else set()
 
 
 def questions(function: ast.AST) -> set[str]:

@@ -258,3 +258,38 @@ def oddly_named(path: Path) -> Path:
     nodes = [helper.make_node("Neg", ["bild/größe:0"], ["出力/scores:0"], name="/нет")]
     shape: Shape = ["batch_size", 4]
     return save(path, nodes, {"bild/größe:0": shape}, {"出力/scores:0": shape})
+
+
+def overflowing(path: Path, dtype: int = TensorProto.FLOAT, reach: float = 1e4) -> Path:
+    """``(N, 8)`` → ``(N, 5)``: x·1e4 squared, which no float16 holds, then normalised, then a matrix product."""
+    kind = np.float16 if dtype == TensorProto.FLOAT16 else np.float32
+    nodes = [
+        helper.make_node("Mul", ["input", "reach"], ["far"], name="/scale/Mul"),
+        helper.make_node("Mul", ["far", "far"], ["square"], name="/square/Mul"),
+        helper.make_node("ReduceMean", ["square"], ["mean"], name="/mean/ReduceMean", axes=[1], keepdims=1),
+        helper.make_node("Div", ["square", "mean"], ["normal"], name="/norm/Div"),
+        helper.make_node("MatMul", ["normal", "matrix"], ["output"], name="/head/MatMul"),
+    ]
+    constants = {"reach": np.array(reach, kind), "matrix": _weights(8, 5).astype(kind)}
+    return save(
+        path,
+        nodes,
+        {"input": ["batch_size", 8]},
+        {"output": ["batch_size", 5]},
+        constants,
+        {"input": dtype, "output": dtype},
+    )
+
+
+def wide(path: Path) -> Path:
+    """``(N, 32, 8, 8)`` → ``(N, 16)``: channels enough for ModelOpt to quantize to fp8 too."""
+    nodes = [
+        helper.make_node("Conv", ["input", "first"], ["a"], name="/first", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["b"], name="/relu"),
+        helper.make_node("Conv", ["b", "second"], ["c"], name="/second", pads=[1, 1, 1, 1]),
+        helper.make_node("GlobalAveragePool", ["c"], ["pooled"], name="/pool"),
+        helper.make_node("Flatten", ["pooled"], ["flat"], name="/flatten"),
+        helper.make_node("Gemm", ["flat", "matrix"], ["output"], name="/head"),
+    ]
+    constants = {"first": _weights(32, 32, 3, 3), "second": _weights(64, 32, 3, 3), "matrix": _weights(64, 16)}
+    return save(path, nodes, {"input": ["batch_size", 32, 8, 8]}, {"output": ["batch_size", 16]}, constants)

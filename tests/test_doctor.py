@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from trtbatch.backends.tensorrt import wheel
 from trtbatch.doctor import Check, examine
 from trtbatch.facts import Facts, Gpu, Library, gather
 
@@ -175,3 +176,23 @@ def test_the_command_prints_lines_or_json(cli: Cli) -> None:
     assert result.exit_code in (0, 1) and "numpy" in result.output and "Traceback" not in result.output
     data = json.loads(cli("doctor", "--json").stdout)
     assert {"checks", "facts"} == set(data) and data["facts"]["packages"]["numpy"]
+
+
+@pytest.mark.parametrize(
+    ("driver", "version", "line"),
+    [
+        ("12.4", None, "pip install tensorrt-cu12"),
+        ("13.0", None, "pip install tensorrt-cu13"),
+        ("11.8", None, "pip install tensorrt-cu11==10.13.0.35"),
+        ("11.8", "10.5.0", "pip install tensorrt-cu11==10.5.0"),
+        ("11.8", "11.4.0.106", "pip install tensorrt-cu11==10.13.0.35, or update the NVIDIA driver"),
+        ("12.4", "10.16.1.11", "pip install tensorrt-cu12==10.16.1.11"),
+        ("13.0", "10.16.1.11", "pip install tensorrt-cu13==10.16.1.11"),
+        ("13.0", "10.0.1", "pip install tensorrt-cu12==10.0.1"),
+        ("13.0", "8.6.1", "pip install tensorrt==8.6.1 (for CUDA 12, and Python up to 3.11)"),
+        (None, "10.5.0", "pip install tensorrt==10.5.0"),
+        (None, None, "pip install 'trtbatch[tensorrt]'"),
+    ],
+)
+def test_the_wheel_for_a_driver_and_a_version(driver: str | None, version: str | None, line: str) -> None:
+    assert wheel(driver, version) == line

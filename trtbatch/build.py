@@ -24,7 +24,7 @@ from trtbatch.precision import CONVERTED, PRECISIONS, ConversionRequest
 from trtbatch.records import encode
 from trtbatch.typedgraph import float_types, kinds, products
 
-__all__ = ["BuildRequest", "build"]
+__all__ = ["BuildRequest", "build", "foreign"]
 
 _BITS_ORDER = ("int8", "fp8", "fp16", "bf16")
 """Reduced precisions, the narrowest first: the one by which an engine of mixed types is called."""
@@ -283,7 +283,7 @@ def _original(converted: Artifact) -> Artifact:
     record, sidecar = converted.sidecar.source, converted.sidecar
     path = converted.path.parent / (sidecar.source_path or "")
     if record is not None and path.is_file() and artifacts.record_file(path).sha256 == record.sha256:
-        return artifacts.load(path, "onnx") if files.sidecar_path(path).is_file() else _foreign(path)
+        return artifacts.load(path, "onnx") if files.sidecar_path(path).is_file() else foreign(path)
     note(f"the float32 file of {converted.path} isn't there: the accuracy is taken against itself")
     return converted
 
@@ -323,7 +323,7 @@ def _source(request: BuildRequest) -> Artifact:
         )
         note(f"building the newest that fits: {artifact.path}")
     elif not files.sidecar_path(path).is_file():
-        return _foreign(path)
+        return foreign(path)
     else:
         artifact = artifacts.load(path, "onnx")
     artifacts.check_file(artifact)
@@ -335,7 +335,7 @@ def _wanted(request: BuildRequest) -> str:
     return "dynamic ONNX file" if request.profiles else "ONNX file"
 
 
-def _foreign(path: Path) -> Artifact:
+def foreign(path: Path) -> Artifact:
     """An ONNX file that trtbatch didn't export: its own words are all there is."""
     model = load_onnx(path)
     inputs, outputs = read_specs(model, path.name)

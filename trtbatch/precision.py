@@ -309,10 +309,11 @@ def _publish(made: Path, target: Path, source: Artifact, wanted: Conversion, too
     stayed = tuple(name for name, kind in computes.items() if kind == "fp32")
     reached = [name for name, kind in computes.items() if kind == wanted.precision]
     if not reached:
-        what = "has no convolution or matrix product" if not computes else "keeps every product in float32"
+        what = "has no convolution or matrix product" if not computes else "has no product that ModelOpt changes"
         raise PrecisionError(
             f"{source.path.name} {what}: nothing of it computes in {wanted.precision}",
-            f"build it in float32, or keep less in it (--keep-fp32); {wanted.precision} is for {', '.join(PRODUCTS)}",
+            f"build it in float32, or keep less in that (--keep-fp32); {wanted.precision} is for "
+            f"{', '.join(PRODUCTS)} of some size",
         )
     if stayed:
         _tell_stayed(stayed, len(computes), wanted)

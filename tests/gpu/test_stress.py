@@ -17,6 +17,7 @@ from hypothesis import given
 
 from tests import models
 from tests.conftest import child_environment, run_process
+from tests.gpu.neighbours import neighbour
 from tests.test_fuzz import Mutation, fuzzed, mutated, mutations
 from tests.test_stress import RUNS, interrupted, resident
 from trtbatch.artifacts import Artifact, check_file, load
@@ -105,56 +106,22 @@ def test_four_threads_on_one_engine_each_get_their_own_rows(folder: Path, artifa
     assert max(worst) < 2e-3
 
 
-def test_another_library_may_use_the_gpu_in_the_same_process(folder: Path, artifact: Artifact) -> None:
-    """torch where it is installed; else CUDA's runtime API, which is what torch allocates with."""
+def test_another_library_may_use_the_gpu_in_the_same_process(folder: Path, artifact: Artifact, tmp_path: Path) -> None:
     oracle = OnnxReference(folder / "m.onnx")
-    try:
-        import torch
-
-        name = f"torch {torch.__version__}"
-
-        def allocate() -> Any:
-            return torch.ones(1 << 22, device="cuda")
-
-        def total(held: Any) -> float:
-            return float(held.sum().item()) / (1 << 22)
-
-        def release(held: Any) -> None:
-            del held
-            torch.cuda.empty_cache()
-    except ImportError:
-        from cuda.bindings import runtime
-
-        name = "cuda.bindings.runtime"
-
-        def allocate() -> Any:
-            error, address = runtime.cudaMalloc(1 << 24)
-            assert error == runtime.cudaError_t.cudaSuccess, error
-            assert runtime.cudaMemset(address, 1, 1 << 24)[0] == runtime.cudaError_t.cudaSuccess
-            return address
-
-        def total(held: Any) -> float:
-            back = np.empty(1 << 24, np.uint8)
-            kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
-            assert runtime.cudaMemcpy(back.ctypes.data, held, 1 << 24, kind)[0] == runtime.cudaError_t.cudaSuccess
-            return float(back.mean())
-
-        def release(held: Any) -> None:
-            assert runtime.cudaFree(held)[0] == runtime.cudaError_t.cudaSuccess
-
-    held = allocate()
+    beside = neighbour(tmp_path)
+    held = beside.take()
     with open_engine(artifact) as engine, engine.session() as session:
         for seed in range(50):
-            mine = allocate()
+            mine = beside.take()
             inputs = random_inputs(artifact.sidecar.inputs, 1 + seed % 8, seed)
             session.bind(inputs)
             session.run()
             assert row_errors(session.fetch()["output"], oracle(inputs)["output"]).max() < 2e-3
-            assert total(mine) == 1.0
-            release(mine)
-    assert total(held) == 1.0, "its memory and its context outlive our engine"
-    release(held)
-    print(f"beside {name}")
+            assert beside.mean(mine) == 1.0
+            beside.give(mine)
+    assert beside.mean(held) == 1.0, "its memory and its context outlive our engine"
+    beside.give(held)
+    print(f"beside {beside.name}")
 
 
 def test_a_device_that_is_not_there_is_refused(folder: Path) -> None:

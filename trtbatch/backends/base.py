@@ -140,7 +140,7 @@ class BuilderOptions:
     def asked(self) -> dict[str, Any]:
         """Those that differ from the default, by name."""
         pairs = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return {name: value for name, value in pairs if value not in (False, None)}
+        return {name: value for name, value in pairs if value is not None and value is not False}
 
 
 OPSETS = {"fp16": 13, "int8": 13, "fp8": 19, "bf16": 22}

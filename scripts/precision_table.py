@@ -1,0 +1,153 @@
+"""Time and error of one model in several precisions, in one run: fp32, TF32, fp16, int8 against fp32 on the CPU.
+
+    python scripts/precision_table.py build MODEL [--precision fp32,tf32,fp16,int8] [--max 128]
+    python scripts/precision_table.py measure MODEL… [--batch 1,32,128] [--rounds 3] [--json FILE]
+    python scripts/precision_table.py show FILE
+
+``build`` exports nothing: ``engines/MODEL_dynamic.onnx`` must be there. It builds an engine for each precision, and
+verifies every row at batch 1, 7 and 32 against ONNX Runtime on the float32 file. ``measure`` times all engines of a
+model in turn, round after round (GPU time, mode *async*), and prints a table; ``show`` prints that of a kept run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trtbatch import environment
+from trtbatch.artifacts import load
+from trtbatch.backends import open_engine
+from trtbatch.batches import Profile, parse_batches
+from trtbatch.bench import measure
+from trtbatch.build import BuildRequest, build
+from trtbatch.records import encode
+from trtbatch.rows import random_inputs
+from trtbatch.verify import VerifyRequest, VerifyResult, verify
+
+VERIFIED = (1, 7, 32)
+
+
+def engine_of(model: str, precision: str) -> Path:
+    return Path("engines") / f"{model}_dynamic.{precision}.engine"
+
+
+def build_all(model: str, precisions: Sequence[str], largest: int) -> None:
+    """Build and verify; the verdict lies beside each engine."""
+    for precision in precisions:
+        request = BuildRequest(
+            Path("engines") / f"{model}_dynamic.onnx",
+            profiles=(Profile(1, 32, largest),),
+            backend="tensorrt",
+            precision=precision,
+        )
+        artifact = build(request)
+        verdict = verify(VerifyRequest(artifact.path, batches=VERIFIED))
+        facts = worst(verdict) | {"build_seconds": artifact.sidecar.build["build_seconds"]}
+        artifact.path.with_suffix(".verdict").write_text(json.dumps(facts))
+        print(model, precision, facts, flush=True)
+
+
+def worst(verdict: VerifyResult) -> dict[str, Any]:
+    """The largest error of any row of any batch, and the least agreement of the best class."""
+    rows = [row for output in verdict.outputs for row in output.rows]
+    return {
+        "passed": verdict.passed,
+        "reference": verdict.reference,
+        "rows": len(rows),
+        "l2_rel": max(float(row.l2_rel) for row in rows),
+        "top1": float(np.mean([bool(row.top1) for row in rows])),
+    }
+
+
+def time_model(model: str, precisions: Sequence[str], batches: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+    """Median ms of every engine at every batch, each round's kept; the engines take turns."""
+    found: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        sessions = {}
+        artifacts = {name: load(engine_of(model, name), "engine") for name in precisions}
+        for name, artifact in artifacts.items():
+            engine = stack.enter_context(open_engine(artifact))
+            sessions[name] = stack.enter_context(engine.session())
+        for batch in batches:
+            times: dict[str, list[float]] = {name: [] for name in precisions}
+            for turn in range(rounds):
+                for name in precisions if turn % 2 == 0 else precisions[::-1]:
+                    session, artifact = sessions[name], artifacts[name]
+                    session.bind(random_inputs(artifact.sidecar.inputs, batch, seed=0))
+                    samples = measure(session.modes()["async"], None, 0.3, 150.0)
+                    times[name].append(float(f"{np.median(samples):.5g}"))
+            for name in precisions:
+                found.append({"batch": batch, "precision": name, "rounds_ms": times[name]})
+    for row in found:
+        artifact = artifacts[row["precision"]]
+        row |= {"model": model, "ms": float(np.median(row["rounds_ms"]))}
+        row |= json.loads(engine_of(model, row["precision"]).with_suffix(".verdict").read_text())
+        row |= {"layers": artifact.sidecar.layer_precisions, "mib": round(artifact.sidecar.artifact.bytes / 2**20, 1)}
+        row |= {"conversion": encode(artifact.sidecar.conversion)} if artifact.sidecar.conversion else {}
+    return found
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """A line for each model and precision: time at each batch, error and agreement of the verified rows."""
+    batches = sorted({row["batch"] for row in rows})
+    heads = [*(f"batch {batch}: ms" for batch in batches), "images/s", "MiB", "error", "top-1"]
+    lines = [f"| model | precision | {' | '.join(heads)} |", f"|---|---|{'---:|' * len(heads)}"]
+    for model, name in dict.fromkeys((row["model"], row["precision"]) for row in rows):
+        mine = {row["batch"]: row for row in rows if (row["model"], row["precision"]) == (model, name)}
+        times = " | ".join(f"{mine[batch]['ms']:.3f}" for batch in batches)
+        last = mine[batches[-1]]
+        lines.append(
+            f"| {model} | {name} | {times} | {batches[-1] / last['ms'] * 1e3:,.0f} | {last['mib']:.1f} "
+            f"| {last['l2_rel']:.1e} | {last['top1']:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    building = commands.add_parser("build")
+    building.add_argument("model")
+    building.add_argument("--max", type=int, default=128)
+    measuring = commands.add_parser("measure")
+    measuring.add_argument("model", nargs="+")
+    measuring.add_argument("--batch", default="1,32,128")
+    measuring.add_argument("--rounds", type=int, default=3)
+    measuring.add_argument("--json", type=Path)
+    for command in (building, measuring):
+        command.add_argument("--precision", default="fp32,tf32,fp16,int8")
+    commands.add_parser("show").add_argument("file", type=Path)
+    options = parser.parse_args()
+    if options.command == "show":
+        print(markdown(json.loads(options.file.read_text(encoding="utf-8"))["rows"]))
+        return
+    precisions = options.precision.split(",")
+    if options.command == "build":
+        build_all(options.model, precisions, options.max)
+        return
+    batches = parse_batches(options.batch)
+    rows = [row for model in options.model for row in time_model(model, precisions, batches, options.rounds)]
+    print(markdown(rows))
+    if options.json is not None:
+        sidecar = load(engine_of(options.model[0], precisions[0]), "engine").sidecar
+        result = {
+            "script": "scripts/precision_table.py",
+            "timed": "one execute_async_v3 between two CUDA events on a busy stream, inputs on the GPU",
+            "weights": sidecar.model.weights,
+            "device": sidecar.device,
+            "tools": sidecar.tools,
+            "environment": environment.describe(),
+            "gpu": environment.gpu_state(),
+            "rows": rows,
+        }
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
