@@ -70,12 +70,10 @@ def _torch_libraries(python: str, folder: Path, cuda: bool = True) -> Neighbour:
     version, home = done.stdout.split()
     source, made = folder / "neighbour.cpp", folder / "neighbour.so"
     source.write_text(_SOURCE)
-    subprocess.run(
-        ["g++", "-O0", "-std=c++20", "-shared", "-fPIC", "-w", f"-I{home}/include", str(source), "-o", str(made)]
-        + [f"-L{home}/lib", f"-Wl,-rpath,{home}/lib", "-Wl,--no-as-needed"]
-        + ["-ltorch", "-ltorch_cpu", *(["-ltorch_cuda", "-lc10_cuda"] if cuda else []), "-lc10"],
-        check=True,
-    )
+    flags = ["-O0", "-std=c++20", "-shared", "-fPIC", "-w", f"-I{home}/include"]
+    link = [f"-L{home}/lib", f"-Wl,-rpath,{home}/lib", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10"]
+    link += ["-ltorch_cuda", "-lc10_cuda"] if cuda else []
+    subprocess.run(["g++", *flags, str(source), "-o", str(made), *link], check=True)
     library = ctypes.CDLL(str(made))
     library.take.restype = ctypes.c_void_p
     library.mean.restype = ctypes.c_double
