@@ -91,3 +91,14 @@ def test_the_package_speaks_of_itself_alone() -> None:
         text = (ROOT / name).read_text(encoding="utf-8", errors="ignore") if (ROOT / name).is_file() else ""
         for word in [f"/{folder}/" for folder in ("root", "home", "work/main")]:
             assert word not in text, f"{name} holds {word}"
+
+
+@pytest.mark.parametrize("command", ["export", "build", "infer", "bench", "verify"])
+def test_help_tells_what_is_taken_where_nothing_is_given(cli: Callable[..., Any], command: str) -> None:
+    """Rich takes [brackets] for markup unless they are escaped, and prints nothing of them."""
+    assert "[default: " in cli(command, "--help").output
+
+
+def test_help_tells_the_engine_that_is_taken(cli: Callable[..., Any]) -> None:
+    for command in ("infer", "bench", "verify"):
+        assert "[default: the newest in engines/ that runs" in " ".join(cli(command, "--help").output.split())

@@ -20,12 +20,12 @@ def command(
     ] = "1",
     mode: Annotated[
         Optional[str],
-        typer.Option(metavar="A,B", help="TensorRT: execute_v2, async. ONNX Runtime: run. [default: the first]"),
+        typer.Option(metavar="A,B", help="TensorRT: execute_v2, async. ONNX Runtime: run. \\[default: the first]"),
     ] = None,
     iterations: Annotated[Optional[int], typer.Option(min=1, help="Exactly so many timed runs of each.")] = None,
     min_time: Annotated[
         Optional[float],
-        typer.Option(min=0.01, metavar="S", help="Seconds of timed runs of each, at least. [default: 1]"),
+        typer.Option(min=0.01, metavar="S", help="Seconds of timed runs of each, at least. \\[default: 1]"),
     ] = None,
     warmup: Annotated[float, typer.Option(min=0, metavar="MS", help="Milliseconds of runs before each.")] = 200.0,
     percentile: Annotated[str, typer.Option(metavar="P,Q", help="Percentiles beside the median.")] = "90,99",

@@ -12,16 +12,19 @@ from trtbatch.cli.console import Debug, Device, out, parse_bytes, parse_shape, p
 
 __all__ = ["command"]
 
+_PRECISION = "Precision"
+_ENGINE = "TensorRT engines"
+
 
 def command(
     onnx: Annotated[
-        Optional[Path], typer.Argument(metavar="[ONNX]", help="[default: the newest in engines/ that fits]")
+        Optional[Path], typer.Argument(metavar="[ONNX]", help="\\[default: the newest in engines/ that fits]")
     ] = None,
-    min_: Annotated[Optional[int], typer.Option("--min", help="Smallest batch of the profile. [default: 1]")] = None,
+    min_: Annotated[Optional[int], typer.Option("--min", help="Smallest batch of the profile. \\[default: 1]")] = None,
     opt: Annotated[
-        Optional[int], typer.Option("--opt", help="Batch that the profile is tuned for. [default: 16]")
+        Optional[int], typer.Option("--opt", help="Batch that the profile is tuned for. \\[default: 16]")
     ] = None,
-    max_: Annotated[Optional[int], typer.Option("--max", help="Largest batch of the profile. [default: 32]")] = None,
+    max_: Annotated[Optional[int], typer.Option("--max", help="Largest batch of the profile. \\[default: 32]")] = None,
     static: Annotated[Optional[int], typer.Option(metavar="N", help="One fixed batch size instead.")] = None,
     profile: Annotated[
         Optional[list[str]],
@@ -33,10 +36,10 @@ def command(
     ] = "auto",
     workspace: Annotated[
         Optional[str],
-        typer.Option(metavar="SIZE", help="Memory for TensorRT's tactics, like 4GiB. [default: TensorRT's]"),
+        typer.Option(metavar="SIZE", help="Memory for TensorRT's tactics, like 4GiB. \\[default: TensorRT's]"),
     ] = None,
     opt_level: Annotated[
-        Optional[int], typer.Option(min=0, max=5, help="TensorRT's builder optimization level. [default: TensorRT's]")
+        Optional[int], typer.Option(min=0, max=5, help="TensorRT's builder optimization level. \\[default: TensorRT's]")
     ] = None,
     timing_cache: Annotated[
         Optional[Path], typer.Option(metavar="FILE", help="Read where usable, and written after the build.")
@@ -52,49 +55,76 @@ def command(
         Optional[str],
         typer.Option(
             metavar="fp32|tf32|fp16|bf16|int8|fp8|best",
-            help="What products compute in; best: the fastest within --tolerance. [default: the file's; TF32]",
+            help="What products compute in; best: the fastest within --tolerance. \\[default: the file's; TF32]",
+            rich_help_panel=_PRECISION,
         ),
     ] = None,
     io_precision: Annotated[
-        Optional[Literal["fp16"]], typer.Option(help="Type of inputs and outputs. [default: as they are]")
+        Optional[Literal["fp16"]],
+        typer.Option(help="Type of inputs and outputs. \\[default: as they are]", rich_help_panel=_PRECISION),
     ] = None,
     keep_fp32: Annotated[
         Optional[list[str]],
-        typer.Option(metavar="NODE|OP", help="Nodes or operators that stay float32; may be given several times."),
+        typer.Option(
+            metavar="NODE|OP",
+            help="Nodes or operators that stay float32; may be given several times.",
+            rich_help_panel=_PRECISION,
+        ),
     ] = None,
     calibration: Annotated[
         Optional[str],
         typer.Option(
             metavar="DIR|GLOB|FILE|N",
-            help="Samples for ranges and accuracy, as for infer --input, or so many random ones. [default: 64 random]",
+            help="Samples for ranges and accuracy, as infer takes them, or so many random ones. \\[default: 64 random]",
+            rich_help_panel=_PRECISION,
         ),
     ] = None,
     calibration_method: Annotated[
-        Literal["entropy", "max"], typer.Option(help="How the ranges of int8 and fp8 are chosen.")
+        Literal["entropy", "max"],
+        typer.Option(help="How the ranges of int8 and fp8 are chosen.", rich_help_panel=_PRECISION),
     ] = "entropy",
     tolerance: Annotated[
         Optional[float],
-        typer.Option(min=0, metavar="T", help="Largest L2 error of a row. [default: the precision's; best: 0.01]"),
+        typer.Option(
+            min=0,
+            metavar="T",
+            help="Largest L2 error of a row. \\[default: the precision's; best: 0.01]",
+            rich_help_panel=_PRECISION,
+        ),
     ] = None,
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="Runs on later TensorRT releases too.")
+        bool, typer.Option("--version-compatible", help="Runs on later TensorRT releases too.", rich_help_panel=_ENGINE)
     ] = False,
     hardware_compatible: Annotated[
-        bool, typer.Option("--hardware-compatible", help="Runs on every GPU from compute capability 8.0 on.")
+        bool,
+        typer.Option(
+            "--hardware-compatible", help="Runs on every GPU from compute capability 8.0 on.", rich_help_panel=_ENGINE
+        ),
     ] = False,
     aux_streams: Annotated[
-        Optional[int], typer.Option(min=0, metavar="N", help="Streams for layers beside the main one.")
+        Optional[int],
+        typer.Option(min=0, metavar="N", help="Streams for layers beside the main one.", rich_help_panel=_ENGINE),
     ] = None,
-    sparsity: Annotated[bool, typer.Option("--sparsity", help="Use 2:4 sparse weights as such.")] = False,
-    refit: Annotated[bool, typer.Option("--refit", help="Weights can be exchanged.")] = False,
+    sparsity: Annotated[
+        bool, typer.Option("--sparsity", help="Use 2:4 sparse weights as such.", rich_help_panel=_ENGINE)
+    ] = False,
+    refit: Annotated[bool, typer.Option("--refit", help="Weights can be exchanged.", rich_help_panel=_ENGINE)] = False,
     strip_weights: Annotated[
-        bool, typer.Option("--strip-weights", help="No weights in the engine; opening it takes the ONNX file's.")
+        bool,
+        typer.Option(
+            "--strip-weights",
+            help="No weights in the engine; opening it takes the ONNX file's.",
+            rich_help_panel=_ENGINE,
+        ),
     ] = False,
     weight_streaming: Annotated[
-        bool, typer.Option("--weight-streaming", help="Weights that don't fit on the GPU are streamed.")
+        bool,
+        typer.Option(
+            "--weight-streaming", help="Weights that don't fit on the GPU are streamed.", rich_help_panel=_ENGINE
+        ),
     ] = False,
     output: Annotated[
-        Optional[Path], typer.Option(metavar="PATH", help="[default: engines/NAME.engine or engines/NAME.ort.onnx]")
+        Optional[Path], typer.Option(metavar="PATH", help="\\[default: engines/NAME.engine or engines/NAME.ort.onnx]")
     ] = None,
     device: Device = 0,
     debug: Debug = False,

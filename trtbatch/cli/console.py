@@ -61,7 +61,7 @@ Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show 
 
 
 EngineFile = Annotated[
-    Optional[Path], typer.Argument(metavar="[ENGINE]", help="[default: the newest in engines/ that runs here]")
+    Optional[Path], typer.Argument(metavar="[ENGINE]", help="\\[default: the newest in engines/ that runs here]")
 ]
 
 Device = Annotated[int, typer.Option("--device", min=0, metavar="N", help="Number of the GPU.")]

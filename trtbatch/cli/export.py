@@ -20,14 +20,14 @@ def command(
     dynamic: Annotated[
         bool, typer.Option("--dynamic/--static", help="A dynamic batch axis, or one fixed batch size (the default).")
     ] = False,
-    batch: Annotated[Optional[int], typer.Option(min=1, help="Batch size of a static export. [default: 1]")] = None,
+    batch: Annotated[Optional[int], typer.Option(min=1, help="Batch size of a static export. \\[default: 1]")] = None,
     input_shape: Annotated[
-        Optional[str], typer.Option(metavar="C,H,W", help="Shape of one sample. [default: the model's own]")
+        Optional[str], typer.Option(metavar="C,H,W", help="Shape of one sample. \\[default: the model's own]")
     ] = None,
-    opset: Annotated[Optional[int], typer.Option(help="ONNX opset. [default: 17 (torchscript), 18 (dynamo)]")] = None,
+    opset: Annotated[Optional[int], typer.Option(help="ONNX opset. \\[default: 17 (torchscript), 18 (dynamo)]")] = None,
     exporter: Annotated[
         Optional[Literal["torchscript", "dynamo"]],
-        typer.Option(help="Which of torch's exporters. [default: torchscript, while torch has it]"),
+        typer.Option(help="Which of torch's exporters. \\[default: torchscript, while torch has it]"),
     ] = None,
     weights: Annotated[
         str, typer.Option(metavar="auto|pretrained|random|FILE", help="Where the weights come from.")
@@ -36,7 +36,8 @@ def command(
     input_names: Annotated[Optional[str], typer.Option(metavar="A,B", help="Names of the inputs, in order.")] = None,
     output_names: Annotated[Optional[str], typer.Option(metavar="A,B", help="Names of the outputs, in order.")] = None,
     output: Annotated[
-        Optional[Path], typer.Option(metavar="PATH", help="[default: engines/MODEL_dynamic.onnx or engines/MODEL.onnx]")
+        Optional[Path],
+        typer.Option(metavar="PATH", help="\\[default: engines/MODEL_dynamic.onnx or engines/MODEL.onnx]"),
     ] = None,
     debug: Debug = False,
 ) -> None:

@@ -20,15 +20,15 @@ def command(
         typer.Option(
             metavar="onnxruntime|torch|FILE|none",
             help="The reference; FILE is an .onnx, or an .npz of saved outputs. "
-            "[default: onnxruntime, where the engine's ONNX file is at hand]",
+            "\\[default: onnxruntime, where the engine's ONNX file is at hand]",
         ),
     ] = None,
     batch: Annotated[
-        Optional[str], typer.Option(metavar="LIST", help="Batch sizes. [default: each profile's min, opt and max]")
+        Optional[str], typer.Option(metavar="LIST", help="Batch sizes. \\[default: each profile's min, opt and max]")
     ] = None,
     input_: Annotated[
         Optional[str],
-        typer.Option("--input", metavar="DIR|GLOB|FILE|random", help="Samples, as for infer. [default: random]"),
+        typer.Option("--input", metavar="DIR|GLOB|FILE|random", help="Samples, as for infer. \\[default: random]"),
     ] = None,
     rtol: Annotated[
         Optional[float], typer.Option(min=0, help="Element-wise |a-b| ≤ atol + rtol·|b|, instead of the default.")
