@@ -1,11 +1,12 @@
 """Time and error of one model in several precisions, in one run: fp32, TF32, fp16, int8 against fp32 on the CPU.
 
-    python scripts/precision_table.py build MODEL [--precision fp32,tf32,fp16,int8] [--max 128]
+    python scripts/precision_table.py build MODEL [--precision fp32,tf32,fp16,int8] [--max 128] [--keep-fp32 NODE|OP …]
     python scripts/precision_table.py measure MODEL… [--batch 1,32,128] [--rounds 3] [--json FILE]
     python scripts/precision_table.py show FILE
 
 ``build`` exports nothing: ``engines/MODEL_dynamic.onnx`` must be there. It builds an engine for each precision, and
-verifies every row at batch 1, 7 and 32 against ONNX Runtime on the float32 file. ``measure`` times all engines of a
+verifies every row at batch 1, 7 and 32 against ONNX Runtime on the float32 file; ``--keep-fp32`` is for int8 alone.
+``measure`` times all engines of a
 model in turn, round after round (GPU time, mode *async*), and prints a table; ``show`` prints that of a kept run.
 """
 
@@ -37,7 +38,7 @@ def engine_of(model: str, precision: str) -> Path:
     return Path("engines") / f"{model}_dynamic.{precision}.engine"
 
 
-def build_all(model: str, precisions: Sequence[str], largest: int) -> None:
+def build_all(model: str, precisions: Sequence[str], largest: int, kept: Sequence[str]) -> None:
     """Build and verify; the verdict lies beside each engine."""
     for precision in precisions:
         request = BuildRequest(
@@ -45,6 +46,7 @@ def build_all(model: str, precisions: Sequence[str], largest: int) -> None:
             profiles=(Profile(1, 32, largest),),
             backend="tensorrt",
             precision=precision,
+            keep_fp32=tuple(kept) if precision == "int8" else (),
         )
         artifact = build(request)
         verdict = verify(VerifyRequest(artifact.path, batches=VERIFIED))
@@ -102,6 +104,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         mine = {row["batch"]: row for row in rows if (row["model"], row["precision"]) == (model, name)}
         times = " | ".join(f"{mine[batch]['ms']:.3f}" for batch in batches)
         last = mine[batches[-1]]
+        kept = last.get("conversion", {}).get("keep_fp32")
+        name += f", `{' '.join(kept)}` in fp32" if kept else ""
         lines.append(
             f"| {model} | {name} | {times} | {batches[-1] / last['ms'] * 1e3:,.0f} | {last['mib']:.1f} "
             f"| {last['l2_rel']:.1e} | {last['top1']:.0%} |"
@@ -115,6 +119,7 @@ def main() -> None:
     building = commands.add_parser("build")
     building.add_argument("model")
     building.add_argument("--max", type=int, default=128)
+    building.add_argument("--keep-fp32", nargs="*", default=[])
     measuring = commands.add_parser("measure")
     measuring.add_argument("model", nargs="+")
     measuring.add_argument("--batch", default="1,32,128")
@@ -129,7 +134,7 @@ def main() -> None:
         return
     precisions = options.precision.split(",")
     if options.command == "build":
-        build_all(options.model, precisions, options.max)
+        build_all(options.model, precisions, options.max, options.keep_fp32)
         return
     batches = parse_batches(options.batch)
     rows = [row for model in options.model for row in time_model(model, precisions, batches, options.rounds)]

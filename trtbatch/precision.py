@@ -8,6 +8,7 @@ interpreter ``TRTBATCH_MODELOPT_PYTHON`` names.
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import hashlib
 import json
 import os
@@ -69,7 +70,7 @@ class ConversionRequest:
         precision: one of :data:`CONVERTED`.
         rest: type of what isn't quantized; fp16 for builders that take types from the file alone.
         io: type of inputs and outputs; None keeps theirs.
-        keep_fp32: names of nodes, or of operators, that stay float32.
+        keep_fp32: names of nodes (shell patterns too) or of operators that stay float32.
         calibration: folder or glob of images, ``.npy``, ``.npz``, or a number of random samples.
         method: how ranges are chosen, as ModelOpt offers it.
         folder: where the file goes.
@@ -99,7 +100,7 @@ def convert(source: Artifact, request: ConversionRequest) -> Artifact:
         PrecisionError: ModelOpt fails, or nothing in the model takes the precision.
     """
     model = load_onnx(source.path)
-    nodes, operators = _kept(model, request.keep_fp32, source.path.name)
+    kept = _kept(model, request.keep_fp32, source.path.name)
     samples, words = _samples(source.sidecar, request)
     wanted = Conversion(
         precision=request.precision,
@@ -122,24 +123,27 @@ def convert(source: Artifact, request: ConversionRequest) -> Artifact:
         return found
     request.progress(f"converting to {request.precision} (ModelOpt)", None)
     with files.scratch(target) as folder:
-        made, tools = _run_modelopt(source, request, (nodes, operators), samples, folder)
-        return _publish(made, target, source, wanted, tools)
+        made, tools = _run_modelopt(source, request, kept, samples, folder)
+        return _publish(made, target, source, wanted, tools, kept)
 
 
-def _kept(model: Any, names: Sequence[str], file: str) -> tuple[list[str], list[str]]:
-    """The names of ``--keep-fp32``, as regular expressions of nodes and as operators.
+def _kept(model: Any, names: Sequence[str], file: str) -> tuple[set[str], set[str]]:
+    """The nodes and the operators that ``--keep-fp32`` names; nodes by shell patterns too.
 
     Raises:
         UsageError: with the nearest that there is.
     """
     nodes = {node.name for node in model.graph.node if node.name}
     operators = {node.op_type for node in model.graph.node}
+    kept: set[str] = set()
     for name in names:
-        if name not in nodes and name not in operators:
+        found = {name} & nodes or set(fnmatch.filter(nodes, name))
+        if not found and name not in operators:
             near = difflib.get_close_matches(name, [*operators, *nodes], n=3, cutoff=0.4)
             hint = f"nearest: {', '.join(near)}" if near else f"operators: {', '.join(sorted(operators))}"
             raise UsageError(f"--keep-fp32 {name}: {file} has no such node or operator", hint)
-    return [f"^{re.escape(name)}$" for name in names if name in nodes], [name for name in names if name in operators]
+        kept |= found
+    return kept, operators & set(names)
 
 
 def _samples(sidecar: Sidecar, request: ConversionRequest) -> tuple[dict[str, Array], str]:
@@ -229,7 +233,7 @@ def _interpreter() -> tuple[str, dict[str, str]]:
 def _run_modelopt(
     source: Artifact,
     request: ConversionRequest,
-    kept: tuple[list[str], list[str]],
+    kept: tuple[set[str], set[str]],
     samples: Mapping[str, Array],
     folder: Path,
 ) -> tuple[Path, dict[str, str]]:
@@ -252,8 +256,8 @@ def _run_modelopt(
         "precision": request.precision,
         "rest": request.rest,
         "keep_io": request.io is None,
-        "exclude_nodes": kept[0],
-        "exclude_ops": kept[1],
+        "exclude_nodes": [f"^{re.escape(name)}$" for name in sorted(kept[0])],
+        "exclude_ops": sorted(kept[1]),
         "calibration": str(work / "calibration.npz"),
         "method": request.method,
         "largest": LARGEST,
@@ -291,7 +295,14 @@ def _last_line(log: Path) -> str:
     return lines[-1].strip()[:300] if lines else ""
 
 
-def _publish(made: Path, target: Path, source: Artifact, wanted: Conversion, tools: dict[str, str]) -> Artifact:
+def _publish(
+    made: Path,
+    target: Path,
+    source: Artifact,
+    wanted: Conversion,
+    tools: dict[str, str],
+    kept: tuple[set[str], set[str]],
+) -> Artifact:
     """Finish the file (scales, opset), and put it in its place with its sidecar.
 
     Raises:
@@ -316,7 +327,9 @@ def _publish(made: Path, target: Path, source: Artifact, wanted: Conversion, too
             f"{', '.join(PRODUCTS)} of some size",
         )
     if stayed:
-        _tell_stayed(stayed, len(computes), wanted)
+        operators = {node.name: node.op_type for node in model.graph.node}
+        by_itself = [name for name in stayed if name not in kept[0] and operators[name] not in kept[1]]
+        _tell_stayed(by_itself, len(computes), wanted.precision)
     final = made.with_name(target.name)
     large = model.ByteSize() > LARGEST
     beside = final.with_name(f"{target.name}.data")
@@ -339,11 +352,10 @@ def _publish(made: Path, target: Path, source: Artifact, wanted: Conversion, too
     return artifacts.publish(final, target, sidecar, companions)
 
 
-def _tell_stayed(stayed: Sequence[str], count: int, wanted: Conversion) -> None:
-    asked = set(wanted.keep_fp32)
-    by_itself = [name for name in stayed if name not in asked]
+def _tell_stayed(by_itself: Sequence[str], count: int, precision: str) -> None:
+    """Say which products ModelOpt left in float32 without being told to."""
     if by_itself:
-        why = "not of a kind that is quantized" if wanted.precision in QUANTIZED else "values too large for the type"
+        why = "not of a kind that is quantized" if precision in QUANTIZED else "values too large for the type"
         shown = ", ".join(by_itself[:3]) + (" …" if len(by_itself) > 3 else "")
         note(f"{len(by_itself)} of {count} products stay float32 ({why}): {shown}")
 

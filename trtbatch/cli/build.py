@@ -67,7 +67,7 @@ def command(
         Optional[list[str]],
         typer.Option(
             metavar="NODE|OP",
-            help="Nodes or operators that stay float32; may be given several times.",
+            help="Nodes (patterns too) or operators that stay float32; may be given several times.",
             rich_help_panel=_PRECISION,
         ),
     ] = None,
