@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,14 @@ from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from tests import models
+from tests.conftest import child_environment
 from tests.test_build import refused
 from trtbatch import optional
 from trtbatch.artifacts import load
 from trtbatch.backends.onnxruntime import OnnxReference
-from trtbatch.build import foreign
-from trtbatch.precision import MODELOPT_PYTHON, ConversionRequest, convert
+from trtbatch.buildrequest import foreign
+from trtbatch.converter import MODELOPT_PYTHON
+from trtbatch.precision import ConversionRequest, convert
 from trtbatch.rows import row_errors
 from trtbatch.typedgraph import kinds, products, scales
 
@@ -52,7 +56,7 @@ def errors(engine: Path, onnx_file: Path, samples: np.ndarray[Any, Any] = X) -> 
 def test_fp16_is_converted_built_verified_and_recorded(cli: Cli, folder: Path, model: Path) -> None:
     result = build(cli, "--precision", "fp16")
     assert result.exit_code == 0, result.output
-    assert "the speed isn't" in result.output and "off by" in result.output
+    assert "its speed isn't fp16's" in result.output and "off by" in result.output
     engine, typed = folder / "engines/m.fp16.ort.onnx", folder / "engines/m.fp16.onnx"
     assert kinds(onnx.load(str(typed))) == {"fp16"}
     assert 0 < errors(typed, model) < 2e-3 and errors(engine, model) < 2e-3
@@ -125,7 +129,7 @@ def test_what_is_kept_in_float32_stays_there(cli: Cli, folder: Path, model: Path
         assert conversion is not None and conversion.stayed == (stays,)
     refused(build(cli, "--precision", "fp16", "--keep-fp32", "Gem"), 2, "--keep-fp32 Gem: m.onnx has no such", "Gemm")
     everything = build(cli, "--precision", "fp16", "--keep-fp32", "Gemm", "--keep-fp32", "Conv")
-    refused(everything, 1, "has no product that ModelOpt changes: nothing of it computes in fp16")
+    refused(everything, 1, "--keep-fp32 keeps every product of m.onnx in float32", "keep less")
 
 
 def test_inputs_and_outputs_keep_their_types_unless_told(cli: Cli, folder: Path, model: Path) -> None:
@@ -180,11 +184,30 @@ def test_values_that_float16_cannot_hold_stay_in_float32(cli: Cli, folder: Path)
     assert errors(folder / "engines/m.fp16.onnx", folder / "m.onnx", x) < 2e-3
 
 
-def test_an_overflow_in_a_half_precision_file_is_named(cli: Cli, folder: Path) -> None:
+def test_an_overflow_is_refused_by_name_though_the_cpu_computes_in_float32(cli: Cli, folder: Path) -> None:
     models.overflowing(folder / "m.onnx", TensorProto.FLOAT16)
-    result = build(cli)
-    assert "/square/Mul (Mul)" in result.output and "overflow" in result.output
-    assert "Traceback" not in result.output
+    refused(
+        build(cli),
+        1,
+        "float16 overflows first at node /square/Mul (Mul), whose inputs reach",
+        "--keep-fp32 /square/Mul",
+    )
+    assert not list(folder.glob("engines/*"))
+
+
+def test_an_overflow_on_the_samples_at_hand_is_found_and_its_fix_works(cli: Cli, folder: Path) -> None:
+    """AutoCast looks at the first samples; those behind them reach what float16 doesn't hold."""
+    models.overflowing(folder / "m.onnx", reach=1.0)
+    samples = np.full((32, 8), 0.5, np.float32)
+    samples[20:] = 1000.0
+    np.save(folder / "x.npy", samples)
+    np.save(folder / "few.npy", samples[:16])
+    assert build(cli, "--precision", "fp16", "--calibration", "few.npy").exit_code == 0
+    line = ("build", "m.onnx", "--max", 32, "--backend", "onnxruntime", "--precision", "fp16", "--calibration", "x.npy")
+    failed = cli(*line)
+    refused(failed, 1, "float16 overflows first at node /square/Mul (Mul), whose inputs reach 1e+03")
+    fixed = cli(*line, "--keep-fp32", "/square/Mul", "--keep-fp32", "/mean/ReduceMean", "--keep-fp32", "/norm/Div")
+    assert fixed.exit_code == 0, fixed.output
 
 
 def test_a_converted_file_can_be_named_and_is_held_against_its_source(cli: Cli, folder: Path, model: Path) -> None:
@@ -213,12 +236,13 @@ def test_the_newest_onnx_is_never_a_conversion(cli: Cli, folder: Path) -> None:
         (["--precision", "bf16"], "ONNX Runtime on the CPU computes nothing in bf16"),
         (["--precision", "fp8"], "ONNX Runtime on the CPU computes nothing in fp8"),
         (["--precision", "half"], "--precision 'half' is none"),
-        (["--calibration", "x"], "--calibration mean something for reduced precisions only"),
-        (["--keep-fp32", "Conv", "--precision", "fp32"], "--keep-fp32 mean something for reduced precisions only"),
-        (["--io-precision", "fp16"], "--io-precision fp16 goes with --precision fp16"),
+        (["--calibration", "x"], "--calibration goes with --precision fp16|bf16|int8|fp8|best"),
+        (["--keep-fp32", "Conv", "--precision", "fp32"], "--keep-fp32 goes with --precision fp16|bf16|int8|fp8|best"),
+        (["--io-precision", "fp16"], "--io-precision goes with --precision fp16|bf16|int8|fp8"),
+        (["--calibration-method", "max", "--precision", "fp16"], "--calibration-method goes with --precision int8|fp8"),
         (["--tolerance", "0.1", "--no-verify"], "--tolerance is for the check that --no-verify leaves out"),
         (["--precision", "best", "--no-verify"], "--precision best needs the check"),
-        (["--precision", "int8", "--calibration", "nowhere"], "nowhere: no such file"),
+        (["--precision", "int8", "--calibration", "nowhere"], "--calibration nowhere: no such file"),
         (["--precision", "int8", "--calibration", "0"], "--calibration 0: not a number of samples"),
         (["--tolerance", "inf"], "lets everything pass"),
         (["--version-compatible"], "--version-compatible is an option of TensorRT"),
@@ -280,3 +304,120 @@ def test_types_that_decide_alone_are_right_by_the_onnx_specification(folder: Pat
     found = ReferenceEvaluator(typed).run(None, {"input": x})[0]
     wanted = OnnxReference(source.path)({"input": x})["output"]
     assert 1e-4 < row_errors(np.asarray(found, np.float32), wanted).max() < 0.1
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_what_is_kept_stays_float32_where_the_rest_is_half_precision(folder: Path, kind: str) -> None:
+    (folder / "engines").mkdir()
+    source = foreign(models.wide(folder / "n.onnx"))
+    order = ConversionRequest(kind, rest="fp16", keep_fp32=("/second",), calibration="16", folder=folder / "engines")
+    made = convert(source, order)
+    computes = products(onnx.load(str(made.path)))
+    assert computes["/second"] == "fp32" and computes["/first"] == kind
+    conversion = made.sidecar.conversion
+    assert conversion is not None and conversion.kept == ("/second",) and "/second" in conversion.stayed
+
+
+def test_random_is_asked_for_and_not_read_out_of_a_name(cli: Cli, folder: Path, model: Path) -> None:
+    np.save(folder / "random_photos.npy", X)
+    result = build(cli, "--precision", "int8", "--calibration", "random_photos.npy")
+    assert result.exit_code == 0 and "RANDOM" not in result.output, result.output
+    assert "calibration: " not in cli("bench", "--batch", 1, "--iterations", 3).output
+    assert "RANDOM" in build(cli, "--precision", "int8", "--calibration", "random").output
+    assert "not tried without real samples" in build(cli, "--precision", "best", "--calibration", "random").output
+
+
+def test_half_inputs_go_with_every_conversion_and_images_are_cast(
+    cli: Cli, folder: Path, model: Path, photos: Path
+) -> None:
+    line = ["--precision", "int8", "--io-precision", "fp16", "--calibration", "8"]
+    assert build(cli, *line).exit_code == 0
+    sidecar = load(folder / "engines/m.int8.ort.onnx", "engine").sidecar
+    assert [spec.dtype for spec in (*sidecar.inputs, *sidecar.outputs)] == ["float16", "float16"]
+    assert errors(folder / "engines/m.int8.onnx", model, X.astype(np.float16)) < 0.1
+    np.save(folder / "c.npy", X)
+    assert build(cli, "--precision", "fp16", "--io-precision", "fp16", "--calibration", "c.npy").exit_code == 0
+
+
+def test_a_static_build_leaves_the_conversion_open(cli: Cli, folder: Path, model: Path) -> None:
+    static = cli("build", "m.onnx", "--backend", "onnxruntime", "--precision", "fp16", "--static", 4)
+    assert static.exit_code == 0, static.output
+    assert load(folder / "engines/m.fp16.onnx", "onnx").sidecar.is_dynamic
+    assert cli("build", "engines/m.fp16.onnx", "--max", 8, "--backend", "onnxruntime").exit_code == 0
+
+
+def test_reduced_files_are_not_converted_again_or_called_float32(cli: Cli, folder: Path) -> None:
+    models.overflowing(folder / "m.onnx", TensorProto.FLOAT16, reach=1.0)
+    for name in ("fp32", "fp16", "int8"):
+        refused(build(cli, "--precision", name), 2, "m.onnx holds fp16 already", "leave out --precision")
+    result = build(cli)
+    assert result.exit_code == 0 and "onnxruntime fp16" in result.output, result.output
+
+
+def test_names_that_are_in_the_way_of_others_are_not(cli: Cli, folder: Path) -> None:
+    path = models.classifier(folder / "plain.onnx")
+    renamed = onnx.load(str(path))
+    renamed.graph.input[0].name = renamed.graph.node[0].input[0] = "file"
+    onnx.save(renamed, str(folder / "m.onnx"))
+    assert build(cli, "--precision", "fp16").exit_code == 0
+
+
+def test_weights_in_a_folder_of_their_own_are_converted_too(cli: Cli, folder: Path) -> None:
+    path = models.classifier(folder / "plain.onnx")
+    (folder / "sub").mkdir()
+    whole = onnx.load(str(path))
+    onnx.save(whole, str(folder / "m.onnx"), save_as_external_data=True, location="sub/w.bin", size_threshold=0)
+    result = build(cli, "--precision", "fp16")
+    assert result.exit_code == 0, result.output
+    assert errors(folder / "engines/m.fp16.onnx", path) < 2e-3
+
+
+def test_samples_that_are_not_finite_are_named(cli: Cli, folder: Path, model: Path) -> None:
+    broken = X.copy()
+    broken[2, 0, 0, 0] = np.nan
+    np.save(folder / "c.npy", broken)
+    refused(build(cli, "--precision", "int8", "--calibration", "c.npy"), 1, "c.npy[2] holds NaN or infinity")
+
+
+def test_a_conversion_is_not_converted(cli: Cli, folder: Path, model: Path) -> None:
+    assert build(cli, "--precision", "fp16").exit_code == 0
+    line = ("build", "engines/m.fp16.onnx", "--backend", "onnxruntime")
+    for options in (["--precision", "fp16", "--keep-fp32", "Conv"], ["--precision", "best"]):
+        refused(cli(*line, *options), 2, "m.fp16.onnx is in fp16 already", "name the float32 file")
+
+
+def test_an_interpreter_without_modelopt_is_told_so(
+    cli: Cli, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = folder / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
+    monkeypatch.setenv(MODELOPT_PYTHON, "bare/bin/python")  # relative paths are meant from here
+    refused(build(cli, "--precision", "fp16"), 1, "has no module", "pip install")
+
+
+def test_the_worker_ends_with_its_parent(folder: Path, model: Path) -> None:
+    line = [sys.executable, "-m", "trtbatch", "build", "m.onnx", "--precision", "fp16", "--backend", "onnxruntime"]
+    parent = subprocess.Popen(line, cwd=folder, env=child_environment(), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while not workers_in(folder) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert workers_in(folder)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while workers_in(folder) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not workers_in(folder)
+
+
+def workers_in(folder: Path) -> list[str]:
+    """Command lines of ModelOpt workers that work in this folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = path.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+        except OSError:
+            continue
+        if "modelopt_worker.py" in text and str(folder) in text:
+            found.append(text)
+    return found

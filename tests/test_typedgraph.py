@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests import models
 from trtbatch.backends.onnxruntime import OnnxReference
+from trtbatch.errors import PrecisionError
 from trtbatch.typedgraph import first_overflow, float_types, kinds, lower_opset, products, raise_scales, scales
 
 
@@ -71,7 +72,7 @@ def test_an_opset_is_lowered_where_every_node_means_the_same(tmp_path: Path) -> 
     x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
     before = OnnxReference(tmp_path / "m.onnx")({"input": x})["output"]
     model.graph.node[0].attribute.append(helper.make_attribute("saturate", 1))
-    assert lower_opset(model, 17)
+    assert lower_opset(model, 17) is None
     model.ir_version = 8
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(tmp_path / "low.onnx"))
@@ -81,7 +82,7 @@ def test_an_opset_is_lowered_where_every_node_means_the_same(tmp_path: Path) -> 
 
 def test_an_opset_stays_where_a_scale_or_an_operator_needs_it(tmp_path: Path) -> None:
     half = quantized(tmp_path / "h.onnx", 19, dtype=np.float16)
-    assert not lower_opset(half, 17) and half.opset_import[0].version == 19
+    assert lower_opset(half, 17) == "its quantization scales are float16" and half.opset_import[0].version == 19
     graph = helper.make_graph(
         [helper.make_node("Gelu", ["x"], ["y"], name="g")],
         "g",
@@ -89,7 +90,8 @@ def test_an_opset_stays_where_a_scale_or_an_operator_needs_it(tmp_path: Path) ->
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
     )
     newer = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
-    assert not lower_opset(newer, 17) and newer.opset_import[0].version == 20
+    assert lower_opset(newer, 17) == "node g (Gelu) is of a newer opset" and newer.opset_import[0].version == 20
+    assert lower_opset(quantized(tmp_path / "q.onnx"), 11) == "opset 11 is older than 13"
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -104,6 +106,49 @@ def test_scales_that_are_zero_in_their_type_are_raised(tmp_path: Path, dtype: An
 def test_the_first_overflow_is_named_with_what_reaches_it(tmp_path: Path) -> None:
     path = models.overflowing(tmp_path / "m.onnx", TensorProto.FLOAT16)
     x = np.full((2, 8), 0.5, np.float16)
-    assert first_overflow(path, {"input": x}) == "node /square/Mul (Mul), whose inputs reach 5e+03"
+    found = first_overflow(path, {"input": x})
+    assert found is not None and found.node == "/square/Mul"
+    assert found.words == "node /square/Mul (Mul), whose inputs reach 5e+03"
     assert first_overflow(path, {"input": x * np.float16(1e-3)}) is None
     assert first_overflow(models.overflowing(tmp_path / "f.onnx"), {"input": x.astype(np.float32)}) is None
+
+
+def test_axes_of_reductions_go_back_to_where_they_were(tmp_path: Path) -> None:
+    axes = numpy_helper.from_array(np.array([2, 3], np.int64), "axes")
+    graph = helper.make_graph(
+        [helper.make_node("ReduceMean", ["x", "axes"], ["y"], name="mean", keepdims=0)],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+        [axes],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    assert lower_opset(model, 17) is None
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 4)).astype(np.float32)
+    found = OnnxReference(tmp_path / "m.onnx")({"x": x})["y"]
+    assert np.allclose(found, x.mean((2, 3)), atol=1e-6)
+
+
+def test_an_overflow_in_a_conversion_is_told_of_the_node_that_it_belongs_to(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["input"], ["low"], name="input_cast", to=TensorProto.FLOAT16),
+        helper.make_node("Relu", ["low"], ["output"], name="first node/é"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT16, ["n", 4])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(tmp_path / "m"))
+    found = first_overflow(tmp_path / "m", {"input": np.full((1, 4), 1e5, np.float32)})
+    assert found is not None and found.node == "first node/é" and found.words.endswith("whose inputs reach 1e+05")
+    assert first_overflow(tmp_path / "m", {"input": np.full((1, 4), -1e9, np.float32)}) is None  # as masks are
+
+
+def test_scales_that_are_no_scales_are_refused(tmp_path: Path) -> None:
+    for value in (np.nan, -1.0, np.inf):
+        with pytest.raises(PrecisionError, match="the quantization scale 's' is"):
+            raise_scales(quantized(tmp_path / "m.onnx", scale=value))

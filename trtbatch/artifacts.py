@@ -142,8 +142,10 @@ class Conversion:
         io: of its inputs and outputs; None where they kept their types.
         keep_fp32: names of nodes and operators that were to stay float32.
         calibration: the samples that ranges were taken from, in words, and the SHA-256 of their values.
+        random: whether those were random.
         method: by which the ranges were chosen; None where nothing was quantized.
-        stayed: matrix products that compute in float32 all the same.
+        kept: the nodes that `keep_fp32` names.
+        stayed: matrix products that compute in something else all the same.
         tools: what converted it.
     """
 
@@ -154,13 +156,16 @@ class Conversion:
     calibration: str
     calibration_sha256: str
     method: str | None
+    random: bool = False
+    kept: tuple[str, ...] = ()
     stayed: tuple[str, ...] = ()
     tools: dict[str, str] = field(default_factory=dict)
 
     @property
     def settings(self) -> tuple[Any, ...]:
         """What decides the result."""
-        return (self.precision, self.rest, self.io, self.keep_fp32, self.calibration_sha256, self.method)
+        samples = (self.calibration, self.calibration_sha256, self.random)
+        return (self.precision, self.rest, self.io, self.keep_fp32, samples, self.method)
 
 
 @dataclass(frozen=True)

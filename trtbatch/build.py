@@ -4,79 +4,39 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from trtbatch import artifacts, candidates, files, precision
-from trtbatch.artifacts import ENGINES, Artifact, ModelRecord, Sidecar, TensorSpec
-from trtbatch.backends import choose_builder, refuse_gpu, warn_of_random
-from trtbatch.backends.base import Builder, BuilderOptions, BuildPlan, Built, Progress
+from trtbatch import artifacts, candidates, files
+from trtbatch.artifacts import ENGINES, Artifact, Sidecar, TensorSpec
+from trtbatch.backends import choose_builder, refuse_gpu
+from trtbatch.backends.base import Builder, BuildPlan, Built, Progress
 from trtbatch.batches import Profile
+from trtbatch.buildrequest import (
+    BuildRequest,
+    not_tried,
+    note_unused,
+    original_of,
+    refuse_conversion_of,
+    refuse_precision,
+    refuse_target,
+    source_of,
+    stem_of,
+)
 from trtbatch.candidates import Candidate
-from trtbatch.errors import BuildError, ExecutionError, MissingPackageError, PrecisionError, RowsError, UsageError
+from trtbatch.errors import BuildError, ExecutionError, MissingPackageError, PrecisionError, RowsError
 from trtbatch.examine import Examination, Examined, examine, explained
-from trtbatch.notes import note
-from trtbatch.onnxfile import external_files, load_onnx, opset_of, read_specs
+from trtbatch.onnxfile import load_onnx
 from trtbatch.planning import plan_axes, prepared
-from trtbatch.precision import CONVERTED, PRECISIONS, ConversionRequest
+from trtbatch.precision import CONVERTED, PRECISIONS, ConversionRequest, convert, is_random, refuse_reduced
 from trtbatch.records import encode
 from trtbatch.typedgraph import float_types, kinds, products
 
-__all__ = ["BuildRequest", "build", "foreign"]
+__all__ = ["BuildRequest", "build"]
 
 _BITS_ORDER = ("int8", "fp8", "fp16", "bf16")
 """Reduced precisions, the narrowest first: the one by which an engine of mixed types is called."""
-
-
-@dataclass(frozen=True)
-class BuildRequest:
-    """What to build, and how.
-
-    Args:
-        onnx: None takes the newest in ``engines/`` that fits.
-        profiles: of the batch axis; empty is 1:16:32 for a dynamic model.
-        static: the one batch size to build for.
-        backend: ``auto``, ``tensorrt`` or ``onnxruntime``.
-        workspace: bytes that TensorRT's tactics may use; None is its own limit.
-        opt_level: TensorRT's builder optimization level, 0 to 5.
-        timing_cache: read where usable, and written after the build.
-        shapes: sizes of the axes other than the batch, by input.
-        output: None is ``engines/NAME.engine`` (``engines/NAME.ort.onnx`` for ONNX Runtime).
-        verify: whether the rows are checked; the engine is run at min, opt and max either way.
-        precision: of :data:`trtbatch.precision.PRECISIONS`, or ``best``: the fastest within the tolerance; None is
-            what the file and the backend make of it (TF32 on TensorRT).
-        io_precision: type of the inputs and outputs; None keeps theirs.
-        keep_fp32: names of nodes or operators that stay float32.
-        calibration: folder, glob, ``.npy``, ``.npz``, or a number of random samples: for the ranges of int8 and fp8,
-            for what fp16 can't hold, and for the accuracy.
-        calibration_method: how ranges are chosen.
-        tolerance: largest L2-relative error of a row against the ONNX file; None is that of the precision.
-        options: what else a TensorRT engine is to be.
-        device: number of the GPU.
-        progress: told what is being done, and how far it is (0 to 1) where that is known.
-    """
-
-    onnx: Path | None = None
-    profiles: tuple[Profile, ...] = ()
-    static: int | None = None
-    backend: Literal["auto", "tensorrt", "onnxruntime"] = "auto"
-    workspace: int | None = None
-    opt_level: int | None = None
-    timing_cache: Path | None = None
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    output: Path | None = None
-    verify: bool = True
-    precision: str | None = None
-    io_precision: Literal["fp16"] | None = None
-    keep_fp32: tuple[str, ...] = ()
-    calibration: str | None = None
-    calibration_method: Literal["entropy", "max"] = "entropy"
-    tolerance: float | None = None
-    options: BuilderOptions = field(default_factory=BuilderOptions)
-    device: int = 0
-    progress: Callable[[str, float | None], None] = lambda words, share: None
 
 
 def build(request: BuildRequest) -> Artifact:
@@ -93,11 +53,15 @@ def build(request: BuildRequest) -> Artifact:
     builder = choose_builder(request.backend)
     if builder.name == "onnxruntime":
         refuse_gpu(request.device)
-        _note_unused(request)
-    _refuse_precision(request, builder)
-    source = _source(request)
-    target = request.output or ENGINES / f"{_stem(source.path, request)}{builder.suffix}"
-    _refuse_target(target, source.path, builder.suffix)
+        note_unused(request)
+    refuse_precision(request, builder)
+    source = source_of(request)
+    if request.precision in ("fp32", "tf32"):
+        refuse_reduced(load_onnx(source.path), source.path.name)
+    target = request.output or ENGINES / f"{stem_of(source.path, request)}{builder.suffix}"
+    refuse_target(target, source.path, builder.suffix)
+    if source.sidecar.conversion is not None:
+        refuse_conversion_of(source, request)
     make = _build_best if request.precision == "best" else _build_one
     with files.scratch(target) as folder:
         files.require_space(target, source.sidecar.artifact.bytes)
@@ -115,7 +79,7 @@ def _build_best(request: BuildRequest, builder: Builder, source: Artifact, targe
     tried: list[Candidate] = []
     made: dict[str, Artifact] = {}
     for name in PRECISIONS:
-        reason = _not_tried(name, request, builder)
+        reason = not_tried(name, request, builder)
         if reason is not None:
             tried.append(Candidate(name, reason))
             continue
@@ -125,8 +89,9 @@ def _build_best(request: BuildRequest, builder: Builder, source: Artifact, targe
         try:
             made[name] = _build_one(one, builder, source, target, room)
             one.progress("timing it", None)
-            tried.append(candidates.timed(name, made[name], request.device))
-        except (RowsError, PrecisionError, BuildError, MissingPackageError) as error:
+            weights = _weights(made[name].sidecar, source, target)
+            tried.append(candidates.timed(name, made[name], request.device, weights))
+        except (RowsError, PrecisionError, BuildError, MissingPackageError, ExecutionError) as error:
             tried.append(Candidate(name, error.problem))
     best = candidates.fastest(tried)
     if best is None:
@@ -137,19 +102,13 @@ def _build_best(request: BuildRequest, builder: Builder, source: Artifact, targe
     return Artifact(chosen.path, replace(chosen.sidecar, precision_asked="best", build=facts))
 
 
+def _weights(sidecar: Sidecar, source: Artifact, target: Path) -> Path:
+    """The ONNX file that an engine was built from, which holds its weights."""
+    return source.path if sidecar.converted is None else target.with_name(sidecar.converted.file)
+
+
 def _named(name: str, progress: Progress) -> Progress:
     return lambda words, share: progress(f"{name}: {words}", share)
-
-
-def _not_tried(name: str, request: BuildRequest, builder: Builder) -> str | None:
-    """Why a precision is no candidate here; None where it is one."""
-    try:
-        builder.refuse(name, request.options, request.device)
-    except PrecisionError as error:
-        return error.problem
-    if name in precision.QUANTIZED and (request.calibration is None or request.calibration.isdecimal()):
-        return "not tried without real samples: --calibration"
-    return None
 
 
 def _build_one(request: BuildRequest, builder: Builder, source: Artifact, target: Path, folder: Path) -> Artifact:
@@ -168,7 +127,13 @@ def _build_one(request: BuildRequest, builder: Builder, source: Artifact, target
     onnx, external = prepared(typed.path, inputs, outputs, folder)
     graph = load_onnx(onnx)
     held, computes = kinds(graph), products(graph)
-    allowed = ("fp16",) if request.precision == "int8" and not builder.typed_alone else ()
+    conversion = typed.sidecar.conversion
+    kept = set(conversion.kept) if conversion is not None else set()
+    # Without strong types int8 files leave their float layers to flags: half precision is allowed, but for those kept.
+    allowed = ("fp16",) if held == {"int8"} and not builder.typed_alone and conversion is not None else ()
+    types = float_types(graph) if "fp16" in (*held, *allowed) else {}
+    if allowed:
+        types = {name: kind for name, kind in types.items() if name in kept}
     plan = BuildPlan(
         onnx=onnx,
         name=target.name,
@@ -183,7 +148,7 @@ def _build_one(request: BuildRequest, builder: Builder, source: Artifact, target
         tf32=request.precision != "fp32",
         kinds=tuple(sorted(held)),
         allowed=allowed,
-        node_types=float_types(graph) if held == {"fp16"} else {},
+        node_types=types,
         options=request.options,
     )
     began = time.perf_counter()
@@ -198,8 +163,9 @@ def _build_one(request: BuildRequest, builder: Builder, source: Artifact, target
         products=computes,
         asked=request.precision,
         allowed=allowed,
+        kept=kept,
         verify=request.verify,
-        samples=None if request.calibration is None or request.calibration.isdecimal() else request.calibration,
+        samples=None if is_random(request.calibration) else request.calibration,
         tolerance=request.tolerance,
         device=request.device,
     )
@@ -227,42 +193,12 @@ def _companions(made: Artifact) -> tuple[Path, ...]:
     return tuple(made.path.with_name(record.file) for record in made.sidecar.companions)
 
 
-def _refuse_precision(request: BuildRequest, builder: Builder) -> None:
-    """Raise where what is asked of the precision contradicts itself, or can't be had here.
-
-    Raises:
-        UsageError, PrecisionError: naming the option.
-    """
-    name = request.precision
-    builder.refuse(None if name == "best" else name, request.options, request.device)
-    if request.io_precision is not None and name != request.io_precision:
-        raise UsageError(
-            f"--io-precision {request.io_precision} goes with --precision {request.io_precision}", "give both, or none"
-        )
-    given = {"--keep-fp32": request.keep_fp32, "--calibration": request.calibration}
-    vain = [option for option, value in given.items() if value]
-    if vain and name not in (*CONVERTED, "best"):
-        raise UsageError(
-            f"{' and '.join(vain)} mean something for reduced precisions only", f"add --precision {CONVERTED[0]}"
-        )
-    if request.tolerance is not None and not request.verify:
-        raise UsageError("--tolerance is for the check that --no-verify leaves out", "leave one of them out")
-    if name == "best" and not request.verify:
-        raise UsageError("--precision best needs the check that --no-verify leaves out", "leave one of them out")
-
-
 def _typed(
     request: BuildRequest, builder: Builder, source: Artifact, inputs: tuple[TensorSpec, ...], target: Path
 ) -> tuple[Artifact, Artifact]:
     """The ONNX file in the precision asked for, and the one that it was made from."""
     if source.sidecar.conversion is not None:
-        own = source.sidecar.conversion.precision
-        if request.precision not in (None, own):
-            raise UsageError(
-                f"{source.path.name} is in {own} already, and {request.precision} was asked for",
-                "name the float32 file that it was made from",
-            )
-        return source, _original(source)
+        return source, original_of(source)
     if request.precision not in CONVERTED:
         return source, source
     order = ConversionRequest(
@@ -275,82 +211,22 @@ def _typed(
         folder=target.parent,
         progress=request.progress,
     )
-    return precision.convert(replace(source, sidecar=replace(source.sidecar, inputs=inputs)), order), source
+    known = {spec.name: spec for spec in source.sidecar.inputs}
+    return convert(source, order, [_open_again(spec, known[spec.name]) for spec in inputs]), source
 
 
-def _original(converted: Artifact) -> Artifact:
-    """The float32 file of a converted one, where it is still there; else the converted one."""
-    record, sidecar = converted.sidecar.source, converted.sidecar
-    path = converted.path.parent / (sidecar.source_path or "")
-    if record is not None and path.is_file() and artifacts.record_file(path).sha256 == record.sha256:
-        return artifacts.load(path, "onnx") if files.sidecar_path(path).is_file() else foreign(path)
-    note(f"the float32 file of {converted.path} isn't there: the accuracy is taken against itself")
-    return converted
+def _open_again(planned: TensorSpec, own: TensorSpec) -> TensorSpec:
+    """The spec with its axes as planned, the batch as the file has it: a conversion serves every batch."""
+    if own.batch_axis is None:
+        return planned
+    shape = tuple(own.shape[axis] if axis == own.batch_axis else size for axis, size in enumerate(planned.shape))
+    return replace(planned, shape=shape)
 
 
 def _as_typed(specs: tuple[TensorSpec, ...], typed: Artifact) -> tuple[TensorSpec, ...]:
     """The specs with the types of the converted file."""
     types = {spec.name: spec.dtype for spec in (*typed.sidecar.inputs, *typed.sidecar.outputs)}
     return tuple(replace(spec, dtype=types.get(spec.name, spec.dtype)) for spec in specs)
-
-
-def _note_unused(request: BuildRequest) -> None:
-    """Options that only TensorRT has, where they were given in vain."""
-    given = {"--workspace": request.workspace, "--opt-level": request.opt_level, "--timing-cache": request.timing_cache}
-    names = [name for name, value in given.items() if value is not None]
-    if names:
-        note(f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} no effect on ONNX Runtime")
-
-
-def _refuse_target(target: Path, source: Path, suffix: str) -> None:
-    """Raise where the engine would have the name of something else.
-
-    Raises:
-        UsageError: with the suffix that engines of this backend have.
-    """
-    if target.resolve() == source.resolve():
-        raise UsageError(f"--output {target} is the ONNX file itself", "write elsewhere with --output")
-    if not target.name.endswith((suffix, ".plan") if suffix == ".engine" else suffix):
-        raise UsageError(f"--output {target} doesn't end in {suffix}", f"write --output {target.stem}{suffix}")
-
-
-def _source(request: BuildRequest) -> Artifact:
-    path = request.onnx
-    if path is None:
-        dynamic = bool(request.profiles)
-        artifact = artifacts.newest(
-            "onnx", lambda s: s.conversion is None and (s.is_dynamic or not dynamic), _wanted(request)
-        )
-        note(f"building the newest that fits: {artifact.path}")
-    elif not files.sidecar_path(path).is_file():
-        return foreign(path)
-    else:
-        artifact = artifacts.load(path, "onnx")
-    artifacts.check_file(artifact)
-    warn_of_random(artifact.sidecar)
-    return artifact
-
-
-def _wanted(request: BuildRequest) -> str:
-    return "dynamic ONNX file" if request.profiles else "ONNX file"
-
-
-def foreign(path: Path) -> Artifact:
-    """An ONNX file that trtbatch didn't export: its own words are all there is."""
-    model = load_onnx(path)
-    inputs, outputs = read_specs(model, path.name)
-    note(f"{path} has no sidecar: inputs and outputs are read from the file; preprocessing and classes are unknown")
-    record = ModelRecord(path.stem, f"of {path.name}", model.producer_name or None, opset_of(model))
-    beside = tuple(artifacts.record_file(path.with_name(name)) for name in external_files(model))
-    return Artifact(path, Sidecar("onnx", artifacts.record_file(path), inputs, outputs, record, companions=beside))
-
-
-def _stem(onnx: Path, request: BuildRequest) -> str:
-    stem = onnx.name.removesuffix(".onnx")
-    if request.static is not None:
-        stem = f"{stem.removesuffix('_dynamic')}_b{request.static}"
-    named = request.precision is None or stem.endswith(f".{request.precision}")
-    return stem if named else f"{stem}.{request.precision}"
 
 
 def _sidecar(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -44,11 +45,11 @@ class Candidate:
         return float(np.mean([time / int(batch) for batch, time in self.ms.items()]))
 
 
-def timed(name: str, artifact: Artifact, device: int) -> Candidate:
-    """Time an engine at the opt batch of each of its profiles, in its default mode."""
+def timed(name: str, artifact: Artifact, device: int, weights: Path) -> Candidate:
+    """Time an engine at the opt batch of each of its profiles, in its default mode; `weights` as for `open_engine`."""
     sidecar = artifact.sidecar
     found: dict[str, float] = {}
-    with open_engine(artifact, device) as engine, engine.session() as session:
+    with open_engine(artifact, device, weights) as engine, engine.session() as session:
         for batch in dict.fromkeys(profile.opt for profile in sidecar.profiles):
             session.bind(random_inputs(sidecar.inputs, batch, seed=0))
             mode = next(iter(session.modes().values()))

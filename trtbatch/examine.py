@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from trtbatch.realised import Realised, realised
 from trtbatch.references import OnnxFileReference
 from trtbatch.rows import Limit, random_inputs, rows_of
 from trtbatch.sources import read_samples
-from trtbatch.typedgraph import first_overflow
+from trtbatch.typedgraph import Overflow, first_overflow
 
 __all__ = ["Examination", "Examined", "examine", "explained"]
 
@@ -47,6 +48,7 @@ class Examination:
         products: what each product of the graph is to compute in.
         asked: the precision that was asked for; None where none was.
         allowed: precisions that layers may use though the graph doesn't say so.
+        kept: nodes to which that doesn't apply: they were to stay float32.
         verify: whether rows and accuracy are checked; the engine is run either way.
         samples: folder, glob or file of samples for the accuracy; None draws random ones.
         tolerance: largest L2-relative error per row; None is that of dtype and precision.
@@ -59,6 +61,7 @@ class Examination:
     products: Mapping[str, str]
     asked: str | None = None
     allowed: tuple[str, ...] = ()
+    kept: Set[str] = frozenset()
     verify: bool = True
     samples: str | None = None
     tolerance: float | None = None
@@ -90,8 +93,8 @@ def examine(artifact: Artifact, what: Examination) -> Examined:
             _require_precision(layers, what)
         elif layers.shares.get("fp32") and what.asked in ("fp16", "int8"):
             note(
-                f"{layers.shares['fp32']:.0%} of the products are computed in float32 on the CPU, between conversions: "
-                f"the rows are {what.asked}'s, the speed isn't"
+                f"{layers.shares['fp32']:.0%} of the products are computed in float32 on the CPU: the file is checked, "
+                f"its speed isn't {what.asked}'s, and its rounding isn't quite"
             )
         outputs = observed(session, sidecar.inputs, sidecar.outputs, corners[0], corners[-1])
         _refuse_rowless(outputs, what.name, what.onnx, corners)
@@ -119,8 +122,7 @@ def _require_precision(found: Realised, what: Examination) -> None:
     """
     if what.asked is None:
         return
-    narrow = [words for words in found.narrow if not any(f"({kind}," in words for kind in what.allowed)]
-    strange = [*found.unmet, *narrow]
+    strange = [*found.unmet, *(words for words in found.narrow if not _may_be_narrow(words, what))]
     if what.asked == "fp32" and found.shares.get("tf32"):
         strange.append(f"{found.shares['tf32']:.0%} of the layers (tf32, not fp32)")
     if strange:
@@ -132,6 +134,12 @@ def _require_precision(found: Realised, what: Examination) -> None:
         )
     if what.asked in ("fp16", "bf16", "int8", "fp8") and what.products and not found.resolved:
         note(f"TensorRT tells the precision of no single product of {what.name}: it compiled them into regions")
+
+
+def _may_be_narrow(words: str, what: Examination) -> bool:
+    """Whether a product that computes in fewer bits than its node (in words, ``NODE (fp16, not fp32)``) may do so."""
+    node, _, told = words.rpartition(" (")
+    return told.partition(",")[0] in what.allowed and node not in what.kept
 
 
 def _refuse_rowless(outputs: tuple[TensorSpec, ...], name: str, onnx: Path, corners: list[int]) -> None:
@@ -174,21 +182,23 @@ def _accuracy(session: Session, sidecar: Sidecar, what: Examination) -> Accuracy
     limit = None if what.tolerance is None else Limit(what.tolerance)
     results = compare_outputs(session.fetch(), wanted, batch, sidecar.outputs, sidecar.precision, limit)
     _tell_constant(wanted, sidecar.outputs, what.name)
-    overflow = _overflow(inputs, what)
+    overflow = first_overflow(what.onnx, inputs) if "fp16" in what.products.values() else None
     _require_near(results, what, overflow)
-    if overflow is not None:
-        warn(f"{what.onnx.name}: {overflow} overflows float16; here it is computed in float32, elsewhere it may not be")
+    if overflow is not None and sidecar.backend == "onnxruntime":
+        raise _overflowing(f"{what.name} is right on the CPU alone, which computes it in float32", overflow)
     errors = np.array([[float(row.l2_rel) for row in each.rows] for each in results if len(each.rows) == batch])
     if not errors.size:
         return None
     worst = errors[:, :count].max(axis=0)
-    agreements = [each.top1_agreement for each in results if each.top1_agreement is not None]
+    agreements = [
+        np.mean([row.top1 for row in each.rows[:count]]) for each in results if each.top1_agreement is not None
+    ]
     return Accuracy(
         reference=what.reference.name,
         samples=words,
         l2_rel=float(f"{worst.max():.4g}"),
         l2_rel_median=float(f"{np.median(worst):.4g}"),
-        top1=min(agreements, default=None),
+        top1=float(min(agreements)) if agreements else None,
     )
 
 
@@ -205,24 +215,26 @@ def _samples(sidecar: Sidecar, what: Examination, batch: int) -> tuple[dict[str,
     """A batch of samples, how many of them differ, and what they are."""
     if what.samples is None:
         return random_inputs(sidecar.inputs, batch, seed=1), batch, f"{batch} random samples"
-    given, names = read_samples(what.samples, sidecar, batch)
+    wide = {"float16": "float32"}  # samples are float32, whatever the engine takes
+    specs = tuple(replace(spec, dtype=wide.get(spec.dtype, spec.dtype)) for spec in sidecar.inputs)
+    given, names = read_samples(what.samples, replace(sidecar, inputs=specs), batch, option="--calibration")
     turns = np.arange(batch) % len(names)
-    inputs = {
-        spec.name: given[spec.name]
-        if spec.batch_axis is None
-        else np.ascontiguousarray(given[spec.name].take(turns, axis=spec.batch_axis))
-        for spec in sidecar.inputs
-    }
+    inputs = {}
+    for spec in sidecar.inputs:
+        array = given[spec.name].astype(spec.dtype, copy=False)
+        repeated = array if spec.batch_axis is None else array.take(turns, axis=spec.batch_axis)
+        inputs[spec.name] = np.ascontiguousarray(repeated)
     return inputs, len(names), f"{len(names)} samples of {what.samples}"
 
 
-def _overflow(inputs: Mapping[str, Array], what: Examination) -> str | None:
-    if "fp16" not in what.products.values():
-        return None
-    return first_overflow(what.onnx, inputs)
+def _overflowing(problem: str, overflow: Overflow) -> RowsError:
+    return RowsError(
+        f"{problem}; float16 overflows first at {overflow.words}",
+        f"keep that part in float32: --keep-fp32 {shlex.quote(overflow.node)}, or --precision bf16",
+    )
 
 
-def _require_near(results: Sequence[OutputResult], what: Examination, overflow: str | None) -> None:
+def _require_near(results: Sequence[OutputResult], what: Examination, overflow: Overflow | None) -> None:
     """Raise where an output differs from the reference's.
 
     Raises:
@@ -243,11 +255,7 @@ def _require_near(results: Sequence[OutputResult], what: Examination, overflow: 
         )
     problem = f"{what.name} differs from {what.reference.name}: {how}"
     if overflow is not None:
-        node = overflow.split(" ")[1]
-        raise RowsError(
-            f"{problem}; float16 overflows first at {overflow}",
-            f"keep that part in float32: --keep-fp32 {node}, or --precision bf16",
-        )
+        raise _overflowing(problem, overflow)
     fix = "keep its sensitive part in float32 (--keep-fp32), calibrate on real samples (--calibration)"
     loose = "; to look at every row, build with --no-verify and run trtbatch verify"
     raise RowsError(problem, (fix if what.asked else "check the model in another runtime") + loose)

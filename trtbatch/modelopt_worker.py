@@ -3,7 +3,8 @@
     PYTHON trtbatch/modelopt_worker.py REQUEST.json
 
 ModelOpt pins its own onnx and ONNX Runtime, so it may live in an environment that has no trtbatch: nothing of the
-package is imported here. The last line on standard output is a JSON object, ``converted`` or ``failed``.
+package is imported here. The last line on standard output is a JSON object: ``converted``, ``missing`` (a module) or
+``failed``. When standard input closes, the parent is gone, and so is this process.
 """
 
 from __future__ import annotations
@@ -11,17 +12,25 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from typing import Any
+
+sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != os.path.dirname(os.path.abspath(__file__))]
+"""Started by its path, this script has the package's folder first, whose ``build`` and ``stats`` aren't theirs."""
 
 
 def main(request_file: str) -> int:
     """Convert, and tell on standard output; returns the exit code."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # ModelOpt prints as it goes
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with open(request_file, encoding="utf-8") as stream:
         request = json.load(stream)
     try:
         convert(request)
+    except ModuleNotFoundError as error:
+        print(json.dumps({"missing": error.name}), file=channel, flush=True)
+        return 1
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())
         print(json.dumps({"failed": text[:500]}), file=channel, flush=True)
@@ -32,23 +41,36 @@ def main(request_file: str) -> int:
     return 0
 
 
+def _end_with_parent() -> None:
+    os.read(0, 1)
+    os._exit(1)
+
+
 def convert(request: dict[str, Any]) -> None:
-    """Write ``request["output"]``: ``request["source"]`` in ``request["precision"]``."""
+    """Write ``request["output"]``: ``request["source"]`` in ``request["precision"]``.
+
+    What isn't quantized is cast afterwards: AutoCast leaves in float32 what it is told to, and what needs it;
+    ``quantize`` by itself casts everything.
+    """
     if request["precision"] in ("fp16", "bf16"):
-        _autocast(request)
-    else:
-        _quantize(request)
+        _autocast(request, request["source"], request["precision"])
+        return
+    _quantize(request)
+    if request["rest"] != "fp32":
+        quantized = request["output"] + ".quantized.onnx"
+        os.rename(request["output"], quantized)
+        _autocast(request, quantized, request["rest"], opset=19)  # the first whose scales may be float16
 
 
-def _autocast(request: dict[str, Any]) -> None:
+def _autocast(request: dict[str, Any], source: str, precision: str, opset: int | None = None) -> None:
     import onnx
     from modelopt.onnx.autocast import convert_to_mixed_precision
 
     model = convert_to_mixed_precision(
-        request["source"],
-        low_precision_type=request["precision"],
+        source,
+        low_precision_type=precision,
+        opset=opset,
         nodes_to_exclude=request["exclude_nodes"],  # regular expressions
-        op_types_to_exclude=request["exclude_ops"],
         keep_io_types=request["keep_io"],
         calibration_data=request["calibration"],
         providers=["cpu"],
@@ -70,10 +92,9 @@ def _quantize(request: dict[str, Any]) -> None:
         calibration_data=samples,
         calibration_method=request["method"],
         calibration_eps=["cpu"],
-        op_types_to_exclude=request["exclude_ops"] or None,
         nodes_to_exclude=request["exclude_nodes"] or None,  # regular expressions
         use_external_data_format=os.path.getsize(request["source"]) > request["largest"],
-        high_precision_dtype=request["rest"],
+        high_precision_dtype="fp32",
         output_path=request["output"],
         log_level="WARNING",
     )

@@ -10,12 +10,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import hashlib
-import json
 import os
-import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,13 +22,23 @@ from numpy.typing import NDArray
 from trtbatch import artifacts, files, optional
 from trtbatch.artifacts import Artifact, Conversion, Sidecar, TensorSpec
 from trtbatch.backends.base import Progress
-from trtbatch.errors import ArtifactError, MissingPackageError, PrecisionError, UsageError
+from trtbatch.backends.onnxruntime import OnnxReference
+from trtbatch.converter import LARGEST, run_modelopt
+from trtbatch.errors import ArtifactError, InputError, PrecisionError, UsageError
 from trtbatch.notes import note, warn
 from trtbatch.onnxfile import load_onnx, opset_of
 from trtbatch.sources import read_samples
-from trtbatch.typedgraph import PRODUCTS, lower_opset, products, raise_scales
+from trtbatch.typedgraph import PRODUCTS, half_inputs_and_outputs, kinds, lower_opset, products, raise_scales
 
-__all__ = ["CONVERTED", "MODELOPT_PYTHON", "PRECISIONS", "ConversionRequest", "Precision", "convert"]
+__all__ = [
+    "CONVERTED",
+    "PRECISIONS",
+    "QUANTIZED",
+    "ConversionRequest",
+    "Precision",
+    "convert",
+    "is_random",
+]
 
 Array = NDArray[Any]
 
@@ -46,9 +51,6 @@ CONVERTED = ("fp16", "bf16", "int8", "fp8")
 
 QUANTIZED = ("int8", "fp8")
 
-MODELOPT_PYTHON = "TRTBATCH_MODELOPT_PYTHON"
-"""Environment variable: an interpreter that has nvidia-modelopt[onnx], where this one hasn't."""
-
 RANDOM_SAMPLES = 64
 """Random samples that ranges are taken from where no ``--calibration`` is given."""
 
@@ -57,9 +59,6 @@ MAX_SAMPLES = 512
 
 CAST_SAMPLES = 16
 """Samples that AutoCast runs, to find what float16 can't hold; each is run with every tensor as an output."""
-
-LARGEST = 2**31 - 2**20
-"""Bytes of a protobuf file, less some: larger models keep their weights beside them."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class ConversionRequest:
         io: type of inputs and outputs; None keeps theirs.
         keep_fp32: names of nodes (shell patterns too) or of operators that stay float32.
         calibration: folder or glob of images, ``.npy``, ``.npz``, or a number of random samples.
-        method: how ranges are chosen, as ModelOpt offers it.
+        method: how ranges are chosen, as ModelOpt offers it; None is entropy.
         folder: where the file goes.
     """
 
@@ -81,17 +80,18 @@ class ConversionRequest:
     io: Literal["fp16"] | None = None
     keep_fp32: tuple[str, ...] = ()
     calibration: str | None = None
-    method: Literal["entropy", "max"] = "entropy"
+    method: Literal["entropy", "max"] | None = None
     seed: int = 0
     folder: Path = artifacts.ENGINES
     progress: Progress = lambda words, share: None
 
 
-def convert(source: Artifact, request: ConversionRequest) -> Artifact:
+def convert(source: Artifact, request: ConversionRequest, drawn: Sequence[TensorSpec] | None = None) -> Artifact:
     """The ONNX file in another precision, made now or found from before.
 
     Args:
-        source: the float32 file; every axis of its inputs but the batch is known.
+        source: the float32 file.
+        drawn: its inputs with every axis but the batch known, for the samples; None where the file knows them.
 
     Raises:
         UsageError: a node that isn't there, or a file in the way that isn't a conversion.
@@ -100,18 +100,23 @@ def convert(source: Artifact, request: ConversionRequest) -> Artifact:
         PrecisionError: ModelOpt fails, or nothing in the model takes the precision.
     """
     model = load_onnx(source.path)
+    refuse_reduced(model, source.path.name)
     kept = _kept(model, request.keep_fp32, source.path.name)
-    samples, words = _samples(source.sidecar, request)
+    sampled = replace(source.sidecar, inputs=tuple(drawn or source.sidecar.inputs))
+    samples, words = _samples(sampled, request)
+    quantized = request.precision in QUANTIZED
     wanted = Conversion(
         precision=request.precision,
-        rest=request.rest if request.precision in QUANTIZED else "fp32",
+        rest=request.rest if quantized else "fp32",
         io=request.io,
         keep_fp32=tuple(sorted(request.keep_fp32)),
         calibration=words,
         calibration_sha256=_digest(samples),
-        method=request.method if request.precision in QUANTIZED else None,
+        method=(request.method or "entropy") if quantized else None,
+        random=is_random(request.calibration),
+        kept=tuple(sorted(kept)),
     )
-    if request.precision in QUANTIZED and "random" in words:
+    if quantized and wanted.random:
         warn(
             f"RANDOM CALIBRATION: the ranges of {request.precision} come from {words}; on real data the results may be "
             "useless. For real ones pass --calibration with a folder of images, or a .npz"
@@ -123,27 +128,48 @@ def convert(source: Artifact, request: ConversionRequest) -> Artifact:
         return found
     request.progress(f"converting to {request.precision} (ModelOpt)", None)
     with files.scratch(target) as folder:
-        made, tools = _run_modelopt(source, request, kept, samples, folder)
-        return _publish(made, target, source, wanted, tools, kept)
+        made, tools = run_modelopt(source, wanted, samples, folder)
+        return _publish(made, target, source, wanted, tools)
 
 
-def _kept(model: Any, names: Sequence[str], file: str) -> tuple[set[str], set[str]]:
-    """The nodes and the operators that ``--keep-fp32`` names; nodes by shell patterns too.
+def is_random(calibration: str | None) -> bool:
+    """Whether ``--calibration`` asks for random samples."""
+    return calibration is None or calibration == "random" or calibration.isdecimal()
+
+
+def refuse_reduced(model: Any, name: str) -> None:
+    """Raise where a file holds reduced types already.
+
+    Raises:
+        UsageError: naming them.
+    """
+    held = sorted(kinds(model))
+    if held:
+        raise UsageError(
+            f"{name} holds {' and '.join(held)} already",
+            "name the float32 file, or leave out --precision: its types hold",
+        )
+
+
+def _kept(model: Any, names: Sequence[str], file: str) -> set[str]:
+    """The nodes that ``--keep-fp32`` names: by name, by shell pattern, or by operator.
 
     Raises:
         UsageError: with the nearest that there is.
     """
-    nodes = {node.name for node in model.graph.node if node.name}
-    operators = {node.op_type for node in model.graph.node}
+    nodes = {node.name: node.op_type for node in model.graph.node if node.name}
     kept: set[str] = set()
     for name in names:
-        found = {name} & nodes or set(fnmatch.filter(nodes, name))
-        if not found and name not in operators:
-            near = difflib.get_close_matches(name, [*operators, *nodes], n=3, cutoff=0.4)
-            hint = f"nearest: {', '.join(near)}" if near else f"operators: {', '.join(sorted(operators))}"
+        found = {name} & set(nodes) or {node for node, operator in nodes.items() if operator == name}
+        found = found or set(fnmatch.filter(nodes, name))
+        if not found:
+            operators = sorted(set(nodes.values()))
+            near = [node for node in nodes if name in node][:3]
+            near = near or difflib.get_close_matches(name, [*operators, *nodes], n=3, cutoff=0.4)
+            hint = f"nearest: {', '.join(near)}" if near else f"operators: {', '.join(operators)}"
             raise UsageError(f"--keep-fp32 {name}: {file} has no such node or operator", hint)
         kept |= found
-    return kept, operators & set(names)
+    return kept
 
 
 def _samples(sidecar: Sidecar, request: ConversionRequest) -> tuple[dict[str, Array], str]:
@@ -152,15 +178,16 @@ def _samples(sidecar: Sidecar, request: ConversionRequest) -> tuple[dict[str, Ar
     text = request.calibration
     fixed = max((spec.fixed_batch or 1 for spec in sidecar.inputs), default=1)
     most = MAX_SAMPLES if quantized else CAST_SAMPLES
-    if text is None or text.isdecimal():
-        count = RANDOM_SAMPLES if text is None else int(text)
+    if text is None or is_random(text):
+        count = int(text) if text is not None and text.isdecimal() else RANDOM_SAMPLES
         if not 1 <= count <= 100_000:
             raise UsageError(f"--calibration {text}: not a number of samples", "give 1 to 100000, or a folder")
         count = count if quantized else min(count, CAST_SAMPLES)
         count = -(-count // fixed) * fixed  # whole batches of a model whose batch is fixed
         samples, _ = read_samples("random", sidecar, count, request.seed)
         return samples, f"{count} random samples (seed {request.seed})"
-    samples, names = read_samples(text, sidecar, most)
+    samples, names = read_samples(text, sidecar, most, option="--calibration")
+    _refuse_strange(samples, sidecar.inputs, names, text)
     whole = len(names) // fixed * fixed
     if not whole:
         raise UsageError(
@@ -173,6 +200,22 @@ def _samples(sidecar: Sidecar, request: ConversionRequest) -> tuple[dict[str, Ar
         for spec in sidecar.inputs
     }
     return cut, f"{whole} samples of {text}"
+
+
+def _refuse_strange(
+    samples: Mapping[str, Array], inputs: Sequence[TensorSpec], names: Sequence[str], text: str
+) -> None:
+    """Raise where a sample isn't finite: it would set every range.
+
+    Raises:
+        InputError: naming the sample.
+    """
+    for spec in inputs:
+        array = samples[spec.name]
+        if spec.batch_axis is not None and array.dtype.kind == "f" and not np.isfinite(array).all():
+            finite = np.isfinite(np.moveaxis(array, spec.batch_axis, 0).reshape(len(names), -1)).all(axis=1)
+            bad = names[int(np.flatnonzero(~finite)[0])]
+            raise InputError(f"--calibration {text}: {bad} holds NaN or infinity", "remove or mend that sample")
 
 
 def _digest(samples: Mapping[str, Array]) -> str:
@@ -197,7 +240,10 @@ def _found(target: Path, source: Artifact, wanted: Conversion) -> Artifact | Non
     except ArtifactError:
         artifact = None
     if artifact is None or artifact.sidecar.conversion is None:
-        raise UsageError(f"{target} is in the way: it is no conversion that trtbatch made", "move it, or use --output")
+        raise UsageError(
+            f"{target} is in the way: it has no sidecar that says trtbatch converted it",
+            "move it, or build into another folder (--output)",
+        )
     own, made_from = artifact.sidecar.conversion, artifact.sidecar.source
     if own.settings != wanted.settings or made_from is None or made_from.sha256 != source.sidecar.artifact.sha256:
         return None
@@ -208,105 +254,11 @@ def _found(target: Path, source: Artifact, wanted: Conversion) -> Artifact | Non
     return artifact
 
 
-def _interpreter() -> tuple[str, dict[str, str]]:
-    """The Python that has ModelOpt, and the environment to run it in.
+def _publish(made: Path, target: Path, source: Artifact, wanted: Conversion, tools: dict[str, str]) -> Artifact:
+    """Finish the file (scales, types of inputs and outputs, opset), see that it loads, and put it in its place.
 
     Raises:
-        MissingPackageError: there is none; both ways to get one are named.
-    """
-    named = os.environ.get(MODELOPT_PYTHON)
-    if named:
-        path = shutil.which(named)
-        if path is None:
-            raise MissingPackageError(f"{MODELOPT_PYTHON}={named}: no such program", "name a Python with ModelOpt")
-        # Another environment: what this one has on its path must not get in there.
-        return path, {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    if not optional.is_installed("modelopt"):
-        raise MissingPackageError(
-            "nvidia-modelopt is needed to convert ONNX files to another precision, and isn't installed",
-            "pip install 'trtbatch[precision]' (in a clone: '.[precision]'), or let "
-            f"{MODELOPT_PYTHON} name a Python that has nvidia-modelopt[onnx]",
-        )
-    return sys.executable, dict(os.environ)
-
-
-def _run_modelopt(
-    source: Artifact,
-    request: ConversionRequest,
-    kept: tuple[set[str], set[str]],
-    samples: Mapping[str, Array],
-    folder: Path,
-) -> tuple[Path, dict[str, str]]:
-    """The converted file as ModelOpt wrote it, in `folder`, and what wrote it.
-
-    Raises:
-        PrecisionError: with the last words of ModelOpt.
-    """
-    python, environment = _interpreter()
-    work = folder.resolve() / "modelopt"
-    work.mkdir()
-    for name in (source.path.name, *(record.file for record in source.sidecar.companions)):
-        shutil.copy(source.path.with_name(name), work / name)  # ModelOpt writes beside its source
-    arrays: dict[str, Any] = dict(samples)
-    np.savez(work / "calibration.npz", **arrays)
-    made = work / "converted.onnx"
-    order = {
-        "source": str(work / source.path.name),
-        "output": str(made),
-        "precision": request.precision,
-        "rest": request.rest,
-        "keep_io": request.io is None,
-        "exclude_nodes": [f"^{re.escape(name)}$" for name in sorted(kept[0])],
-        "exclude_ops": sorted(kept[1]),
-        "calibration": str(work / "calibration.npz"),
-        "method": request.method,
-        "largest": LARGEST,
-    }
-    file = work / "request.json"
-    file.write_text(json.dumps(order), encoding="utf-8")
-    worker = Path(__file__).with_name("modelopt_worker.py")
-    log = folder / "modelopt.log"
-    with log.open("wb") as stream:
-        done = subprocess.run(
-            [python, str(worker), str(file)], stdout=subprocess.PIPE, stderr=stream, cwd=work, env=environment
-        )
-    answer = _answer(done.stdout)
-    if "converted" not in answer or not made.is_file():
-        said = answer.get("failed") or _last_line(log) or f"it ended with exit code {done.returncode}"
-        raise PrecisionError(
-            f"ModelOpt can't convert {source.path.name} to {request.precision}: {said}",
-            f"leave the part that it names in float32 (--keep-fp32), or check its installation: {python} -c 'import "
-            "modelopt.onnx'",
-        )
-    return made, answer["converted"]
-
-
-def _answer(output: bytes) -> dict[str, Any]:
-    lines = output.decode("utf-8", "replace").strip().splitlines()
-    try:
-        answer = json.loads(lines[-1]) if lines else {}
-    except ValueError:
-        return {}
-    return answer if isinstance(answer, dict) else {}
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1].strip()[:300] if lines else ""
-
-
-def _publish(
-    made: Path,
-    target: Path,
-    source: Artifact,
-    wanted: Conversion,
-    tools: dict[str, str],
-    kept: tuple[set[str], set[str]],
-) -> Artifact:
-    """Finish the file (scales, opset), and put it in its place with its sidecar.
-
-    Raises:
-        PrecisionError: no product computes in the precision.
+        PrecisionError: no product computes in the precision, or ONNX Runtime can't load the file.
     """
     onnx = optional.require("onnx", "write ONNX files")
     model = load_onnx(made, weights=True)
@@ -314,26 +266,27 @@ def _publish(
     raised = raise_scales(model)
     if raised:
         warn(f"{raised} quantization scales were zero in the type that they are stored in, and were raised")
-    if lower_opset(model, opset_of(before)):
+    if wanted.io is not None and wanted.io != wanted.precision:
+        half_inputs_and_outputs(model)
+    obstacle = lower_opset(model, opset_of(before))
+    if obstacle is None:
         model.ir_version = before.ir_version
+    else:
+        note(f"{target.name} has opset {opset_of(model)}, {source.path.name} {opset_of(before)}: {obstacle}")
     computes = products(model)
-    stayed = tuple(name for name, kind in computes.items() if kind == "fp32")
-    reached = [name for name, kind in computes.items() if kind == wanted.precision]
-    if not reached:
-        what = "has no convolution or matrix product" if not computes else "has no product that ModelOpt changes"
-        raise PrecisionError(
-            f"{source.path.name} {what}: nothing of it computes in {wanted.precision}",
-            f"build it in float32, or keep less in that (--keep-fp32); {wanted.precision} is for "
-            f"{', '.join(PRODUCTS)} of some size",
-        )
-    if stayed:
-        operators = {node.name: node.op_type for node in model.graph.node}
-        by_itself = [name for name in stayed if name not in kept[0] and operators[name] not in kept[1]]
-        _tell_stayed(by_itself, len(computes), wanted.precision)
+    stayed = tuple(name for name, kind in computes.items() if kind != wanted.precision)
+    _refuse_none(source.path.name, computes, stayed, wanted)
+    by_itself = [name for name in stayed if name not in wanted.kept]
+    if by_itself:
+        why = "not of a kind that is quantized" if wanted.precision in QUANTIZED else "values too large for the type"
+        shown = ", ".join(by_itself[:3]) + (" …" if len(by_itself) > 3 else "")
+        note(f"{len(by_itself)} of {len(computes)} products stay {wanted.rest} ({why}): {shown}")
     final = made.with_name(target.name)
     large = model.ByteSize() > LARGEST
     beside = final.with_name(f"{target.name}.data")
     onnx.save(model, str(final), save_as_external_data=large, location=beside.name)
+    if wanted.precision in ("fp16", "int8") and wanted.rest == "fp32":  # what the CPU has kernels for
+        _refuse_unloadable(final, target.name)
     companions = (beside,) if large else ()
     inputs, outputs = (_retyped(specs, infos) for specs, infos in _sides(source.sidecar, model))
     sidecar = replace(
@@ -352,12 +305,38 @@ def _publish(
     return artifacts.publish(final, target, sidecar, companions)
 
 
-def _tell_stayed(by_itself: Sequence[str], count: int, precision: str) -> None:
-    """Say which products ModelOpt left in float32 without being told to."""
-    if by_itself:
-        why = "not of a kind that is quantized" if precision in QUANTIZED else "values too large for the type"
-        shown = ", ".join(by_itself[:3]) + (" …" if len(by_itself) > 3 else "")
-        note(f"{len(by_itself)} of {count} products stay float32 ({why}): {shown}")
+def _refuse_none(name: str, computes: Mapping[str, str], stayed: Sequence[str], wanted: Conversion) -> None:
+    """Raise where no product came out in the precision.
+
+    Raises:
+        PrecisionError: with what would help.
+    """
+    if len(stayed) < len(computes):
+        return
+    kinds_of = ", ".join(PRODUCTS)
+    if not computes:
+        raise PrecisionError(
+            f"{name} has no {kinds_of}: nothing of it would compute in {wanted.precision}", "leave out --precision"
+        )
+    if set(stayed) <= set(wanted.kept):
+        raise PrecisionError(
+            f"--keep-fp32 keeps every product of {name} in float32: nothing computes in {wanted.precision}",
+            "keep less, or leave out --precision",
+        )
+    raise PrecisionError(
+        f"ModelOpt changes no product of {name}: nothing of it computes in {wanted.precision}",
+        "they are of too few channels, or their values too large: leave out --precision",
+    )
+
+
+def _refuse_unloadable(file: Path, name: str) -> None:
+    try:
+        OnnxReference(file)
+    except ArtifactError as error:
+        raise PrecisionError(
+            f"{name} as ModelOpt made it isn't a valid model: {error.problem}",
+            "keep the part that it names (--keep-fp32)",
+        ) from error
 
 
 def _sides(sidecar: Sidecar, model: Any) -> list[tuple[tuple[TensorSpec, ...], Any]]:

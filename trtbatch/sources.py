@@ -57,13 +57,16 @@ class Source(Protocol):
     def __iter__(self) -> Iterator[Sample | Skipped]: ...
 
 
-def open_source(text: str, sidecar: Sidecar, count: int | None = None, seed: int = 42) -> Source:
+def open_source(
+    text: str, sidecar: Sidecar, count: int | None = None, seed: int = 42, option: str = "--input"
+) -> Source:
     """The source that ``--input`` names.
 
     Args:
         text: folder or glob of images, ``.npy`` or ``.npz`` file, or ``random``.
         count: at most so many samples.
         seed: of random samples.
+        option: that named it, for errors.
 
     Raises:
         UsageError: nothing is there, or a source that doesn't fit the model's inputs.
@@ -76,16 +79,18 @@ def open_source(text: str, sidecar: Sidecar, count: int | None = None, seed: int
     path = Path(text)
     if path.suffix.lower() in (".npy", ".npz") and path.is_file():
         return ArraySource(path, sidecar.inputs, count)
-    return _images(text, sidecar, count)
+    return _images(text, sidecar, count, option)
 
 
-def read_samples(text: str, sidecar: Sidecar, count: int, seed: int = 42) -> tuple[dict[str, Array], list[str]]:
+def read_samples(
+    text: str, sidecar: Sidecar, count: int, seed: int = 42, option: str = "--input"
+) -> tuple[dict[str, Array], list[str]]:
     """Up to `count` usable samples of a source, stacked by input as the engine takes them, and their names.
 
     Raises:
         UsageError, InputError: as :func:`open_source`; or no sample can be used, or a cast would change values.
     """
-    source = open_source(text, sidecar, None if text != "random" else count, seed)
+    source = open_source(text, sidecar, None if text != "random" else count, seed, option)
     samples: list[Sample] = []
     for item in source:
         if isinstance(item, Sample):
@@ -95,7 +100,7 @@ def read_samples(text: str, sidecar: Sidecar, count: int, seed: int = 42) -> tup
         if len(samples) == count:
             break
     if not samples:
-        raise InputError(f"{text} holds no usable sample", "name another")
+        raise InputError(f"{option} {text} holds no usable sample", "name another")
     stacked = dict(source.constants)
     for spec in sidecar.inputs:
         if spec.batch_axis is not None:
@@ -104,9 +109,9 @@ def read_samples(text: str, sidecar: Sidecar, count: int, seed: int = 42) -> tup
     return stacked, [sample.name for sample in samples]
 
 
-def _images(text: str, sidecar: Sidecar, count: int | None) -> ImageSource:
+def _images(text: str, sidecar: Sidecar, count: int | None, option: str) -> ImageSource:
     if not text:
-        raise UsageError("--input is empty", "name a folder or glob of images, .npy, .npz, or random")
+        raise UsageError(f"{option} is empty", "name a folder or glob of images, .npy, .npz, or random")
     path = Path(text)
     if path.is_dir():
         files = sorted(_image_files(path), key=lambda file: file.relative_to(path).as_posix())
@@ -120,21 +125,21 @@ def _images(text: str, sidecar: Sidecar, count: int | None) -> ImageSource:
         files = [path] if path.is_file() else _matches(text) or _matches(f"{glob.escape(str(path.parent))}/{path.name}")
         if not files:
             raise UsageError(
-                f"--input {text}: no such file, folder or match", "name a folder or glob of images, .npy, .npz"
+                f"{option} {text}: no such file, folder or match", "name a folder or glob of images, .npy, .npz"
             )
         names = [str(file) for file in files]
     if sidecar.preprocessing is not None and len(sidecar.inputs) != 1:
         names_ = ", ".join(spec.name for spec in sidecar.inputs)
         raise UsageError(
             f"{sidecar.model.name} has {len(sidecar.inputs)} inputs ({names_}); images can feed a model with one",
-            "give arrays: --input FILE.npz with each by name",
+            f"give arrays: {option} FILE.npz with each by name",
         )
     if sidecar.preprocessing is None:
         raise UsageError(
             f"{sidecar.model.name} has no preprocessing recorded for images",
-            "give arrays (--input FILE.npy or FILE.npz), or export with a ModelSpec that has preprocessing",
+            f"give arrays ({option} FILE.npy or FILE.npz), or export with a ModelSpec that has preprocessing",
         )
-    return ImageSource(files[:count], names[:count], sidecar.inputs[0].name, sidecar.preprocessing)
+    return ImageSource(files[:count], names[:count], sidecar.inputs[0], sidecar.preprocessing)
 
 
 def _matches(pattern: str) -> list[Path]:
@@ -163,7 +168,7 @@ class ImageSource:
 
     files: Sequence[Path]
     names: Sequence[str]
-    input_name: str
+    spec: TensorSpec
     preprocessing: Preprocessing
     workers: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
     constants: dict[str, Array] = field(default_factory=dict)
@@ -200,7 +205,9 @@ class ImageSource:
                     return Skipped(name, f"{image.width}×{image.height} is over the limit of {limit} pixels")
                 if image.mode in ("I", "F"):
                     return Skipped(name, f"its pixels ({image.mode}, 32 bits) have no known white: save it in 8 bits")
-                return Sample(name, {self.input_name: self.preprocessing(image)})
+                made = self.preprocessing(image)
+                kind = self.spec.dtype if self.spec.dtype.startswith("float") else made.dtype
+                return Sample(name, {self.spec.name: made.astype(kind, copy=False)})
         except Exception as error:  # Pillow's decoders raise whatever their format makes them
             return Skipped(name, _plain(error))
 

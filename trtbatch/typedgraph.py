@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,21 @@ from numpy.typing import NDArray
 
 from trtbatch import optional
 from trtbatch.backends.onnxruntime import OnnxReference
-from trtbatch.errors import ExecutionError, TrtbatchError
+from trtbatch.errors import PrecisionError, TrtbatchError
 from trtbatch.onnxfile import load_onnx, opset_of
 
-__all__ = ["PRODUCTS", "first_overflow", "float_types", "kinds", "lower_opset", "products", "raise_scales", "scales"]
+__all__ = [
+    "PRODUCTS",
+    "Overflow",
+    "first_overflow",
+    "float_types",
+    "half_inputs_and_outputs",
+    "kinds",
+    "lower_opset",
+    "products",
+    "raise_scales",
+    "scales",
+]
 
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators that multiply matrices: where the time goes, and what a precision is asked for."""
@@ -116,44 +127,78 @@ def raise_scales(model: Any) -> int:
 
     A scale that became zero there (of weights that are all tiny) gets the type's smallest normal number: the values
     that it stands for quantize to zero either way, and TensorRT refuses a file with a scale of zero.
+
+    Raises:
+        PrecisionError: a scale that is negative, infinite or NaN.
     """
     onnx = optional.require("onnx", "write ONNX files")
     raised = 0
     for tensor in scales(model):
         values = onnx.numpy_helper.to_array(tensor)
-        bad = ~(values > 0)
-        if bad.any() and values.dtype.kind == "f":
-            mended = np.where(bad, np.finfo(values.dtype).tiny, values).astype(values.dtype)
+        if values.dtype.kind != "f":
+            continue
+        if not (np.isfinite(values) & (values >= 0)).all():
+            worst = values[~(np.isfinite(values) & (values >= 0))].flat[0]
+            raise PrecisionError(f"the quantization scale {tensor.name!r} is {worst}", "calibrate on other samples")
+        if not values.all():
+            mended = np.where(values == 0, np.finfo(values.dtype).tiny, values).astype(values.dtype)
             tensor.CopyFrom(onnx.numpy_helper.from_array(mended, tensor.name))
-            raised += int(bad.sum())
+            raised += int((values == 0).sum())
     return raised
 
 
 _ALWAYS_SO = {("Cast", "saturate"), ("QuantizeLinear", "saturate")}
 """Attributes that opset 19 added, for the 8-bit floats alone; elsewhere they mean nothing."""
 
+_AXES_ATTRIBUTE = ("Max", "Mean", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
+"""Reductions whose axes became an input in opset 18 (ReduceSum's did in 13)."""
 
-def lower_opset(model: Any, opset: int) -> bool:
-    """Relabel the model with an older opset, where every node means the same there; whether it could be done.
+OLDEST = 13
+"""Below it Softmax and others mean something else under the same name."""
 
-    Tools raise the opset of a whole file for a type that it may not use. Each node must have, in the older opset,
-    as many inputs and the same attributes, and quantization scales must be float32, which all opsets take.
+
+def lower_opset(model: Any, opset: int) -> str | None:
+    """Relabel the model with an older opset, where every node means the same there; what stands against it, or None.
+
+    Tools raise the opset of a whole file for a type that it may not use. From opset 13 on operators were given types,
+    attributes and optional inputs, and a node that uses none of the new ones means what it meant. Axes of reductions
+    go back to where they were. Quantization scales must be float32, which all opsets take, and 8-bit floats and
+    bfloat16 are newer than most.
     """
     onnx = optional.require("onnx", "write ONNX files")
     if opset_of(model) <= opset:
-        return True
-    if any(tensor.data_type != onnx.TensorProto.FLOAT for tensor in scales(model)) or "fp8" in kinds(model):
-        return False
-    for node in model.graph.node:
-        if node.domain in ("", "ai.onnx") and not _same_in(onnx, node, opset):
-            return False
-    for node in model.graph.node:
+        return None
+    newer = kinds(model) & {"bf16", "fp8"}
+    if newer or opset < OLDEST:
+        return f"it holds {newer.pop()}" if newer else f"opset {opset} is older than {OLDEST}"
+    if any(tensor.data_type != onnx.TensorProto.FLOAT for tensor in scales(model)):
+        return "its quantization scales are float16"
+    lowered = onnx.ModelProto()
+    lowered.CopyFrom(model)
+    constants = {tensor.name: tensor for tensor in lowered.graph.initializer}
+    for node in lowered.graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            continue
         for attribute in [each for each in node.attribute if (node.op_type, each.name) in _ALWAYS_SO]:
             node.attribute.remove(attribute)
-    for entry in model.opset_import:
+        _lower_axes(onnx, node, constants, opset)
+        if not _same_in(onnx, node, opset):
+            return f"node {node.name} ({node.op_type}) is of a newer opset"
+    for entry in lowered.opset_import:
         if entry.domain in ("", "ai.onnx"):
             entry.version = opset
-    return True
+    model.CopyFrom(lowered)
+    return None
+
+
+def _lower_axes(onnx: Any, node: Any, constants: Mapping[str, Any], opset: int) -> None:
+    """Constant axes of a reduction as the attribute that they were before opset 18."""
+    is_reduction = node.op_type.removeprefix("Reduce") in _AXES_ATTRIBUTE and node.op_type.startswith("Reduce")
+    if is_reduction and opset < 18 and len(node.input) == 2 and node.input[1] in constants:
+        axes = onnx.numpy_helper.to_array(constants[node.input[1]]).tolist()
+        del node.input[1]
+        if axes:
+            node.attribute.append(onnx.helper.make_attribute("axes", axes))
 
 
 def _same_in(onnx: Any, node: Any, opset: int) -> bool:
@@ -161,39 +206,98 @@ def _same_in(onnx: Any, node: Any, opset: int) -> bool:
         schema = onnx.defs.get_schema(node.op_type, max_inclusive_version=opset)
     except onnx.defs.SchemaError:
         return False
-    own = {each.name for each in node.attribute if (node.op_type, each.name) not in _ALWAYS_SO}
+    own = {each.name for each in node.attribute}
     return own <= set(schema.attributes) and len(node.input) <= schema.max_input
 
 
-def first_overflow(onnx_file: Path, inputs: Mapping[str, NDArray[Any]]) -> str | None:
-    """The first node, in the graph's order, that makes an infinity or NaN of finite half-precision inputs.
+def half_inputs_and_outputs(model: Any) -> None:
+    """Make the float32 inputs and outputs of a graph float16, with a Cast behind and before each."""
+    onnx = optional.require("onnx", "write ONNX files")
+    single, half = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    casts = []
+    for info in model.graph.input:
+        if info.type.tensor_type.elem_type == single and info.name not in initializers:
+            wide = f"{info.name}_fp32"
+            for node in model.graph.node:
+                node.input[:] = [wide if name == info.name else name for name in node.input]
+            casts.append(onnx.helper.make_node("Cast", [info.name], [wide], name=f"{info.name}_from_fp16", to=single))
+            info.type.tensor_type.elem_type = half
+    first = len(casts)
+    for info in model.graph.output:
+        if info.type.tensor_type.elem_type == single:
+            wide = f"{info.name}_fp32_out"
+            for node in model.graph.node:
+                node.input[:] = [wide if name == info.name else name for name in node.input]
+                node.output[:] = [wide if name == info.name else name for name in node.output]
+            casts.append(onnx.helper.make_node("Cast", [wide], [info.name], name=f"{info.name}_to_fp16", to=half))
+            info.type.tensor_type.elem_type = half
+    nodes = [*casts[:first], *model.graph.node, *casts[first:]]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
-    ONNX Runtime runs the graph with every half-precision tensor as an output, so that each is rounded to its type.
+
+@dataclass(frozen=True)
+class Overflow:
+    """Where half precision first doesn't hold a value.
+
+    Args:
+        node: that makes it, or that takes it where a conversion stands between.
+        words: node, operator, and what reaches it.
+    """
+
+    node: str
+    words: str
+
+
+def first_overflow(onnx_file: Path, inputs: Mapping[str, NDArray[Any]]) -> Overflow | None:
+    """The first node, in the graph's order, that makes an infinity or NaN of finite inputs, in half precision.
+
+    ONNX Runtime runs the graph with every float tensor as an output, so that each half-precision one is rounded to
+    its type once. (It doesn't round between layers, so nothing that follows can be told.) Minus infinity alone is
+    no overflow: masks are made so.
 
     Returns:
-        In words, with the node's name and operator; None where nothing overflows, or it can't be told.
+        None where nothing overflows, or it can't be told (a graph over 2 GB, or one that the CPU can't run).
     """
     onnx = optional.require("onnx", "read ONNX files")
     model = load_onnx(onnx_file, weights=True)
-    if opset_of(model) == 0 or model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
+    if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
         return None
     types = _elem_types(model)
-    half = onnx.TensorProto.FLOAT16
+    half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    nodes = list(model.graph.node)
     declared = {info.name for info in model.graph.output}
-    made = [name for node in model.graph.node for name in node.output if types.get(name) == half]
-    for name in made:
+    for name in (name for node in nodes for name in node.output if types.get(name) in (half, single)):
         if name not in declared:
-            model.graph.output.append(onnx.helper.make_tensor_value_info(name, half, None))
+            model.graph.output.append(onnx.helper.make_tensor_value_info(name, types[name], None))
     try:
-        found = OnnxReference.of_bytes(model.SerializeToString())(inputs)
-    except (ExecutionError, TrtbatchError):
+        found = dict(inputs) | OnnxReference.of_bytes(model.SerializeToString())(inputs)
+    except TrtbatchError:
         return None
-    for node in model.graph.node:
+    for node in nodes:
         for name in node.output:
-            if name not in made or np.isfinite(found[name]).all():
+            if types.get(name) != half or name not in found or not _overflows(found[name]):
                 continue
-            before = [found[each] for each in node.input if each in found]
-            if all(np.isfinite(each).all() for each in before):
-                largest = max((float(np.abs(each).max(initial=0)) for each in before), default=math.nan)
-                return f"node {node.name or name} ({node.op_type}), whose inputs reach {largest:.3g}"
+            before = [found[each] for each in node.input if each in found and found[each].dtype.kind == "f"]
+            if before and all(np.isfinite(each).all() for each in before):
+                largest = max(float(np.abs(each).max(initial=0)) for each in before)
+                named = _meant(node, nodes)
+                return Overflow(named.name, f"node {named.name} ({named.op_type}), whose inputs reach {largest:.3g}")
     return None
+
+
+def _overflows(array: NDArray[Any]) -> bool:
+    return bool((np.isnan(array) | (array == np.inf)).any())
+
+
+def _meant(node: Any, nodes: Sequence[Any]) -> Any:
+    """The node that a conversion belongs to: the one that makes its input, else the one that takes its output."""
+    while node.op_type == "Cast":
+        maker = next((each for each in nodes if node.input[0] in each.output), None)
+        taker = next((each for each in nodes if node.output[0] in each.input), None)
+        other = maker or taker
+        if other is None or (other.op_type == "Cast" and other is maker):
+            return other or node
+        node = other
+    return node

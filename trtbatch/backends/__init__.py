@@ -82,7 +82,7 @@ def warn_of_random(sidecar: Sidecar) -> None:
     if sidecar.model.weights.startswith("random"):
         warn(f"weights: {sidecar.model.weights}")
     conversion = sidecar.conversion
-    if conversion is not None and conversion.method is not None and "random" in conversion.calibration:
+    if conversion is not None and conversion.method is not None and conversion.random:
         warn(f"calibration: {conversion.calibration}")
 
 

@@ -80,9 +80,11 @@ def command(
         ),
     ] = None,
     calibration_method: Annotated[
-        Literal["entropy", "max"],
-        typer.Option(help="How the ranges of int8 and fp8 are chosen.", rich_help_panel=_PRECISION),
-    ] = "entropy",
+        Optional[Literal["entropy", "max"]],
+        typer.Option(
+            help="How the ranges of int8 and fp8 are chosen. \\[default: entropy]", rich_help_panel=_PRECISION
+        ),
+    ] = None,
     tolerance: Annotated[
         Optional[float],
         typer.Option(

@@ -161,7 +161,8 @@ class _Attempt:
     def run(self, cache: bytes) -> Any | None:
         """The serialised engine, or None where TensorRT gives none (see :meth:`complaint`)."""
         builder = self._trt.Builder(self._logger)
-        self._typed = bool(self._plan.kinds) and compat.strongly_typed(self._trt)
+        wants_types = bool(self._plan.kinds) or self._plan.options.weight_streaming  # which TensorRT streams for alone
+        self._typed = wants_types and compat.strongly_typed(self._trt)
         network = compat.create_network(self._trt, builder, self._typed)
         self._parse(network)
         self._config = builder.create_builder_config()
