@@ -21,12 +21,14 @@ from tests import models
 from tests.conftest import child_environment
 from tests.test_build import refused
 from trtbatch import optional
-from trtbatch.artifacts import load
+from trtbatch.artifacts import TensorSpec, load
 from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.buildrequest import foreign
 from trtbatch.converter import MODELOPT_PYTHON
 from trtbatch.precision import ConversionRequest, convert
+from trtbatch.preprocessing import Preprocessing
 from trtbatch.rows import row_errors
+from trtbatch.sources import ImageSource, Sample
 from trtbatch.typedgraph import kinds, products, scales
 
 Cli = Callable[..., Any]
@@ -49,7 +51,7 @@ def build(cli: Cli, *options: object) -> Any:
 
 def errors(engine: Path, onnx_file: Path, samples: np.ndarray[Any, Any] = X) -> float:
     """Largest relative error of a row, engine file against float32, both run by ONNX Runtime."""
-    wanted = OnnxReference(onnx_file)({"input": samples})["output"]
+    wanted = OnnxReference(onnx_file)({"input": samples.astype(np.float32)})["output"]
     return float(row_errors(OnnxReference(engine)({"input": samples})["output"].astype(np.float32), wanted).max())
 
 
@@ -330,6 +332,9 @@ def test_random_is_asked_for_and_not_read_out_of_a_name(cli: Cli, folder: Path, 
 def test_half_inputs_go_with_every_conversion_and_images_are_cast(
     cli: Cli, folder: Path, model: Path, photos: Path
 ) -> None:
+    spec = TensorSpec("input", "float16", ("batch_size", 3, 8, 8))
+    first = next(iter(ImageSource(sorted(photos.iterdir())[:1], ["a"], spec, Preprocessing(8, (8, 8)))))
+    assert isinstance(first, Sample) and first.rows["input"].dtype == np.float16
     line = ["--precision", "int8", "--io-precision", "fp16", "--calibration", "8"]
     assert build(cli, *line).exit_code == 0
     sidecar = load(folder / "engines/m.int8.ort.onnx", "engine").sidecar
