@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,6 +28,7 @@ from trtbatch.backends import open_engine
 from trtbatch.batches import Profile, parse_batches
 from trtbatch.bench import measure
 from trtbatch.build import BuildRequest, build
+from trtbatch.errors import TrtbatchError
 from trtbatch.records import encode
 from trtbatch.rows import random_inputs
 from trtbatch.verify import VerifyRequest, VerifyResult, verify
@@ -38,8 +40,9 @@ def engine_of(model: str, precision: str) -> Path:
     return Path("engines") / f"{model}_dynamic.{precision}.engine"
 
 
-def build_all(model: str, precisions: Sequence[str], largest: int, kept: Sequence[str]) -> None:
-    """Build and verify; the verdict lies beside each engine."""
+def build_all(model: str, precisions: Sequence[str], largest: int, kept: Sequence[str]) -> int:
+    """Build and verify; the verdict lies beside each engine. Returns how many precisions failed."""
+    failures = 0
     for precision in precisions:
         request = BuildRequest(
             Path("engines") / f"{model}_dynamic.onnx",
@@ -48,11 +51,17 @@ def build_all(model: str, precisions: Sequence[str], largest: int, kept: Sequenc
             precision=precision,
             keep_fp32=tuple(kept) if precision == "int8" else (),
         )
-        artifact = build(request)
+        try:
+            artifact = build(request)
+        except TrtbatchError as error:
+            failures += 1
+            print(model, precision, f"failed: {error.problem}", flush=True)
+            continue
         verdict = verify(VerifyRequest(artifact.path, batches=VERIFIED))
         facts = worst(verdict) | {"build_seconds": artifact.sidecar.build["build_seconds"]}
         artifact.path.with_suffix(".verdict").write_text(json.dumps(facts))
         print(model, precision, facts, flush=True)
+    return failures
 
 
 def worst(verdict: VerifyResult) -> dict[str, Any]:
@@ -70,6 +79,7 @@ def worst(verdict: VerifyResult) -> dict[str, Any]:
 def time_model(model: str, precisions: Sequence[str], batches: Sequence[int], rounds: int) -> list[dict[str, Any]]:
     """Median ms of every engine at every batch, each round's kept; the engines take turns."""
     found: list[dict[str, Any]] = []
+    precisions = [name for name in precisions if engine_of(model, name).with_suffix(".verdict").is_file()]
     with ExitStack() as stack:
         sessions = {}
         artifacts = {name: load(engine_of(model, name), "engine") for name in precisions}
@@ -134,8 +144,7 @@ def main() -> None:
         return
     precisions = options.precision.split(",")
     if options.command == "build":
-        build_all(options.model, precisions, options.max, options.keep_fp32)
-        return
+        sys.exit(min(1, build_all(options.model, precisions, options.max, options.keep_fp32)))
     batches = parse_batches(options.batch)
     rows = [row for model in options.model for row in time_model(model, precisions, batches, options.rounds)]
     print(markdown(rows))
