@@ -7,7 +7,7 @@
 ``build`` exports nothing: ``engines/MODEL_dynamic.onnx`` must be there. It builds an engine for each precision, and
 verifies every row at batch 1, 7 and 32 against ONNX Runtime on the float32 file; ``--keep-fp32`` is for int8 alone.
 ``measure`` times all engines of a
-model in turn, round after round (GPU time, mode *async*), and prints a table; ``show`` prints that of a kept run.
+model in turn, round after round (GPU time, as CUDA graphs), and prints a table; ``show`` prints that of a kept run.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from trtbatch.rows import random_inputs
 from trtbatch.verify import VerifyRequest, VerifyResult, verify
 
 VERIFIED = (1, 7, 32)
+MODE = "graph"
 
 
 def engine_of(model: str, precision: str) -> Path:
@@ -92,7 +93,7 @@ def time_model(model: str, precisions: Sequence[str], batches: Sequence[int], ro
                 for name in precisions if turn % 2 == 0 else precisions[::-1]:
                     session, artifact = sessions[name], artifacts[name]
                     session.bind(random_inputs(artifact.sidecar.inputs, batch, seed=0))
-                    samples = measure(session.modes()["async"], None, 0.3, 150.0)
+                    samples = measure(session.modes()[MODE], None, 0.3, 150.0)
                     times[name].append(float(f"{np.median(samples):.5g}"))
             for name in precisions:
                 found.append({"batch": batch, "precision": name, "rounds_ms": times[name]})
@@ -152,7 +153,7 @@ def main() -> None:
         sidecar = load(engine_of(options.model[0], precisions[0]), "engine").sidecar
         result = {
             "script": "scripts/precision_table.py",
-            "timed": "one execute_async_v3 between two CUDA events on a busy stream, inputs on the GPU",
+            "timed": "one launch of a CUDA graph between two CUDA events on a busy stream, inputs on the GPU",
             "weights": sidecar.model.weights,
             "device": sidecar.device,
             "tools": sidecar.tools,

@@ -182,7 +182,7 @@ def _accuracy(session: Session, sidecar: Sidecar, what: Examination) -> Accuracy
     limit = None if what.tolerance is None else Limit(what.tolerance)
     results = compare_outputs(session.fetch(), wanted, batch, sidecar.outputs, sidecar.precision, limit)
     _tell_constant(wanted, sidecar.outputs, what.name)
-    overflow = first_overflow(what.onnx, inputs) if "fp16" in what.products.values() else None
+    overflow = _overflow(sidecar, inputs, batch, what) if "fp16" in what.products.values() else None
     _require_near(results, what, overflow)
     if overflow is not None and sidecar.backend == "onnxruntime":
         raise _overflowing(f"{what.name} is right on the CPU alone, which computes it in float32", overflow)
@@ -225,6 +225,26 @@ def _samples(sidecar: Sidecar, what: Examination, batch: int) -> tuple[dict[str,
         repeated = array if spec.batch_axis is None else array.take(turns, axis=spec.batch_axis)
         inputs[spec.name] = np.ascontiguousarray(repeated)
     return inputs, len(names), f"{len(names)} samples of {what.samples}"
+
+
+SCANNED = 4
+"""Samples at once in the search for overflows, where every tensor of the graph is kept."""
+
+
+def _overflow(sidecar: Sidecar, inputs: Mapping[str, Array], batch: int, what: Examination) -> Overflow | None:
+    """The first overflow on any of the samples."""
+    step = SCANNED if sidecar.is_dynamic else batch
+    for first in range(0, batch, step):
+        some = {
+            spec.name: inputs[spec.name]
+            if spec.batch_axis is None
+            else inputs[spec.name].take(range(first, min(first + step, batch)), axis=spec.batch_axis)
+            for spec in sidecar.inputs
+        }
+        found = first_overflow(what.onnx, some)
+        if found is not None:
+            return found
+    return None
 
 
 def _overflowing(problem: str, overflow: Overflow) -> RowsError:

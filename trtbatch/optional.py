@@ -17,6 +17,7 @@ _EXTRAS = {
     "tensorrt": "tensorrt",
     "pycuda": "tensorrt",
     "pynvml": "tensorrt",
+    "cuda": "tensorrt",
     "modelopt": "precision",
     "netron": "view",
 }

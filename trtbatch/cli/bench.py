@@ -20,7 +20,7 @@ def command(
     ] = "1",
     mode: Annotated[
         Optional[str],
-        typer.Option(metavar="A,B", help="TensorRT: execute_v2, async. ONNX Runtime: run. \\[default: the first]"),
+        typer.Option(metavar="A,B", help="TensorRT: execute_v2, async, graph; else run. \\[default: the first]"),
     ] = None,
     iterations: Annotated[Optional[int], typer.Option(min=1, help="Exactly so many timed runs of each.")] = None,
     min_time: Annotated[
