@@ -168,3 +168,22 @@ def test_an_interrupted_build_leaves_nothing_and_ends_quietly(tmp_path: Path, se
     assert "PyCUDA" not in stderr and "Traceback" not in stderr
     left = list((tmp_path / "engines").iterdir()) if (tmp_path / "engines").is_dir() else []
     assert left == []
+
+
+def test_a_graph_is_captured_for_what_is_bound_and_again_for_what_is_bound_next(tmp_path: Path) -> None:
+    onnx = models.classifier(tmp_path / "m.onnx")
+    assert run_process("build", onnx, "--max", 8, "--output", "m.engine", cwd=tmp_path).returncode == 0
+    artifact = load(tmp_path / "m.engine", "engine")
+    oracle = OnnxReference(onnx)
+    with open_engine(artifact) as engine, engine.session() as session:
+        for batch in (1, 8, 8, 3, 1):
+            inputs = random_inputs(artifact.sidecar.inputs, batch, seed=batch)
+            session.bind(inputs)
+            launch = session.modes()["graph"].launch
+            for _ in range(3):
+                session.poison(0xFF)
+                launch()
+                assert row_errors(session.fetch()["output"], oracle(inputs)["output"]).max() < 2e-3
+    done = run_process("bench", "m.engine", "--batch", "1,8", "--mode", "graph,async", "--iterations", 20, cwd=tmp_path)
+    assert done.returncode == 0 and "graph" in done.stdout, done.stderr
+    print(done.stdout)
