@@ -109,6 +109,8 @@ def test_int8_from_real_samples(cli: Cli, folder: Path, model: Path) -> None:
     assert kinds(typed) == {"int8"} and typed.opset_import[0].version == 17
     values = [numpy_helper.to_array(tensor) for tensor in scales(typed)]
     assert values and all(value.dtype == np.float32 and (value > 0).all() for value in values)
+    (conv,) = (node for node in typed.graph.node if node.op_type == "Conv")
+    assert {each.name: list(each.ints) for each in conv.attribute}["kernel_shape"] == [3, 3]  # weights tell it no more
     assert 1e-4 < errors(folder / "engines/m.int8.onnx", model) < 0.1
     sidecar = load(folder / "engines/m.int8.ort.onnx", "engine").sidecar
     assert sidecar.conversion is not None and sidecar.conversion.calibration == "40 samples of calib.npz"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from scripts import article_table, bench_overhead
+from scripts import article_table, bench_overhead, precision_table
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -116,6 +116,15 @@ def test_the_overhead_is_the_kept_result_and_within_two_per_cent() -> None:
     assert bench_overhead.markdown(rows) in README
     assert {row["mode"] for row in rows} == {"execute_v2", "async"}
     assert max(row["ratio"] for row in rows) <= 1.02
+
+
+def test_the_table_of_precisions_is_the_kept_result_and_holds_its_ratios() -> None:
+    rows = json.loads((GPU / "precision.json").read_text())["rows"]
+    assert precision_table.markdown(rows) in README
+    ms = {(row["model"], row["precision"], row["batch"]): row["ms"] for row in rows}
+    assert ms["resnet18", "tf32", 32] / ms["resnet18", "fp16", 32] >= 2
+    assert ms["resnet18", "int8", 128] < ms["resnet18", "fp16", 128]
+    assert all(row["passed"] for row in rows)
 
 
 def test_every_kept_result_names_its_script_commit_gpu_driver_and_versions() -> None:

@@ -28,7 +28,15 @@ from trtbatch.errors import ArtifactError, InputError, PrecisionError, UsageErro
 from trtbatch.notes import note, warn
 from trtbatch.onnxfile import load_onnx, opset_of
 from trtbatch.sources import read_samples
-from trtbatch.typedgraph import PRODUCTS, half_inputs_and_outputs, kinds, lower_opset, products, raise_scales
+from trtbatch.typedgraph import (
+    PRODUCTS,
+    half_inputs_and_outputs,
+    kinds,
+    lower_opset,
+    products,
+    raise_scales,
+    tell_kernels,
+)
 
 __all__ = [
     "CONVERTED",
@@ -268,6 +276,7 @@ def _publish(made: Path, target: Path, source: Artifact, wanted: Conversion, too
         warn(f"{raised} quantization scales were zero in the type that they are stored in, and were raised")
     if wanted.io is not None and wanted.io != wanted.precision:
         half_inputs_and_outputs(model)
+    tell_kernels(model, before)
     obstacle = lower_opset(model, opset_of(before))
     if obstacle is None:
         model.ir_version = before.ir_version
@@ -331,7 +340,7 @@ def _refuse_none(name: str, computes: Mapping[str, str], stayed: Sequence[str], 
 
 def _refuse_unloadable(file: Path, name: str) -> None:
     try:
-        OnnxReference(file)
+        OnnxReference.unoptimised(file)
     except ArtifactError as error:
         raise PrecisionError(
             f"{name} as ModelOpt made it isn't a valid model: {error.problem}",

@@ -27,6 +27,7 @@ __all__ = [
     "products",
     "raise_scales",
     "scales",
+    "tell_kernels",
 ]
 
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -210,6 +211,28 @@ def _same_in(onnx: Any, node: Any, opset: int) -> bool:
     return own <= set(schema.attributes) and len(node.input) <= schema.max_input
 
 
+def tell_kernels(model: Any, before: Any) -> None:
+    """Write down the kernel's shape of every convolution whose node leaves it to its weights.
+
+    Quantized weights are no constants any more, and TensorRT 8.6's parser then takes the shape that isn't there for
+    one of ones.
+
+    Args:
+        before: the model in which the weights are still constants.
+    """
+    onnx = optional.require("onnx", "write ONNX files")
+    sizes = {tensor.name: list(tensor.dims) for tensor in before.graph.initializer}
+    kernels = {
+        node.output[0]: sizes[node.input[1]][2:]
+        for node in before.graph.node
+        if node.op_type in ("Conv", "ConvTranspose") and node.input[1] in sizes
+    }
+    for node in model.graph.node:
+        told = any(attribute.name == "kernel_shape" for attribute in node.attribute)
+        if node.op_type in ("Conv", "ConvTranspose") and node.output[0] in kernels and not told:
+            node.attribute.append(onnx.helper.make_attribute("kernel_shape", kernels[node.output[0]]))
+
+
 def half_inputs_and_outputs(model: Any) -> None:
     """Make the float32 inputs and outputs of a graph float16, with a Cast behind and before each."""
     onnx = optional.require("onnx", "write ONNX files")
@@ -272,7 +295,7 @@ def first_overflow(onnx_file: Path, inputs: Mapping[str, NDArray[Any]]) -> Overf
         if name not in declared:
             model.graph.output.append(onnx.helper.make_tensor_value_info(name, types[name], None))
     try:
-        found = dict(inputs) | OnnxReference.of_bytes(model.SerializeToString())(inputs)
+        found = dict(inputs) | OnnxReference.unoptimised(model.SerializeToString())(inputs)
     except TrtbatchError:
         return None
     for node in nodes:

@@ -218,18 +218,14 @@ def parser_error(error: Any, nodes: Sequence[tuple[str, str]]) -> str:
     return f"node {name or index} ({operator}): {description}" if name or operator else description
 
 
-def layers(trt: Any, engine: Any, context: Any = None) -> tuple[tuple[str, str, str, str], ...]:
+def layers(trt: Any, engine: Any) -> tuple[tuple[str, str, str, str], ...]:
     """(name, kind, precision, tactic) of each layer, from the engine inspector; names alone where no more was kept.
 
     The JSON of 8.6 holds control characters unescaped (NVIDIA/TensorRT#2779). Up to 10 a tensor's type is the end of
-    ``Format/Datatype``, in 11 it is ``Datatype``.
-
-    Args:
-        context: with input shapes set; without one, 8.6 tells no types of layers whose shapes are open.
+    ``Format/Datatype``, in 11 it is ``Datatype``; where shapes are open 8.6 says N/A there, and the weights' type is
+    what tells.
     """
     inspector = engine.create_engine_inspector()
-    if context is not None:
-        inspector.execution_context = context
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     try:
         found = json.loads(text, strict=False).get("Layers", [])  # 8.6 has control characters in it

@@ -109,22 +109,7 @@ class TensorRTEngine:
         if profiles:
             facts["profiles"] = ", ".join(profiles)
         facts["device memory"] = f"{self.activation_bytes:,} bytes of activations"
-        return Description(facts, compat.layers(trt, engine, self._at_opt(trt)))
-
-    def _at_opt(self, trt: Any) -> Any | None:
-        """An execution context with the shapes that the first profile is tuned for; None where there can't be one."""
-        engine = self.cuda_engine
-        with self.lock:
-            context = engine.create_execution_context()
-        if context is None:
-            return None
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        for name in names:
-            if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
-                opt = engine.get_tensor_profile_shape(name, 0)[1]
-                if -1 in tuple(engine.get_tensor_shape(name)) and not context.set_input_shape(name, tuple(opt)):
-                    return None
-        return context
+        return Description(facts, compat.layers(trt, engine))
 
     def close(self) -> None:
         self.cuda_engine = None
