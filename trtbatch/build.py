@@ -25,7 +25,7 @@ from trtbatch.buildrequest import (
     stem_of,
 )
 from trtbatch.candidates import Candidate
-from trtbatch.errors import BuildError, ExecutionError, MissingPackageError, PrecisionError, RowsError
+from trtbatch.errors import AccuracyError, BuildError, ExecutionError, MissingPackageError, PrecisionError, RowsError
 from trtbatch.examine import Examination, Examined, examine, explained
 from trtbatch.onnxfile import load_onnx
 from trtbatch.planning import plan_axes, prepared
@@ -56,7 +56,7 @@ def build(request: BuildRequest) -> Artifact:
         note_unused(request)
     refuse_precision(request, builder)
     source = source_of(request)
-    if request.precision in ("fp32", "tf32"):
+    if request.precision in ("fp32", "tf32", "best"):
         refuse_reduced(load_onnx(source.path), source.path.name)
     target = request.output or ENGINES / f"{stem_of(source.path, request)}{builder.suffix}"
     refuse_target(target, source.path, builder.suffix)
@@ -171,6 +171,8 @@ def _build_one(request: BuildRequest, builder: Builder, source: Artifact, target
     )
     try:
         seen = examine(Artifact(built.file, sidecar), examination)
+    except AccuracyError:
+        raise
     except (RowsError, ExecutionError) as error:
         raise explained(error, onnx) from error
     facts = {"build_seconds": round(seconds, 3), "total_seconds": round(time.perf_counter() - started, 3)}

@@ -13,6 +13,7 @@
     ├── PrecisionError           a precision that was asked for can't be had, or overflows
     ├── BuildError               ONNX → engine failed
     ├── RowsError                an engine whose rows are wrong
+    │   └── AccuracyError        … or right among themselves and too far from the ONNX file's
     ├── InputError               data that doesn't fit the engine
     └── ExecutionError           the engine failed while running
 
@@ -24,6 +25,7 @@ from __future__ import annotations
 import errno
 
 __all__ = [
+    "AccuracyError",
     "ArtifactError",
     "BatchListError",
     "BuildError",
@@ -97,6 +99,10 @@ class BuildError(TrtbatchError):
 
 class RowsError(TrtbatchError):
     """An engine gives wrong rows."""
+
+
+class AccuracyError(RowsError):
+    """An engine's rows agree with each other, and are too far from those of the ONNX file."""
 
 
 class InputError(TrtbatchError):

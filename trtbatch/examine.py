@@ -17,7 +17,7 @@ from trtbatch.backends import open_engine
 from trtbatch.backends.base import Engine, Session
 from trtbatch.checks import RowChecker
 from trtbatch.comparison import OutputResult, compare_outputs
-from trtbatch.errors import PrecisionError, RowsError, TrtbatchError
+from trtbatch.errors import AccuracyError, PrecisionError, RowsError, TrtbatchError
 from trtbatch.notes import note, warn
 from trtbatch.onnxfile import what_fixes_the_batch
 from trtbatch.outputs import observed
@@ -82,7 +82,8 @@ def examine(artifact: Artifact, what: Examination) -> Examined:
     """Run the engine at min, opt and max of every profile, and look.
 
     Raises:
-        RowsError: wrong rows, or rows that differ from the reference's.
+        RowsError: wrong rows.
+        AccuracyError: rows that differ from the reference's.
         PrecisionError: layers that compute in another precision than was asked for.
     """
     sidecar = artifact.sidecar
@@ -171,7 +172,7 @@ def _accuracy(session: Session, sidecar: Sidecar, what: Examination) -> Accuracy
     """Compare with the reference, on as many samples as one run holds.
 
     Raises:
-        RowsError: a row is further from the reference than the tolerance.
+        AccuracyError: a row is further from the reference than the tolerance.
     """
     batch = max((size for size in sidecar.corners if size <= ACCURACY_SAMPLES), default=sidecar.corners[0])
     inputs, count, words = _samples(sidecar, what, batch)
@@ -247,8 +248,8 @@ def _overflow(sidecar: Sidecar, inputs: Mapping[str, Array], batch: int, what: E
     return None
 
 
-def _overflowing(problem: str, overflow: Overflow) -> RowsError:
-    return RowsError(
+def _overflowing(problem: str, overflow: Overflow) -> AccuracyError:
+    return AccuracyError(
         f"{problem}; float16 overflows first at {overflow.words}",
         f"keep that part in float32: --keep-fp32 {shlex.quote(overflow.node)}, or --precision bf16",
     )
@@ -258,7 +259,7 @@ def _require_near(results: Sequence[OutputResult], what: Examination, overflow: 
     """Raise where an output differs from the reference's.
 
     Raises:
-        RowsError: with the row, its error and the limit, and the node that overflows, where one does.
+        AccuracyError: with the row, its error and the limit, and the node that overflows, where one does.
     """
     wrong = next((each for each in results if not each.passed), None)
     if wrong is None:
@@ -278,7 +279,7 @@ def _require_near(results: Sequence[OutputResult], what: Examination, overflow: 
         raise _overflowing(problem, overflow)
     fix = "keep its sensitive part in float32 (--keep-fp32), calibrate on real samples (--calibration)"
     loose = "; to look at every row, build with --no-verify and run trtbatch verify"
-    raise RowsError(problem, (fix if what.asked else "check the model in another runtime") + loose)
+    raise AccuracyError(problem, (fix if what.asked else "check the model in another runtime") + loose)
 
 
 def _memory(engine: Engine, sidecar: Sidecar, largest: int) -> dict[str, Any]:
