@@ -42,7 +42,7 @@ def from_log(source: str) -> Iterator[dict[str, Any]]:
     text = Path(source).read_text(encoding="utf-8")
     if not re.search(r"^\d+ passed(, \d+ \w+)* in [\d.]+s", text, re.MULTILINE):
         raise SystemExit(f"{source} doesn't end with pytest's count of tests: it was cut off")
-    sections = dict(re.findall(r"^_+ (\S.*?) _+\n(.*?)(?=^_{4,} |^={4,} )", text, re.MULTILINE | re.DOTALL))
+    sections = dict(re.findall(r"^_+ (\S.*?) _+\n(.*?)(?=^_+ \S[^\n]* _+$|^={4,} )", text, re.MULTILINE | re.DOTALL))
     for kind, file, name in re.findall(
         r"^(PASSED|FAILED|ERROR|SKIPPED) (\S+?)\.py::(\S[^\n]*?)(?: - .*)?$", text, re.M
     ):
@@ -67,7 +67,8 @@ def machine() -> dict[str, Any]:
 def main(target: str, *sources: str) -> int:
     if sources[0] == "--machine":
         other = json.loads(Path(sources[1]).read_text(encoding="utf-8"))
-        facts = {name: other[name] for name in ("device", "environment", "gpu")}
+        facts = {"machine": f"of {Path(sources[1]).name}, a result of the same run"}
+        facts |= {name: other[name] for name in ("device", "environment")}
         tests = [test for source in sources[2:] for test in from_log(source)]
     else:
         facts = machine()

@@ -340,3 +340,9 @@ def test_options_of_tensorrt_alone_are_said_to_be_without_effect(cli: Cli, folde
     models.classifier(folder / "m.onnx")
     result = cli("build", "m.onnx", "--max", 4, "--workspace", "1GiB", "--opt-level", 3)
     assert result.exit_code == 0 and "--workspace, --opt-level have no effect on ONNX Runtime" in result.output
+
+
+def test_a_name_that_is_no_text_is_a_damaged_file(cli: Callable[..., Any], folder: Path) -> None:
+    path = models.classifier(folder / "m.onnx")
+    path.write_bytes(path.read_bytes().replace(b"/head", b"\x80head"))
+    refused(cli("build", path, "--backend", "onnxruntime"), 1, "m.onnx is damaged: the name b'\\x80head' is no text")

@@ -102,3 +102,18 @@ def test_help_tells_what_is_taken_where_nothing_is_given(cli: Callable[..., Any]
 def test_help_tells_the_engine_that_is_taken(cli: Callable[..., Any]) -> None:
     for command in ("infer", "bench", "verify"):
         assert "[default: the newest in engines/ that runs" in " ".join(cli(command, "--help").output.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (["build", "m.onnx", "--opt-level", "9"], "--opt-level 9: "),
+        (["build", "m.onnx", "--opt-level=9"], "--opt-level 9: "),
+        (["bench", "--iterations", "0"], "--iterations 0: "),
+        (["export", "resnet18", "--exporter", "foo"], "--exporter foo: "),
+    ],
+)
+def test_a_value_out_of_range_is_shown_with_its_option(folder: Path, line: list[str], told: str) -> None:
+    done = run_process(*line, cwd=folder)
+    assert done.returncode == 2 and told in done.stderr.splitlines()[0], done.stderr
+    assert "Value error" not in done.stderr and "Traceback" not in done.stderr

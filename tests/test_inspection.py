@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from onnx import TensorProto
 
 from tests import models
 from tests.test_build import refused
@@ -65,12 +66,30 @@ def test_an_engine_beside_its_sidecar(cli: Cli, engine: Path) -> None:
     assert result.exit_code == 1 and "(?, 3, 9, 8) float32" in result.output
 
 
-def test_an_engine_that_cannot_be_opened_shows_its_sidecar(cli: Cli, engine: Path) -> None:
-    engine.write_bytes(b"short")
+def test_a_damaged_engine_shows_its_sidecar_and_fails(cli: Cli, engine: Path) -> None:
+    whole = engine.read_bytes()
+    for damage, told in ((whole[:-1] + b"?", "SHA-256 differs"), (b"short", "truncated")):
+        engine.write_bytes(damage)
+        result = cli("inspect", engine)
+        refused(result, 1, told, "build it again")
+        assert "not opened" in result.output and "input (batch_size, 3, 8, 8) float32" in result.output
+    assert "5 B, onnxruntime" in result.output
+
+
+def test_an_engine_of_another_machine_shows_its_sidecar_and_is_no_failure(cli: Cli, engine: Path) -> None:
+    data = json.loads(sidecar_path(engine).read_text())
+    data["backend"] = "tensorrt"
+    sidecar_path(engine).write_text(json.dumps(data))
     result = cli("inspect", engine)
-    assert result.exit_code == 0
-    assert "not opened" in result.output and "truncated" in result.output
-    assert "input (batch_size, 3, 8, 8) float32" in result.output
+    assert result.exit_code == 0 and "not opened" in result.output, result.output
+
+
+def test_the_traffic_of_a_half_precision_file_is_counted_in_its_own_bytes(cli: Cli, folder: Path) -> None:
+    wide, half = (
+        json.loads(cli("inspect", models.overflowing(folder / name, kind), "--json").stdout)["bytes_moved"]
+        for name, kind in (("wide.onnx", TensorProto.FLOAT), ("half.onnx", TensorProto.FLOAT16))
+    )
+    assert half * 2 == wide
 
 
 def test_json_holds_everything(cli: Cli, engine: Path, folder: Path) -> None:

@@ -27,7 +27,7 @@ from trtbatch.buildrequest import (
 from trtbatch.candidates import Candidate
 from trtbatch.errors import AccuracyError, BuildError, ExecutionError, MissingPackageError, PrecisionError, RowsError
 from trtbatch.examine import Examination, Examined, examine, explained
-from trtbatch.onnxfile import load_onnx
+from trtbatch.onnxfile import load_onnx, what_fixes_the_batch
 from trtbatch.planning import plan_axes, prepared
 from trtbatch.precision import CONVERTED, PRECISIONS, ConversionRequest, convert, is_random, refuse_reduced
 from trtbatch.records import encode
@@ -56,12 +56,12 @@ def build(request: BuildRequest) -> Artifact:
         note_unused(request)
     refuse_precision(request, builder)
     source = source_of(request)
-    if request.precision in ("fp32", "tf32", "best"):
+    if source.sidecar.conversion is not None:
+        refuse_conversion_of(source, request)
+    elif request.precision in ("fp32", "tf32", "best"):
         refuse_reduced(load_onnx(source.path), source.path.name)
     target = request.output or ENGINES / f"{stem_of(source.path, request)}{builder.suffix}"
     refuse_target(target, source.path, builder.suffix)
-    if source.sidecar.conversion is not None:
-        refuse_conversion_of(source, request)
     make = _build_best if request.precision == "best" else _build_one
     with files.scratch(target) as folder:
         files.require_space(target, source.sidecar.artifact.bytes)
@@ -152,7 +152,13 @@ def _build_one(request: BuildRequest, builder: Builder, source: Artifact, target
         options=request.options,
     )
     began = time.perf_counter()
-    built = builder.build(plan, folder, request.progress)
+    try:
+        built = builder.build(plan, folder, request.progress)
+    except BuildError as error:
+        culprit = what_fixes_the_batch(onnx)
+        if culprit is None or culprit.node not in error.problem:
+            raise
+        raise explained(error, onnx) from error
     seconds = time.perf_counter() - began
     sidecar = _sidecar(request, (source, typed, original), built, profiles, builder, held, computes)
     request.progress("running it at min, opt and max", None)

@@ -97,7 +97,9 @@ def refuse_target(target: Path, source: Path, suffix: str) -> None:
     if target.resolve() == source.resolve():
         raise UsageError(f"--output {target} is the ONNX file itself", "write elsewhere with --output")
     if not target.name.endswith((suffix, ".plan") if suffix == ".engine" else suffix):
-        raise UsageError(f"--output {target} doesn't end in {suffix}", f"write --output {target.stem}{suffix}")
+        raise UsageError(
+            f"--output {target} doesn't end in {suffix}", f"write --output {target.with_name(target.stem + suffix)}"
+        )
 
 
 def refuse_precision(request: BuildRequest, builder: Builder) -> None:

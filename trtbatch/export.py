@@ -70,7 +70,7 @@ def export(request: ExportRequest) -> Artifact:
     suffix = "_dynamic" if request.dynamic else ""
     target = request.output or ENGINES / f"{_file_stem(model.name)}{suffix}.onnx"
     if target.suffix != ".onnx":
-        raise UsageError(f"--output {target} doesn't end in .onnx", f"write {target.name}.onnx")
+        raise UsageError(f"--output {target} doesn't end in .onnx", f"write {target}.onnx")
     inputs = _input_specs(model, request)
     with files.scratch(target) as folder:
         made = folder / target.name

@@ -56,7 +56,7 @@ def refuse_outputs(*targets: tuple[Path | None, str], inputs: Sequence[Path] = (
     for index, target in enumerate(named):
         refuse_folder(target)
         if not target.name.endswith(wanted[target]):
-            raise UsageError(f"{target} doesn't end in {wanted[target]}", f"write {target.stem}{wanted[target]}")
+            raise UsageError(f"{target} doesn't end in {wanted[target]}", f"write {target.with_suffix(wanted[target])}")
         if sidecar_path(target).is_file() or (target.suffix == ".json" and target.with_suffix("").is_file()):
             raise UsageError(f"{target} is an artifact, or the sidecar of one", "write elsewhere")
         if target.resolve() in {other.resolve() for other in (*named[:index], *inputs)}:

@@ -81,6 +81,7 @@ class EngineReport:
     """An engine's sidecar beside what the engine itself says.
 
     Args:
+        damaged: what is wrong with the file, where it isn't the one that the sidecar describes.
         unopened: why the engine can't be asked here; None where it was.
         layers: in order; empty where the backend tells none.
         precisions: share of the layers that compute in each precision.
@@ -89,6 +90,7 @@ class EngineReport:
     path: str
     sidecar: Sidecar
     facts: tuple[Difference, ...]
+    damaged: str | None
     unopened: str | None
     layers: tuple[Layer, ...]
     precisions: dict[str, float]
@@ -147,16 +149,19 @@ def _work(path: Path, model: Any, inputs: Iterable[TensorSpec], folder: Path) ->
             dim.dim_value = int(size)
     del model.graph.value_info[:]
     try:
-        if not any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        kinds = {tensor.data_type for tensor in model.graph.initializer}
+        external = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer)
+        # Of float16 the CPU's folding would make float32.
+        if not external and onnx.TensorProto.FLOAT16 not in kinds:
             single = folder / "single.onnx"
             onnx.save(model, str(single))
             model = load_onnx(fold(single, folder))
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except Exception:  # whatever stops the inference: the figures are then unknown
         return None, None
-    kinds, shapes = _tensors(model)
+    types, shapes = _tensors(model)
     macs = [_macs(node, shapes) for node in model.graph.node]
-    moved = [_bytes(name, kinds, shapes) for node in model.graph.node for name in (*node.input, *node.output) if name]
+    moved = [_bytes(name, types, shapes) for node in model.graph.node for name in (*node.input, *node.output) if name]
     return _sum(macs), _sum(moved)
 
 
@@ -218,15 +223,22 @@ def inspect_engine(path: Path) -> EngineReport:
         ArtifactError: no such engine, or no sidecar.
     """
     artifact = artifacts.load(path, "engine")
+    facts: tuple[Difference, ...] = ()
+    layers: tuple[Layer, ...] = ()
+    damaged = unopened = None
     try:
-        facts, layers = _ask(artifact)
-        unopened = None
-    except TrtbatchError as error:
-        facts, layers, unopened = (), (), error.problem
+        artifacts.check_file(artifact)
+    except ArtifactError as error:
+        damaged = unopened = error.problem
+    else:
+        try:
+            facts, layers = _ask(artifact)
+        except TrtbatchError as error:
+            unopened = error.problem
     counts = Counter(layer.precision for layer in layers if layer.precision)
     total = sum(counts.values())
     shares = {name: count / total for name, count in counts.most_common()}
-    return EngineReport(str(path), artifact.sidecar, facts, unopened, layers, shares)
+    return EngineReport(str(path), artifact.sidecar, facts, damaged, unopened, layers, shares)
 
 
 def _ask(artifact: Artifact) -> tuple[tuple[Difference, ...], tuple[Layer, ...]]:

@@ -60,10 +60,25 @@ def load_onnx(path: Path, weights: bool = False) -> Any:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ArtifactError(f"{path} is not a readable ONNX file: {reason}", "export it again") from error
+    _refuse_no_text(model, path)
     _refuse_outside(model, path)
     if not model.graph.input or not model.graph.output:
         raise ArtifactError(f"{path} is not an ONNX model: it has no inputs or no outputs", "export it again")
     return model
+
+
+def _refuse_no_text(model: Any, path: Path) -> None:
+    """Raise where a name is no UTF-8: protobuf then hands out bytes for it.
+
+    Raises:
+        ArtifactError: showing the name.
+    """
+    graph = model.graph
+    words = (word for node in graph.node for word in (node.name, node.op_type, *node.input, *node.output))
+    others = (each.name for each in (*graph.initializer, *graph.input, *graph.output, *graph.value_info))
+    broken = next((word for word in (*words, *others) if isinstance(word, bytes)), None)
+    if broken is not None:
+        raise ArtifactError(f"{path} is damaged: the name {broken!r} is no text", "export it again")
 
 
 def _refuse_outside(model: Any, path: Path) -> None:

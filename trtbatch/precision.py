@@ -188,8 +188,8 @@ def _samples(sidecar: Sidecar, request: ConversionRequest) -> tuple[dict[str, Ar
     most = MAX_SAMPLES if quantized else CAST_SAMPLES
     if text is None or is_random(text):
         count = int(text) if text is not None and text.isdecimal() else RANDOM_SAMPLES
-        if not 1 <= count <= 100_000:
-            raise UsageError(f"--calibration {text}: not a number of samples", "give 1 to 100000, or a folder")
+        if not 1 <= count <= MAX_SAMPLES:
+            raise UsageError(f"--calibration {text}: not a number of samples", f"give 1 to {MAX_SAMPLES}, or a folder")
         count = count if quantized else min(count, CAST_SAMPLES)
         count = -(-count // fixed) * fixed  # whole batches of a model whose batch is fixed
         samples, _ = read_samples("random", sidecar, count, request.seed)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -41,7 +43,8 @@ class _Group(TyperGroup):
             context = getattr(error, "ctx", None)
             path = context.command_path if context is not None else "trtbatch"
             if message():  # without arguments the help has been shown, and there is nothing to say
-                show_error(UsageError(message(), f"see {path} --help"))
+                given = sys.argv[1:] if args is None else args
+                show_error(UsageError(_with_value(message(), given), f"see {path} --help"))
             sys.exit(UsageError.exit_code)
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -84,6 +87,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+def _with_value(message: str, given: Sequence[str]) -> str:
+    """A complaint about an option's value, with the value: the parser names the option alone."""
+    match = re.match(r"Invalid value for '(--[a-z0-9-]+)[^']*': (?:Value error, )?", message)
+    if match is None:
+        return message
+    option = match[1]
+    joined = next((text.partition("=")[2] for text in given if text.startswith(f"{option}=")), None)
+    after = next((value for name, value in itertools.pairwise(given) if name == option), None)
+    value = joined if joined is not None else after
+    return message if value is None else f"{option} {value}: {message[match.end() :]}"
 
 
 def _version(value: bool) -> None:

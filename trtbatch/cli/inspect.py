@@ -26,7 +26,7 @@ def command(
 
     The exit code is 1 where the sidecar and the engine differ.
     """
-    from trtbatch.errors import UsageError
+    from trtbatch.errors import ArtifactError, UsageError
     from trtbatch.inspection import inspect_engine, inspect_onnx, is_engine
     from trtbatch.records import encode
 
@@ -42,6 +42,8 @@ def command(
         _show_onnx(report)
     if open_:
         _open(file)
+    if engine and report.damaged is not None:
+        raise ArtifactError(report.damaged, "build it again: trtbatch build")
     if engine and not all(fact.same for fact in report.facts):
         err().print("[bold red]WRONG[/]: the sidecar and the engine differ; build it again: trtbatch build")
         raise typer.Exit(1)
@@ -73,6 +75,12 @@ def _show_onnx(report: Any) -> None:
             console.print(f"  converted {_conversion(report.sidecar.conversion)}", markup=False)
 
 
+def _layers(sidecar: Any) -> str:
+    """What the layers said that they compute in, where it isn't that alone."""
+    shares = ", ".join(f"{share:.0%} {name}" for name, share in sidecar.layer_precisions.items())
+    return f" (layers when it was built: {shares})" if shares else ""
+
+
 def _conversion(conversion: Any) -> str:
     tools = " ".join(f"{name} {version}" for name, version in conversion.tools.items())
     method = f", ranges by {conversion.method}" if conversion.method else ""
@@ -95,14 +103,14 @@ def _show_engine(report: Any, layers: bool) -> None:
 
     console = out()
     sidecar = report.sidecar
-    console.print(f"[bold]{plain(report.path)}[/]  {size(sidecar.artifact.bytes)}, {sidecar.backend}")
+    console.print(f"[bold]{plain(report.path)}[/]  {size(Path(report.path).stat().st_size)}, {sidecar.backend}")
     where = sidecar.device.get("gpu") or sidecar.device.get("cpu", "unknown")
     tools = " ".join(f"{name} {version}" for name, version in sidecar.tools.items())
     lines = [
         ("model", f"{sidecar.model.name}, weights: {sidecar.model.weights}"),
         ("source", sidecar.source.file if sidecar.source else "unknown"),
         ("made", f"{sidecar.created} on {where} ({tools})"),
-        ("precision", f"asked {sidecar.precision_asked}, realised {sidecar.precision_realised}"),
+        ("precision", f"asked {sidecar.precision_asked}, realised {sidecar.precision_realised}{_layers(sidecar)}"),
     ]
     if sidecar.accuracy is not None:
         lines.append(("accuracy", str(sidecar.accuracy)))
