@@ -71,6 +71,13 @@ def test_products_that_compute_in_something_else_are_named(
     assert (found.unmet, found.narrow) == (unmet, narrow)
 
 
+def test_what_is_allowed_may_be_narrow_but_for_what_is_kept() -> None:
+    products = {"/a": "fp32", "/b": "fp32", "/c": "int8"}
+    layers = [layer("/a", "fp16"), layer("/b", "fp16"), layer("/c", "int8")]
+    assert realised(products, layers, ("fp16",)).narrow == ()
+    assert realised(products, layers, ("fp16",), {"/b"}).narrow == ("/b (fp16, not fp32)",)
+
+
 def test_shares_count_the_layers_that_tell() -> None:
     found = realised({"/a": "fp16"}, [layer("/a", "fp16"), layer("/b", "fp16"), layer("/c", "fp32"), layer("/d", "")])
     assert found.shares == {"fp16": 0.6667, "fp32": 0.3333}

@@ -88,6 +88,13 @@ class TensorSpec:
         size = None if self.batch_axis is None else self.shape[self.batch_axis]
         return size if isinstance(size, int) else None
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of this shape is one of these tensors, at any batch size; open axes take any size."""
+        return len(shape) == len(self.shape) and all(
+            axis == self.batch_axis or not isinstance(wanted, int) or size == wanted
+            for axis, (size, wanted) in enumerate(zip(shape, self.shape))
+        )
+
     def at(self, batch: int) -> tuple[int | str, ...]:
         """The shape with the batch axis set to `batch`; other open axes keep their names."""
         return self._with_batch(batch)

@@ -25,7 +25,7 @@ from trtbatch.realised import Realised, realised
 from trtbatch.references import OnnxFileReference
 from trtbatch.rows import Limit, random_inputs, rows_of
 from trtbatch.sources import read_samples
-from trtbatch.typedgraph import Overflow, first_overflow
+from trtbatch.typedgraph import Overflow, OverflowSearch
 
 __all__ = ["Examination", "Examined", "examine", "explained"]
 
@@ -89,7 +89,7 @@ def examine(artifact: Artifact, what: Examination) -> Examined:
     sidecar = artifact.sidecar
     corners = sidecar.corners
     with open_engine(artifact, what.device, what.onnx) as engine, engine.session() as session:
-        layers = realised(what.products, engine.describe().layers)
+        layers = realised(what.products, engine.describe().layers, what.allowed, what.kept)
         if sidecar.backend == "tensorrt":
             _require_precision(layers, what)
         elif layers.shares.get("fp32") and what.asked in ("fp16", "int8"):
@@ -123,7 +123,7 @@ def _require_precision(found: Realised, what: Examination) -> None:
     """
     if what.asked is None:
         return
-    strange = [*found.unmet, *(words for words in found.narrow if not _may_be_narrow(words, what))]
+    strange = [*found.unmet, *found.narrow]
     if what.asked == "fp32" and found.shares.get("tf32"):
         strange.append(f"{found.shares['tf32']:.0%} of the layers (tf32, not fp32)")
     if strange:
@@ -135,12 +135,6 @@ def _require_precision(found: Realised, what: Examination) -> None:
         )
     if what.asked in ("fp16", "bf16", "int8", "fp8") and what.products and not found.resolved:
         note(f"TensorRT tells the precision of no single product of {what.name}: it compiled them into regions")
-
-
-def _may_be_narrow(words: str, what: Examination) -> bool:
-    """Whether a product that computes in fewer bits than its node (in words, ``NODE (fp16, not fp32)``) may do so."""
-    node, _, told = words.rpartition(" (")
-    return told.partition(",")[0] in what.allowed and node not in what.kept
 
 
 def _refuse_rowless(outputs: tuple[TensorSpec, ...], name: str, onnx: Path, corners: list[int]) -> None:
@@ -234,6 +228,7 @@ SCANNED = 4
 
 def _overflow(sidecar: Sidecar, inputs: Mapping[str, Array], batch: int, what: Examination) -> Overflow | None:
     """The first overflow on any of the samples."""
+    search = OverflowSearch(what.onnx)
     step = SCANNED if sidecar.is_dynamic else batch
     for first in range(0, batch, step):
         some = {
@@ -242,7 +237,7 @@ def _overflow(sidecar: Sidecar, inputs: Mapping[str, Array], batch: int, what: E
             else inputs[spec.name].take(range(first, min(first + step, batch)), axis=spec.batch_axis)
             for spec in sidecar.inputs
         }
-        found = first_overflow(what.onnx, some)
+        found = search(some)
         if found is not None:
             return found
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 __all__ = ["Realised", "realised"]
@@ -23,7 +23,7 @@ class Realised:
         shares: of the layers that tell, by precision.
         resolved: products of the graph whose layer was found and tells its precision.
         unmet: products that compute in more bits than the graph gives them, in words.
-        narrow: products that compute in fewer bits than the graph gives them, in words.
+        narrow: products that compute in fewer bits than the graph gives them, and may not, in words.
     """
 
     shares: dict[str, float]
@@ -32,12 +32,19 @@ class Realised:
     narrow: tuple[str, ...]
 
 
-def realised(products: Mapping[str, str], layers: Sequence[tuple[str, str, str, str]]) -> Realised:
+def realised(
+    products: Mapping[str, str],
+    layers: Sequence[tuple[str, str, str, str]],
+    allowed: Collection[str] = (),
+    kept: Collection[str] = (),
+) -> Realised:
     """Compare.
 
     Args:
         products: what each product of the graph is to compute in, by the node's name.
         layers: (name, kind, precision, tactic) of the engine's; fused layers are named ``A + B + C``.
+        allowed: precisions that products may use though the graph gives them more bits.
+        kept: products to which that doesn't apply.
     """
     counts = Counter(precision for _, _, precision, _ in layers if precision)
     total = sum(counts.values())
@@ -50,7 +57,7 @@ def realised(products: Mapping[str, str], layers: Sequence[tuple[str, str, str, 
         tuple(
             _words(node, found, products)
             for node, found in known.items()
-            if _BITS[found] < min(_BITS[products[node]], _BITS["tf32"])
+            if _BITS[found] < min(_BITS[products[node]], _BITS["tf32"]) and (found not in allowed or node in kept)
         ),
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch import optional
-from trtbatch.artifacts import ENGINES, Artifact, TensorSpec, record_file
+from trtbatch.artifacts import ENGINES, Artifact, record_file
 from trtbatch.backends.base import conform
 from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import ArtifactError, InputError, UsageError
@@ -91,24 +91,12 @@ class OnnxFileReference:
         if missing:
             raise InputError(f"the reference has an input {missing[0]!r}, the engine hasn't", "pass its own ONNX file")
         for spec in self._inputs:
-            _refuse_shape(inputs[spec.name], spec)
+            shape = inputs[spec.name].shape
+            if not spec.fits(shape):
+                raise InputError(
+                    f"the reference takes {spec}, the engine's samples are {shape}", "pass the engine's own ONNX file"
+                )
         return self._run({spec.name: conform(inputs[spec.name], spec) for spec in self._inputs})
-
-
-def _refuse_shape(array: Array, spec: TensorSpec) -> None:
-    """Raise where a sample of the engine's doesn't fit the reference.
-
-    Raises:
-        InputError: with both shapes.
-    """
-    fits = array.ndim == len(spec.shape) and all(
-        axis == spec.batch_axis or not isinstance(wanted, int) or size == wanted
-        for axis, (size, wanted) in enumerate(zip(array.shape, spec.shape))
-    )
-    if not fits:
-        raise InputError(
-            f"the reference takes {spec}, the engine's samples are {array.shape}", "pass its own ONNX file"
-        )
 
 
 class _Torch:

@@ -272,11 +272,7 @@ def _load_arrays(path: Path, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
 
 
 def _refuse_shape(array: Array, spec: TensorSpec, path: Path) -> None:
-    fits = array.ndim == len(spec.shape) and all(
-        axis == spec.batch_axis or not isinstance(wanted, int) or size == wanted
-        for axis, (size, wanted) in enumerate(zip(array.shape, spec.shape))
-    )
-    if not fits or array.dtype.kind not in "biuf":
+    if not spec.fits(array.shape) or array.dtype.kind not in "biuf":
         sizes = ["N" if axis == spec.batch_axis else str(size) for axis, size in enumerate(spec.shape)]
         raise InputError(
             f"{path}: {spec.name} is {array.dtype} {array.shape}; the engine takes {spec.dtype} ({', '.join(sizes)})",

@@ -19,6 +19,7 @@ from trtbatch.onnxfile import load_onnx, opset_of
 __all__ = [
     "PRODUCTS",
     "Overflow",
+    "OverflowSearch",
     "first_overflow",
     "float_types",
     "half_inputs_and_outputs",
@@ -273,41 +274,58 @@ class Overflow:
     words: str
 
 
-def first_overflow(onnx_file: Path, inputs: Mapping[str, NDArray[Any]]) -> Overflow | None:
-    """The first node, in the graph's order, that makes an infinity or NaN of finite inputs, in half precision.
+class OverflowSearch:
+    """Looks for the first node, in the graph's order, that makes infinity or NaN of finite inputs, in half precision.
 
     ONNX Runtime runs the graph with every float tensor as an output, so that each half-precision one is rounded to
     its type once. (It doesn't round between layers, so nothing that follows can be told.) Minus infinity alone is
     no overflow: masks are made so.
 
-    Returns:
-        None where nothing overflows, or it can't be told (a graph over 2 GB, or one that the CPU can't run).
+    Args:
+        onnx_file: the graph; one over 2 GB, or one that the CPU can't run, tells nothing.
     """
-    onnx = optional.require("onnx", "read ONNX files")
-    model = load_onnx(onnx_file, weights=True)
-    if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
+
+    def __init__(self, onnx_file: Path) -> None:
+        onnx = optional.require("onnx", "read ONNX files")
+        model = load_onnx(onnx_file, weights=True)
+        types = _elem_types(model)
+        half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+        self._nodes = list(model.graph.node)
+        self._halves = {name for name, kind in types.items() if kind == half}
+        self._run: OnnxReference | None = None
+        if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
+            return
+        declared = {info.name for info in model.graph.output}
+        for name in (name for node in self._nodes for name in node.output if types.get(name) in (half, single)):
+            if name not in declared:
+                model.graph.output.append(onnx.helper.make_tensor_value_info(name, types[name], None))
+        with contextlib.suppress(TrtbatchError):
+            self._run = OnnxReference.unoptimised(model.SerializeToString())
+
+    def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Overflow | None:
+        """The overflow on these inputs; None where nothing overflows, or it can't be told."""
+        if self._run is None:
+            return None
+        try:
+            found = dict(inputs) | self._run(inputs)
+        except TrtbatchError:
+            return None
+        for node in self._nodes:
+            for name in node.output:
+                if name not in self._halves or name not in found or not _overflows(found[name]):
+                    continue
+                before = [found[each] for each in node.input if each in found and found[each].dtype.kind == "f"]
+                if before and all(np.isfinite(each).all() for each in before):
+                    largest = max(float(np.abs(each).max(initial=0)) for each in before)
+                    named = _meant(node, self._nodes)
+                    words = f"node {named.name} ({named.op_type}), whose inputs reach {largest:.3g}"
+                    return Overflow(named.name, words)
         return None
-    types = _elem_types(model)
-    half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
-    nodes = list(model.graph.node)
-    declared = {info.name for info in model.graph.output}
-    for name in (name for node in nodes for name in node.output if types.get(name) in (half, single)):
-        if name not in declared:
-            model.graph.output.append(onnx.helper.make_tensor_value_info(name, types[name], None))
-    try:
-        found = dict(inputs) | OnnxReference.unoptimised(model.SerializeToString())(inputs)
-    except TrtbatchError:
-        return None
-    for node in nodes:
-        for name in node.output:
-            if types.get(name) != half or name not in found or not _overflows(found[name]):
-                continue
-            before = [found[each] for each in node.input if each in found and found[each].dtype.kind == "f"]
-            if before and all(np.isfinite(each).all() for each in before):
-                largest = max(float(np.abs(each).max(initial=0)) for each in before)
-                named = _meant(node, nodes)
-                return Overflow(named.name, f"node {named.name} ({named.op_type}), whose inputs reach {largest:.3g}")
-    return None
+
+
+def first_overflow(onnx_file: Path, inputs: Mapping[str, NDArray[Any]]) -> Overflow | None:
+    """What one :class:`OverflowSearch` of a file finds on these inputs."""
+    return OverflowSearch(onnx_file)(inputs)
 
 
 def _overflows(array: NDArray[Any]) -> bool:
