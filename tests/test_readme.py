@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GPU = ROOT / "docs" / "gpu"
-GPU_TESTS = ("test_engines", "test_models", "test_pipeline", "test_stress")
+GPU_TESTS = ("test_engines", "test_models", "test_pipeline", "test_precision", "test_stress")
 
 
 @pytest.mark.parametrize("command", ["export", "build", "infer", "bench", "verify", "inspect", "doctor"])
