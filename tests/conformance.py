@@ -20,7 +20,7 @@ from pathlib import Path
 Inventory = dict[str, dict[str, str]]
 """Docstrings by class and member; functions and classes of the module itself under ``""``."""
 
-FILES = ("__init__.py", "builder.py", "compat.py", "engine.py", "worker.py")
+FILES = ("__init__.py", "builder.py", "compat.py", "engine.py", "slots.py", "worker.py")
 
 PARAMETERS = {
     "trt": "module",
@@ -41,13 +41,15 @@ FIELDS = {
     "self._runtime": "Runtime",
     "self.cuda_engine": "ICudaEngine",
     "self._engine.cuda_engine": "ICudaEngine",
-    "self._active": "IExecutionContext",
+    "prepared.context": "IExecutionContext",
+    "session.cuda_engine": "ICudaEngine",
 }
 
 TABLES = ("_TYPES", "_TYPE_FLAGS", "_OPTION_FLAGS")
 """Of compat.py: names of enum members by our own words."""
 
 NOT_TENSORRT = {
+    "allocator": "our own class, which is only kept",
     "dtype": "an enum member, of which only the name is read",
     "severity": "an enum member, of which only the name is read",
     "memory": "an address",
@@ -126,6 +128,9 @@ class Use:
     call: tuple[int, tuple[str, ...]] | None = None
     """Positional arguments and keywords, where it is called."""
 
+    classes: tuple[str, ...] = ()
+    """Those that the function asks the module for first: an argument may be a member of one."""
+
     def __str__(self) -> str:
         return f"{self.owner or 'tensorrt'}.{self.member} ({self.where})"
 
@@ -196,6 +201,7 @@ class _Reader:
         asked = questions(self._function)
         for node in ast.walk(self._function):
             self._learn(node)
+        classes = tuple(sorted(each for each in asked if each[:1].isupper() and not each.isupper()))
         called = {id(node.func): node for node in ast.walk(self._function) if isinstance(node, ast.Call)}
         found = []
         for node in ast.walk(self._function):
@@ -205,7 +211,7 @@ class _Reader:
                 where = f"{self._file}:{node.lineno}"
                 name = "" if owner == "module" else owner
                 guarded = node.attr in asked or owner.removeprefix("class:") in asked
-                found.append(Use(name, node.attr, where, guarded, shape))
+                found.append(Use(name, node.attr, where, guarded, shape, classes))
         return found
 
     def _learn(self, node: ast.AST) -> None:
@@ -261,7 +267,7 @@ def complaint(use: Use, inventory: Inventory) -> str | None:
     members = inventory.get(owner)
     if members is None or use.member not in members:
         return None if use.guarded else f"{use}: not there"
-    if use.call is None:
+    if use.call is None or any(name not in inventory[""] for name in use.classes):
         return None
     return _call_complaint(use, members[use.member])
 

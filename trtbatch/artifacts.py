@@ -20,6 +20,7 @@ from trtbatch.errors import ArtifactError, TrtbatchError
 from trtbatch.files import sidecar_path
 from trtbatch.notes import warn
 from trtbatch.preprocessing import Preprocessing
+from trtbatch.profiles import Measured, look_up
 from trtbatch.records import RecordError, decode, encode
 
 __all__ = [
@@ -207,6 +208,7 @@ class Sidecar:
         conversion: of an ONNX file that was made from another, in another precision.
         converted: of an engine: the ONNX file in another precision that stands between the source and it.
         options: of :class:`trtbatch.backends.base.BuilderOptions`, those that were asked for.
+        table: which profile is the fastest at each measured batch size, and its time.
         layer_precisions: share of an engine's layers that compute in each precision, as it says itself.
     """
 
@@ -220,6 +222,7 @@ class Sidecar:
     source_path: str | None = None
     backend: Literal["tensorrt", "onnxruntime"] | None = None
     profiles: tuple[Profile, ...] = ()
+    table: tuple[Measured, ...] = ()
     precision_asked: str | None = None
     precision_realised: str | None = None
     conversion: Conversion | None = None
@@ -250,6 +253,23 @@ class Sidecar:
     def corners(self) -> list[int]:
         """Min, opt and max of every profile, ascending."""
         return sorted({batch for profile in self.profiles for batch in profile.corners})
+
+    @property
+    def times(self) -> dict[int, float]:
+        """Measured time of one run by batch size, ms."""
+        return {row.batch: row.ms for row in self.table}
+
+    @property
+    def best_batch(self) -> int:
+        """The smallest measured batch whose time per sample is within 2 % of the least; else the largest opt."""
+        if not self.table:
+            return max(profile.opt for profile in self.profiles)
+        least = min(row.ms / row.batch for row in self.table)
+        return min(row.batch for row in self.table if row.ms / row.batch <= 1.02 * least)
+
+    def profile_for(self, batch: int) -> int | None:
+        """Index of the profile that runs `batch`: the one measured to be the fastest; None where none holds it."""
+        return look_up(self.profiles, self.table, batch)
 
     @property
     def is_dynamic(self) -> bool:

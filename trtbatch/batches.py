@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from trtbatch.errors import BatchListError, ProfileError
+from trtbatch.errors import BatchListError, ProfileError, UsageError
 
-__all__ = ["MAX_BATCH", "Profile", "parse_batches", "pick_profile", "refuse_outside"]
+__all__ = ["MAX_BATCH", "Profile", "parse_batches", "pick_profile", "refuse_no_profile", "refuse_outside"]
 
 MAX_BATCH = 1_000_000
 """Larger batch sizes are taken for typing errors."""
@@ -204,6 +204,17 @@ def refuse_outside(profiles: Sequence[Profile], batches: Sequence[int], artifact
         rebuild = f"rebuild with a --profile that holds {outside[0]}"
     inside = nearest_inside(profiles, outside[0])
     raise ProfileError(f"{what} outside every profile of {artifact} ({ranges})", f"{rebuild}, or pass --batch {inside}")
+
+
+def refuse_no_profile(profiles: Sequence[Profile], profile: int | None, artifact: str) -> None:
+    """Raise where an engine has no profile of this index.
+
+    Raises:
+        UsageError: with those that it has.
+    """
+    if profile is not None and not 0 <= profile < len(profiles):
+        there = ", ".join(f"{index} ({each})" for index, each in enumerate(profiles))
+        raise UsageError(f"{artifact} has no profile {profile}", f"pass one of: {there}")
 
 
 def nearest_inside(profiles: Sequence[Profile], batch: int) -> int:

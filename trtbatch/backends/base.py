@@ -27,6 +27,7 @@ __all__ = [
     "Mode",
     "Progress",
     "Session",
+    "Slot",
     "batch_of",
     "conform",
     "option_flag",
@@ -65,8 +66,65 @@ class Mode:
     new_event: Callable[[], Event] | None = None
 
 
+class Slot(Protocol):
+    """Room for one batch in flight: host memory for its inputs and outputs, and what runs it.
+
+    Several slots of one session are in flight at once; all are used in the session's thread, but for writing into
+    the inputs' memory. They are freed with the session.
+    """
+
+    def prepare(self, batch: int) -> dict[str, Array]:
+        """The inputs' memory at this batch size, to be written into, by name.
+
+        It is page-locked where there is a GPU. A smaller batch, prepared later, has the first bytes of the same
+        memory; a larger one may have other memory.
+
+        Raises:
+            ProfileError: no profile holds the batch.
+            ExecutionError: out of memory.
+        """
+
+    def submit(self) -> None:
+        """Start running the batch last prepared: upload, compute, download. :meth:`wait` before its next use.
+
+        Raises:
+            ExecutionError: it can't be run.
+        """
+
+    def wait(self) -> dict[str, Array]:
+        """Wait for the end; the outputs' memory, by name, valid until the slot's next use.
+
+        Raises:
+            ExecutionError: the run failed.
+        """
+
+    def run(self) -> dict[str, Array]:
+        """Submit and wait in one, in the least time for a single batch."""
+
+    def parts(self) -> dict[str, float]:
+        """Run once, and tell what copies and compute take apart: ms of ``h2d``, ``gpu``, ``d2h``; empty on the CPU."""
+
+
 class Session(Protocol):
     """Inputs and outputs of an engine, bound to memory. Not for use by two threads at once."""
+
+    @property
+    def in_flight(self) -> int:
+        """How many slots it takes to keep the device busy; 1 where ``submit`` runs to the end."""
+
+    @property
+    def flush(self) -> Callable[[], None] | None:
+        """Evicts the GPU's L2 cache, ordered before the next launch of a mode; None on the CPU."""
+
+    def slot(self) -> Slot:
+        """Another slot."""
+
+    def use_profile(self, profile: int | None) -> None:
+        """Run what is bound or prepared from now on on this optimization profile; None: on each batch's fastest.
+
+        Raises:
+            UsageError: there is no such profile.
+        """
 
     def bind(self, inputs: Mapping[str, Array]) -> None:
         """Check the inputs, allocate for their shapes what doesn't fit yet, and copy them in."""
@@ -100,7 +158,8 @@ class Engine(Protocol):
 
     sidecar: Sidecar
 
-    def session(self) -> Session: ...
+    def session(self, cuda_graphs: bool = True) -> Session:
+        """A session; `cuda_graphs`: whether its slots may run as CUDA graphs, where there are any."""
 
     def describe(self) -> Description:
         """What the engine itself says of its tensors, profiles and layers."""

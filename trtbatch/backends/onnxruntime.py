@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch import environment, optional
-from trtbatch.artifacts import Artifact, TensorSpec
+from trtbatch.artifacts import Artifact, Sidecar, TensorSpec
 from trtbatch.backends.base import (
     BuilderOptions,
     BuildPlan,
@@ -23,10 +24,10 @@ from trtbatch.backends.base import (
     conform,
     option_flag,
 )
-from trtbatch.batches import refuse_outside
+from trtbatch.batches import refuse_no_profile, refuse_outside
 from trtbatch.errors import ArtifactError, BuildError, ExecutionError, PrecisionError, UsageError
 
-__all__ = ["OnnxReference", "OnnxRuntimeBuilder", "OnnxRuntimeEngine", "OnnxRuntimeSession", "fold"]
+__all__ = ["OnnxReference", "OnnxRuntimeBuilder", "OnnxRuntimeEngine", "OnnxRuntimeSession", "OnnxRuntimeSlot", "fold"]
 
 Array = NDArray[Any]
 
@@ -168,8 +169,8 @@ class OnnxRuntimeEngine:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         return options
 
-    def session(self) -> OnnxRuntimeSession:
-        return OnnxRuntimeSession(self._session, self.sidecar.inputs, self.sidecar.outputs, self._refuse)
+    def session(self, cuda_graphs: bool = True) -> OnnxRuntimeSession:
+        return OnnxRuntimeSession(self._session, self.sidecar, self._path.name)
 
     def _refuse_strange_tensors(self) -> None:
         own = [node.name for node in (*self._session.get_inputs(), *self._session.get_outputs())]
@@ -189,9 +190,6 @@ class OnnxRuntimeEngine:
             (node.name or node.output[0], node.op_type, _computes_in(onnx, node, types), "") for node in graph.node
         )
         return Description(facts, tuple(layers))
-
-    def _refuse(self, batch: int) -> None:
-        refuse_outside(self.sidecar.profiles, [batch], self._path.name)
 
     def close(self) -> None:
         self._session = None
@@ -231,16 +229,30 @@ def _tensor(node: Any) -> str:
 class OnnxRuntimeSession:
     """Inputs and outputs bound by pointer (I/O binding), outputs allocated once per shape where shapes are known."""
 
-    def __init__(
-        self, session: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], refuse: Any
-    ) -> None:
+    in_flight = 1
+    flush = None
+
+    def __init__(self, session: Any, sidecar: Sidecar, name: str) -> None:
         self._session = session
-        self._inputs = inputs
-        self._outputs = outputs
-        self._refuse = refuse
+        self._sidecar = sidecar
+        self._name = name
+        self._inputs = sidecar.inputs
+        self._outputs = sidecar.outputs
+        self._profile: int | None = None
         self._binding: Any = None
         self._held: dict[str, Array] = {}
         self._buffers: dict[str, Array] = {}
+
+    def use_profile(self, profile: int | None) -> None:
+        refuse_no_profile(self._sidecar.profiles, profile, self._name)
+        self._profile = profile
+
+    def slot(self) -> OnnxRuntimeSlot:
+        return OnnxRuntimeSlot(self._session, self._inputs, self._outputs, self._refuse)
+
+    def _refuse(self, batch: int) -> None:
+        profiles = self._sidecar.profiles
+        refuse_outside(profiles if self._profile is None else [profiles[self._profile]], [batch], self._name)
 
     def bind(self, inputs: Mapping[str, Array]) -> None:
         batch = batch_of(inputs, self._inputs)
@@ -266,12 +278,7 @@ class OnnxRuntimeSession:
         binding.bind_output(spec.name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
 
     def run(self) -> None:
-        try:
-            self._session.run_with_iobinding(self._binding)
-        except Exception as error:
-            raise ExecutionError(
-                f"ONNX Runtime failed: {_reason(error)}", "check the model: export it again"
-            ) from error
+        _run_bound(self._session, self._binding)
 
     def fetch(self) -> dict[str, Array]:
         results: Any = self._binding.copy_outputs_to_cpu() if len(self._buffers) < len(self._outputs) else None
@@ -301,3 +308,89 @@ class OnnxRuntimeSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _run_bound(session: Any, binding: Any) -> None:
+    try:
+        session.run_with_iobinding(binding)
+    except Exception as error:
+        raise ExecutionError(f"ONNX Runtime failed: {_reason(error)}", "check the model: export it again") from error
+
+
+@dataclass
+class _Bound:
+    """One batch size of a slot: its binding, and the memory that it names."""
+
+    binding: Any
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+    """Those whose shape is known before the run."""
+
+
+class OnnxRuntimeSlot:
+    """Memory for a batch and, per batch size seen, the binding to it; ``submit`` runs to the end."""
+
+    def __init__(
+        self,
+        session: Any,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        refuse: Callable[[int], None],
+    ) -> None:
+        self._session = session
+        self._inputs = inputs
+        self._outputs = outputs
+        self._refuse = refuse
+        self._memory: dict[str, Array] = {}
+        self._seen: dict[int, _Bound] = {}
+        self._now: _Bound | None = None
+
+    def prepare(self, batch: int) -> dict[str, Array]:
+        found = self._seen.get(batch)
+        if found is None:
+            self._refuse(batch)
+            found = self._seen[batch] = self._bound(batch)
+        self._now = found
+        return found.inputs
+
+    def _bound(self, batch: int) -> _Bound:
+        binding = self._session.io_binding()
+        known = [spec for spec in self._outputs if all(isinstance(size, int) for size in spec.at(batch))]
+        inputs, outputs = ({spec.name: self._room(spec, batch) for spec in specs} for specs in (self._inputs, known))
+        for name, array in inputs.items():
+            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        for spec in self._outputs:  # in the model's order: what ONNX Runtime allocates is told by position
+            if spec.name in outputs:
+                array = outputs[spec.name]
+                binding.bind_output(spec.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            else:
+                binding.bind_output(spec.name, "cpu")
+        return _Bound(binding, inputs, outputs)
+
+    def _room(self, spec: TensorSpec, batch: int) -> Array:
+        """An array in the slot's memory; where that must grow, every batch size is bound again when next seen."""
+        shape, dtype = [int(size) for size in spec.at(batch)], np.dtype(spec.dtype)
+        count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        memory = self._memory.get(spec.name)
+        if memory is None or memory.nbytes < count:
+            memory = self._memory[spec.name] = np.empty(count, np.uint8)
+            self._seen.clear()
+        return memory[:count].view(dtype).reshape(shape)
+
+    def submit(self) -> None:
+        assert self._now is not None, "prepare a batch first"
+        _run_bound(self._session, self._now.binding)
+
+    def wait(self) -> dict[str, Array]:
+        assert self._now is not None, "prepare a batch first"
+        if len(self._now.outputs) == len(self._outputs):
+            return self._now.outputs
+        results = self._now.binding.copy_outputs_to_cpu()
+        return {spec.name: np.asarray(result) for spec, result in zip(self._outputs, results)}
+
+    def run(self) -> dict[str, Array]:
+        self.submit()
+        return self.wait()
+
+    def parts(self) -> dict[str, float]:
+        return {}

@@ -8,6 +8,7 @@ Whatever is made here is freed by ``close()`` or ``free()``, in reverse order; t
 from __future__ import annotations
 
 import atexit
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,17 @@ from numpy.typing import NDArray
 from trtbatch import optional
 from trtbatch.errors import ExecutionError, MissingPackageError, UsageError
 
-__all__ = ["BindingBuffer", "CudaEvent", "Device", "Stream", "device_count", "device_facts", "refuse_device"]
+__all__ = [
+    "BindingBuffer",
+    "Copies",
+    "CudaEvent",
+    "Device",
+    "DeviceMemory",
+    "Stream",
+    "device_count",
+    "device_facts",
+    "refuse_device",
+]
 
 
 def _driver() -> Any:
@@ -64,6 +75,7 @@ class Device:
 
     def __init__(self, index: int = 0) -> None:
         refuse_device(index)
+        self.index = index
         self._driver = _driver()
         self._context: Any = self._driver.Device(index).retain_primary_context()
         self._context.push()
@@ -71,6 +83,22 @@ class Device:
 
     def stream(self) -> Stream:
         return Stream(self._driver)
+
+    def memory(self, count: int) -> DeviceMemory:
+        """So many bytes of GPU memory."""
+        return DeviceMemory(self._driver, count)
+
+    def buffer(self) -> BindingBuffer:
+        return BindingBuffer(self._driver)
+
+    def copies(self, pairs: Sequence[tuple[NDArray[Any], int]]) -> Copies:
+        return Copies(self._driver, pairs)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Size of the GPU's L2 cache."""
+        attribute = self._driver.device_attribute.L2_CACHE_SIZE
+        return int(self._driver.Device(self.index).get_attribute(attribute))
 
     def enter_thread(self) -> None:
         """Make the context current in this thread too; :meth:`leave_thread` undoes it, in the same thread."""
@@ -109,46 +137,115 @@ class Stream:
         return int(self._stream.handle)
 
     def synchronize(self) -> None:
-        try:
-            self._stream.synchronize()
-        except self.driver.Error as error:
-            raise ExecutionError(
-                f"the GPU reports: {error}", "check the inputs; a fault here ends the context"
-            ) from error
+        _checked(self.driver, self._stream.synchronize)
 
-    def event(self) -> CudaEvent:
-        return CudaEvent(self.driver, self._stream)
+    def event(self, timed: bool = True) -> CudaEvent:
+        """An event on this stream; one that isn't `timed` costs less."""
+        return CudaEvent(self.driver, self._stream, timed)
+
+    def wait_for(self, event: CudaEvent) -> None:
+        """Let what is put on the stream from now on begin after the event."""
+        self._stream.wait_for_event(event.pycuda)
 
     def close(self) -> None:
         self._stream = None
 
 
+def _checked(driver: Any, wait: Callable[[], Any]) -> None:
+    """Wait; a fault of the GPU that shows meanwhile is ours to tell.
+
+    Raises:
+        ExecutionError: with the driver's words.
+    """
+    try:
+        wait()
+    except driver.Error as error:
+        raise ExecutionError(f"the GPU reports: {error}", "check the inputs; a fault here ends the context") from error
+
+
 class CudaEvent:
     """A mark on a stream."""
 
-    def __init__(self, driver: Any, stream: Any) -> None:
-        self._event = driver.Event()
+    def __init__(self, driver: Any, stream: Any, timed: bool = True) -> None:
+        self._driver = driver
+        self._event = driver.Event() if timed else driver.Event(driver.event_flags.DISABLE_TIMING)
         self._stream = stream
+
+    @property
+    def pycuda(self) -> Any:
+        """pycuda's own event."""
+        return self._event
 
     def record(self) -> None:
         self._event.record(self._stream)
 
     def synchronize(self) -> None:
-        self._event.synchronize()
+        _checked(self._driver, self._event.synchronize)
 
     def milliseconds_since(self, earlier: CudaEvent) -> float:
         return float(self._event.time_since(earlier._event))
 
 
+class DeviceMemory:
+    """A block of GPU memory, freed by :meth:`free`.
+
+    Raises:
+        ExecutionError: out of memory, with the bytes asked for.
+    """
+
+    def __init__(self, driver: Any, count: int) -> None:
+        self._driver = driver
+        self.bytes = max(1, count)
+        try:
+            self._device: Any = driver.mem_alloc(self.bytes)
+        except driver.Error as error:
+            raise ExecutionError(
+                f"{self.bytes} bytes of GPU memory can't be had: {error}",
+                "free GPU memory (nvidia-smi shows who holds it), or build with a smaller --max",
+            ) from error
+
+    @property
+    def address(self) -> int:
+        """Device pointer."""
+        return int(self._device)
+
+    def fill(self, byte: int, stream: Stream) -> None:
+        """Set every byte, ordered on the stream."""
+        self._driver.memset_d8_async(self._device, byte, self.bytes, stream.pycuda)
+
+    def free(self) -> None:
+        if self._device is not None:
+            self._device.free()
+            self._device = None
+
+
+class Copies:
+    """Copies between host arrays and device addresses, as one thing to put on a stream; nothing is looked up."""
+
+    def __init__(self, driver: Any, pairs: Sequence[tuple[NDArray[Any], int]]) -> None:
+        self._upload = driver.memcpy_htod_async
+        self._download = driver.memcpy_dtoh_async
+        self._pairs = [(array, address) for array, address in pairs if array.nbytes]
+
+    def up(self, stream: Stream) -> None:
+        """Host to device, ordered on the stream."""
+        for array, address in self._pairs:
+            self._upload(address, array, stream.pycuda)
+
+    def down(self, stream: Stream) -> None:
+        """Device to host, ordered on the stream."""
+        for array, address in self._pairs:
+            self._download(array, address, stream.pycuda)
+
+
 class BindingBuffer:
     """Memory of one input or output: page-locked on the host, and on the device, of the same size.
 
-    It grows when a shape needs more bytes and is reused while a shape fits.
+    It grows when a shape needs more bytes and is reused while a shape fits: a smaller shape lies in its first bytes.
     """
 
-    def __init__(self, stream: Stream) -> None:
-        self._driver = stream.driver
-        self._stream = stream
+    def __init__(self, driver: Any) -> None:
+        self._driver = driver
         self._host: Any = None
         self._device: Any = None
         self._capacity = 0
@@ -163,6 +260,10 @@ class BindingBuffer:
         count = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         self.reserve(count)
         self.array = self._host[:count].view(dtype).reshape(shape)
+
+    def holds(self, count: int) -> bool:
+        """Whether so many bytes fit without other memory, at another address."""
+        return max(1, count) <= self._capacity
 
     def reserve(self, count: int) -> int:
         """Make room for so many bytes; returns the device address.
@@ -189,20 +290,10 @@ class BindingBuffer:
         """Device pointer."""
         return int(self._device)
 
-    def upload(self) -> None:
-        """Copy host to device, ordered on the stream."""
-        if self.array.nbytes:
-            self._driver.memcpy_htod_async(self._device, self.array, self._stream.pycuda)
-
-    def download(self) -> None:
-        """Copy device to host, ordered on the stream."""
-        if self.array.nbytes:
-            self._driver.memcpy_dtoh_async(self.array, self._device, self._stream.pycuda)
-
-    def fill(self, byte: int) -> None:
-        """Set every byte on the device, ordered on the stream."""
-        if self.array.nbytes:
-            self._driver.memset_d8_async(self._device, byte, self.array.nbytes, self._stream.pycuda)
+    def fill(self, byte: int, count: int, stream: Stream) -> None:
+        """Set the first bytes on the device, ordered on the stream."""
+        if count:
+            self._driver.memset_d8_async(self._device, byte, count, stream.pycuda)
 
     def free(self) -> None:
         self.array = np.empty(0, np.uint8)

@@ -12,9 +12,11 @@ from typing import Any
 __all__ = [
     "allow_types",
     "bindings",
+    "create_context",
     "create_network",
     "device_memory",
     "dtype_name",
+    "give_memory",
     "has_type",
     "honour_types",
     "keep_details",
@@ -191,6 +193,27 @@ def device_memory(engine: Any) -> int:
     if hasattr(engine, "device_memory_size_v2"):
         return int(engine.device_memory_size_v2)
     return int(engine.device_memory_size) if hasattr(engine, "device_memory_size") else 0
+
+
+def create_context(trt: Any, engine: Any) -> Any:
+    """An execution context whose activation memory is given to it (:func:`give_memory`); None where there is none.
+
+    8.6 and 10 have a method for it, from 10 on a strategy says it.
+    """
+    strategies = getattr(trt, "ExecutionContextAllocationStrategy", None)
+    if strategies is not None:
+        return engine.create_execution_context(strategies.USER_MANAGED)
+    if hasattr(engine, "create_execution_context_without_device_memory"):
+        return engine.create_execution_context_without_device_memory()
+    return engine.create_execution_context()
+
+
+def give_memory(context: Any, address: int, size: int) -> None:
+    """Let a context keep its activations there: at least :func:`device_memory` bytes, aligned to 256."""
+    if hasattr(context, "set_device_memory"):
+        context.set_device_memory(address, size)
+    else:
+        context.device_memory = address
 
 
 def bindings(engine: Any, names: Sequence[str], addresses: Sequence[int], profile: int) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,17 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch import optional
-from trtbatch.artifacts import Artifact, TensorSpec, record_file
+from trtbatch.artifacts import Artifact, record_file
 from trtbatch.backends.base import Description, Event, Mode, batch_of, conform
 from trtbatch.backends.tensorrt import compat
-from trtbatch.backends.tensorrt.buffers import BindingBuffer, Device
-from trtbatch.backends.tensorrt.graphs import CudaGraph
-from trtbatch.batches import pick_profile, refuse_outside
+from trtbatch.backends.tensorrt.buffers import Device, DeviceMemory
+from trtbatch.backends.tensorrt.graphs import CudaGraph, GraphCache
+from trtbatch.backends.tensorrt.slots import Prepared, TensorRTSlot
+from trtbatch.batches import refuse_no_profile, refuse_outside
 from trtbatch.errors import ArtifactError, ExecutionError
+from trtbatch.notes import note
 
 __all__ = ["TensorRTEngine", "TensorRTSession"]
 
 Array = NDArray[Any]
+
+IN_FLIGHT = 3
+"""Batches that keep the GPU busy: one goes up, one is computed, one comes down."""
 
 
 class TensorRTEngine:
@@ -87,8 +92,8 @@ class TensorRTEngine:
         """Device memory of one execution context."""
         return compat.device_memory(self.cuda_engine)
 
-    def session(self) -> TensorRTSession:
-        return TensorRTSession(self)
+    def session(self, cuda_graphs: bool = True) -> TensorRTSession:
+        return TensorRTSession(self, cuda_graphs)
 
     def describe(self) -> Description:
         trt, engine = optional.require("tensorrt", "run engines"), self.cuda_engine
@@ -151,153 +156,214 @@ def _profile(engine: Any, name: str, axis: int, profile: int) -> str:
 
 
 class TensorRTSession:
-    """Bindings of one engine: buffers per binding shape, a stream, one execution context per profile.
+    """One execution context per profile, sharing one block of activation memory; streams; slots; CUDA graphs.
 
-    It is made, used and closed in one thread; other threads have sessions of their own.
+    A context is made when its profile is first needed: switching the profile of one costs milliseconds. All of them
+    compute on one stream, one after the other, so that one block of memory, of the largest profile's size, serves
+    them all. A session is made, used and closed in one thread; other threads have sessions of their own.
     """
 
-    def __init__(self, engine: TensorRTEngine) -> None:
+    in_flight = IN_FLIGHT
+
+    def __init__(self, engine: TensorRTEngine, cuda_graphs: bool = True) -> None:
         self._engine = engine
         self._is_open = True
         engine.device.enter_thread()
-        self._inputs = engine.sidecar.inputs
-        self._outputs = engine.sidecar.outputs
-        self._stream = engine.device.stream()
-        self._buffers = {spec.name: BindingBuffer(self._stream) for spec in (*self._inputs, *self._outputs)}
+        self.device = engine.device
+        self.inputs = engine.sidecar.inputs
+        self.outputs = engine.sidecar.outputs
+        self.forced: int | None = None
+        self.uses_graphs = cuda_graphs
+        self.graphs = GraphCache()
+        self.computing, self.uploading, self.downloading = (engine.device.stream() for _ in range(3))
+        self._handle = self.computing.handle
         self._contexts: dict[int, Any] = {}
-        self._active: Any = None
-        self._bindings: list[int] = []
-        self._allocators: dict[tuple[Any, str], Any] = {}
-        self._graph: CudaGraph | None = None
-        self._shapes: dict[str, tuple[int, ...] | None] = {}
-        """Of the outputs whose shape depends on the data: None until a run has told it."""
+        self._active: dict[int, Prepared | None] = {}
+        self._allocators: dict[tuple[int, str], Any] = {}
+        self._activations: DeviceMemory | None = None
+        self._flushed: DeviceMemory | None = None
+        self._slots: list[TensorRTSlot] = []
+        self._own = self.slot()
 
-    def bind(self, inputs: Mapping[str, Array]) -> None:
-        self._drop_graph()
-        batch = batch_of(inputs, self._inputs)
-        arrays = {spec.name: conform(inputs[spec.name], spec) for spec in self._inputs}
-        profile = pick_profile(self._engine.sidecar.profiles, batch)
-        if profile is None:
-            refuse_outside(self._engine.sidecar.profiles, [batch], self._engine.path.name)
-            raise AssertionError("refuse_outside raises where no profile fits")
-        context = self._context(profile)
-        for name, array in arrays.items():
-            if not context.set_input_shape(name, array.shape):
-                raise ExecutionError(
-                    f"TensorRT refuses shape {array.shape} for {name}: {self._engine.complaint()}", "check the inputs"
-                )
-        self._shapes = {}
-        for spec in (*self._inputs, *self._outputs):
-            shape = tuple(int(size) for size in context.get_tensor_shape(spec.name))
-            if min(shape, default=0) < 0:
-                self._allocate_later(context, spec)
-                continue
-            self._buffers[spec.name].fit(shape, spec.dtype)
-            context.set_tensor_address(spec.name, self._buffers[spec.name].address)
-        names = list(self._buffers)
-        addresses = [self._buffers[name].address for name in names]
-        self._bindings = compat.bindings(self._engine.cuda_engine, names, addresses, profile)
-        self._active = context
-        for name, array in arrays.items():
-            np.copyto(self._buffers[name].array, array)
-            self._buffers[name].upload()
-        self._stream.synchronize()
+    @property
+    def cuda_engine(self) -> Any:
+        """The engine as TensorRT has it."""
+        return self._engine.cuda_engine
 
-    def _allocate_later(self, context: Any, spec: TensorSpec) -> None:
-        """An output whose shape depends on the data: TensorRT asks for its memory, and tells its shape, as it runs."""
-        buffer = self._buffers[spec.name]
-        self._shapes[spec.name] = None
-        buffer.reserve(int(context.get_max_output_size(spec.name)))
+    def slot(self) -> TensorRTSlot:
+        made = TensorRTSlot(self)
+        self._slots.append(made)
+        return made
 
-        def notify(shape: tuple[int, ...]) -> None:
-            self._shapes[spec.name] = shape
+    def use_profile(self, profile: int | None) -> None:
+        refuse_no_profile(self._engine.sidecar.profiles, profile, self._engine.path.name)
+        self.forced = profile
 
-        allocator = compat.make_output_allocator(optional.require("tensorrt", "run engines"), buffer.reserve, notify)
-        self._allocators[context, spec.name] = allocator  # TensorRT keeps no reference
-        context.set_output_allocator(spec.name, allocator)
-        context.set_tensor_address(spec.name, buffer.address)
+    def pick(self, batch: int) -> int:
+        """The profile that runs a batch now.
 
-    def _context(self, profile: int) -> Any:
-        """The execution context of a profile, made when first needed: switching a context costs milliseconds."""
+        Raises:
+            ProfileError: none does.
+        """
+        sidecar, forced = self._engine.sidecar, self.forced
+        allowed = sidecar.profiles if forced is None else (sidecar.profiles[forced],)
+        refuse_outside(allowed, [batch], self._engine.path.name)
+        found = sidecar.profile_for(batch) if forced is None else forced
+        assert found is not None, "refuse_outside raises where no profile fits"
+        return found
+
+    def context(self, profile: int) -> Any:
+        """The execution context of a profile.
+
+        Raises:
+            ExecutionError: out of memory, or TensorRT makes none.
+        """
         if profile not in self._contexts:
-            with self._engine.lock:  # two threads that make contexts at once get each other's errors
-                context = self._engine.cuda_engine.create_execution_context()
-            if context is None:
-                raise ExecutionError(
-                    f"TensorRT makes no execution context: {self._engine.complaint()}",
-                    "free GPU memory (nvidia-smi shows who holds it), or build with a smaller --max",
-                )
-            if not context.set_optimization_profile_async(profile, self._stream.handle):
-                raise ExecutionError(f"profile {profile} can't be selected: {self._engine.complaint()}", "build again")
-            self._stream.synchronize()
-            self._contexts[profile] = context
+            self._contexts[profile] = self._made(profile)
         return self._contexts[profile]
 
-    def run(self) -> None:
-        self._enqueue()
-        self._stream.synchronize()
+    def _made(self, profile: int) -> Any:
+        trt = optional.require("tensorrt", "run engines")
+        if self._activations is None:
+            self._activations = self.device.memory(self._engine.activation_bytes)
+        with self._engine.lock:  # two threads that make contexts at once get each other's errors
+            context = compat.create_context(trt, self._engine.cuda_engine)
+        if context is None:
+            raise ExecutionError(
+                f"TensorRT makes no execution context: {self._engine.complaint()}",
+                "free GPU memory (nvidia-smi shows who holds it), or build with a smaller --max",
+            )
+        compat.give_memory(context, self._activations.address, self._activations.bytes)
+        if not context.set_optimization_profile_async(profile, self._handle):
+            raise ExecutionError(f"profile {profile} can't be selected: {self._engine.complaint()}", "build again")
+        self.computing.synchronize()
+        return context
 
-    def _enqueue(self) -> None:
-        if not self._active.execute_async_v3(self._stream.handle):
+    def set_shapes(self, context: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Give a context its input shapes.
+
+        Raises:
+            ExecutionError: TensorRT refuses one.
+        """
+        for name, shape in shapes.items():
+            if not context.set_input_shape(name, shape):
+                raise ExecutionError(
+                    f"TensorRT refuses shape {shape} for {name}: {self._engine.complaint()}", "check the inputs"
+                )
+        for profile, known in self._contexts.items():
+            if known is context:
+                self._active[profile] = None  # until its addresses are set too
+
+    def is_active(self, prepared: Prepared) -> bool:
+        """Whether its context has its shapes and addresses now."""
+        return self._active.get(prepared.profile) is prepared
+
+    def set_active(self, prepared: Prepared) -> None:
+        self._active[prepared.profile] = prepared
+
+    def deactivate(self, prepared: Prepared) -> None:
+        if self.is_active(prepared):
+            self._active[prepared.profile] = None
+
+    def keep(self, context: Any, name: str, allocator: Any) -> None:
+        """Hold an output allocator as long as its context."""
+        self._allocators[id(context), name] = allocator
+
+    def enqueue(self, context: Any) -> None:
+        """Put a context's work on the computing stream.
+
+        Raises:
+            ExecutionError: TensorRT refuses.
+        """
+        if not context.execute_async_v3(self._handle):
             raise ExecutionError(f"execute_async_v3 failed: {self._engine.complaint()}", "build the engine again")
 
+    def capture(self, enqueue: Callable[[], None]) -> CudaGraph:
+        """A graph of what is put on the computing stream.
+
+        Raises:
+            ExecutionError: it can't be captured.
+        """
+        return CudaGraph(self.computing, enqueue)
+
+    def run_without_graphs(self, why: str) -> None:
+        """From now on launch kernel by kernel; said once."""
+        if self.uses_graphs:
+            self.uses_graphs = False
+            note(f"{self._engine.path.name} runs without CUDA graphs: {why}")
+
+    def bind(self, inputs: Mapping[str, Array]) -> None:
+        batch = batch_of(inputs, self.inputs)
+        arrays = {spec.name: conform(inputs[spec.name], spec) for spec in self.inputs}
+        room = self._own.prepare(batch)
+        for name, array in arrays.items():
+            np.copyto(room[name], array)
+        self._own.activate(self._own.now)
+        self._own.upload()
+
+    def run(self) -> None:
+        self._own.enqueue()
+        self.computing.synchronize()
+
     def _execute(self) -> None:
-        if not self._active.execute_v2(self._bindings):
+        prepared = self._own.now
+        if not self.is_active(prepared):
+            self._own.activate(prepared)
+        if not prepared.context.execute_v2(prepared.pointers):
             raise ExecutionError(f"execute_v2 failed: {self._engine.complaint()}", "build the engine again")
 
     def _launch_graph(self) -> None:
-        if self._graph is None:
-            self._enqueue()  # what only the first enqueue of a shape does can't be captured
-            self._stream.synchronize()
-            self._graph = CudaGraph(self._stream, self._enqueue)
-        self._graph.launch()
-
-    def _drop_graph(self) -> None:
-        """Forget the graph of what was bound: its addresses and shapes are in it."""
-        if self._graph is not None:
-            self._graph.close()
-            self._graph = None
+        self._own.launch()
+        if not self.uses_graphs:
+            raise ExecutionError(
+                f"{self._engine.path.name} can't run as a CUDA graph", "use --mode async, or execute_v2"
+            )
 
     def fetch(self) -> dict[str, Array]:
-        for spec in self._outputs:
-            shape = self._shapes.get(spec.name)
-            if shape is not None:
-                self._buffers[spec.name].fit(shape, spec.dtype)
-            self._buffers[spec.name].download()
-        self._stream.synchronize()
-        return {spec.name: self._buffers[spec.name].array.copy() for spec in self._outputs}
+        return {name: array.copy() for name, array in self._own.download().items()}
 
     def bound(self) -> dict[str, Array]:
-        return {spec.name: self._buffers[spec.name].array for spec in self._inputs}
+        return dict(self._own.now.inputs)
 
     def poison(self, pattern: int) -> None:
-        for spec in self._outputs:
-            self._buffers[spec.name].fill(pattern)
-        self._stream.synchronize()
+        self._own.poison(pattern)
 
     def modes(self) -> dict[str, Mode]:
-        event: Any = self._stream.event
+        event: Any = self.computing.event
         new_event: type[Event] = event
         timed = "one execute_async_v3 between two CUDA events on a busy stream, inputs on the GPU"
-        modes = {"async": Mode("async", timed, self._enqueue, new_event)}
-        if self._shapes:  # execute_v2 has no way to ask for memory
+        modes = {"async": Mode("async", timed, self._own.enqueue, new_event)}
+        if self._own.now.later:  # execute_v2 has no way to ask for memory
             return modes
-        timed = "one launch of a CUDA graph between two CUDA events on a busy stream, inputs on the GPU"
-        modes["graph"] = Mode("graph", timed, self._launch_graph, new_event)
+        if self.uses_graphs:
+            timed = "one launch of a CUDA graph between two CUDA events on a busy stream, inputs on the GPU"
+            modes["graph"] = Mode("graph", timed, self._launch_graph, new_event)
         timed = "one synchronous execute_v2, wall time per call, inputs on the GPU"
         return {"execute_v2": Mode("execute_v2", timed, self._execute), **modes}
+
+    def flush(self) -> None:
+        """Write over as much memory as the L2 cache holds twice, on the computing stream."""
+        if self._flushed is None:
+            self._flushed = self.device.memory(2 * self.device.cache_bytes)
+        self._flushed.fill(0, self.computing)
 
     def close(self) -> None:
         if not self._is_open:
             return
         self._is_open = False
-        self._drop_graph()
-        self._active = None
+        for stream in (self.uploading, self.computing, self.downloading):
+            stream.synchronize()
+        self.graphs.close()
+        for slot in self._slots:
+            slot.free()
+        self._active.clear()
         self._contexts.clear()
         self._allocators.clear()
-        for buffer in self._buffers.values():
-            buffer.free()
-        self._stream.close()
+        for memory in (self._activations, self._flushed):
+            if memory is not None:
+                memory.free()
+        for stream in (self.uploading, self.computing, self.downloading):
+            stream.close()
         self._engine.device.leave_thread()
 
     def __enter__(self) -> TensorRTSession:

@@ -6,6 +6,7 @@ of shapes does work that can't be captured, so capture what has been enqueued on
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,48 @@ from trtbatch import optional
 from trtbatch.backends.tensorrt.buffers import Stream
 from trtbatch.errors import ExecutionError
 
-__all__ = ["CudaGraph"]
+__all__ = ["CudaGraph", "GraphCache"]
+
+MOST_GRAPHS = 64
+"""Graphs that a session keeps; each holds its kernels' parameters on the GPU, a few hundred kilobytes."""
+
+
+class GraphCache:
+    """Graphs by what they launch; those that haven't been launched for longest are given up first.
+
+    Args:
+        most: how many are kept.
+    """
+
+    def __init__(self, most: int = MOST_GRAPHS) -> None:
+        self._most = most
+        self._graphs: OrderedDict[tuple[int, str], CudaGraph] = OrderedDict()
+
+    def get(self, number: int, what: str) -> CudaGraph | None:
+        """The graph of a prepared batch, now the last to be given up; None where it isn't there (any more)."""
+        key = (number, what)
+        graph = self._graphs.get(key)
+        if graph is not None:
+            self._graphs.move_to_end(key)
+        return graph
+
+    def put(self, number: int, what: str, graph: CudaGraph) -> None:
+        self._graphs[number, what] = graph
+        while len(self._graphs) > self._most:
+            self._graphs.popitem(last=False)[1].close()
+
+    def drop(self, number: int) -> None:
+        """Give up whatever there is of a prepared batch."""
+        for key in [key for key in self._graphs if key[0] == number]:
+            self._graphs.pop(key).close()
+
+    def close(self) -> None:
+        for graph in self._graphs.values():
+            graph.close()
+        self._graphs.clear()
+
+    def __len__(self) -> int:
+        return len(self._graphs)
 
 
 class CudaGraph:

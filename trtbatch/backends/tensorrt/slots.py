@@ -1,0 +1,293 @@
+"""One batch in flight on TensorRT: its buffers, what is prepared of each batch size, and how it is launched.
+
+The first time that a slot meets a batch size it works out shapes, addresses and copies; after that a call looks one
+dictionary up. On its own (:meth:`TensorRTSlot.run`) a batch goes up, through and down as one CUDA graph on one
+stream. In a pipeline (:meth:`TensorRTSlot.submit`) three streams do the three, and events order them, so that
+the copies of one batch run beside the computing of another.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtbatch import optional
+from trtbatch.artifacts import TensorSpec
+from trtbatch.backends.tensorrt import compat
+from trtbatch.backends.tensorrt.buffers import Copies
+from trtbatch.errors import ExecutionError
+
+if TYPE_CHECKING:
+    from trtbatch.backends.tensorrt.engine import TensorRTSession
+
+__all__ = ["Prepared", "TensorRTSlot"]
+
+Array = NDArray[Any]
+
+MOST_SEEN = 256
+"""Batch sizes that a slot remembers; more are taken for a loop over all of them."""
+
+_numbers = itertools.count()
+
+
+@dataclass(eq=False)
+class Prepared:
+    """One batch size in one slot, ready to be launched.
+
+    Args:
+        context: the execution context of `profile`.
+        shapes: of the inputs, as the context takes them.
+        addresses: of every binding on the device.
+        inputs, outputs: host memory; of the outputs those whose shape doesn't depend on the data.
+        later: the other outputs.
+        pointers: the list that ``execute_v2`` takes.
+        number: of its own, for the cache of graphs.
+    """
+
+    profile: int
+    context: Any
+    shapes: dict[str, tuple[int, ...]]
+    addresses: dict[str, int]
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+    later: tuple[TensorSpec, ...]
+    uploads: Copies
+    downloads: Copies
+    pointers: list[int]
+    number: int = field(default_factory=lambda: next(_numbers))
+
+
+class TensorRTSlot:
+    """Buffers for one batch in flight; made by its session, used in its thread, freed with it."""
+
+    def __init__(self, session: TensorRTSession) -> None:
+        self._session = session
+        self._specs = (*session.inputs, *session.outputs)
+        self._buffers = {spec.name: session.device.buffer() for spec in self._specs}
+        self._seen: dict[tuple[int | None, int], Prepared] = {}
+        self._now: Prepared | None = None
+        self._uploaded = session.uploading.event(timed=False)
+        self._computed = session.computing.event(timed=False)
+        self._done = session.downloading.event(timed=False)
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        """Of the outputs whose shape depends on the data, as the last run told them."""
+
+    @property
+    def now(self) -> Prepared:
+        """What was prepared last."""
+        assert self._now is not None, "prepare a batch first"
+        return self._now
+
+    def prepare(self, batch: int) -> dict[str, Array]:
+        return self._take(batch).inputs
+
+    def _take(self, batch: int) -> Prepared:
+        key = (self._session.forced, batch)
+        prepared = self._seen.get(key)
+        if prepared is None:
+            prepared = self._prepared(batch)
+            self._seen[key] = prepared
+        self._now = prepared
+        return prepared
+
+    def _prepared(self, batch: int) -> Prepared:
+        session = self._session
+        profile = session.pick(batch)
+        context = session.context(profile)
+        shapes = {spec.name: tuple(int(size) for size in spec.at(batch)) for spec in session.inputs}
+        session.set_shapes(context, shapes)
+        found = {spec.name: tuple(int(size) for size in context.get_tensor_shape(spec.name)) for spec in self._specs}
+        known = [spec for spec in self._specs if min(found[spec.name], default=0) >= 0]
+        later = tuple(spec for spec in self._specs if spec not in known)
+        sizes = {spec.name: _bytes(spec, found[spec.name]) for spec in known}
+        sizes |= {spec.name: int(context.get_max_output_size(spec.name)) for spec in later}
+        if len(self._seen) >= MOST_SEEN or not all(self._buffers[name].holds(size) for name, size in sizes.items()):
+            self.forget()  # other addresses: whatever was prepared holds the old ones
+        for name, size in sizes.items():
+            self._buffers[name].reserve(size)
+        for spec in known:
+            self._buffers[spec.name].fit(found[spec.name], spec.dtype)
+        arrays = {spec.name: self._buffers[spec.name].array for spec in known}
+        addresses = {name: buffer.address for name, buffer in self._buffers.items()}
+        inputs = {spec.name: arrays[spec.name] for spec in session.inputs}
+        outputs = {spec.name: arrays[spec.name] for spec in session.outputs if spec.name in arrays}
+        return Prepared(
+            profile=profile,
+            context=context,
+            shapes=shapes,
+            addresses=addresses,
+            inputs=inputs,
+            outputs=outputs,
+            later=later,
+            uploads=session.device.copies([(inputs[name], addresses[name]) for name in inputs]),
+            downloads=session.device.copies([(outputs[name], addresses[name]) for name in outputs]),
+            pointers=compat.bindings(session.cuda_engine, list(addresses), list(addresses.values()), profile),
+        )
+
+    def forget(self) -> None:
+        """Give up what was prepared, and the graphs of it."""
+        for prepared in self._seen.values():
+            self._session.graphs.drop(prepared.number)
+            self._session.deactivate(prepared)
+        self._seen.clear()
+
+    def activate(self, prepared: Prepared) -> None:
+        """Give the context this slot's shapes and addresses, where another slot or size had it last.
+
+        Raises:
+            ExecutionError: TensorRT refuses a shape.
+        """
+        session = self._session
+        if session.is_active(prepared):
+            return
+        context = prepared.context
+        session.set_shapes(context, prepared.shapes)
+        for name, address in prepared.addresses.items():
+            context.set_tensor_address(name, address)
+        for spec in prepared.later:
+            self._allocate_later(context, spec)
+        session.set_active(prepared)
+
+    def _allocate_later(self, context: Any, spec: TensorSpec) -> None:
+        """An output whose shape depends on the data: TensorRT asks for its memory, and tells its shape, as it runs."""
+        buffer = self._buffers[spec.name]
+
+        def notify(shape: tuple[int, ...]) -> None:
+            self._shapes[spec.name] = shape
+
+        allocator = compat.make_output_allocator(optional.require("tensorrt", "run engines"), buffer.reserve, notify)
+        self._session.keep(context, spec.name, allocator)  # TensorRT keeps no reference
+        context.set_output_allocator(spec.name, allocator)
+
+    def enqueue(self) -> None:
+        """Put the kernels on the computing stream, without a graph."""
+        prepared = self.now
+        self.activate(prepared)
+        self._session.enqueue(prepared.context)
+
+    def launch(self) -> None:
+        """Put the kernels on the computing stream: as a graph where there can be one."""
+        prepared = self.now
+        graph = self._graph(prepared, "kernels", self.enqueue)
+        if graph is None:
+            self.enqueue()
+        else:
+            graph.launch()
+
+    def run(self) -> dict[str, Array]:
+        prepared, stream = self.now, self._session.computing
+        graph = self._graph(prepared, "whole", self._all_on_one)
+        if graph is None:
+            self._all_on_one()
+        else:
+            graph.launch()
+        stream.synchronize()
+        return prepared.outputs if not prepared.later else self._with_later(prepared)
+
+    def _all_on_one(self) -> None:
+        prepared, stream = self.now, self._session.computing
+        prepared.uploads.up(stream)
+        self.enqueue()
+        prepared.downloads.down(stream)
+
+    def _graph(self, prepared: Prepared, what: str, enqueue: Callable[[], None]) -> Any:
+        """The graph of what `enqueue` does; None where it runs without. What is captured has run once before."""
+        session = self._session
+        if not session.uses_graphs:
+            return None
+        graph = session.graphs.get(prepared.number, what)
+        if graph is not None:
+            return graph
+        if prepared.later:
+            session.run_without_graphs("the shape of an output depends on the data")
+            return None
+        enqueue()
+        session.computing.synchronize()
+        try:
+            graph = session.capture(enqueue)
+        except ExecutionError as error:
+            session.run_without_graphs(error.problem)
+            return None
+        session.graphs.put(prepared.number, what, graph)
+        return graph
+
+    def submit(self) -> None:
+        prepared, session = self.now, self._session
+        prepared.uploads.up(session.uploading)
+        self._uploaded.record()
+        session.computing.wait_for(self._uploaded)
+        self.launch()
+        self._computed.record()
+        session.downloading.wait_for(self._computed)
+        prepared.downloads.down(session.downloading)
+        self._done.record()
+
+    def wait(self) -> dict[str, Array]:
+        self._done.synchronize()
+        return self.now.outputs if not self.now.later else self._with_later(self.now)
+
+    def _with_later(self, prepared: Prepared) -> dict[str, Array]:
+        """The outputs, those whose shape the run has told included."""
+        stream = self._session.computing
+        stream.synchronize()
+        arrays = dict(prepared.outputs)
+        for spec in prepared.later:
+            buffer = self._buffers[spec.name]
+            if spec.name not in self._shapes:
+                raise ExecutionError(f"TensorRT told no shape for {spec.name}", "build the engine again")
+            buffer.fit(self._shapes[spec.name], spec.dtype)
+            arrays[spec.name] = buffer.array
+            self._session.device.copies([(buffer.array, buffer.address)]).down(stream)
+        stream.synchronize()
+        return {spec.name: arrays[spec.name] for spec in self._session.outputs}
+
+    def upload(self) -> None:
+        """Copy the inputs up, and wait."""
+        self.now.uploads.up(self._session.computing)
+        self._session.computing.synchronize()
+
+    def download(self) -> dict[str, Array]:
+        """Copy the outputs of what ran last down; their memory."""
+        prepared = self.now
+        prepared.downloads.down(self._session.computing)
+        self._session.computing.synchronize()
+        return self._with_later(prepared) if prepared.later else prepared.outputs
+
+    def poison(self, pattern: int) -> None:
+        """Fill the device memory of the outputs with a byte."""
+        stream = self._session.computing
+        for spec in self._session.outputs:
+            buffer = self._buffers[spec.name]
+            array = self.now.outputs.get(spec.name, buffer.array)
+            buffer.fill(pattern, array.nbytes, stream)
+        stream.synchronize()
+
+    def parts(self) -> dict[str, float]:
+        stream, prepared = self._session.computing, self.now
+        self.launch()  # the capture isn't to be timed
+        stream.synchronize()
+        marks = [stream.event() for _ in range(4)]
+        marks[0].record()
+        prepared.uploads.up(stream)
+        marks[1].record()
+        self.launch()
+        marks[2].record()
+        prepared.downloads.down(stream)
+        marks[3].record()
+        stream.synchronize()
+        times = (later.milliseconds_since(earlier) for earlier, later in itertools.pairwise(marks))
+        return dict(zip(("h2d", "gpu", "d2h"), times))
+
+    def free(self) -> None:
+        self.forget()
+        for buffer in self._buffers.values():
+            buffer.free()
+
+
+def _bytes(spec: TensorSpec, shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
