@@ -34,6 +34,7 @@ __all__ = [
     "Sidecar",
     "TensorSpec",
     "check_file",
+    "listed",
     "load",
     "newest",
     "now",
@@ -371,22 +372,30 @@ def newest(
         ArtifactError: there is none; the command that makes one is named.
     """
     folder = ENGINES if folder is None else folder
-    make = "trtbatch export resnet18 --dynamic" if kind == "onnx" else "trtbatch build"
+    found = [each for each in listed(kind, folder) if fits(each.sidecar)]
+    if not found:
+        raise ArtifactError(f"no {what} in {folder}/", f"run: {_MAKE[kind]}, or name the file")
+    return max(found, key=lambda each: (prefer(each.sidecar), each.sidecar.created, each.path.name))
+
+
+_MAKE = {"onnx": "trtbatch export resnet18 --dynamic", "engine": "trtbatch build"}
+
+
+def listed(kind: Literal["onnx", "engine"], folder: Path, tell: Callable[[str], None] = warn) -> list[Artifact]:
+    """The artifacts of `kind` in `folder`, by name; damaged ones are passed over, and `tell` is told of them."""
     found: list[Artifact] = []
     for beside in sorted(folder.glob("*.json")) if folder.is_dir() else []:
         path = beside.with_suffix("")
         if not path.is_file():
             continue
         try:
-            sidecar = _read_sidecar(beside, make)
+            sidecar = _read_sidecar(beside, _MAKE[kind])
         except ArtifactError as error:
-            warn(f"passed over: {error.problem}")
+            tell(f"passed over: {error.problem}")
             continue
-        if sidecar.kind == kind and fits(sidecar):
+        if sidecar.kind == kind:
             found.append(Artifact(path, sidecar))
-    if not found:
-        raise ArtifactError(f"no {what} in {folder}/", f"run: {make}, or name the file")
-    return max(found, key=lambda each: (prefer(each.sidecar), each.sidecar.created, each.path.name))
+    return found
 
 
 def publish(made: Path, target: Path, sidecar: Sidecar, companions: tuple[Path, ...] = ()) -> Artifact:

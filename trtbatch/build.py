@@ -12,7 +12,7 @@ from trtbatch import artifacts, candidates, files
 from trtbatch.artifacts import ENGINES, Artifact, Sidecar, TensorSpec
 from trtbatch.backends import choose_builder, refuse_gpu
 from trtbatch.backends.base import Builder, BuildPlan, Built, Progress
-from trtbatch.batches import Profile
+from trtbatch.batches import Profile, pick_profile, refuse_outside
 from trtbatch.buildrequest import (
     BuildRequest,
     not_tried,
@@ -27,9 +27,12 @@ from trtbatch.buildrequest import (
 from trtbatch.candidates import Candidate
 from trtbatch.errors import AccuracyError, BuildError, ExecutionError, MissingPackageError, PrecisionError, RowsError
 from trtbatch.examine import Examination, Examined, examine, explained
+from trtbatch.forecast import forecast
+from trtbatch.notes import note
 from trtbatch.onnxfile import load_onnx, what_fixes_the_batch
 from trtbatch.planning import plan_axes, prepared
 from trtbatch.precision import CONVERTED, PRECISIONS, ConversionRequest, convert, is_random, refuse_reduced
+from trtbatch.profiles import gaps, powers_of_two
 from trtbatch.records import encode
 from trtbatch.typedgraph import float_types, kinds, products
 
@@ -122,6 +125,7 @@ def _build_one(request: BuildRequest, builder: Builder, source: Artifact, target
         request.static,
         request.shapes,
     )
+    _show_plan(request, builder, source, profiles, target)
     typed, original = _typed(request, builder, source, inputs, target)
     inputs, outputs = (_as_typed(specs, typed) for specs in (inputs, outputs))
     onnx, external = prepared(typed.path, inputs, outputs, folder)
@@ -144,6 +148,7 @@ def _build_one(request: BuildRequest, builder: Builder, source: Artifact, target
         workspace=request.workspace,
         opt_level=request.opt_level,
         timing_cache=request.timing_cache,
+        cache_folder=target.parent if request.keep_timings else None,
         device=request.device,
         tf32=request.precision != "fp32",
         kinds=tuple(sorted(held)),
@@ -174,6 +179,8 @@ def _build_one(request: BuildRequest, builder: Builder, source: Artifact, target
         samples=None if is_random(request.calibration) else request.calibration,
         tolerance=request.tolerance,
         device=request.device,
+        batches=_timed_batches(request, builder, profiles),
+        progress=request.progress,
     )
     try:
         seen = examine(Artifact(built.file, sidecar), examination)
@@ -185,11 +192,43 @@ def _build_one(request: BuildRequest, builder: Builder, source: Artifact, target
     return Artifact(built.file, _with_seen(sidecar, seen, facts, original.path, target))
 
 
+def _show_plan(
+    request: BuildRequest, builder: Builder, source: Artifact, profiles: tuple[Profile, ...], target: Path
+) -> None:
+    """Say what is going to be built, where there is more than one profile, and which batch sizes are left out.
+
+    Raises:
+        ProfileError: a batch size of interest that no profile holds.
+    """
+    refuse_outside(profiles, request.batches, target.name)
+    for first, last in gaps(profiles):
+        note(f"batch{f' {first} is' if first == last else f'es {first} to {last} are'} in no profile")
+    if len(profiles) > 1:
+        note(f"profiles (min:opt:max): {', '.join(map(str, profiles))}")
+        if builder.name == "tensorrt":
+            note(f"expected: {forecast(source, request.precision, profiles, target.parent)}")
+
+
+def _timed_batches(request: BuildRequest, builder: Builder, profiles: tuple[Profile, ...]) -> tuple[int, ...]:
+    """The batch sizes to time after the build: of interest, else powers of two, and every profile's opt.
+
+    ONNX Runtime runs all profiles alike: there it is done where it was asked for.
+    """
+    if request.batches:
+        return request.batches
+    if builder.name != "tensorrt" and len(profiles) == 1:
+        return ()
+    usual = powers_of_two(min(profile.min for profile in profiles), max(profile.max for profile in profiles))
+    opts = {profile.opt for profile in profiles}
+    return tuple(sorted(opts | {batch for batch in usual if pick_profile(profiles, batch) is not None}))
+
+
 def _with_seen(sidecar: Sidecar, seen: Examined, facts: dict[str, Any], original: Path, target: Path) -> Sidecar:
     return replace(
         sidecar,
         outputs=seen.outputs,
         source_path=_relative(original, target),
+        table=seen.table,
         accuracy=seen.accuracy,
         layer_precisions=seen.layer_precisions,
         build=facts | seen.facts,

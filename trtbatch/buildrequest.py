@@ -38,11 +38,15 @@ class BuildRequest:
     Args:
         onnx: None takes the newest in ``engines/`` that fits.
         profiles: of the batch axis; empty is 1:16:32 for a dynamic model.
+        batches: sizes of interest: each must have a profile, and is timed on all that hold it; empty takes the
+            powers of two.
         static: the one batch size to build for.
         backend: ``auto``, ``tensorrt`` or ``onnxruntime``.
         workspace: bytes that TensorRT's tactics may use; None is its own limit.
         opt_level: TensorRT's builder optimization level, 0 to 5.
-        timing_cache: read where usable, and written after the build.
+        timing_cache: read where usable, and written after the build; None is one beside the engine, by GPU and
+            TensorRT version.
+        keep_timings: whether there is a timing cache at all.
         shapes: sizes of the axes other than the batch, by input.
         output: None is ``engines/NAME.engine`` (``engines/NAME.ort.onnx`` for ONNX Runtime).
         verify: whether the rows are checked; the engine is run at min, opt and max either way.
@@ -61,11 +65,13 @@ class BuildRequest:
 
     onnx: Path | None = None
     profiles: tuple[Profile, ...] = ()
+    batches: tuple[int, ...] = ()
     static: int | None = None
     backend: Literal["auto", "tensorrt", "onnxruntime"] = "auto"
     workspace: int | None = None
     opt_level: int | None = None
     timing_cache: Path | None = None
+    keep_timings: bool = True
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     output: Path | None = None
     verify: bool = True

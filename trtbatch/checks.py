@@ -94,16 +94,17 @@ class RowChecker:
         sidecar: Sidecar,
         largest: int,
         *,
+        smallest: int | None = None,
         seed: int = 0,
         pool: Mapping[str, Array] | None = None,
     ) -> RowChecker:
-        """The checker of an engine, as its sidecar describes it."""
+        """The checker of an engine, as its sidecar describes it; `smallest` is that of all profiles where None."""
         return cls(
             session,
             sidecar.inputs,
             sidecar.outputs,
             precision=sidecar.precision,
-            smallest=sidecar.corners[0],
+            smallest=sidecar.corners[0] if smallest is None else smallest,
             largest=largest,
             seed=seed,
             pool=pool,

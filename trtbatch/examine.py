@@ -14,17 +14,19 @@ from numpy.typing import NDArray
 from trtbatch import environment
 from trtbatch.artifacts import Accuracy, Artifact, Sidecar, TensorSpec
 from trtbatch.backends import open_engine
-from trtbatch.backends.base import Engine, Session
+from trtbatch.backends.base import Engine, Progress, Session
 from trtbatch.checks import RowChecker
 from trtbatch.comparison import OutputResult, compare_outputs
 from trtbatch.errors import AccuracyError, PrecisionError, RowsError, TrtbatchError
 from trtbatch.notes import note, warn
 from trtbatch.onnxfile import what_fixes_the_batch
 from trtbatch.outputs import observed
+from trtbatch.profiles import Measured
 from trtbatch.realised import Realised, realised
 from trtbatch.references import OnnxFileReference
 from trtbatch.rows import Limit, random_inputs, rows_of
 from trtbatch.sources import read_samples
+from trtbatch.timetable import time_profiles
 from trtbatch.typedgraph import Overflow, OverflowSearch
 
 __all__ = ["Examination", "Examined", "examine", "explained"]
@@ -53,6 +55,8 @@ class Examination:
         samples: folder, glob or file of samples for the accuracy; None draws random ones.
         tolerance: largest L2-relative error per row; None is that of dtype and precision.
         device: number of the GPU.
+        batches: sizes to time on every profile that holds them.
+        progress: told what is being done.
     """
 
     name: str
@@ -66,16 +70,19 @@ class Examination:
     samples: str | None = None
     tolerance: float | None = None
     device: int = 0
+    batches: tuple[int, ...] = ()
+    progress: Progress = lambda words, share: None
 
 
 @dataclass(frozen=True)
 class Examined:
-    """What was seen: the outputs as they are, the accuracy, the layers' precisions, and facts for the sidecar."""
+    """What was seen: outputs as they are, accuracy, the layers' precisions, facts for the sidecar, and times."""
 
     outputs: tuple[TensorSpec, ...]
     accuracy: Accuracy | None
     layer_precisions: dict[str, float]
     facts: dict[str, Any]
+    table: tuple[Measured, ...] = ()
 
 
 def examine(artifact: Artifact, what: Examination) -> Examined:
@@ -100,19 +107,37 @@ def examine(artifact: Artifact, what: Examination) -> Examined:
         outputs = observed(session, sidecar.inputs, sidecar.outputs, corners[0], corners[-1])
         _refuse_rowless(outputs, what.name, what.onnx, corners)
         sidecar = replace(sidecar, outputs=outputs)
-        checker = RowChecker.of(session, sidecar, corners[-1])
-        accuracy = None
+        _run_corners(session, sidecar, what)
+        accuracy = _accuracy(session, sidecar, what) if what.verify else None
+        memory = _memory(engine, sidecar, corners[-1])
+        table = time_profiles(session, sidecar, what.batches, lambda words: what.progress(words, None))
+    facts = {"ran_at": corners, "rows_checked_at": corners if what.verify else []} | memory
+    return Examined(outputs, accuracy, layers.shares, facts, table)
+
+
+def _run_corners(session: Session, sidecar: Sidecar, what: Examination) -> None:
+    """Run every profile at its own min, opt and max, and look at the rows.
+
+    On ONNX Runtime a profile is no more than a range: there each size is run once.
+
+    Raises:
+        RowsError: wrong rows.
+    """
+    turns: list[tuple[int | None, int, tuple[int, ...]]]
+    if sidecar.backend == "tensorrt":
+        turns = [(index, profile.min, profile.corners) for index, profile in enumerate(sidecar.profiles)]
+    else:
+        turns = [(None, sidecar.corners[0], tuple(sidecar.corners))]
+    for profile, smallest, corners in turns:
+        session.use_profile(profile)
+        checker = RowChecker.of(session, sidecar, corners[-1], smallest=smallest)
         for batch in corners:
             if what.verify:
                 checker.require(batch, what.name, _LOOK)
             else:
                 session.bind(checker.inputs(batch))
                 session.run()
-        if what.verify:
-            accuracy = _accuracy(session, sidecar, what)
-        memory = _memory(engine, sidecar, corners[-1])
-    facts = {"ran_at": corners, "rows_checked_at": corners if what.verify else []} | memory
-    return Examined(outputs, accuracy, layers.shares, facts)
+    session.use_profile(None)
 
 
 def _require_precision(found: Realised, what: Examination) -> None:
@@ -176,9 +201,10 @@ def _accuracy(session: Session, sidecar: Sidecar, what: Examination) -> Accuracy
     session.run()
     limit = None if what.tolerance is None else Limit(what.tolerance)
     results = compare_outputs(session.fetch(), wanted, batch, sidecar.outputs, sidecar.precision, limit)
+    others = _other_profiles(session, sidecar, inputs, wanted, batch, limit)
     _tell_constant(wanted, sidecar.outputs, what.name)
     overflow = _overflow(sidecar, inputs, batch, what) if "fp16" in what.products.values() else None
-    _require_near(results, what, overflow)
+    _require_near([*results, *others], what, overflow)
     if overflow is not None and sidecar.backend == "onnxruntime":
         raise _overflowing(f"{what.name} is right on the CPU alone, which computes it in float32", overflow)
     errors = np.array([[float(row.l2_rel) for row in each.rows] for each in results if len(each.rows) == batch])
@@ -195,6 +221,36 @@ def _accuracy(session: Session, sidecar: Sidecar, what: Examination) -> Accuracy
         l2_rel_median=float(f"{np.median(worst):.4g}"),
         top1=float(min(agreements)) if agreements else None,
     )
+
+
+def _other_profiles(
+    session: Session,
+    sidecar: Sidecar,
+    inputs: Mapping[str, Array],
+    wanted: Mapping[str, Array],
+    batch: int,
+    limit: Limit | None,
+) -> list[OutputResult]:
+    """Each profile but the one that ran, on as many of the samples as it takes, against the same reference.
+
+    A profile has kernels of its own: that one is near says nothing of the next.
+    """
+    if sidecar.backend != "tensorrt" or len(sidecar.profiles) == 1 or not sidecar.is_dynamic:
+        return []
+    outputs = tuple(spec for spec in sidecar.outputs if spec.batch_axis is not None)
+    results: list[OutputResult] = []
+    for index, profile in enumerate(sidecar.profiles):
+        count = min(batch, profile.max)
+        if count < profile.min:
+            continue
+        session.use_profile(index)
+        session.bind({spec.name: _part(inputs[spec.name], spec, range(count)) for spec in sidecar.inputs})
+        session.run()
+        found = session.fetch()
+        few = {spec.name: _part(wanted[spec.name], spec, range(count)) for spec in outputs if spec.name in wanted}
+        results += compare_outputs(found, few, count, outputs, sidecar.precision, limit)
+    session.use_profile(None)
+    return results
 
 
 def _tell_constant(wanted: Mapping[str, Array], outputs: Sequence[TensorSpec], name: str) -> None:
@@ -226,16 +282,18 @@ SCANNED = 4
 """Samples at once in the search for overflows, where every tensor of the graph is kept."""
 
 
+def _part(array: Array, spec: TensorSpec, samples: range) -> Array:
+    """These samples of an input or output; the whole of one that has no batch axis."""
+    return array if spec.batch_axis is None else array.take(samples, axis=spec.batch_axis)
+
+
 def _overflow(sidecar: Sidecar, inputs: Mapping[str, Array], batch: int, what: Examination) -> Overflow | None:
     """The first overflow on any of the samples."""
     search = OverflowSearch(what.onnx)
     step = SCANNED if sidecar.is_dynamic else batch
     for first in range(0, batch, step):
         some = {
-            spec.name: inputs[spec.name]
-            if spec.batch_axis is None
-            else inputs[spec.name].take(range(first, min(first + step, batch)), axis=spec.batch_axis)
-            for spec in sidecar.inputs
+            spec.name: _part(inputs[spec.name], spec, range(first, min(first + step, batch))) for spec in sidecar.inputs
         }
         found = search(some)
         if found is not None:

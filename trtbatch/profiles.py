@@ -17,7 +17,17 @@ from numpy.typing import NDArray
 from trtbatch.batches import Profile, pick_profile
 from trtbatch.errors import ProfileError
 
-__all__ = ["MAX_PROFILES", "Measured", "auto_profiles", "gaps", "look_up", "powers_of_two", "split_batch", "widest"]
+__all__ = [
+    "MAX_PROFILES",
+    "Measured",
+    "auto_profiles",
+    "gaps",
+    "look_up",
+    "plan_auto",
+    "powers_of_two",
+    "split_batch",
+    "widest",
+]
 
 MAX_PROFILES = 8
 """Profiles that ``--profiles auto`` makes at the most: each takes as long to build as the first."""
@@ -76,6 +86,27 @@ def auto_profiles(batches: Sequence[int], smallest: int, most: int = MAX_PROFILE
         ratios = [later / earlier for earlier, later in pairwise(kept)]
         del kept[ratios.index(min(ratios))]
     return tuple(Profile(smallest, batch, batch) for batch in kept)
+
+
+def plan_auto(
+    smallest: int | None, largest: int | None, batches: Sequence[int] | None, most: int = MAX_PROFILES
+) -> tuple[Profile, ...]:
+    """The profiles of ``--profiles auto``, from what was given of ``--min``, ``--max`` and ``--batch``.
+
+    Without sizes of interest they are the powers of two from 1 to 32, or from `smallest` to `largest`.
+
+    Raises:
+        ProfileError: a size of interest outside `smallest` to `largest`.
+    """
+    low = smallest if smallest is not None else 1
+    high = largest if largest is not None else max(batches) if batches else max(32, low)
+    outside = [batch for batch in batches or () if not low <= batch <= high]
+    if outside or low > high:
+        what = f"--batch {outside[0]} is" if outside else f"--max {high} is"
+        raise ProfileError(
+            f"{what} outside --min {low} to --max {high}", "widen --min and --max, or leave them out: --batch says it"
+        )
+    return auto_profiles(sorted({*batches, high}) if batches else powers_of_two(low, high), low, most)
 
 
 def gaps(profiles: Sequence[Profile]) -> list[tuple[int, int]]:

@@ -223,7 +223,11 @@ class BuildPlan:
         external_weights: whether the model's weights lie in a file beside it (models over 2 GB).
         workspace: bytes for the builder's tactics; None leaves TensorRT's own limit.
         opt_level: TensorRT's builder optimization level, 0 to 5; None leaves its default.
-        timing_cache: read where usable, and written after the build.
+        timing_cache: read where usable, and written after the build; None is one in `cache_folder`, named after GPU
+            and TensorRT version.
+        cache_folder: None is no timing cache at all.
+        threads: of the CPU that the builder may use; None leaves TensorRT's choice.
+        ahead: whether each of several profiles is timed in a process of its own, all at once, before the build.
         device: number of the GPU.
         tf32: whether float32 products may be computed in TF32.
         kinds: the reduced types that the graph holds (``fp16``, ``bf16``, ``int8``, ``fp8``).
@@ -241,6 +245,9 @@ class BuildPlan:
     workspace: int | None = None
     opt_level: int | None = None
     timing_cache: Path | None = None
+    cache_folder: Path | None = None
+    threads: int | None = None
+    ahead: bool = False
     device: int = 0
     tf32: bool = True
     kinds: tuple[str, ...] = ()

@@ -30,6 +30,20 @@ def command(
         Optional[list[str]],
         typer.Option(metavar="MIN:OPT:MAX", help="A profile in one word; may be given several times."),
     ] = None,
+    profiles: Annotated[
+        Optional[Literal["auto"]],
+        typer.Option(help="auto: a profile for each batch size of --batch, each tuned for it, the fastest looked up."),
+    ] = None,
+    max_profiles: Annotated[
+        Optional[int], typer.Option(min=1, metavar="K", help="At most so many with --profiles auto. \\[default: 8]")
+    ] = None,
+    batch: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="LIST",
+            help="Batch sizes of interest: each must have a profile, and is timed. \\[default: powers of two]",
+        ),
+    ] = None,
     backend: Annotated[
         Literal["auto", "tensorrt", "onnxruntime"],
         typer.Option(help="auto: TensorRT where there is a GPU, else ONNX Runtime on the CPU."),
@@ -42,8 +56,15 @@ def command(
         Optional[int], typer.Option(min=0, max=5, help="TensorRT's builder optimization level. \\[default: TensorRT's]")
     ] = None,
     timing_cache: Annotated[
-        Optional[Path], typer.Option(metavar="FILE", help="Read where usable, and written after the build.")
+        Optional[Path],
+        typer.Option(
+            metavar="FILE",
+            help="Read where usable, and written after the build. \\[default: beside the engine, by GPU and version]",
+        ),
     ] = None,
+    no_timing_cache: Annotated[
+        bool, typer.Option("--no-timing-cache", help="Time every tactic anew, and keep no times.")
+    ] = False,
     shape: Annotated[
         Optional[list[str]],
         typer.Option(metavar="NAME=C,H,W", help="Sizes of an input's open axes other than the batch."),
@@ -136,19 +157,31 @@ def command(
     The file appears complete or not at all.
     """
     from trtbatch.backends.base import BuilderOptions
+    from trtbatch.batches import parse_batches
     from trtbatch.build import BuildRequest, build
+    from trtbatch.errors import UsageError
 
-    profiles = _profiles(min_, opt, max_, static, profile or [])
+    sizes = tuple(parse_batches(batch)) if batch is not None else ()
+    if no_timing_cache and timing_cache is not None:
+        raise UsageError("--timing-cache and --no-timing-cache contradict each other", "give one of them")
+    if profiles is None and max_profiles is not None:
+        raise UsageError("--max-profiles goes with --profiles auto", "give both, or leave it out")
+    if profiles == "auto":
+        chosen = _auto(min_, opt, max_, static, profile or [], sizes, max_profiles)
+    else:
+        chosen = _profiles(min_, opt, max_, static, profile or [])
     with show_progress() as (_, report):
         artifact = build(
             BuildRequest(
                 onnx=onnx,
-                profiles=profiles,
+                profiles=chosen,
+                batches=sizes,
                 static=static,
                 backend=backend,
                 workspace=None if workspace is None else parse_bytes(workspace),
                 opt_level=opt_level,
                 timing_cache=timing_cache,
+                keep_timings=not no_timing_cache,
                 shapes=dict(_shape(text) for text in shape or []),
                 output=output,
                 verify=verify,
@@ -208,6 +241,24 @@ def _profiles(
     return tuple(dict.fromkeys(Profile.parse(text) for text in texts))
 
 
+def _auto(
+    min_: int | None,
+    opt: int | None,
+    max_: int | None,
+    static: int | None,
+    texts: list[str],
+    batches: tuple[int, ...],
+    most: int | None,
+) -> tuple[Any, ...]:
+    from trtbatch.errors import UsageError
+    from trtbatch.profiles import MAX_PROFILES, plan_auto
+
+    given = [name for name, value in (("--opt", opt), ("--static", static), ("--profile", texts)) if value]
+    if given:
+        raise UsageError(f"--profiles auto chooses what {given[0]} says", "give one of them")
+    return plan_auto(min_, max_, batches, MAX_PROFILES if most is None else most)
+
+
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:
     from trtbatch.errors import UsageError
 
@@ -236,12 +287,23 @@ def _show(artifact: Any) -> None:
         ("weights", sidecar.model.weights),
         ("memory", _memory(facts)),
         ("checked", _checked(facts)),
+        *((("times", _times(sidecar)),) if sidecar.table else ()),
         *((("accuracy", str(sidecar.accuracy)),) if sidecar.accuracy else ()),
         *((("layers", _shares(sidecar.layer_precisions)),) if sidecar.layer_precisions else ()),
         *((("options", ", ".join(sidecar.options)),) if sidecar.options else ()),
     ]
     for label, text in lines:
         console.print(f"  {label:9}{text}", markup=False)
+
+
+def _times(sidecar: Any) -> str:
+    """Of each measured batch, with its profile where there are several; ``trtbatch inspect`` has the whole table."""
+    several = len(sidecar.profiles) > 1
+    rows = (
+        f"{row.batch}: {row.ms:.3f}" + (f" on {sidecar.profiles[row.profile]}" if several else "")
+        for row in sidecar.table
+    )
+    return f"ms at batch {', '.join(rows)}"
 
 
 def _shares(shares: dict[str, float]) -> str:

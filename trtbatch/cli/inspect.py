@@ -120,6 +120,8 @@ def _show_engine(report: Any, layers: bool) -> None:
         lines.append(("options", ", ".join(f"{name} {value}" for name, value in sidecar.options.items())))
     for label, text in lines:
         console.print(f"  {label:10}{text}", markup=False)
+    if sidecar.table:
+        console.print(_times(sidecar))
     if report.unopened is not None:
         console.print(f"  [yellow]not opened[/]: {escape(report.unopened)}; all this is the sidecar's word")
         for spec in (*sidecar.inputs, *sidecar.outputs):
@@ -137,6 +139,21 @@ def _show_engine(report: Any, layers: bool) -> None:
         for layer in report.layers:
             listing.add_row(*(escape(text) for text in (layer.name, layer.kind, layer.precision, layer.tactic)))
         console.print(listing)
+
+
+def _times(sidecar: Any) -> Any:
+    """The measured batch sizes: profile, time, and what the next best profile would cost."""
+    from rich.table import Table
+
+    table = Table("batch", "profile", "ms", "ms/sample", "next best", title="times when it was built")
+    for column in table.columns:
+        column.justify = "right"
+    for row in sidecar.table:
+        others = sorted((time, index) for index, time in row.times.items() if int(index) != row.profile)
+        next_best = f"+{row.loss:.1%} on {sidecar.profiles[int(others[0][1])]}" if row.loss is not None else ""
+        cells = (row.batch, sidecar.profiles[row.profile], f"{row.ms:.4g}", f"{row.ms / row.batch:.4g}", next_best)
+        table.add_row(*map(str, cells))
+    return table
 
 
 def _open(file: Path) -> None:

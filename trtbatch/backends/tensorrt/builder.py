@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +27,7 @@ from trtbatch.errors import BuildError, PrecisionError, UsageError
 from trtbatch.notes import warn
 from trtbatch.records import decode, encode
 
-__all__ = ["TensorRTBuilder", "refuse_precision"]
+__all__ = ["TensorRTBuilder", "cache_name", "refuse_precision"]
 
 
 CAPABILITIES = {"int8": (6, 1), "bf16": (8, 0), "fp8": (8, 9)}
@@ -80,19 +84,65 @@ class TensorRTBuilder:
 
     def build(self, plan: BuildPlan, folder: Path, progress: Progress) -> Built:
         buffers.refuse_device(plan.device)
-        has_cache = plan.timing_cache is not None and plan.timing_cache.exists()
+        if plan.timing_cache is None and plan.cache_folder is not None:
+            plan = replace(plan, timing_cache=plan.cache_folder / cache_name(plan.device))
+        own = [plan.timing_cache] if plan.timing_cache is not None and plan.timing_cache.exists() else []
+        caches = (*own, *(_time_ahead(plan, folder, progress) if plan.ahead and len(plan.profiles) > 1 else ()))
         try:
-            return _run_worker(WorkerRequest(plan, folder), progress)
+            return _run_worker(WorkerRequest(plan, folder, caches), progress)
         except BuildError as error:
-            if not has_cache:
+            if not caches:
                 raise
             # A cache that is read and then fails the build: 8.6.0 does so with its own, in Myelin.
-            warn(f"{plan.timing_cache}: the build fails with this timing cache, trying without ({error.problem})")
-            return _run_worker(WorkerRequest(plan, folder, read_cache=False), progress)
+            name = plan.timing_cache or caches[0]
+            warn(f"{name}: the build fails with this timing cache, trying without ({error.problem})")
+            return _run_worker(WorkerRequest(plan, folder), progress)
 
 
-def _run_worker(request: WorkerRequest, progress: Progress) -> Built:
+def cache_name(device: int) -> str:
+    """The timing cache of this GPU and this TensorRT: times of another mean nothing."""
+    trt, facts = optional.require("tensorrt", "build engines"), buffers.device_facts(device)
+    gpu = re.sub(r"[^A-Za-z0-9]+", "-", facts["gpu"]).strip("-")
+    return f"{gpu}-sm{facts['compute_capability'].replace('.', '')}-tensorrt{trt.__version__}.timing"
+
+
+def _time_ahead(plan: BuildPlan, folder: Path, progress: Progress) -> tuple[Path, ...]:
+    """Build each profile by itself, all at once, for the times alone; returns the caches.
+
+    A profile that fails is left to the build itself, which tells why.
+    """
+    workers: list[subprocess.Popen[str]] = []
+
+    def one(index: int) -> Path | None:
+        room = folder / f"profile{index}"
+        room.mkdir()
+        cache = room / "times"
+        alone = replace(plan, profiles=(plan.profiles[index],), timing_cache=cache)
+        try:
+            _run_worker(WorkerRequest(alone, room, plan_wanted=False), lambda words, share: None, workers.append)
+        except BuildError:
+            return None
+        return cache
+
+    progress(f"timing {len(plan.profiles)} profiles beside each other", None)
+    with ThreadPoolExecutor(len(plan.profiles)) as pool:
+        try:
+            return tuple(cache for cache in pool.map(one, range(len(plan.profiles))) if cache is not None)
+        except BaseException:  # Ctrl-C: the pool would wait for them
+            for worker in workers:
+                worker.kill()
+            raise
+
+
+def _run_worker(
+    request: WorkerRequest,
+    progress: Progress,
+    started: Callable[[subprocess.Popen[str]], None] = lambda worker: None,
+) -> Built:
     """Start the worker, pass on what it tells, and return what it built.
+
+    Args:
+        started: is given the process.
 
     Raises:
         BuildError: it failed, or died.
@@ -107,6 +157,7 @@ def _run_worker(request: WorkerRequest, progress: Progress) -> Built:
         log.open("wb") as stderr,
         subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=stderr, text=True, env=environment) as worker,
     ):
+        started(worker)
         try:
             last = _listen(worker, progress)
         except BaseException:

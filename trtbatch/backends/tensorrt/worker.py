@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,14 @@ class WorkerRequest:
     """What the worker is to do.
 
     Args:
-        read_cache: whether the plan's timing cache is read; it is written either way.
+        caches: timing caches that are read; the plan's own is written either way.
+        plan_wanted: whether the engine is written; else the timing cache is all that is wanted.
     """
 
     plan: BuildPlan
     folder: Path
-    read_cache: bool = True
+    caches: tuple[Path, ...] = ()
+    plan_wanted: bool = True
 
 
 def main(request_file: str) -> int:
@@ -96,12 +99,13 @@ def _build(request: WorkerRequest, progress: Progress) -> Built:
     device = buffers.Device(plan.device)
     try:
         attempt = _Attempt(trt, plan, progress)
-        serialized = attempt.run(_read_cache(plan.timing_cache) if request.read_cache else b"")
+        serialized = attempt.run([_read_cache(path) for path in request.caches])
         if serialized is None:
             raise BuildError(f"TensorRT builds no engine: {attempt.complaint()}", _advice(attempt.complaint()))
         file = request.folder / plan.name
-        with file.open("wb") as stream:
-            stream.write(memoryview(serialized))
+        if request.plan_wanted:
+            with file.open("wb") as stream:
+                stream.write(memoryview(serialized))
         if plan.timing_cache is not None:
             _write_cache(plan.timing_cache, attempt.timing_cache())
         facts = buffers.device_facts(plan.device)
@@ -115,9 +119,7 @@ def _tools(trt: Any) -> dict[str, str]:
     return tools | {name: found for name in ("pycuda", "onnx") if (found := optional.version(name))}
 
 
-def _read_cache(path: Path | None) -> bytes:
-    if path is None or not path.exists():
-        return b""
+def _read_cache(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
@@ -158,15 +160,17 @@ class _Attempt:
         self.outputs = plan.outputs
         self.precision = "fp32"
 
-    def run(self, cache: bytes) -> Any | None:
+    def run(self, caches: Sequence[bytes]) -> Any | None:
         """The serialised engine, or None where TensorRT gives none (see :meth:`complaint`)."""
         builder = self._trt.Builder(self._logger)
+        if self._plan.threads is not None:
+            builder.max_threads = self._plan.threads
         wants_types = bool(self._plan.kinds) or self._plan.options.weight_streaming  # which TensorRT streams for alone
         self._typed = wants_types and compat.strongly_typed(self._trt)
         network = compat.create_network(self._trt, builder, self._typed)
         self._parse(network)
         self._config = builder.create_builder_config()
-        self._configure(builder, network, cache)
+        self._configure(builder, network, caches)
         serialized = builder.build_serialized_network(network, self._config)
         if serialized is not None:
             self._read_back(network)
@@ -194,7 +198,7 @@ class _Attempt:
                 f"export with operators and an opset that TensorRT {self._trt.__version__} reads (--opset 17)",
             )
 
-    def _configure(self, builder: Any, network: Any, cache: bytes) -> None:
+    def _configure(self, builder: Any, network: Any, caches: Sequence[bytes]) -> None:
         plan, config, trt = self._plan, self._config, self._trt
         if plan.workspace is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, plan.workspace)
@@ -208,7 +212,7 @@ class _Attempt:
         compat.keep_details(trt, config)
         compat.share_profiles(trt, config)
         self._monitored = compat.watch_progress(trt, config, self._progress)
-        self._set_cache(cache)
+        self._set_cache(caches)
         is_open = any(spec.batch_axis is not None and spec.fixed_batch is None for spec in plan.inputs)
         for profile in plan.profiles:
             shapes = builder.create_optimization_profile()
@@ -218,18 +222,18 @@ class _Attempt:
             if is_open and config.add_optimization_profile(shapes) < 0:
                 raise BuildError(f"TensorRT refuses the profile {profile}: {self.complaint()}", "check the shapes")
 
-    def _set_cache(self, cache: bytes) -> None:
-        if self._plan.timing_cache is None:
+    def _set_cache(self, caches: Sequence[bytes]) -> None:
+        if self._plan.timing_cache is None and not caches:
             return
-        empty = self._config.create_timing_cache(b"")
-        made = self._config.create_timing_cache(cache) if cache else empty
-        # 8.6 takes any bytes without a word and makes an empty cache of those that it can't read.
-        read = made is not None and (
-            not cache or _serialized(made) != _serialized(empty) or cache == _serialized(empty)
-        )
-        if not read or not self._config.set_timing_cache(made, ignore_mismatch=False):
-            warn(f"{self._plan.timing_cache}: unusable timing cache ignored")
-            self._config.set_timing_cache(empty, ignore_mismatch=False)
+        whole = self._config.create_timing_cache(b"")
+        empty = _serialized(whole)
+        for cache in caches:
+            made = self._config.create_timing_cache(cache) if cache else None
+            # 8.6 takes any bytes without a word and makes an empty cache of those that it can't read.
+            read = made is not None and (_serialized(made) != empty or cache == empty)
+            if not read or not whole.combine(made, ignore_mismatch=False):
+                warn(f"{self._plan.timing_cache}: unusable timing cache ignored")
+        self._config.set_timing_cache(whole, ignore_mismatch=False)
 
     def timing_cache(self) -> bytes:
         """The cache as it is after the build."""

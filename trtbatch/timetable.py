@@ -1,0 +1,64 @@
+"""After a build: each batch size timed on each profile that holds it, and the winner of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from trtbatch.artifacts import Sidecar
+from trtbatch.backends.base import Mode, Session
+from trtbatch.batches import pick_profile
+from trtbatch.bench import measure
+from trtbatch.profiles import Measured
+from trtbatch.rows import random_inputs
+
+__all__ = ["time_profiles"]
+
+ROUNDS = 3
+"""In each round every profile has its turn, so that a drift of the clocks meets all of them alike."""
+
+SECONDS = 0.03
+"""Of timed runs in each turn; stretched while the median isn't stable."""
+
+WARM_UP = 15.0
+"""Milliseconds of runs before each turn."""
+
+
+def time_profiles(
+    session: Session, sidecar: Sidecar, batches: Sequence[int], tell: Callable[[str], None] = lambda words: None
+) -> tuple[Measured, ...]:
+    """Time every (profile, batch) pair that fits, briefly, as a CUDA graph where there can be one.
+
+    On ONNX Runtime a profile is a range that is allowed, and nothing else: each batch is timed once.
+    """
+    rows = []
+    for batch in sorted(set(batches)):
+        fitting = [index for index, profile in enumerate(sidecar.profiles) if batch in profile]
+        if sidecar.backend != "tensorrt":
+            nearest = pick_profile(sidecar.profiles, batch)
+            fitting = [] if nearest is None else [nearest]
+        if fitting:
+            tell(f"timing batch {batch}")
+            rows.append(Measured.of(batch, _times(session, sidecar, batch, fitting)))
+    session.use_profile(None)
+    return tuple(rows)
+
+
+def _times(session: Session, sidecar: Sidecar, batch: int, profiles: Sequence[int]) -> dict[int, float]:
+    """Median over the rounds of the median time of one run, ms, by profile."""
+    inputs = random_inputs(sidecar.inputs, batch, seed=0)
+    found: dict[int, list[float]] = {index: [] for index in profiles}
+    for _ in range(ROUNDS):
+        for index in profiles:
+            session.use_profile(index)
+            session.bind(inputs)
+            samples = measure(_fastest_mode(session), None, SECONDS, WARM_UP)
+            found[index].append(float(np.median(samples)))
+    return {index: float(f"{np.median(times):.5g}") for index, times in found.items()}
+
+
+def _fastest_mode(session: Session) -> Mode:
+    """The one that adds least to the computing itself."""
+    modes = session.modes()
+    return modes.get("graph") or modes.get("async") or next(iter(modes.values()))
