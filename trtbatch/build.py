@@ -149,6 +149,8 @@ def _build_one(request: BuildRequest, builder: Builder, source: Artifact, target
         opt_level=request.opt_level,
         timing_cache=request.timing_cache,
         cache_folder=target.parent if request.keep_timings else None,
+        threads=request.threads,
+        ahead=request.parallel_timing,
         device=request.device,
         tf32=request.precision != "fp32",
         kinds=tuple(sorted(held)),
@@ -200,9 +202,9 @@ def _show_plan(
     Raises:
         ProfileError: a batch size of interest that no profile holds.
     """
-    refuse_outside(profiles, request.batches, target.name)
     for first, last in gaps(profiles):
         note(f"batch{f' {first} is' if first == last else f'es {first} to {last} are'} in no profile")
+    refuse_outside(profiles, request.batches, target.name)
     if len(profiles) > 1:
         note(f"profiles (min:opt:max): {', '.join(map(str, profiles))}")
         if builder.name == "tensorrt":

@@ -65,6 +65,13 @@ def command(
     no_timing_cache: Annotated[
         bool, typer.Option("--no-timing-cache", help="Time every tactic anew, and keep no times.")
     ] = False,
+    parallel_timing: Annotated[
+        bool,
+        typer.Option("--parallel-timing", help="Time several profiles beside each other first: faster, less exact."),
+    ] = False,
+    threads: Annotated[
+        Optional[int], typer.Option(min=1, metavar="N", help="Of the CPU, for the builder. \\[default: TensorRT's]")
+    ] = None,
     shape: Annotated[
         Optional[list[str]],
         typer.Option(metavar="NAME=C,H,W", help="Sizes of an input's open axes other than the batch."),
@@ -182,6 +189,8 @@ def command(
                 opt_level=opt_level,
                 timing_cache=timing_cache,
                 keep_timings=not no_timing_cache,
+                parallel_timing=parallel_timing,
+                threads=threads,
                 shapes=dict(_shape(text) for text in shape or []),
                 output=output,
                 verify=verify,
@@ -281,7 +290,7 @@ def _show(artifact: Any) -> None:
         console.print(f"  {line}", markup=False)
     lines = [
         ("backend", f"{sidecar.backend} {sidecar.precision_realised} on {where} ({tools})"),
-        ("profiles", ", ".join(f"min {p.min}, opt {p.opt}, max {p.max}" for p in sidecar.profiles)),
+        ("profiles", _profile_words(sidecar.profiles)),
         *(("input", str(spec)) for spec in sidecar.inputs),
         *(("output", str(spec)) for spec in sidecar.outputs),
         ("weights", sidecar.model.weights),
@@ -294,6 +303,12 @@ def _show(artifact: Any) -> None:
     ]
     for label, text in lines:
         console.print(f"  {label:9}{text}", markup=False)
+
+
+def _profile_words(profiles: Any) -> str:
+    if len(profiles) == 1:
+        return f"min {profiles[0].min}, opt {profiles[0].opt}, max {profiles[0].max}"
+    return f"{', '.join(map(str, profiles))} (min:opt:max)"
 
 
 def _times(sidecar: Any) -> str:
