@@ -1,0 +1,202 @@
+"""Profiles chosen by measurement, slots, CUDA graphs, the modes of bench and the pipeline of infer, on a GPU."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import models
+from tests.conftest import run_process
+from trtbatch.artifacts import Artifact, load
+from trtbatch.backends import open_engine
+from trtbatch.backends.onnxruntime import OnnxReference
+from trtbatch.backends.tensorrt.engine import TensorRTSession
+from trtbatch.backends.tensorrt.graphs import GraphCache
+from trtbatch.rows import random_inputs, row_errors
+
+LIMIT = 2e-3
+"""TF32 rounds to 10 bits; see trtbatch.rows.tolerance."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``m.onnx`` and ``m.engine``, of the profiles 1:1:1, 1:2:2, 1:4:4, 1:8:8."""
+    made = tmp_path_factory.mktemp("speed")
+    models.classifier(made / "m.onnx")
+    line = ("build", "m.onnx", "--profiles", "auto", "--max", 8, "--output", "m.engine")
+    done = run_process(*line, cwd=made)
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0, done.stderr
+    assert "profiles (min:opt:max): 1:1:1, 1:2:2, 1:4:4, 1:8:8" in done.stderr
+    return made
+
+
+@pytest.fixture
+def artifact(folder: Path) -> Artifact:
+    return load(folder / "m.engine", "engine")
+
+
+def outputs_of(oracle: OnnxReference, artifact: Artifact, batch: int, seed: int) -> tuple[dict[str, object], object]:
+    inputs = random_inputs(artifact.sidecar.inputs, batch, seed)
+    return dict(inputs), oracle(inputs)["output"]
+
+
+def test_the_table_names_the_fastest_profile_of_each_batch(folder: Path, artifact: Artifact) -> None:
+    sidecar = artifact.sidecar
+    assert [row.batch for row in sidecar.table] == [1, 2, 4, 8]
+    for row in sidecar.table:
+        holding = {str(i) for i, profile in enumerate(sidecar.profiles) if row.batch in profile}
+        assert set(row.times) == holding
+        assert row.ms == min(row.times.values()) == row.times[str(row.profile)]
+        assert sidecar.profile_for(row.batch) == row.profile
+    done = run_process("inspect", "m.engine", cwd=folder)
+    print(done.stdout)
+    assert done.returncode == 0 and "next best" in done.stdout
+
+
+def test_a_timing_cache_lies_beside_the_engine_and_serves_the_next_build(folder: Path) -> None:
+    caches = list(folder.glob("*.timing"))
+    assert len(caches) == 1 and "tensorrt" in caches[0].name and caches[0].stat().st_size > 100
+    line = ("build", "m.onnx", "--profiles", "auto", "--max", 8, "--output", "again.engine")
+    done = run_process(*line, cwd=folder)
+    print(done.stderr)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_profile_gives_right_rows_in_every_way_of_running(folder: Path, artifact: Artifact) -> None:
+    oracle = OnnxReference(folder / "m.onnx")
+    with open_engine(artifact) as engine, engine.session() as session:
+        slot = session.slot()
+        for index, profile in enumerate(artifact.sidecar.profiles):
+            session.use_profile(index)
+            for batch in profile.corners:
+                inputs, expected = outputs_of(oracle, artifact, batch, seed=10 * index + batch)
+                session.bind(inputs)  # type: ignore[arg-type]
+                for mode in session.modes().values():
+                    session.poison(0xFF)
+                    mode.launch()
+                    assert row_errors(session.fetch()["output"], expected).max() < LIMIT, (profile, mode.name)  # type: ignore[arg-type]
+                for _ in range(3):  # enqueued and captured, then launched
+                    slot.prepare(batch)["input"][...] = inputs["input"]
+                    assert row_errors(slot.run()["output"], expected).max() < LIMIT  # type: ignore[arg-type]
+
+
+def test_batches_in_flight_keep_their_rows(folder: Path, artifact: Artifact) -> None:
+    oracle = OnnxReference(folder / "m.onnx")
+    for graphs in (True, False):
+        with open_engine(artifact) as engine, engine.session(cuda_graphs=graphs) as session:
+            slots = [session.slot() for _ in range(session.in_flight + 2)]
+            waiting: deque[tuple[object, object]] = deque()
+            checked = 0
+            for turn in range(200):
+                slot = slots[turn % len(slots)]
+                if len(waiting) == len(slots):
+                    done, expected = waiting.popleft()
+                    assert row_errors(done.wait()["output"], expected).max() < LIMIT  # type: ignore[attr-defined, arg-type]
+                    checked += 1
+                inputs, wanted = outputs_of(oracle, artifact, (1, 8, 3, 8, 5)[turn % 5], seed=turn)
+                slot.prepare(len(inputs["input"]))["input"][...] = inputs["input"]  # type: ignore[arg-type]
+                slot.submit()
+                waiting.append((slot, wanted))
+            assert checked == 200 - len(slots)
+            assert isinstance(session, TensorRTSession) and bool(len(session.graphs)) == graphs
+
+
+def test_graphs_are_bounded_and_captured_again(folder: Path, artifact: Artifact) -> None:
+    oracle = OnnxReference(folder / "m.onnx")
+    with open_engine(artifact) as engine, engine.session() as session:
+        assert isinstance(session, TensorRTSession)
+        session.graphs = GraphCache(2)
+        slot = session.slot()
+        for batch in (1, 2, 3, 8, 1, 2, 8, 3, 1):  # 8 after 3 needs other memory: the graphs of the old go
+            inputs, expected = outputs_of(oracle, artifact, batch, seed=batch)
+            slot.prepare(batch)["input"][...] = inputs["input"]
+            assert row_errors(slot.run()["output"], expected).max() < LIMIT  # type: ignore[arg-type]
+            assert len(session.graphs) <= 2
+
+
+def test_contexts_share_their_activation_memory(folder: Path, artifact: Artifact) -> None:
+    with open_engine(artifact) as engine, engine.session() as session:
+        assert isinstance(session, TensorRTSession)
+        for batch in (1, 2, 4, 8):
+            session.bind(random_inputs(artifact.sidecar.inputs, batch, seed=0))
+            session.run()
+        assert len(session._contexts) == len({artifact.sidecar.profile_for(batch) for batch in (1, 2, 4, 8)})
+        assert session._activations is not None
+        assert session._activations.bytes == max(1, engine.activation_bytes)  # type: ignore[attr-defined]
+
+
+def test_what_can_not_be_captured_runs_without_a_graph_and_says_so(tmp_path: Path) -> None:
+    onnx = models.nonzero_twice(tmp_path / "m.onnx")
+    done = run_process("build", onnx, "--max", 8, "--output", "m.engine", cwd=tmp_path)
+    print(done.stdout, done.stderr)
+    if done.returncode:
+        assert done.stderr.splitlines()[-2].startswith("error:")
+        return
+    artifact = load(tmp_path / "m.engine", "engine")
+    oracle = OnnxReference(onnx)
+    with open_engine(artifact) as engine, engine.session() as session:
+        slot = session.slot()
+        for batch in (1, 8, 3):
+            inputs = random_inputs(artifact.sidecar.inputs, batch, seed=batch)
+            for name, array in slot.prepare(batch).items():
+                array[...] = inputs[name]
+            found, expected = slot.run(), oracle(inputs)
+            for name, array in expected.items():
+                assert found[name].shape == array.shape
+        assert isinstance(session, TensorRTSession) and not session.uses_graphs
+
+
+@pytest.mark.parametrize("options", [(), ("--no-cuda-graph",)])
+def test_infer_keeps_order_and_rows_at_any_batch(folder: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    samples = np.random.default_rng(0).standard_normal((1003, 3, 8, 8)).astype(np.float32)
+    np.save(tmp_path / "in.npy", samples)
+    expected = OnnxReference(folder / "m.onnx")({"input": samples})["output"]
+    for batch in (7, 20, "auto"):
+        line = ("infer", folder / "m.engine", "--input", "in.npy", "--batch", batch, "--output", "out.npz", *options)
+        done = run_process(*line, cwd=tmp_path)
+        print(done.stdout, done.stderr)
+        assert done.returncode == 0, done.stderr
+        assert row_errors(np.load(tmp_path / "out.npz")["output"], expected).max() < LIMIT
+    assert "8, 8, 4" in run_process(*line[:4], "--batch", 20, cwd=tmp_path).stderr
+
+
+def test_bench_has_every_mode(folder: Path) -> None:
+    modes = "execute_v2,async,graph,latency,throughput"
+    line = ("bench", "m.engine", "--batch", "1,8", "--mode", modes, "--streams", 2, "--min-time", 0.1)
+    done = run_process(*line, "--json", "r.json", cwd=folder)
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((folder / "r.json").read_text())["batches"]
+    assert [(row["batch"], row["mode"]) for row in rows] == [(b, m) for b in (1, 8) for m in modes.split(",")]
+    parts = next(row["parts_ms"] for row in rows if row["mode"] == "latency")
+    assert set(parts) == {"h2d", "gpu", "d2h"} and min(parts.values()) > 0
+
+
+def test_bench_flushes_forces_and_compares(folder: Path) -> None:
+    short = ("--batch", "1,2", "--min-time", 0.05)
+    for line in (
+        ("bench", "m.engine", *short, "--mode", "graph,async,execute_v2", "--flush-l2"),
+        ("bench", "m.engine", *short, "--profile", 3),
+        ("bench", "m.engine", *short, "--compare-profiles"),
+        ("bench", "m.engine", *short, "--mode", "graph", "--against", "m.engine"),
+        ("bench", "m.engine", *short, "--no-cuda-graph", "--mode", "latency,throughput"),
+    ):
+        done = run_process(*line, cwd=folder)
+        print(done.stdout, done.stderr)
+        assert done.returncode == 0, (line, done.stderr)
+    done = run_process("bench", "m.engine", "--batch", 8, "--profile", 0, cwd=folder)
+    assert done.returncode != 0 and "8" in done.stderr
+    print(done.stderr)
+
+
+def test_profiles_timed_beside_each_other_first(folder: Path, tmp_path: Path) -> None:
+    line = ("build", folder / "m.onnx", "--profile", "1:1:1", "--profile", "1:8:8", "--parallel-timing", "--threads", 4)
+    done = run_process(*line, "--output", "m.engine", cwd=tmp_path)
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr
