@@ -2,8 +2,9 @@
 
     python scripts/bench_overhead.py ENGINE [--batch 1,32] [--rounds 10] [--calls 400] [--output FILE]
 
-The bare loops are written out here: ``execute_v2`` with a clock around each call, and ``execute_async_v3``
-between two events, two launches in flight. Needs a GPU. Prints a table; the JSON holds every round's median.
+The bare loops are written out here: ``execute_v2`` with a clock around each call, and ``execute_async_v3`` and
+``cuGraphLaunch`` between two events, two launches in flight. Needs a GPU. Prints a table; the JSON holds every
+round's median.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from trtbatch.rows import random_inputs
 
 def bare_execute_v2(session: Any, calls: int) -> float:
     """Median ms of a bare loop over ``execute_v2``."""
-    execute, bindings = session._active.execute_v2, session._bindings
+    prepared = session._own.now
+    execute, bindings = prepared.context.execute_v2, prepared.pointers
     times = []
     for _ in range(calls):
         begun = time.perf_counter()
@@ -37,20 +39,38 @@ def bare_execute_v2(session: Any, calls: int) -> float:
 
 
 def bare_async(session: Any, calls: int) -> float:
-    """Median ms between events around ``execute_async_v3``, two launches in flight."""
+    """Median ms between events around ``execute_async_v3``."""
+    stream = session.computing.pycuda
+    enqueue, handle = session._own.now.context.execute_async_v3, stream.handle
+    return between_events(stream, lambda: enqueue(handle), calls)
+
+
+def bare_graph(session: Any, calls: int) -> float:
+    """Median ms between events around ``cuGraphLaunch``, of the graph that the session has captured."""
+    from cuda.bindings import driver
+
+    stream = session.computing.pycuda
+    executable = session.graphs.get(session._own.now.number, "kernels")._executable
+    launch, handle = driver.cuGraphLaunch, driver.CUstream(stream.handle)
+    return between_events(stream, lambda: launch(executable, handle), calls)
+
+
+def between_events(stream: Any, launch: Callable[[], Any], calls: int) -> float:
+    """Median ms between pycuda's events around each launch, two launches in flight."""
     import pycuda.driver as cuda
 
-    stream = session._stream.pycuda
-    enqueue, handle = session._active.execute_async_v3, stream.handle
     marks = [(cuda.Event(), cuda.Event()) for _ in range(calls)]
     for index, (begin, end) in enumerate(marks):
         if index >= 2:
             marks[index - 2][1].synchronize()
         begin.record(stream)
-        enqueue(handle)
+        launch()
         end.record(stream)
     stream.synchronize()
     return float(np.median([end.time_since(begin) for begin, end in marks]))
+
+
+BARE = {"execute_v2": bare_execute_v2, "async": bare_async, "graph": bare_graph}
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
@@ -76,7 +96,7 @@ def main() -> None:
     with open_engine(artifact) as engine, engine.session() as session:
         for batch in parse_batches(options.batch):
             session.bind(random_inputs(artifact.sidecar.inputs, batch, seed=0))
-            for name, bare in (("execute_v2", bare_execute_v2), ("async", bare_async)):
+            for name, bare in BARE.items():
                 mode = session.modes()[name]
                 measure(mode, options.calls, 1.0, 500.0)
                 rounds = []

@@ -28,7 +28,7 @@ from trtbatch import environment
 from trtbatch.artifacts import ENGINES, Artifact, load
 from trtbatch.backends import open_engine
 from trtbatch.backends.tensorrt.engine import TensorRTSession
-from trtbatch.loops import Loop, latency_loop, mode_loop, throughput_loop
+from trtbatch.loops import Loop, Taken, latency_loop, mode_loop, throughput_loop
 from trtbatch.rows import random_inputs
 
 STATIC = (1, 2, 4, 8, 16, 24, 32)
@@ -147,15 +147,13 @@ def bare_graph(session: TensorRTSession) -> Loop:
     session._own.activate(prepared)
     context.execute_async_v3(handle)
     stream.synchronize()
-    mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
-    driver.cuStreamBeginCapture(handle, mode)
+    native, mode = driver.CUstream(handle), driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+    driver.cuStreamBeginCapture(native, mode)
     context.execute_async_v3(handle)
-    graph = driver.cuStreamEndCapture(handle)[1]
-    executable, native = driver.cuGraphInstantiate(graph, 0)[1], driver.CUstream(handle)
+    graph = driver.cuStreamEndCapture(native)[1]
+    executable = driver.cuGraphInstantiate(graph, 0)[1]
 
-    def take(count: int) -> Any:
-        from trtbatch.loops import Taken
-
+    def take(count: int) -> Taken:
         marks = [(cuda.Event(), cuda.Event()) for _ in range(count)]
         for index, (begin, end) in enumerate(marks):
             if index >= 2:
@@ -343,7 +341,7 @@ def markdown(data: dict[str, Any]) -> str:
         ),
         (
             "throughput at batch 64 / the smaller of copying and computing",
-            f"{pipe['of_the_bound']:.3f} ({pipe['samples_per_s']:,.0f} samples/s; copy {pipe['copy_gb_per_s']:.1f} GB/s)",
+            f"{pipe['of_the_bound']:.3f} ({pipe['samples_per_s']:,.0f} samples/s; {pipe['copy_gb_per_s']:.1f} GB/s)",
         ),
         ("two sessions / one, batch 1, samples/s", f"{streams['two_over_one_samples_per_s']:.2f}"),
         ("device memory, auto / one profile", f"{data['memory']['auto_over_one']:.2f}"),

@@ -14,12 +14,13 @@ import pytest
 
 from tests import models
 from tests.test_build import refused
-from trtbatch import bench as bench_module
+from trtbatch import loops, stand
 from trtbatch.artifacts import load
 from trtbatch.backends.base import Mode
-from trtbatch.bench import BenchRequest, bench, measure
+from trtbatch.backends.onnxruntime import OnnxRuntimeSession, OnnxRuntimeSlot
+from trtbatch.bench import BenchRequest, BenchResult, bench, measure
 from trtbatch.files import sidecar_path
-from trtbatch.records import encode
+from trtbatch.records import decode, encode
 
 Cli = Callable[..., Any]
 
@@ -61,7 +62,7 @@ def test_batches_keep_the_order_given_and_speedup_is_over_the_smallest(cli: Cli,
 def test_nothing_runs_when_a_batch_is_outside_the_profile(
     cli: Cli, engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench_module, "open_engine", lambda artifact: pytest.fail("the engine was opened"))
+    monkeypatch.setattr(stand, "open_engine", lambda artifact, device: pytest.fail("the engine was opened"))
     refused(cli("bench", "--batch", "1,9"), 2, "batch 9 is outside every profile of small.ort.onnx", "--max 9")
 
 
@@ -95,6 +96,17 @@ def test_a_wrong_engine_gets_no_numbers(cli: Cli, folder: Path, model: Callable[
         (("--mode", ","), 2, "--mode names no mode"),
         (("--min-time", "inf"), 2, "--min-time inf never ends"),
         (("--json", "/sys/r.json"), 1, "/sys: "),
+        (("--mode", "run,latencies"), 2, "no mode 'latencies'; it has run, latency, throughput"),
+        (("--streams", 2), 2, "--streams 2 is for throughput"),
+        (("--flush-l2",), 2, "--flush-l2 flushes the cache of a GPU, and this runs on the CPU"),
+        (("--flush-l2", "--mode", "latency"), 2, "--flush-l2 flushes before each launch alone"),
+        (("--max-noise", "5"), 2, "--max-noise '5'"),
+        (("--max-noise", "little"), 2, "--max-noise 'little'"),
+        (("--time-out", "0.5"), 2, "--time-out 0.5 is less than the 1 s of --min-time"),
+        (("--time-out", "inf"), 2, "--time-out inf never ends"),
+        (("--time-out", 5, "--iterations", 5), 2, "--iterations and --time-out"),
+        (("--profile", 1), 2, "small.ort.onnx has no profile 1"),
+        (("--profile", 0, "--compare-profiles"), 2, "--compare-profiles and --profile are two questions"),
     ],
 )
 def test_wrong_words(cli: Cli, engine: Path, args: tuple[object, ...], code: int, told: str) -> None:
@@ -139,7 +151,7 @@ def test_measure_takes_exactly_the_iterations_or_at_least_the_minimum() -> None:
     mode = Mode("run", "counting", launch)
     assert measure(mode, 37, 1.0, 0.0).shape == (37,)
     assert launches == 37 + 3, "three warm-up runs, not timed"
-    assert len(measure(mode, None, 0.01, 0.0)) >= bench_module.MIN_ITERATIONS
+    assert len(measure(mode, None, 0.01, 0.0)) >= loops.MIN_ITERATIONS
 
 
 def test_the_event_loop_keeps_two_launches_in_flight_and_times_each_once() -> None:
@@ -176,8 +188,6 @@ def test_the_result_of_the_api_is_the_same_record(engine: Path) -> None:
 
 def test_a_mode_that_runs_something_else_gets_no_numbers(cli: Cli, engine: Path, monkeypatch: Any) -> None:
     """The timed launch is compared with the checked run: here it leaves the outputs as they were poisoned."""
-    from trtbatch.backends.onnxruntime import OnnxRuntimeSession
-
     idle = {"run": Mode("run", "nothing", lambda: None)}
     monkeypatch.setattr(OnnxRuntimeSession, "modes", lambda self: idle)
     result = cli("bench", "--batch", 4, "--iterations", 3)
@@ -189,3 +199,135 @@ def test_json_has_no_infinity(cli: Cli, engine: Path, folder: Path) -> None:
     assert cli("bench", "--iterations", 2, "--json", "r.json").exit_code == 0
     data = json.loads((folder / "r.json").read_text(), parse_constant=lambda word: pytest.fail(word))
     assert data["batches"][0]["summary"]["noise"] == "inf"
+
+
+def test_every_mode_of_a_slot_is_timed_and_says_what_it_timed(cli: Cli, engine: Path, folder: Path) -> None:
+    modes = ("run", "latency", "throughput")
+    line = ("--batch", "1,8", "--mode", ",".join(modes), "--streams", 2, "--iterations", 6, "--json", "r.json")
+    result = cli("bench", *line, "--no-cuda-graph", "--csv", "r.csv")
+    assert result.exit_code == 0, result.output
+    data = json.loads((folder / "r.json").read_text())
+    assert [(row["batch"], row["mode"]) for row in data["batches"]] == [(b, mode) for b in (1, 8) for mode in modes]
+    assert set(data["timed"]) == set(modes) and "2 in flight" in data["timed"]["throughput"]
+    for row in data["batches"]:
+        assert len(row["samples_ms"]) == 6 and (row["window"] > 1) == (row["mode"] == "throughput")
+        assert row["window"] % 2 == 0 or row["window"] == 1, "whole rounds of the lanes"
+        assert row["parts_ms"] == {} and "bound" not in row and row["bad"] == [], "the CPU has neither"
+    assert data["settings"]["streams"] == 2 and data["settings"]["cuda_graphs"] is False
+    for mode in modes:
+        assert f"{mode}: {data['timed'][mode]}" in result.output
+    with (folder / "r.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert list(rows[0])[:2] == ["batch", "mode"] and list(rows[0])[-1] == "bad" and rows[0]["profile"] == "0"
+    assert decode(BenchResult, data, "r.json").batches[0].mode == "run"
+
+
+@pytest.mark.parametrize("mode", ["latency", "throughput"])
+def test_a_slot_that_runs_nothing_gets_no_numbers(
+    cli: Cli, engine: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """It ran right once, on other samples: its old outputs are not taken for the answer."""
+    real, runs = OnnxRuntimeSlot.submit, iter([True])
+
+    def submit_once(self: OnnxRuntimeSlot) -> None:
+        if next(runs, False):
+            real(self)
+
+    monkeypatch.setattr(OnnxRuntimeSlot, "submit", submit_once)
+    refused(cli("bench", "--batch", 4, "--mode", mode), 1, f"{mode} gives other rows of output than the run that was")
+
+
+def test_a_forced_profile_is_the_one_that_runs(cli: Cli, engine: Path, folder: Path) -> None:
+    two = ("build", "small.onnx", "--backend", "onnxruntime", "--profile", "1:1:4", "--profile", "3:8:8")
+    assert cli(*two, "--output", "engines/two.ort.onnx").exit_code == 0
+    line = ("bench", "engines/two.ort.onnx", "--iterations", 3, "--json", "r.json")
+    for profile in (0, 1):
+        result = cli(*line, "--batch", 4, "--profile", profile)
+        assert result.exit_code == 0 and "profile" in result.output
+        assert json.loads((folder / "r.json").read_text())["batches"][0]["profile"] == profile
+    refused(cli(*line, "--batch", "1,4", "--profile", 1), 2, "batch 1 is outside profile 1", "(3:8:8)", "--batch 3")
+
+
+@pytest.mark.parametrize("noise", ["2%", "0.02", " 2 % "])
+def test_the_noise_wanted_is_kept(cli: Cli, engine: Path, folder: Path, noise: str) -> None:
+    line = ("--max-noise", noise, "--min-time", 0.01, "--time-out", 0.02, "--json", "r.json")
+    result = cli("bench", *line)
+    assert result.exit_code == 0, result.output
+    settings = json.loads((folder / "r.json").read_text())["settings"]
+    assert (settings["max_noise"], settings["time_out_s"]) == (0.02, 0.02)
+
+
+def test_what_was_not_reached_is_told(cli: Cli, engine: Path) -> None:
+    result = cli("bench", "--iterations", 5)
+    assert "too few runs" in result.output
+    assert (
+        "unstable at batch 1 (run); wanted: the median to 1 %, and a drift of at most 3 %, in 5 runs" in result.output
+    )
+
+
+class Device:
+    """A GPU of a kind: the modes, the events and the parts of one, computed by ONNX Runtime."""
+
+    def __init__(self, gpu_ms: float) -> None:
+        self.gpu_ms = gpu_ms
+        self.log: list[str] = []
+
+    def install(self, monkeypatch: pytest.MonkeyPatch, parts: dict[str, float]) -> None:
+        device = self
+
+        class Event:
+            def record(self) -> None:
+                device.log.append("record")
+
+            def synchronize(self) -> None:
+                device.log.append("synchronize")
+
+            def milliseconds_since(self, earlier: Any) -> float:
+                return device.gpu_ms
+
+        def modes(session: OnnxRuntimeSession) -> dict[str, Mode]:
+            def launch() -> None:
+                device.log.append("launch")
+                session.run()
+
+            return {
+                "execute_v2": Mode("execute_v2", "a call", launch),
+                "async": Mode("async", "a launch", launch, Event),
+            }
+
+        monkeypatch.setattr(OnnxRuntimeSession, "modes", modes)
+        monkeypatch.setattr(OnnxRuntimeSession, "flush", lambda session: device.log.append("flush"))
+        monkeypatch.setattr(OnnxRuntimeSlot, "parts", lambda slot: parts)
+
+
+@pytest.mark.parametrize(("gpu_ms", "bound"), [(1e6, "compute-bound"), (1e-6, "enqueue-bound")])
+def test_launches_are_compared_with_the_gpus_time(
+    engine: Path, monkeypatch: pytest.MonkeyPatch, gpu_ms: float, bound: str
+) -> None:
+    Device(gpu_ms).install(monkeypatch, {})
+    sync, launched = bench(BenchRequest(engine, [2], ["execute_v2", "async"], iterations=8)).batches
+    assert launched.bound == bound and launched.enqueue_ms is not None and launched.enqueue_ms > 0
+    assert launched.samples_ms == (gpu_ms,) * 8
+    assert sync.bound is None and sync.enqueue_ms is None
+
+
+@pytest.mark.parametrize(("h2d", "bound"), [(0.5, "compute-bound"), (2.0, "copy-bound")])
+def test_copies_are_compared_with_the_gpus_time(
+    engine: Path, monkeypatch: pytest.MonkeyPatch, h2d: float, bound: str
+) -> None:
+    parts = {"h2d": h2d, "gpu": 1.0, "d2h": 0.1}
+    Device(1.0).install(monkeypatch, parts)
+    for row in bench(BenchRequest(engine, [2], ["latency", "throughput"], iterations=3)).batches:
+        assert row.parts_ms == parts and row.bound == bound
+
+
+def test_the_cache_is_flushed_before_every_launch_and_waited_for_where_that_is_timed(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Device(1.0)
+    device.install(monkeypatch, {})
+    result = bench(BenchRequest(engine, [2], ["execute_v2"], iterations=3, warmup=0, flush_l2=True))
+    assert device.log[-12:] == ["flush", "record", "synchronize", "launch"] * 3
+    assert "L2 cache flushed" in result.timed["execute_v2"]
+    bench(BenchRequest(engine, [2], ["async"], iterations=1, warmup=0, flush_l2=True))
+    assert device.log[-5:] == ["flush", "record", "launch", "record", "synchronize"]

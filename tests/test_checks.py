@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tests import models
-from trtbatch.artifacts import TensorSpec
+from trtbatch.artifacts import FileRecord, ModelRecord, Sidecar, TensorSpec
 from trtbatch.backends.onnxruntime import OnnxRuntimeSession
+from trtbatch.batches import Profile
 from trtbatch.checks import RowChecker
 from trtbatch.errors import RowsError
 from trtbatch.onnxfile import load_onnx, read_specs
@@ -21,7 +22,9 @@ def checker(path: Path, largest: int = 8, smallest: int = 1) -> RowChecker:
 
     inputs, outputs = read_specs(load_onnx(path), path.name)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    bound = OnnxRuntimeSession(session, inputs, outputs, lambda batch: None)
+    file, model = FileRecord(path.name, "", 0), ModelRecord("m", "of the test")
+    sidecar = Sidecar("engine", file, inputs, outputs, model, backend="onnxruntime", profiles=(Profile(1, 1, 64),))
+    bound = OnnxRuntimeSession(session, sidecar, path.name)
     return RowChecker(bound, inputs, outputs, precision="fp32", smallest=smallest, largest=largest)
 
 

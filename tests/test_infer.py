@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import struct
 import tracemalloc
@@ -22,6 +23,7 @@ from tests.test_build import refused
 from trtbatch.artifacts import load
 from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.files import sidecar_path
+from trtbatch.infer import InferResult
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import encode
 from trtbatch.sinks import open_sink, top_predictions
@@ -71,8 +73,69 @@ def test_a_static_engine_pads_the_last_batch_and_trims_it(cli: Cli, folder: Path
 def test_auto_is_the_profiles_opt(cli: Cli, engine: Path) -> None:
     result = cli("infer", "--input", "random", "--count", 9)
     assert "executed batches: 4×2 1" in result.output
-    refused(cli("infer", "--input", "random", "--batch", 9), 2, "batch 9 is outside every profile")
+    refused(cli("infer", "--input", "random", "--batch", 2_000_000), 2, "--batch 2000000 is over 1000000")
     refused(cli("infer", "--input", "random", "--batch", "x"), 2, "--batch 'x'")
+
+
+def test_a_batch_over_every_profile_runs_in_pieces(cli: Cli, engine: Path, folder: Path) -> None:
+    samples = np.random.default_rng(3).standard_normal((45, 3, 8, 8)).astype(np.float32)
+    np.save(folder / "x.npy", samples)
+    result = cli("infer", "--input", "x.npy", "--batch", 20, "--output", "y.npz")
+    assert result.exit_code == 0, result.output
+    assert "batch 20 is larger than every profile of small.ort.onnx: it runs as 8, 8, 4" in result.output
+    assert "executed batches: 8×4 4×2 5" in result.output, "twice 20, and a rest of 5 that needs no splitting"
+    found = np.load(folder / "y.npz")
+    assert found["file"].tolist() == [f"x.npy[{i}]" for i in range(45)]
+    np.testing.assert_allclose(found["output"], oracle(folder, samples), rtol=1e-4, atol=1e-6)
+    assert "8 (12 times), 4" in cli("infer", "--input", "x.npy", "--batch", 100).output
+
+
+def test_a_batch_under_or_between_profiles_stays_an_error(cli: Cli, folder: Path) -> None:
+    models.classifier(folder / "small.onnx")
+    assert cli("build", "small.onnx", "--profile", "2:2:3", "--profile", "6:6:8").exit_code == 0
+    for batch in (1, 5):
+        refused(cli("infer", "--input", "random", "--batch", batch), 2, f"batch {batch} is outside every profile")
+    result = cli("infer", "--input", "random", "--batch", 19, "--count", 20)
+    assert result.exit_code == 0, result.output
+    assert "20 samples" in result.output
+
+
+def test_the_best_classes_are_those_of_a_whole_sort() -> None:
+    generator = np.random.default_rng(0)
+    scores = generator.integers(0, 9, (200, 30)).astype(np.float32)  # full of equals
+    scores[50:60, 3] = np.nan
+    scores[60:70] = 1
+    scores[70:72, 1:] = np.nan
+    expected = np.argsort(-scores.astype(np.float64), axis=1, kind="stable")[:, :5]
+    with np.errstate(invalid="ignore"):
+        found = top_predictions(scores, 5, None)
+    assert [[p.index for p in row] for row in found] == expected.tolist()
+
+
+def test_the_summary_tells_what_bounds_the_run(cli: Cli, engine: Path, folder: Path) -> None:
+    line = re.search(r"^bound by .*$", cli("infer", "--input", "random", "--count", 40).output, re.MULTILINE)
+    assert line is not None and all(word in line[0] for word in ("reading", "computing", "writing", " %"))
+    result = InferResult("x", "onnxruntime", "random", busy={"reading": 0.21, "computing": 0.97, "writing": 0.02})
+    assert result.bound == "bound by computing (busy 97 %; reading 21 %, writing 2 %)"
+    result.busy["computing"] = 0.3
+    assert result.bound == "bound by no stage alone (computing 30 %, reading 21 %, writing 2 %)"
+
+
+def test_a_trace_is_written_where_it_harms_nothing(cli: Cli, engine: Path, folder: Path) -> None:
+    result = cli("infer", "--input", "random", "--count", 9, "--trace", "t.json", "--no-cuda-graph")
+    assert result.exit_code == 0 and "t.json" in result.output
+    names = [event["name"] for event in json.loads((folder / "t.json").read_text())["traceEvents"]]
+    assert names.count("read") == 9 and names.count("compute") == names.count("sink") == 3
+    np.save(folder / "x.npy", np.zeros((1, 3, 8, 8), np.float32))
+    (folder / "x.npy").rename(folder / "x.json")
+    refused(cli("infer", "--input", "x.json", "--trace", "x.json"), 2, "named twice")
+    refused(cli("infer", "--input", "random", "--trace", "t.txt"), 2, "doesn't end in .json")
+    refused(cli("infer", "--input", "random", "--trace", f"{engine}.json"), 2, "the sidecar of one")
+    refused(cli("infer", "--input", "random", "--output", "a.jsonl", "--trace", "a.jsonl"), 2, "doesn't end in .json")
+    (folder / "t.json").unlink()
+    np.save(folder / "bad.npy", np.full((1, 3, 8, 8), 0.1))
+    assert cli("infer", "--input", "bad.npy", "--trace", "t.json").exit_code == 1
+    assert not (folder / "t.json").exists() and not list(folder.glob(".trtbatch*"))
 
 
 def test_csv_and_json_lines_hold_the_best_classes(cli: Cli, photo_engine: Path, folder: Path, photos: Path) -> None:

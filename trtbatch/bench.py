@@ -1,69 +1,30 @@
 """Time per batch size: rows checked first, warm-up per shape, tight loops, every raw sample kept.
 
-*execute_v2* and ONNX Runtime's *run* are synchronous and wall-timed per call. *async* keeps the stream
-busy: CUDA events stand before and after each ``execute_async_v3``, and the host waits for the launch
-before last, so that the next one is already queued.
+The loops themselves are in :mod:`trtbatch.loops`; comparisons of engines and of profiles in :mod:`trtbatch.duel`.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trtbatch import artifacts, environment
-from trtbatch.artifacts import Accuracy, ModelRecord, Sidecar
-from trtbatch.backends import open_engine, resolve_engine
-from trtbatch.backends.base import Event, Mode, Session
-from trtbatch.batches import Profile, pick_profile, refuse_outside
-from trtbatch.checks import RowChecker
-from trtbatch.errors import RowsError, UsageError
-from trtbatch.rows import tolerance, wrong_rows
-from trtbatch.stats import Summary, summarize
+from trtbatch.artifacts import Accuracy, ModelRecord
+from trtbatch.backends import resolve_engine
+from trtbatch.batches import Profile
+from trtbatch.benchrequest import BenchRequest, refuse_batches, refuse_modes
+from trtbatch.clocks import ClockWatch
+from trtbatch.loops import Loop, Milliseconds, collect, measure
+from trtbatch.stand import Stand, open_stand
+from trtbatch.stats import Summary, bound_by, summarize
 
-__all__ = ["BatchResult", "BenchRequest", "BenchResult", "bench", "measure"]
+__all__ = ["THROTTLED", "BatchResult", "BenchRequest", "BenchResult", "bench", "measure", "rounded"]
 
-Milliseconds = NDArray[np.float64]
-
-QUEUE_DEPTH = 2
-"""Launches in flight in the async loop: one running, one waiting."""
-
-MIN_ITERATIONS = 10
-TIME_OUT = 3.0
-"""Times ``min_time``, after which an unstable measurement is ended and called so."""
-
-
-@dataclass(frozen=True)
-class BenchRequest:
-    """What to time, and how.
-
-    Args:
-        engine: None takes the newest in ``engines/`` that runs here.
-        batches: batch sizes, in the order to be measured.
-        modes: None is the backend's default, ``execute_v2`` or ``run``.
-        iterations: exactly so many timed runs of each; None goes by time.
-        min_time: seconds of timed runs of each, at least; up to three times that while not stable.
-        warmup: milliseconds of runs before, for each shape.
-        percentiles: beside the median, 0 to 100.
-        device: number of the GPU.
-        progress: told what is being done.
-    """
-
-    engine: Path | None
-    batches: Sequence[int]
-    modes: Sequence[str] | None = None
-    iterations: int | None = None
-    min_time: float = 1.0
-    warmup: float = 200.0
-    percentiles: Sequence[float] = (90, 99)
-    seed: int = 0
-    device: int = 0
-    progress: Callable[[str, float | None], None] = lambda words, share: None
+THROTTLED = "throttled"
+"""The verdict on a line of which more than half the samples are bad."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +36,15 @@ class BatchResult:
         profile: index of the optimization profile that ran it.
         samples_per_s: batch over median time.
         speedup: samples/s over those of `speedup_over`, the smallest batch measured in this mode.
+        summary: of the samples that aren't bad; of all where more than half are.
         samples_ms: every raw sample, in order.
+        verdict: ``stable``, ``throttled``, or what was not reached.
+        bound: ``enqueue-bound``, ``copy-bound``, ``compute-bound``; None where that isn't known.
+        enqueue_ms: median CPU time of a launch, where launches are asynchronous.
+        parts_ms: medians of ``h2d``, ``gpu`` and ``d2h``, each run alone, where batches are copied.
+        window: batches that one sample is the mean of.
+        bad: ``(first, end)`` of the ranges of samples in which the GPU's clocks didn't hold.
+        faults: why they are bad.
     """
 
     batch: int
@@ -88,6 +57,13 @@ class BatchResult:
     speedup_over: int
     summary: Summary
     samples_ms: tuple[float, ...]
+    verdict: str = ""
+    bound: str | None = None
+    enqueue_ms: float | None = None
+    parts_ms: dict[str, float] = field(default_factory=dict)
+    window: int = 1
+    bad: tuple[tuple[int, int], ...] = ()
+    faults: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,31 +93,25 @@ def bench(request: BenchRequest) -> BenchResult:
 
     Raises:
         ProfileError: a batch outside every profile; nothing has run.
-        UsageError: an unknown mode.
+        UsageError: an unknown mode or profile, or an option that doesn't fit the modes.
         RowsError: wrong rows; no figure is given.
     """
+    refuse_modes(request)
     artifact = resolve_engine(request.engine, request.batches)
     sidecar = artifact.sidecar
-    refuse_outside(sidecar.profiles, request.batches, artifact.path.name)
+    refuse_batches(request, sidecar, artifact.path.name)
     gpu = sidecar.backend == "tensorrt"
     found: list[BatchResult] = []
-    with open_engine(artifact, request.device) as engine, engine.session() as session:
-        _modes(session, request.modes)  # an unknown one is told before anything runs
+    timed: dict[str, str] = {}
+    with open_stand(artifact, request) as stand, ClockWatch(request.device if gpu else None) as watch:
         before = environment.gpu_state(request.device) if gpu else {}
-        checker = RowChecker.of(session, sidecar, max(request.batches), seed=request.seed)
+        stand.require_rows()
         for batch in request.batches:
-            request.progress(f"batch {batch}: checking rows", None)
-            checker.require(
-                batch, artifact.path.name, f"its numbers would mean nothing; see trtbatch verify {artifact.path}"
-            )
-        timed: dict[str, str] = {}
-        for batch in request.batches:
-            session.bind(checker.inputs(batch))
-            for mode in _modes(session, request.modes):
-                _require_same_rows(session, sidecar, mode, artifact.path.name)
-                timed[mode.name] = mode.timed
-                request.progress(f"batch {batch}: timing {mode.name}", None)
-                found.append(_measure(mode, batch, request, pick_profile(sidecar.profiles, batch) or 0, session))
+            for mode in stand.modes(batch):
+                request.progress(f"batch {batch}: timing {mode}", None)
+                loop = stand.loop(batch, mode)
+                timed[mode] = loop.timed
+                found.append(_measure(loop, batch, request, stand, watch))
         after = environment.gpu_state(request.device) if gpu else {}
     return BenchResult(
         engine=artifact.path.name,
@@ -150,12 +120,7 @@ def bench(request: BenchRequest) -> BenchResult:
         model=sidecar.model,
         profiles=sidecar.profiles,
         timed=timed,
-        settings={
-            "iterations": request.iterations,
-            "min_time_s": request.min_time,
-            "warmup_ms": request.warmup,
-            "seed": request.seed,
-        },
+        settings=request.settings,
         tools=sidecar.tools,
         device=sidecar.device,
         environment=environment.describe(),
@@ -167,57 +132,42 @@ def bench(request: BenchRequest) -> BenchResult:
     )
 
 
-def _require_same_rows(session: Session, sidecar: Sidecar, mode: Mode, name: str) -> None:
-    """Raise where what is timed gives other rows than what was checked.
-
-    Raises:
-        RowsError: naming the mode.
-    """
-    session.run()
-    checked = session.fetch()
-    session.poison(0xFF)
-    mode.launch()
-    launched = session.fetch()
-    for spec in sidecar.outputs:
-        limit = tolerance(spec.dtype, sidecar.precision)
-        one, two = (each[spec.name].reshape(1, -1) for each in (launched, checked))
-        if one.shape != two.shape or wrong_rows(one, two, limit)[0].size:
-            raise RowsError(
-                f"{name}: {mode.name} gives other rows of {spec.name} than the run that was checked",
-                "a fault of trtbatch or of the backend: report it, with what trtbatch doctor prints",
-            )
-
-
-def _modes(session: Session, wanted: Sequence[str] | None) -> list[Mode]:
-    modes = session.modes()
-    if not wanted and wanted is not None:
-        raise UsageError("--mode names no mode", f"pass --mode {','.join(modes)}")
-    if wanted is None:
-        return [next(iter(modes.values()))]
-    unknown = [name for name in wanted if name not in modes]
-    if unknown:
-        raise UsageError(
-            f"this engine has no mode {unknown[0]!r}; it has {', '.join(modes)}", f"pass --mode {','.join(modes)}"
-        )
-    return [modes[name] for name in wanted]
-
-
-def _measure(mode: Mode, batch: int, request: BenchRequest, profile: int, session: Session) -> BatchResult:
-    samples = measure(mode, request.iterations, request.min_time, request.warmup)
-    outputs = session.fetch()
-    summary = summarize(samples, request.percentiles)
+def _measure(loop: Loop, batch: int, request: BenchRequest, stand: Stand, watch: ClockWatch) -> BatchResult:
+    samples = collect(loop, request.rule, request.warmup, watch)
+    parts = loop.parts()
+    summary = summarize(samples.kept(samples.ms), request.percentiles, request.max_noise)
+    enqueue = float(np.median(samples.kept(samples.enqueue_ms))) if samples.enqueue_ms.size else None
     return BatchResult(
         batch=batch,
-        mode=mode.name,
-        profile=profile,
-        shapes={name: list(array.shape) for name, array in (session.bound() | outputs).items()},
+        mode=loop.name,
+        profile=stand.profile_of(batch),
+        shapes=stand.shapes(batch),
         samples_per_s=batch / summary.median * 1e3,
         ms_per_sample=summary.median / batch,
         speedup=1.0,
         speedup_over=batch,
         summary=summary,
-        samples_ms=tuple(float(f"{value:.6g}") for value in samples),
+        samples_ms=rounded(samples.ms),
+        verdict=THROTTLED if samples.throttled else summary.verdict,
+        bound=_bound(summary, enqueue, parts),
+        enqueue_ms=enqueue,
+        parts_ms=parts,
+        window=loop.window,
+        bad=samples.bad,
+        faults=samples.faults,
     )
+
+
+def _bound(summary: Summary, enqueue: float | None, parts: dict[str, float]) -> str | None:
+    """What bounds a line; None for synchronous calls, of which only the whole is known."""
+    if parts:
+        return bound_by(parts["gpu"], parts_ms=parts)
+    return None if enqueue is None else bound_by(summary.median, enqueue_ms=enqueue)
+
+
+def rounded(values: Milliseconds | Sequence[float]) -> tuple[float, ...]:
+    """Times for the record, to six digits."""
+    return tuple(float(f"{value:.6g}") for value in values)
 
 
 def _with_speedup(results: Sequence[BatchResult]) -> tuple[BatchResult, ...]:
@@ -233,67 +183,3 @@ def _with_speedup(results: Sequence[BatchResult]) -> tuple[BatchResult, ...]:
         )
         for result in results
     )
-
-
-def measure(mode: Mode, iterations: int | None, min_time: float, warmup_ms: float) -> Milliseconds:
-    """Timed runs of what is bound, in ms.
-
-    Either exactly `iterations`, or at least `min_time` seconds and :data:`MIN_ITERATIONS`, and on until the
-    measurement is stable or :data:`TIME_OUT` times `min_time` have passed.
-    """
-    loop = _wall_times if mode.new_event is None else _event_times
-    each = _warm_up(mode, loop, warmup_ms)
-    if iterations is not None:
-        return loop(mode, iterations)
-    chunk = int(np.clip(0.05 / max(each, 1e-6), 1, 1000))  # about 50 ms between looks at the clock
-    parts: list[Milliseconds] = []
-    count = 0
-    begun = time.perf_counter()
-    while True:
-        parts.append(loop(mode, chunk))
-        count += chunk
-        elapsed = time.perf_counter() - begun
-        if elapsed < min_time or count < MIN_ITERATIONS:
-            continue
-        samples = np.concatenate(parts)
-        if elapsed >= TIME_OUT * min_time or summarize(samples).stable:
-            return samples
-
-
-def _warm_up(mode: Mode, loop: Callable[[Mode, int], Milliseconds], warmup_ms: float) -> float:
-    """Run for `warmup_ms`, three times at least; returns seconds per run at the end."""
-    begun = time.perf_counter()
-    runs = 0
-    while runs < 3 or (time.perf_counter() - begun) * 1e3 < warmup_ms:
-        last = loop(mode, 1)
-        runs += 1
-    return float(last[0]) / 1e3
-
-
-def _wall_times(mode: Mode, count: int) -> Milliseconds:
-    """Wall time of each of `count` synchronous launches, in ms."""
-    launch, clock = mode.launch, time.perf_counter_ns
-    nanoseconds = np.empty(count, np.int64)
-    for index in range(count):
-        begun = clock()
-        launch()
-        nanoseconds[index] = clock() - begun
-    return nanoseconds / 1e6
-
-
-def _event_times(mode: Mode, count: int) -> Milliseconds:
-    """GPU time between the events around each of `count` asynchronous launches, in ms."""
-    assert mode.new_event is not None
-    launch = mode.launch
-    ring: list[tuple[Event, Event]] = [(mode.new_event(), mode.new_event()) for _ in range(QUEUE_DEPTH)]
-    milliseconds = np.empty(count, np.float64)
-    for index in range(count + QUEUE_DEPTH):
-        begin, end = ring[index % QUEUE_DEPTH]
-        if index >= QUEUE_DEPTH:
-            end.synchronize()
-            milliseconds[index - QUEUE_DEPTH] = end.milliseconds_since(begin)
-        if index < count:
-            begin.record()
-            launch()
-            end.record()
-    return milliseconds

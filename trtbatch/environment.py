@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import trtbatch
 from trtbatch import optional
 
-__all__ = ["ask_nvml", "commit", "cpu_name", "describe", "driver", "gpu_state", "peak_memory"]
+__all__ = ["ask_nvml", "commit", "cpu_name", "describe", "driver", "gpu_state", "open_nvml", "peak_memory"]
 
 T = TypeVar("T")
 
@@ -83,6 +83,20 @@ def gpu_state(index: int = 0) -> dict[str, Any]:
 
 
 def ask_nvml(question: Callable[[Any], T]) -> T | None:
+    """The answer to one question to NVML; None without NVML, or where it doesn't answer."""
+    nvml = open_nvml()
+    if nvml is None:
+        return None
+    try:
+        return question(nvml)
+    except nvml.NVMLError:
+        return None
+    finally:
+        nvml.nvmlShutdown()
+
+
+def open_nvml() -> Any:
+    """NVML's module, initialised, or None without NVML. Whoever opens it calls ``nvmlShutdown``: NVML counts."""
     if not optional.is_installed("pynvml"):
         return None
     pynvml: Any = optional.require("pynvml", "read the GPU's clocks")  # typed only where it is installed
@@ -90,12 +104,7 @@ def ask_nvml(question: Callable[[Any], T]) -> T | None:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return None
-    try:
-        return question(pynvml)
-    except pynvml.NVMLError:
-        return None
-    finally:
-        pynvml.nvmlShutdown()
+    return pynvml
 
 
 def _nvml_state(pynvml: Any, handle: Any) -> dict[str, Any]:

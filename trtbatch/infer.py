@@ -1,10 +1,10 @@
-"""Source → batches → engine → sink: in order, at the true batch sizes, nothing lost, memory bounded."""
+"""Source → batches → engine → sink: overlapped, in order, at the true batch sizes, nothing lost, memory bounded."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,25 @@ from numpy.typing import NDArray
 from trtbatch import files
 from trtbatch.artifacts import Sidecar, TensorSpec
 from trtbatch.backends import open_engine, resolve_engine
-from trtbatch.backends.base import Session
-from trtbatch.batches import Profile, pick_profile, refuse_outside
-from trtbatch.errors import InputError
-from trtbatch.notes import warn
-from trtbatch.sinks import Prediction, open_sink, top_predictions
-from trtbatch.sources import Sample, Skipped, Source, open_source
+from trtbatch.backends.base import Engine
+from trtbatch.batches import MAX_BATCH, refuse_outside
+from trtbatch.errors import InputError, ProfileError
+from trtbatch.notes import note, warn
+from trtbatch.pipeline import Busy, Pipeline
+from trtbatch.profiles import split_batch
+from trtbatch.sinks import Prediction, Sink, open_sink, top_predictions
+from trtbatch.sources import Skipped, Source, open_source
+from trtbatch.trace import NO_TRACE, Recorder, open_trace
 
-__all__ = ["InferRequest", "InferResult", "infer"]
+__all__ = ["InferRequest", "InferResult", "infer", "predict"]
 
 Array = NDArray[Any]
 
 SHOWN = 10
 """Samples whose predictions are kept for the terminal."""
+
+SATURATED = 0.5
+"""Share of the time that the busiest stage works, from which on it is said to bound the run."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +43,13 @@ class InferRequest:
     Args:
         engine: None takes the newest in ``engines/`` that runs here.
         input: folder or glob of images, ``.npy``, ``.npz``, or ``random``.
-        batch: None is the first profile's opt.
+        batch: one larger than every profile is run in pieces; None is the engine's best.
         count: at most so many samples.
         output: ``.npz``, ``.csv`` or ``.jsonl``.
         strict: the first unusable input ends the run.
         device: number of the GPU.
+        cuda_graphs: whether batches may run as CUDA graphs.
+        trace: ``.json``, for what each thread did when, in Chrome's trace-event format.
         progress: told the number of inputs done, and of all.
     """
 
@@ -54,6 +62,8 @@ class InferRequest:
     topk: int = 5
     strict: bool = False
     device: int = 0
+    cuda_graphs: bool = True
+    trace: Path | None = None
     progress: Callable[[int, int], None] = lambda done, total: None
 
 
@@ -64,6 +74,8 @@ class InferResult:
     Args:
         seconds: wall time from the first read to the last row handed to the sink, the engine being loaded.
         executed: how often each batch size ran, as executed (padding included).
+        busy: share of `seconds` in which ``reading``, ``computing`` and ``writing`` worked rather than waited for
+            each other.
     """
 
     engine: str
@@ -74,90 +86,120 @@ class InferResult:
     executed: Counter[int] = field(default_factory=Counter)
     shown: list[tuple[str, list[Prediction]]] = field(default_factory=list)
     output: Path | None = None
+    trace: Path | None = None
     seconds: float = 0.0
+    busy: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def bound(self) -> str:
+        """In words, what to make faster: ``bound by computing (busy 97 %; reading 21 %, writing 2 %)``."""
+        if not self.busy:
+            return "bound by nothing: there were no samples"
+        (first, most), *rest = sorted(self.busy.items(), key=lambda pair: -pair[1])
+        others = ", ".join(f"{name} {100 * share:.0f} %" for name, share in rest)
+        if most < SATURATED:
+            return f"bound by no stage alone ({first} {100 * most:.0f} %, {others})"
+        return f"bound by {first} (busy {100 * most:.0f} %; {others})"
 
 
 def infer(request: InferRequest) -> InferResult:
     """Run everything in `request.input` through an engine.
 
     Raises:
-        ProfileError: a batch outside every profile.
+        ProfileError: a batch that no profile holds, and that isn't larger than all of them.
         UsageError, InputError: an input that doesn't fit; with `strict`, the first unusable image.
+        ExecutionError: the engine failed.
     """
     artifact = resolve_engine(request.engine, () if request.batch is None else [request.batch])
     sidecar = artifact.sidecar
-    batch = request.batch if request.batch is not None else sidecar.profiles[0].opt
-    refuse_outside(sidecar.profiles, [batch], artifact.path.name)
+    sizes = _sizes(request.batch, sidecar, artifact.path.name)
     for spec in sidecar.outputs:
         if spec.batch_axis is None:
             warn(f"output {spec.name!r} has no batch axis: it is not one row per sample, and is left out")
-    files.refuse_outputs((request.output, ""), inputs=[Path(request.input)])
-    source = open_source(request.input, sidecar, request.count, request.seed)
-    result = InferResult(artifact.path.name, sidecar.backend or "", sidecar.model.weights, output=request.output)
-    with (
-        open_sink(request.output, sidecar) as sink,
-        open_engine(artifact, request.device) as engine,
-        engine.session() as session,
-    ):
-        begun = time.perf_counter()
-        for samples in _batches(source, batch, request, result):
-            outputs = _run(session, samples, source.constants, sidecar, result)
-            names = [sample.name for sample in samples]
-            top = _top(outputs, sidecar, request.topk)
-            sink.write(names, outputs, top)
-            result.samples += len(samples)
-            if top is not None:
-                result.shown += list(zip(names, top))[: SHOWN - len(result.shown)]
-            request.progress(result.samples + len(result.skipped), source.total)
-        result.seconds = time.perf_counter() - begun
+    files.refuse_outputs((request.output, ""), (request.trace, ".json"), inputs=[Path(request.input)])
+    result = InferResult(artifact.path.name, sidecar.backend or "", sidecar.model.weights)
+    result.output, result.trace = request.output, request.trace
+    with open_trace(request.trace, "trtbatch infer") as trace:
+        source = open_source(request.input, sidecar, request.count, request.seed, trace=trace)
+        with open_sink(request.output, sidecar) as sink, open_engine(artifact, request.device) as engine:
+            predict(engine, source, sink, sizes, request, result, trace)
     return result
 
 
-def _batches(source: Source, batch: int, request: InferRequest, result: InferResult) -> Iterator[list[Sample]]:
-    """Samples in lists of `batch`, the last one shorter; unusable inputs are noted and left out."""
-    pending: list[Sample] = []
-    for item in source:
-        if isinstance(item, Skipped):
-            if request.strict:
-                raise InputError(f"{item.name}: {item.reason}", "mend or remove it, or leave out --strict")
-            warn(f"skipped {item.name}: {item.reason}")
-            result.skipped.append(item)
-            continue
-        pending.append(item)
-        if len(pending) == batch:
-            yield pending
-            pending = []
-    if pending:
-        yield pending
+def _sizes(batch: int | None, sidecar: Sidecar, name: str) -> list[int]:
+    """The batch sizes to run, in turn: the one that was asked for, or what it is split into.
+
+    Raises:
+        ProfileError: no profile holds it, and it isn't larger than all of them.
+    """
+    if batch is None:
+        return [sidecar.best_batch]
+    if batch <= max(profile.max for profile in sidecar.profiles):
+        refuse_outside(sidecar.profiles, [batch], name)
+        return [batch]
+    if batch > MAX_BATCH:
+        raise ProfileError(f"--batch {batch} is over {MAX_BATCH}", "pass a smaller one")
+    pieces = split_batch(batch, sidecar.profiles, sidecar.times)
+    note(f"batch {batch} is larger than every profile of {name}: it runs as {_listed(pieces)}")
+    return pieces
 
 
-def _run(
-    session: Session, samples: Sequence[Sample], constants: dict[str, Array], sidecar: Sidecar, result: InferResult
-) -> dict[str, Array]:
-    """Outputs of these samples, batch axis first, padding trimmed."""
-    size = executed_size(len(samples), sidecar.profiles)
-    inputs = dict(constants)
-    for spec in sidecar.inputs:
-        if spec.batch_axis is not None:
-            rows = [sample.rows[spec.name] for sample in samples]
-            rows += [rows[-1]] * (size - len(rows))
-            inputs[spec.name] = np.stack(rows, axis=spec.batch_axis)
-    session.bind(inputs)
-    session.run()
-    outputs = session.fetch()
-    result.executed[size] += 1
+def _listed(pieces: Sequence[int]) -> str:
+    """``32, 32, 32, 4``, or ``32 (31 times), 8`` where that would be long."""
+    if len(pieces) <= 8:
+        return ", ".join(map(str, pieces))
+    return ", ".join(f"{size} ({times} times)" if times > 1 else f"{size}" for size, times in Counter(pieces).items())
+
+
+def predict(
+    engine: Engine,
+    source: Source,
+    sink: Sink,
+    sizes: Sequence[int],
+    request: InferRequest,
+    result: InferResult,
+    trace: Recorder = NO_TRACE,
+) -> None:
+    """Run a source through an open engine into a sink, at these batch sizes in turn, and note it in `result`.
+
+    Raises:
+        InputError: as :func:`infer`.
+        ExecutionError: the engine failed.
+    """
+
+    def skip(item: Skipped) -> None:
+        if request.strict:
+            raise InputError(f"{item.name}: {item.reason}", "mend or remove it, or leave out --strict")
+        warn(f"skipped {item.name}: {item.reason}")
+        result.skipped.append(item)
+
+    sidecar = engine.sidecar
+    pipeline = Pipeline(
+        engine, sidecar.inputs, sidecar.profiles, source, sizes, skip, cuda_graphs=request.cuda_graphs, trace=trace
+    )
+    with pipeline as batches:
+        for batch in batches:
+            with pipeline.busy.writing, trace.span("sink", batch=batch.number, samples=len(batch.names)):
+                _take(batch.names, _rows(batch.outputs, sidecar, len(batch.names)), sidecar, sink, request, result)
+            result.executed[batch.executed] += 1
+            request.progress(result.samples + len(result.skipped), source.total)
+        ended = time.perf_counter()
+    result.seconds = ended - pipeline.begun
+    result.busy = _shares(pipeline.busy, result.seconds)
+
+
+def _shares(busy: Busy, seconds: float) -> dict[str, float]:
+    stages = {"reading": busy.reading, "computing": busy.computing, "writing": busy.writing}
+    return {name: min(1.0, watch.seconds / max(seconds, 1e-9)) for name, watch in stages.items()}
+
+
+def _rows(outputs: dict[str, Array], sidecar: Sidecar, count: int) -> dict[str, Array]:
+    """The outputs that are one row per sample, batch axis first, padding trimmed."""
     return {
-        spec.name: _first_rows(outputs[spec.name], spec, len(samples))
+        spec.name: _first_rows(outputs[spec.name], spec, count)
         for spec in sidecar.outputs
         if spec.batch_axis is not None
     }
-
-
-def executed_size(count: int, profiles: Sequence[Profile]) -> int:
-    """The batch size that `count` samples run at: their number, or the next larger size that a profile holds."""
-    if pick_profile(profiles, count) is not None:
-        return count
-    return min(profile.min for profile in profiles if profile.min > count)
 
 
 def _first_rows(output: Array, spec: TensorSpec, count: int) -> Array:
@@ -165,11 +207,28 @@ def _first_rows(output: Array, spec: TensorSpec, count: int) -> Array:
     return moved[:count]
 
 
-def _top(outputs: dict[str, Array], sidecar: Sidecar, k: int) -> list[list[Prediction]] | None:
-    """The best classes, where the first output is class scores: ``(N, C)`` floats with C ≥ 2."""
-    if not outputs or k < 1:
+def _take(
+    names: list[str],
+    outputs: dict[str, Array],
+    sidecar: Sidecar,
+    sink: Sink,
+    request: InferRequest,
+    result: InferResult,
+) -> None:
+    """Hand a batch to the sink, and keep the first predictions; best classes are sought only where they are used."""
+    room = max(0, SHOWN - len(result.shown))
+    top = _top(outputs, sidecar, request.topk, len(names) if sink.wants_top else room)
+    sink.write(names, outputs, top if sink.wants_top else None)
+    result.samples += len(names)
+    if top is not None:
+        result.shown += list(zip(names, top))[:room]
+
+
+def _top(outputs: dict[str, Array], sidecar: Sidecar, k: int, count: int) -> list[list[Prediction]] | None:
+    """The best classes of the first samples, where the first output is class scores: ``(N, C)`` floats with C ≥ 2."""
+    if not outputs or k < 1 or count < 1:
         return None
     first = next(iter(outputs.values()))
     if first.ndim != 2 or first.shape[1] < 2 or first.dtype.kind != "f":
         return None
-    return top_predictions(first, k, sidecar.classes)
+    return top_predictions(first[:count], k, sidecar.classes)

@@ -48,7 +48,7 @@ def top_predictions(scores: Array, k: int, classes: Sequence[str] | None) -> lis
     are_probabilities = (wide.min(axis=1, keepdims=True) >= 0) & (np.abs(sums - 1) < 1e-3)
     shifted = np.exp(wide - wide.max(axis=1, keepdims=True))
     shown = np.where(are_probabilities, wide, shifted / shifted.sum(axis=1, keepdims=True))
-    order = np.argsort(-wide, axis=1, kind="stable")[:, :k]
+    order = _best(-wide, k)
     names = classes if classes is not None and len(classes) == scores.shape[1] else None
     return [
         [Prediction(int(i), names[i] if names else str(i), float(shown[row, i])) for i in indices]
@@ -56,8 +56,26 @@ def top_predictions(scores: Array, k: int, classes: Sequence[str] | None) -> lis
     ]
 
 
+def _best(keys: Array, k: int) -> NDArray[np.intp]:
+    """Indices of the `k` least of each row, in order, the first of equal ones first: ``(N, min(k, C))``.
+
+    What can't be among them is set aside first: sorting a thousand classes of each sample is dearer than a GPU's
+    computing of them.
+    """
+    if k >= keys.shape[1]:
+        return np.argsort(keys, axis=1, kind="stable")
+    chosen = np.sort(np.argpartition(keys, k - 1, axis=1)[:, :k], axis=1)
+    best = np.take_along_axis(keys, chosen, axis=1)
+    order = np.take_along_axis(chosen, np.argsort(best, axis=1, kind="stable"), axis=1)
+    unsure = (keys <= best.max(axis=1, keepdims=True)).sum(axis=1) != k  # equals on both sides of the cut, or NaN
+    order[unsure] = np.argsort(keys[unsure], axis=1, kind="stable")[:, :k]
+    return order
+
+
 class Sink(Protocol):
-    """Takes rows in order."""
+    """Takes rows in order. `wants_top`: whether it writes the best classes."""
+
+    wants_top: bool
 
     def write(self, names: Sequence[str], outputs: dict[str, Array], top: list[list[Prediction]] | None) -> None:
         """Rows of a batch: names, each output with its batch axis first, and the best classes where there are any."""
@@ -85,12 +103,16 @@ def open_sink(path: Path | None, sidecar: Sidecar) -> Iterator[Sink]:
 
 
 class _Nothing:
+    wants_top = False
+
     def write(self, names: Sequence[str], outputs: dict[str, Array], top: list[list[Prediction]] | None) -> None:
         return
 
 
 class _FileSink:
     """A sink that holds files open until it is closed."""
+
+    wants_top = True
 
     def __init__(self, path: Path, specs: Sequence[TensorSpec]) -> None:
         self._path = path
@@ -174,6 +196,8 @@ def _jsonable(array: Array) -> Any:
 
 class _NpzSink(_FileSink):
     """``file`` (names) and each output, ``(N, …)``: rows are spooled and zipped at the end, never all in memory."""
+
+    wants_top = False
 
     def __init__(self, path: Path, specs: Sequence[TensorSpec]) -> None:
         super().__init__(path, specs)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,20 @@ from trtbatch.errors import InputError, UsageError
 from trtbatch.notes import warn
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.rows import random_inputs
+from trtbatch.trace import NO_TRACE, Recorder
 
-__all__ = ["ArraySource", "ImageSource", "RandomSource", "Sample", "Skipped", "Source", "open_source", "read_samples"]
+__all__ = [
+    "ArraySource",
+    "Block",
+    "BlockSource",
+    "ImageSource",
+    "RandomSource",
+    "Sample",
+    "Skipped",
+    "Source",
+    "open_source",
+    "read_samples",
+]
 
 Array = NDArray[Any]
 
@@ -46,6 +58,14 @@ class Skipped:
     reason: str
 
 
+@dataclass(frozen=True)
+class Block:
+    """Samples that follow each other: their names, and for each input with a batch axis their rows, that axis first."""
+
+    names: list[str]
+    rows: dict[str, Array]
+
+
 class Source(Protocol):
     """Samples in order. `total` counts them, unusable ones included; `constants` are inputs without a batch axis."""
 
@@ -57,8 +77,21 @@ class Source(Protocol):
     def __iter__(self) -> Iterator[Sample | Skipped]: ...
 
 
+@runtime_checkable
+class BlockSource(Protocol):
+    """A source whose samples lie together, so that many are copied in one go; all of them can be used."""
+
+    def block(self, first: int, count: int) -> Block:
+        """Up to `count` samples from number `first` on, shared with the source; none beyond the end."""
+
+
 def open_source(
-    text: str, sidecar: Sidecar, count: int | None = None, seed: int = 42, option: str = "--input"
+    text: str,
+    sidecar: Sidecar,
+    count: int | None = None,
+    seed: int = 42,
+    option: str = "--input",
+    trace: Recorder = NO_TRACE,
 ) -> Source:
     """The source that ``--input`` names.
 
@@ -67,6 +100,7 @@ def open_source(
         count: at most so many samples.
         seed: of random samples.
         option: that named it, for errors.
+        trace: takes a span ``read`` for each image or random sample; arrays are mapped, not read.
 
     Raises:
         UsageError: nothing is there, or a source that doesn't fit the model's inputs.
@@ -75,11 +109,13 @@ def open_source(
     if all(spec.batch_axis is None for spec in sidecar.inputs):
         raise InputError(f"no input of {sidecar.model.name} has a batch axis: it takes no samples", "build it again")
     if text == "random":
-        return RandomSource(sidecar.inputs, RANDOM_COUNT if count is None else count, seed)
+        return RandomSource(sidecar.inputs, RANDOM_COUNT if count is None else count, seed, trace)
     path = Path(text)
     if path.suffix.lower() in (".npy", ".npz") and path.is_file():
         return ArraySource(path, sidecar.inputs, count)
-    return _images(text, sidecar, count, option)
+    source = _images(text, sidecar, count, option)
+    source.trace = trace
+    return source
 
 
 def read_samples(
@@ -172,6 +208,7 @@ class ImageSource:
     preprocessing: Preprocessing
     workers: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
     constants: dict[str, Array] = field(default_factory=dict)
+    trace: Recorder = NO_TRACE
 
     @property
     def total(self) -> int:
@@ -184,16 +221,20 @@ class ImageSource:
         warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
         ahead = 4 * self.workers
         waiting: deque[Future[Sample | Skipped]] = deque()
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="trtbatch-image")
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="trtbatch-read")
         try:
             for file, name in zip(self.files, self.names):
-                waiting.append(pool.submit(self._read, file, name))
+                waiting.append(pool.submit(self._traced, file, name))
                 if len(waiting) >= ahead:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=True, cancel_futures=True)  # each thread ends its image, and no more
+
+    def _traced(self, file: Path, name: str) -> Sample | Skipped:
+        with self.trace.span("read", file=name):
+            return self._read(file, name)
 
     def _read(self, file: Path, name: str) -> Sample | Skipped:
         from PIL import Image
@@ -243,6 +284,13 @@ class ArraySource:
             rows = {spec.name: self._arrays[spec.name].take(index, axis=spec.batch_axis) for spec in self._specs}
             yield Sample(f"{self._stem}[{index}]", rows)
 
+    def block(self, first: int, count: int) -> Block:
+        end = min(first + count, self.total)
+        rows = {
+            spec.name: np.moveaxis(self._arrays[spec.name], spec.batch_axis or 0, 0)[first:end] for spec in self._specs
+        }
+        return Block([f"{self._stem}[{index}]" for index in range(first, end)], rows)
+
 
 def _load_arrays(path: Path, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
     names = [spec.name for spec in inputs]
@@ -283,14 +331,17 @@ def _refuse_shape(array: Array, spec: TensorSpec, path: Path) -> None:
 class RandomSource:
     """Seeded random samples: each from its own seed, so that sample 7 is the same whatever the count."""
 
-    def __init__(self, inputs: Sequence[TensorSpec], count: int, seed: int) -> None:
+    def __init__(self, inputs: Sequence[TensorSpec], count: int, seed: int, trace: Recorder = NO_TRACE) -> None:
         self.total = count
         self._seed = seed
+        self._trace = trace
         self._specs = [spec for spec in inputs if spec.batch_axis is not None]
         self.constants = random_inputs([spec for spec in inputs if spec.batch_axis is None], 1, seed)
 
     def __iter__(self) -> Iterator[Sample | Skipped]:
         for index in range(self.total):
-            drawn = random_inputs(self._specs, 1, self._seed + index)
-            rows = {spec.name: drawn[spec.name].take(0, axis=spec.batch_axis) for spec in self._specs}
-            yield Sample(f"random[{index}]", rows)
+            name = f"random[{index}]"
+            with self._trace.span("read", file=name):
+                drawn = random_inputs(self._specs, 1, self._seed + index)
+                rows = {spec.name: drawn[spec.name].take(0, axis=spec.batch_axis) for spec in self._specs}
+            yield Sample(name, rows)

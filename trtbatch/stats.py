@@ -1,14 +1,33 @@
-"""Timings to figures: median, percentiles, noise, and whether a measurement was stable. Pure numpy."""
+"""Timings to figures: median, percentiles, noise, whether a measurement is stable, what bounds it, which is faster.
+
+Pure numpy.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DRIFT_LIMIT", "NOISE_LIMIT", "Summary", "median_noise", "summarize"]
+__all__ = [
+    "DRIFT_LIMIT",
+    "ENQUEUE_LIMIT",
+    "MIN_ROUNDS",
+    "NOISE_LIMIT",
+    "SAME_LIMIT",
+    "Relative",
+    "Summary",
+    "bound_by",
+    "compare_rounds",
+    "median_interval",
+    "median_noise",
+    "summarize",
+]
+
+Milliseconds = NDArray[np.float64]
 
 NOISE_LIMIT = 0.01
 """Stable means: the 95 % interval of the median is at most ±1 % wide. (nvbench stops at 0.5 % of the mean's
@@ -16,6 +35,15 @@ standard error, which is about the same width for a 95 % interval.)"""
 
 DRIFT_LIMIT = 0.03
 """… and the median of the second half is within 3 % of the first half's: no warming up, no throttling."""
+
+ENQUEUE_LIMIT = 0.8
+"""A launch is enqueue-bound over this share of the GPU's time (where trtexec warns, ``sampleReporting.cpp``)."""
+
+SAME_LIMIT = 0.01
+"""Two engines are as fast as each other where the interval of their ratio lies within 1 ∓ this."""
+
+MIN_ROUNDS = 6
+"""Fewer rounds have no 95 % interval: of five, even the smallest and the largest miss the median in 6 % of cases."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +68,19 @@ class Summary:
     drift: float
     stable: bool
 
+    @property
+    def verdict(self) -> str:
+        """``stable``, or what it isn't for: its drift where that is too large, else its noise."""
+        if self.stable:
+            return "stable"
+        if not np.isfinite(self.noise):
+            return "too few runs"
+        if abs(self.drift) > DRIFT_LIMIT:
+            return f"drift {self.drift * 100:+.1f} %"
+        return f"noise {self.noise * 100:.1f} %"
 
-def median_noise(samples: NDArray[np.float64]) -> float:
+
+def median_noise(samples: Milliseconds) -> float:
     """Half width of the median's 95 % confidence interval over the median; infinite below 6 samples.
 
     The interval lies between order statistics n/2 ∓ 1.96·√n/2: the binomial distribution of the number of
@@ -59,8 +98,14 @@ def median_noise(samples: NDArray[np.float64]) -> float:
     return float(ordered[high] - ordered[low]) / 2 / median if median > 0 else float("inf")
 
 
-def summarize(milliseconds: NDArray[np.float64], percentiles: Sequence[float] = (90, 99)) -> Summary:
+def summarize(
+    milliseconds: Milliseconds, percentiles: Sequence[float] = (90, 99), max_noise: float = NOISE_LIMIT
+) -> Summary:
     """All figures of raw samples in ms.
+
+    Args:
+        percentiles: beside the median, 0 to 100.
+        max_noise: the largest noise that still is stable.
 
     Raises:
         ValueError: there are no samples.
@@ -83,5 +128,86 @@ def summarize(milliseconds: NDArray[np.float64], percentiles: Sequence[float] = 
         cv=float(milliseconds.std()) / mean if mean > 0 else 0.0,
         noise=noise,
         drift=drift,
-        stable=noise <= NOISE_LIMIT and abs(drift) <= DRIFT_LIMIT,
+        stable=noise <= max_noise and abs(drift) <= DRIFT_LIMIT,
     )
+
+
+def bound_by(gpu_ms: float, enqueue_ms: float | None = None, parts_ms: Mapping[str, float] | None = None) -> str:
+    """What to make faster: ``enqueue-bound``, ``copy-bound`` or ``compute-bound``.
+
+    As trtexec warns (``sampleReporting.cpp``): the CPU takes more than :data:`ENQUEUE_LIMIT` of the GPU's time to
+    launch; or one direction of the copies takes at least as long as the compute.
+
+    Args:
+        gpu_ms: median GPU time of a batch, without copies.
+        enqueue_ms: median CPU time of a launch; None where launches don't matter.
+        parts_ms: medians of ``h2d`` and ``d2h``, where what is timed copies.
+    """
+    if enqueue_ms is not None and enqueue_ms > ENQUEUE_LIMIT * gpu_ms:
+        return "enqueue-bound"
+    parts = parts_ms or {}
+    if parts and max(parts.get("h2d", 0.0), parts.get("d2h", 0.0)) >= gpu_ms:
+        return "copy-bound"
+    return "compute-bound"
+
+
+@dataclass(frozen=True)
+class Relative:
+    """How one thing's times compare with another's.
+
+    Args:
+        ratio: median of the rounds' ratios, this one's time over the other's; below 1 it is faster.
+        low, high: the 95 % interval of that median; infinitely wide where there are too few rounds.
+        rounds: how many there were.
+        verdict: ``SAME`` where the interval lies within 1 ∓ :data:`SAME_LIMIT`, ``FASTER`` where it lies below 1,
+            ``SLOWER`` where it lies above, else ``UNCLEAR``.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    rounds: int
+    verdict: str
+
+
+def median_interval(samples: Milliseconds) -> tuple[float, float]:
+    """A confidence interval of the median that holds it in 95 % of cases at least; infinite below 6 samples.
+
+    Between the *r*-th smallest and the *r*-th largest, *r* being the largest for which a binomial variable of n
+    trials at ½ lies below *r* with a probability of 2.5 % at most: exact, whatever the samples' distribution
+    (Conover, Practical Nonparametric Statistics, 3rd edition, section 3.2).
+    """
+    count, below, rank = samples.size, 0, 0
+    while rank < count and below + comb(count, rank) <= 0.025 * 2**count:
+        below += comb(count, rank)
+        rank += 1
+    if rank == 0:
+        return float("-inf"), float("inf")
+    ordered = np.sort(samples)
+    return float(ordered[rank - 1]), float(ordered[count - rank])
+
+
+def compare_rounds(ours: Sequence[float], theirs: Sequence[float]) -> Relative:
+    """Which is faster, by the medians that both had in each round.
+
+    The two of one round are taken right after each other, so that what drifts is the same for both: their ratio is
+    what varies by chance alone, and the interval is of its median (:func:`median_interval`).
+
+    Raises:
+        ValueError: not as many of one as of the other.
+    """
+    if len(ours) != len(theirs):
+        raise ValueError(f"{len(ours)} rounds of one, {len(theirs)} of the other")
+    if not ours:
+        return Relative(float("nan"), float("-inf"), float("inf"), 0, "UNCLEAR")
+    ratios = np.asarray(ours, np.float64) / np.asarray(theirs, np.float64)
+    low, high = median_interval(ratios)
+    return Relative(float(np.median(ratios)), low, high, len(ours), _verdict(low, high))
+
+
+def _verdict(low: float, high: float) -> str:
+    if low >= 1 - SAME_LIMIT and high <= 1 + SAME_LIMIT:
+        return "SAME"
+    if high < 1:
+        return "FASTER"
+    return "SLOWER" if low > 1 else "UNCLEAR"

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from trtbatch.cli.console import Debug, Device, EngineFile, fitting, out, parse_names, plain, show_progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from trtbatch.bench import BenchResult
+    from trtbatch.duel import DuelResult, ProfilesResult
 
 __all__ = ["command"]
 
@@ -20,15 +27,42 @@ def command(
     ] = "1",
     mode: Annotated[
         Optional[str],
-        typer.Option(metavar="A,B", help="TensorRT: execute_v2, async, graph; else run. \\[default: the first]"),
+        typer.Option(
+            metavar="A,B",
+            help="TensorRT: execute_v2, async, graph; else run; both: latency, throughput. \\[default: the first]",
+        ),
     ] = None,
     iterations: Annotated[Optional[int], typer.Option(min=1, help="Exactly so many timed runs of each.")] = None,
     min_time: Annotated[
         Optional[float],
         typer.Option(min=0.01, metavar="S", help="Seconds of timed runs of each, at least. \\[default: 1]"),
     ] = None,
+    time_out: Annotated[
+        Optional[float],
+        typer.Option(min=0.01, metavar="S", help="Seconds, stable or not. \\[default: 3 × --min-time]"),
+    ] = None,
+    max_noise: Annotated[
+        str, typer.Option(metavar="P%", help="How well the median is to be known before timing stops.")
+    ] = "1%",
     warmup: Annotated[float, typer.Option(min=0, metavar="MS", help="Milliseconds of runs before each.")] = 200.0,
     percentile: Annotated[str, typer.Option(metavar="P,Q", help="Percentiles beside the median.")] = "90,99",
+    streams: Annotated[int, typer.Option(min=1, help="Sessions side by side, for throughput.")] = 1,
+    no_cuda_graph: Annotated[
+        bool, typer.Option("--no-cuda-graph", help="Launch kernel by kernel in latency and throughput.")
+    ] = False,
+    flush_l2: Annotated[
+        bool, typer.Option("--flush-l2", help="Evict the GPU's L2 cache before each launch, untimed.")
+    ] = False,
+    profile: Annotated[
+        Optional[int], typer.Option(min=0, metavar="I", help="Optimization profile. \\[default: each batch's fastest]")
+    ] = None,
+    compare_profiles: Annotated[
+        bool, typer.Option("--compare-profiles", help="Time every profile that holds each batch size, in turns.")
+    ] = False,
+    against: Annotated[
+        Optional[Path],
+        typer.Option(metavar="ENGINE", help="Time another engine in turns with this one: which is faster?"),
+    ] = None,
     json_: Annotated[
         Optional[Path], typer.Option("--json", metavar="FILE", help="Everything, raw samples too.")
     ] = None,
@@ -40,40 +74,121 @@ def command(
 
     An engine whose rows are wrong gets no numbers, and exit code 1.
     """
-    from trtbatch import report
+    from trtbatch import duel, report
     from trtbatch.batches import parse_batches
     from trtbatch.bench import BenchRequest, bench
-    from trtbatch.errors import UsageError
     from trtbatch.files import refuse_outputs
 
-    if iterations is not None and min_time is not None:
-        raise UsageError("--iterations and --min-time say the same thing twice", "give one of them")
-    for name, value in (("--min-time", min_time), ("--warmup", warmup)):
-        if value is not None and not math.isfinite(value):
-            raise UsageError(f"{name} {value} never ends", "give a number of seconds (--warmup: milliseconds)")
+    _refuse_contradictions(iterations, min_time, time_out, warmup)
+    _refuse_comparisons(profile, compare_profiles, against)
     refuse_outputs((json_, ".json"), (csv, ".csv"))
     with show_progress() as (_, progress):
-        result = bench(
-            BenchRequest(
-                engine=engine,
-                batches=parse_batches(batch),
-                modes=None if mode is None else parse_names(mode),
-                iterations=iterations,
-                min_time=1.0 if min_time is None else min_time,
-                warmup=warmup,
-                percentiles=_percentiles(percentile),
-                device=device,
-                progress=progress,
-            )
+        request = BenchRequest(
+            engine=engine,
+            batches=parse_batches(batch),
+            modes=None if mode is None else parse_names(mode),
+            iterations=iterations,
+            min_time=1.0 if min_time is None else min_time,
+            warmup=warmup,
+            percentiles=_percentiles(percentile),
+            device=device,
+            progress=progress,
+            max_noise=_share(max_noise),
+            time_out=time_out,
+            streams=streams,
+            cuda_graphs=not no_cuda_graph,
+            flush_l2=flush_l2,
+            profile=profile,
         )
+        result: BenchResult | DuelResult | ProfilesResult
+        if against is not None:
+            result = duel.duel(request, against)
+        else:
+            result = duel.compare_profiles(request) if compare_profiles else bench(request)
     console = out()
-    console.print(fitting(console, report.bench_table(result), report.bench_table(result, brief=True)))
-    for line in report.footnotes(result):
+    for line in _show(console, result):
         console.print(line, style="dim", markup=False)
     for path, write in ((json_, report.write_json), (csv, report.write_csv)):
         if path is not None:
             write(result, path)
             console.print(f"[bold]{plain(str(path))}[/]")
+
+
+def _show(console: Console, result: BenchResult | DuelResult | ProfilesResult) -> Sequence[str]:
+    """Print the tables; the notes that belong below."""
+    from trtbatch import report
+    from trtbatch.duel import DuelResult, ProfilesResult
+
+    if isinstance(result, DuelResult):
+        console.print(report.duel_table(result))
+        return report.duel_notes(result)
+    if isinstance(result, ProfilesResult):
+        console.print(fitting(console, report.profiles_table(result), report.profiles_table(result, brief=True)))
+        return report.profiles_notes(result)
+    console.print(fitting(console, report.bench_table(result), report.bench_table(result, brief=True)))
+    parts = report.parts_table(result)
+    if parts is not None:
+        console.print(parts)
+    return report.footnotes(result)
+
+
+def _refuse_contradictions(
+    iterations: int | None, min_time: float | None, time_out: float | None, warmup: float
+) -> None:
+    """Raise where options say different things about how long to go on.
+
+    Raises:
+        UsageError: naming them.
+    """
+    from trtbatch.errors import UsageError
+
+    if iterations is not None and min_time is not None:
+        raise UsageError("--iterations and --min-time say the same thing twice", "give one of them")
+    if iterations is not None and time_out is not None:
+        raise UsageError("--iterations and --time-out contradict each other", "give one of them")
+    for name, value in (("--min-time", min_time), ("--time-out", time_out), ("--warmup", warmup)):
+        if value is not None and not math.isfinite(value):
+            raise UsageError(f"{name} {value} never ends", "give a number of seconds (--warmup: milliseconds)")
+    shortest = 1.0 if min_time is None else min_time
+    if time_out is not None and time_out < shortest:
+        raise UsageError(
+            f"--time-out {time_out:g} is less than the {shortest:g} s of --min-time",
+            f"pass --min-time {time_out:g} too",
+        )
+
+
+def _refuse_comparisons(profile: int | None, compare_profiles: bool, against: Path | None) -> None:
+    """Raise where two questions are asked at once.
+
+    Raises:
+        UsageError: naming both options.
+    """
+    from trtbatch.errors import UsageError
+
+    asked = [
+        name
+        for name, given in (
+            ("--against", against is not None),
+            ("--compare-profiles", compare_profiles),
+            ("--profile", profile is not None),
+        )
+        if given
+    ]
+    if len(asked) > 1:
+        raise UsageError(f"{asked[0]} and {asked[1]} are two questions", "ask one after the other")
+
+
+def _share(text: str) -> float:
+    """``1%`` or ``0.01``."""
+    from trtbatch.errors import UsageError
+
+    try:
+        value = float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise UsageError(f"--max-noise {text!r} is not a share of the median", "write it like 1% or 0.01")
+    return value
 
 
 def _percentiles(text: str) -> list[float]:

@@ -19,7 +19,13 @@ def command(
         str,
         typer.Option("--input", metavar="DIR|GLOB|FILE|random", help="Images, a .npy or .npz file, or random samples."),
     ] = ...,  # type: ignore[assignment]
-    batch: Annotated[str, typer.Option(metavar="N|auto", help="Batch size; auto is the profile's opt.")] = "auto",
+    batch: Annotated[
+        str,
+        typer.Option(
+            metavar="N|auto",
+            help="Batch size; auto is the fastest one that the build has measured, else the largest opt.",
+        ),
+    ] = "auto",
     count: Annotated[Optional[int], typer.Option(min=1, help="At most so many samples.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of random samples.")] = 42,
     output: Annotated[
@@ -27,10 +33,19 @@ def command(
     ] = None,
     topk: Annotated[int, typer.Option(min=1, help="Classes given for each sample.")] = 5,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first unusable input.")] = False,
+    no_cuda_graph: Annotated[
+        bool, typer.Option("--no-cuda-graph", help="Launch kernels one by one, not as a CUDA graph.")
+    ] = False,
+    trace: Annotated[
+        Optional[Path],
+        typer.Option(metavar="FILE.json", help="What each thread did when, for chrome://tracing or ui.perfetto.dev."),
+    ] = None,
     device: Device = 0,
     debug: Debug = False,
 ) -> None:
     """Run images or arrays through an engine, in order, at their true batch sizes.
+
+    Reading, computing and writing overlap. A batch larger than every profile is run in pieces.
 
     An unusable image is reported and left out, the rest goes on, and the exit code is 1.
     """
@@ -55,6 +70,8 @@ def command(
                 topk=topk,
                 strict=strict,
                 device=device,
+                cuda_graphs=not no_cuda_graph,
+                trace=trace,
                 progress=progress,
             )
         )
@@ -98,5 +115,8 @@ def _show(result: Any) -> None:
         f"{samples} in {result.seconds:.2f} s ({rate:,.0f} images/s, reading included); "
         f"executed batches: {batches or 'none'}"
     )
-    if result.output is not None:
-        console.print(f"[bold]{plain(str(result.output))}[/]")
+    if result.samples:
+        console.print(result.bound)
+    for path in (result.output, result.trace):
+        if path is not None:
+            console.print(f"[bold]{plain(str(path))}[/]")

@@ -1,0 +1,108 @@
+"""What ``infer``'s pipeline adds to a bare ``InferenceSession.run`` loop on the CPU: whole loops, in turn, in one run.
+
+    python scripts/pipeline_overhead.py ENGINE [--batch 32] [--batches 12] [--rounds 15] [--output FILE]
+
+Both run over one memory-mapped .npy file of random samples, on the same ONNX Runtime session, with its options and
+threads. The bare loop hands slices of the map to the session and drops what comes back. Prints the medians and the
+median of the rounds' ratios; the JSON holds every round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trtbatch import environment
+from trtbatch.artifacts import TensorSpec, load
+from trtbatch.backends import open_engine
+from trtbatch.infer import InferRequest, InferResult, predict
+from trtbatch.sinks import open_sink
+from trtbatch.sources import ArraySource
+
+
+def save_samples(path: Path, spec: TensorSpec, count: int) -> None:
+    """Seeded random samples, written through a map: they needn't fit in memory."""
+    shape = tuple(int(size) for size in spec.at(count))
+    made = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(spec.dtype), shape=shape)
+    for index in range(count):
+        made[index] = np.random.default_rng(index).standard_normal(shape[1:])
+    made.flush()
+
+
+def bare(session: Any, file: Path, name: str, batch: int) -> float:
+    """Seconds of the loop that one writes first."""
+    samples = np.load(file, mmap_mode="r")
+    begun = time.perf_counter()
+    for first in range(0, len(samples), batch):
+        session.run(None, {name: samples[first : first + batch]})
+    return time.perf_counter() - begun
+
+
+def ours(engine: Any, file: Path, batch: int) -> InferResult:
+    """The same through the pipeline; its seconds and how busy its stages were are in the result."""
+    source = ArraySource(file, engine.sidecar.inputs, None)
+    result = InferResult("", "", "")
+    with open_sink(None, engine.sidecar) as sink:
+        predict(engine, source, sink, [batch], InferRequest(None, str(file)), result)
+    return result
+
+
+def measure(options: argparse.Namespace, file: Path) -> dict[str, Any]:
+    artifact = load(options.engine, "engine")
+    (spec,) = artifact.sidecar.inputs
+    save_samples(file, spec, options.batch * options.batches)
+    rounds: list[tuple[float, float]] = []
+    with open_engine(artifact) as engine:
+        opened: Any = engine
+        session = opened._session
+        bare(session, file, spec.name, options.batch)
+        last = ours(engine, file, options.batch)
+        for turn in range(options.rounds):
+            first = bare(session, file, spec.name, options.batch) if turn % 2 == 0 else None  # each first in turn
+            last = ours(engine, file, options.batch)
+            theirs = bare(session, file, spec.name, options.batch) if first is None else first
+            rounds.append((theirs, last.seconds))
+    ratios = [mine / theirs for theirs, mine in rounds]
+    bare_s, ours_s = (float(value) for value in np.median(rounds, axis=0))
+    return {
+        "script": "scripts/pipeline_overhead.py",
+        "engine": artifact.path.name,
+        "batch": options.batch,
+        "batches": options.batches,
+        "bare_s": bare_s,
+        "pipeline_s": ours_s,
+        "ratio": float(np.median(ratios)),
+        "ratio_quartiles": [float(value) for value in np.percentile(ratios, (25, 75))],
+        "busy": last.busy,
+        "load_average": os.getloadavg(),
+        "environment": environment.describe(),
+        "rounds_s": rounds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("engine", type=Path)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batches", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(options, Path(folder) / "samples.npy")
+    low, high = result["ratio_quartiles"]
+    print(f"bare loop {result['bare_s']:.3f} s, pipeline {result['pipeline_s']:.3f} s of {options.batches} batches")
+    print(f"ratio {result['ratio']:.4f} (median of {options.rounds} rounds; quartiles {low:.4f} and {high:.4f})")
+    if options.output is not None:
+        options.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,429 @@
+"""Reading, computing and writing at the same time, on a ring of slots.
+
+::
+
+    source ─▶ filler thread ──filled──▶ runner thread ──done──▶ caller's thread ─▶ sink
+                   ▲                                                  │
+                   └─────────────────────── free ─────────────────────┘
+
+Every batch holds a slot from its first row until the caller is through with its outputs, so the ring bounds memory
+whichever stage is slow. The runner alone uses the session, which TensorRT ties to one thread. What any stage raises
+ends all of them, and is raised in the caller's thread as it was.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtbatch.artifacts import TensorSpec
+from trtbatch.backends.base import Session, Slot, conform
+from trtbatch.batches import Profile, pick_profile
+from trtbatch.errors import InputError
+from trtbatch.sources import BlockSource, Skipped, Source
+from trtbatch.trace import NO_TRACE, Recorder
+
+__all__ = ["Batch", "Busy", "Pipeline", "Stopwatch", "executed_size"]
+
+Array = NDArray[Any]
+T = TypeVar("T")
+
+SPARE = 2
+"""Slots beyond those in flight: one is being filled while the sink holds another."""
+
+
+class Stopwatch:
+    """Adds up the seconds spent in its blocks; for one thread."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._begun = 0.0
+
+    def __enter__(self) -> Stopwatch:
+        self._begun = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.seconds += time.perf_counter() - self._begun
+
+
+@dataclass
+class Busy:
+    """How long each stage worked, rather than waited for another one."""
+
+    reading: Stopwatch = field(default_factory=Stopwatch)
+    computing: Stopwatch = field(default_factory=Stopwatch)
+    writing: Stopwatch = field(default_factory=Stopwatch)
+
+
+@dataclass
+class _Room:
+    """A slot, and those of its inputs that have a batch axis: at the largest size, that axis first."""
+
+    slot: Slot
+    rows: dict[str, Array]
+
+
+@dataclass
+class Batch:
+    """A batch on its way.
+
+    Args:
+        number: 0, 1, … in order.
+        names: of its samples.
+        executed: the size that it runs at; rows beyond the samples are padding.
+        outputs: as the engine gives them, padding included; valid until the next batch is asked for.
+    """
+
+    number: int
+    names: list[str]
+    executed: int
+    room: _Room
+    outputs: dict[str, Array] = field(default_factory=dict)
+
+
+class _StoppedError(Exception):
+    """The pipeline ends; the stage that was waiting is to leave."""
+
+
+class _Line:
+    """What the stages share: one lock for all queues, and whether everything is to end."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.stopped = False
+        self.error: BaseException | None = None
+        self.free: _Queue[_Room] = _Queue(self)
+        self.filled: _Queue[Batch] = _Queue(self)
+        self.done: _Queue[Batch] = _Queue(self)
+
+    def stop(self, error: BaseException | None = None) -> None:
+        """Wake everybody who waits; the first error is kept."""
+        with self.changed:
+            self.error = error if self.error is None else self.error
+            self.stopped = True
+            self.changed.notify_all()
+
+    def leave_if_stopped(self) -> None:
+        if self.stopped:
+            raise _StoppedError
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """What is raised in the block stops the line."""
+        try:
+            yield
+        except _StoppedError:
+            return
+        except BaseException as error:
+            self.stop(error)
+
+
+class _Queue(Generic[T]):
+    """A queue between two stages. It needs no bound of its own: there are only so many slots."""
+
+    def __init__(self, line: _Line) -> None:
+        self._line = line
+        self._items: deque[T] = deque()
+        self._ended = False
+
+    def put(self, item: T) -> None:
+        with self._line.changed:
+            self._items.append(item)
+            self._line.changed.notify_all()
+
+    def end(self) -> None:
+        """Nothing more will come."""
+        with self._line.changed:
+            self._ended = True
+            self._line.changed.notify_all()
+
+    def get(self, wait: bool = True) -> T | None:
+        """The next item; None when there will be none, or, without waiting, where there is none now."""
+        line = self._line
+        with line.changed:
+            line.changed.wait_for(lambda: self._items or self._ended or line.stopped or not wait)
+            line.leave_if_stopped()
+            return self._items.popleft() if self._items else None
+
+
+class _Opener(Protocol):
+    def session(self, cuda_graphs: bool = True) -> Session: ...
+
+
+class Pipeline:
+    """Runs a source through an engine; to be entered, and iterated over once, for the batches in order.
+
+    Asking for the next batch gives the slot of the last one back. Leaving the block, whether all is done or not, ends
+    the threads.
+
+    Args:
+        engine: opens the session, in the runner's thread.
+        inputs: of the engine, as its sidecar has them.
+        profiles: that decide what a short batch is padded to.
+        sizes: of the batches, taken in turn again and again; each fits a profile once padded.
+        skip: is told each unusable input, in the filler's thread; may raise.
+
+    Raises:
+        InputError: a sample of another shape, or one that a cast to the engine's type would change.
+        ExecutionError: the engine failed, or its slots need more memory than there is.
+    """
+
+    def __init__(
+        self,
+        engine: _Opener,
+        inputs: Sequence[TensorSpec],
+        profiles: Sequence[Profile],
+        source: Source,
+        sizes: Sequence[int],
+        skip: Callable[[Skipped], None],
+        cuda_graphs: bool = True,
+        trace: Recorder = NO_TRACE,
+    ) -> None:
+        self.busy = Busy()
+        self.begun = 0.0
+        """When reading began, by ``time.perf_counter``: the session and its slots were ready."""
+        self._engine = engine
+        self._inputs = inputs
+        self._profiles = profiles
+        self._source = source
+        self._sizes = sizes
+        self._skip = skip
+        self._cuda_graphs = cuda_graphs
+        self._trace = trace
+        self._largest = max(executed_size(size, profiles) for size in sizes)
+        self._line = _Line()
+        self._left = threading.Event()
+        self._runner = threading.Thread(target=self._compute, name="trtbatch-run")
+
+    def __enter__(self) -> Pipeline:
+        try:
+            self._runner.start()
+        except BaseException:  # an interrupt, too, must not leave a thread behind
+            self._end()
+            raise
+        return self
+
+    def __iter__(self) -> Iterator[Batch]:
+        try:
+            while (batch := self._line.done.get()) is not None:
+                yield batch
+                self._line.free.put(batch.room)
+        except _StoppedError:
+            return  # the error is raised when the block is left
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+        if kind is None and self._line.error is not None:
+            raise self._line.error
+
+    def _end(self) -> None:
+        try:
+            self._let_go()
+        finally:
+            self._let_go()  # again: an interrupt between the two would leave threads that wait for ever
+            if self._runner.ident is not None:
+                self._runner.join()
+
+    def _let_go(self) -> None:
+        self._line.stop()
+        self._left.set()
+
+    # The runner's thread.
+
+    def _compute(self) -> None:
+        line = self._line
+        filler = threading.Thread(target=self._fill, name="trtbatch-fill")
+        with line.guard(), self._engine.session(cuda_graphs=self._cuda_graphs) as session:
+            with line.guard():
+                self._make_rooms(session)
+                self.begun = time.perf_counter()
+                filler.start()
+                self._run_all(session)
+            # The slots' memory goes with the session: first everybody must be through with it.
+            self._left.wait()
+            if filler.ident is not None:
+                filler.join()
+
+    def _make_rooms(self, session: Session) -> None:
+        needed = -(-self._source.total // min(self._sizes))
+        for _ in range(max(1, min(session.in_flight + SPARE, needed))):
+            slot = session.slot()
+            inputs = slot.prepare(self._largest)
+            rows: dict[str, Array] = {}
+            for spec in self._inputs:
+                if spec.batch_axis is None:
+                    _write(inputs[spec.name], self._source.constants[spec.name], spec)
+                else:
+                    rows[spec.name] = np.moveaxis(inputs[spec.name], spec.batch_axis, 0)
+            self._line.free.put(_Room(slot, rows))
+
+    def _run_all(self, session: Session) -> None:
+        """Keep as many batches in flight as keep the device busy; results aren't held back for a slow reader."""
+        filled, done = self._line.filled, self._line.done
+        submit = "compute" if session.in_flight == 1 else "submit"  # with one in flight it runs to the end
+        flying: deque[Batch] = deque()
+        while True:
+            batch = filled.get(wait=not flying)
+            if batch is not None:
+                with self.busy.computing, self._span(submit, batch):
+                    self._submit(batch)
+                flying.append(batch)
+            elif not flying:
+                break
+            if batch is None or len(flying) >= session.in_flight:
+                oldest = flying.popleft()
+                with self.busy.computing, self._span("wait", oldest):
+                    oldest.outputs = oldest.room.slot.wait()
+                done.put(oldest)
+        done.end()
+
+    def _submit(self, batch: Batch) -> None:
+        room = batch.room
+        inputs = room.slot.prepare(batch.executed)
+        if batch.executed < self._largest:
+            self._pack(room, inputs, batch.executed)
+        room.slot.submit()
+
+    def _pack(self, room: _Room, inputs: dict[str, Array], size: int) -> None:
+        """Bring rows to where a smaller batch has them; with the batch axis first they are there."""
+        for spec in self._inputs:
+            if spec.batch_axis:
+                rows = room.rows[spec.name][:size].copy()  # it lies in the memory that is written to
+                np.moveaxis(inputs[spec.name], spec.batch_axis, 0)[...] = rows
+
+    def _span(self, name: str, batch: Batch) -> Any:
+        return self._trace.span(name, batch=batch.number, samples=len(batch.names))
+
+    # The filler's thread.
+
+    def _fill(self) -> None:
+        line = self._line
+        with line.guard(), closing(_feed(self._source, self._inputs, self._skip, line, self._trace)) as feed:
+            for number, size in enumerate(itertools.cycle(self._sizes)):
+                room = line.free.get()
+                assert room is not None, "slots go round until the end"
+                with self.busy.reading, self._trace.span("fill", batch=number) as span:
+                    names = feed.fill(room.rows, size)
+                    executed = self._pad(room.rows, len(names)) if names else 0
+                    span.add(samples=len(names))
+                if names:
+                    line.filled.put(Batch(number, names, executed, room))
+                if len(names) < size:
+                    break
+            line.filled.end()
+
+    def _pad(self, rows: dict[str, Array], count: int) -> int:
+        """Repeat the last row up to a size that a profile holds, which is returned."""
+        executed = executed_size(count, self._profiles)
+        for array in rows.values():
+            array[count:executed] = array[count - 1]
+        return executed
+
+
+def executed_size(count: int, profiles: Sequence[Profile]) -> int:
+    """The batch size that `count` samples run at: their number, or the next larger size that a profile holds."""
+    if pick_profile(profiles, count) is not None:
+        return count
+    return min(profile.min for profile in profiles if profile.min > count)
+
+
+class _Feed(Protocol):
+    """Writes samples into a slot."""
+
+    def fill(self, rows: dict[str, Array], size: int) -> list[str]:
+        """Write up to `size` samples into the first rows; their names, fewer only at the source's end."""
+
+    def close(self) -> None: ...
+
+
+def _feed(
+    source: Source, inputs: Sequence[TensorSpec], skip: Callable[[Skipped], None], line: _Line, trace: Recorder
+) -> _Feed:
+    specs = [spec for spec in inputs if spec.batch_axis is not None]
+    return _BlockFeed(source, specs) if isinstance(source, BlockSource) else _RowFeed(source, specs, skip, line, trace)
+
+
+class _BlockFeed:
+    """Batches copied in one go."""
+
+    def __init__(self, source: BlockSource, specs: Sequence[TensorSpec]) -> None:
+        self._source = source
+        self._specs = specs
+        self._next = 0
+
+    def fill(self, rows: dict[str, Array], size: int) -> list[str]:
+        block = self._source.block(self._next, size)
+        count = len(block.names)
+        for spec in self._specs:
+            _write(rows[spec.name][:count], block.rows[spec.name], spec)
+        self._next += count
+        return block.names
+
+    def close(self) -> None:
+        return
+
+
+class _RowFeed:
+    """Samples copied one by one, as they come; those that can't be used are left out."""
+
+    def __init__(
+        self,
+        source: Source,
+        specs: Sequence[TensorSpec],
+        skip: Callable[[Skipped], None],
+        line: _Line,
+        trace: Recorder,
+    ) -> None:
+        self._items = iter(source)
+        self._specs = specs
+        self._skip = skip
+        self._line = line
+        self._trace = trace
+
+    def fill(self, rows: dict[str, Array], size: int) -> list[str]:
+        names: list[str] = []
+        while len(names) < size:
+            self._line.leave_if_stopped()
+            with self._trace.span("next"):  # where it is long, the filler waits for the readers
+                item = next(self._items, None)
+            if item is None:
+                break
+            if isinstance(item, Skipped):
+                self._skip(item)
+                continue
+            for spec in self._specs:
+                # A part of the array, not a row of it: a row of a scalar per sample would be a copy.
+                _write(rows[spec.name][len(names) : len(names) + 1], item.rows[spec.name][None], spec)
+            names.append(item.name)
+        return names
+
+    def close(self) -> None:
+        """Let the source end its threads: here, not whenever it is collected."""
+        if isinstance(self._items, Generator):
+            self._items.close()
+
+
+def _write(target: Array, array: Array, spec: TensorSpec) -> None:
+    """Copy into a slot; a cast must keep every value.
+
+    Raises:
+        InputError: another shape, or values that the input's type doesn't hold.
+    """
+    if array.shape != target.shape:
+        raise InputError(f"{spec.name} has shape {array.shape}, wanted {target.shape}", "reshape it")
+    np.copyto(target, array if array.dtype == target.dtype else conform(array, spec))
