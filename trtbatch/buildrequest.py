@@ -47,8 +47,7 @@ class BuildRequest:
         timing_cache: read where usable, and written after the build; None is one beside the engine, by GPU and
             TensorRT version.
         keep_timings: whether there is a timing cache at all.
-        parallel_timing: whether each of several profiles is timed in a process of its own first, all at once.
-        threads: of the CPU that TensorRT's builder may use; None is its own choice.
+        own_kernels: whether TensorRT's own tactics alone are tried, not those of cuDNN and cuBLAS.
         shapes: sizes of the axes other than the batch, by input.
         output: None is ``engines/NAME.engine`` (``engines/NAME.ort.onnx`` for ONNX Runtime).
         verify: whether the rows are checked; the engine is run at min, opt and max either way.
@@ -74,8 +73,7 @@ class BuildRequest:
     opt_level: int | None = None
     timing_cache: Path | None = None
     keep_timings: bool = True
-    parallel_timing: bool = False
-    threads: int | None = None
+    own_kernels: bool = False
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     output: Path | None = None
     verify: bool = True
@@ -97,8 +95,7 @@ def note_unused(request: BuildRequest) -> None:
         "--opt-level": request.opt_level,
         "--timing-cache": request.timing_cache,
         "--no-timing-cache": None if request.keep_timings else True,
-        "--parallel-timing": request.parallel_timing or None,
-        "--threads": request.threads,
+        "--own-kernels": request.own_kernels or None,
     }
     names = [name for name, value in given.items() if value is not None]
     if names:

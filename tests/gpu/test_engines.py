@@ -21,6 +21,11 @@ from trtbatch.errors import ProfileError
 from trtbatch.rows import random_inputs, row_errors
 
 
+def left_in(folder: Path) -> list[str]:
+    """Names of the files there, the timing cache aside: it is whole, whatever became of the build."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".timing")
+
+
 def rows_against_oracle(engine: Path, onnx: Path, batches: tuple[int, ...]) -> float:
     """Largest relative error of any row at these batches, each mode included."""
     artifact = load(engine, "engine")
@@ -105,7 +110,7 @@ def test_wrong_rows_give_no_engine(tmp_path: Path, model: object) -> None:
     # TensorRT 8.6.0 crashes in its builder on the Range of the second model: an error too, and no engine.
     assert "wrong rows" in done.stderr or "ended the build process" in done.stderr
     assert "Traceback" not in done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx"]
+    assert left_in(tmp_path) == ["m.onnx"]
 
 
 def test_a_baked_batch_gives_no_engine(tmp_path: Path) -> None:
@@ -113,7 +118,7 @@ def test_a_baked_batch_gives_no_engine(tmp_path: Path) -> None:
     done = run_process("build", onnx, "--max", 8, "--output", "m.engine", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-2].startswith("error:") and done.stderr.splitlines()[-1].startswith("fix:")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx"]
+    assert left_in(tmp_path) == ["m.onnx"]
 
 
 def test_a_timing_cache_is_written_reused_and_ignored_when_unusable(tmp_path: Path) -> None:

@@ -226,8 +226,7 @@ class BuildPlan:
         timing_cache: read where usable, and written after the build; None is one in `cache_folder`, named after GPU
             and TensorRT version.
         cache_folder: None is no timing cache at all.
-        threads: of the CPU that the builder may use; None leaves TensorRT's choice.
-        ahead: whether each of several profiles is timed in a process of its own, all at once, before the build.
+        own_kernels: whether the tactics of cuDNN and cuBLAS are left out.
         device: number of the GPU.
         tf32: whether float32 products may be computed in TF32.
         kinds: the reduced types that the graph holds (``fp16``, ``bf16``, ``int8``, ``fp8``).
@@ -246,8 +245,7 @@ class BuildPlan:
     opt_level: int | None = None
     timing_cache: Path | None = None
     cache_folder: Path | None = None
-    threads: int | None = None
-    ahead: bool = False
+    own_kernels: bool = False
     device: int = 0
     tf32: bool = True
     kinds: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import re
 import signal
 import sys
@@ -140,6 +141,9 @@ def main() -> NoReturn:
     if STATE.signal is not None:
         code = 128 + STATE.signal
         print(f"{_ENDS[signal.Signals(STATE.signal)]}; nothing half-written is left", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # CPython kills itself by SIGINT at exit where the interrupt once passed through an exec()
     sys.exit(code)
 
 

@@ -65,13 +65,10 @@ def command(
     no_timing_cache: Annotated[
         bool, typer.Option("--no-timing-cache", help="Time every tactic anew, and keep no times.")
     ] = False,
-    parallel_timing: Annotated[
+    own_kernels: Annotated[
         bool,
-        typer.Option("--parallel-timing", help="Time several profiles beside each other first: faster, less exact."),
+        typer.Option("--own-kernels", help="Try TensorRT's own tactics alone, not cuDNN's and cuBLAS's (gone in 11)."),
     ] = False,
-    threads: Annotated[
-        Optional[int], typer.Option(min=1, metavar="N", help="Of the CPU, for the builder. \\[default: TensorRT's]")
-    ] = None,
     shape: Annotated[
         Optional[list[str]],
         typer.Option(metavar="NAME=C,H,W", help="Sizes of an input's open axes other than the batch."),
@@ -189,8 +186,7 @@ def command(
                 opt_level=opt_level,
                 timing_cache=timing_cache,
                 keep_timings=not no_timing_cache,
-                parallel_timing=parallel_timing,
-                threads=threads,
+                own_kernels=own_kernels,
                 shapes=dict(_shape(text) for text in shape or []),
                 output=output,
                 verify=verify,

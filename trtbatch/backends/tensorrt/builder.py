@@ -13,8 +13,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -86,17 +84,15 @@ class TensorRTBuilder:
         buffers.refuse_device(plan.device)
         if plan.timing_cache is None and plan.cache_folder is not None:
             plan = replace(plan, timing_cache=plan.cache_folder / cache_name(plan.device))
-        own = [plan.timing_cache] if plan.timing_cache is not None and plan.timing_cache.exists() else []
-        caches = (*own, *(_time_ahead(plan, folder, progress) if plan.ahead and len(plan.profiles) > 1 else ()))
+        has_cache = plan.timing_cache is not None and plan.timing_cache.exists()
         try:
-            return _run_worker(WorkerRequest(plan, folder, caches), progress)
+            return _run_worker(WorkerRequest(plan, folder), progress)
         except BuildError as error:
-            if not caches:
+            if not has_cache:
                 raise
             # A cache that is read and then fails the build: 8.6.0 does so with its own, in Myelin.
-            name = plan.timing_cache or caches[0]
-            warn(f"{name}: the build fails with this timing cache, trying without ({error.problem})")
-            return _run_worker(WorkerRequest(plan, folder), progress)
+            warn(f"{plan.timing_cache}: the build fails with this timing cache, trying without ({error.problem})")
+            return _run_worker(WorkerRequest(plan, folder, read_cache=False), progress)
 
 
 def cache_name(device: int) -> str:
@@ -106,43 +102,8 @@ def cache_name(device: int) -> str:
     return f"{gpu}-sm{facts['compute_capability'].replace('.', '')}-tensorrt{trt.__version__}.timing"
 
 
-def _time_ahead(plan: BuildPlan, folder: Path, progress: Progress) -> tuple[Path, ...]:
-    """Build each profile by itself, all at once, for the times alone; returns the caches.
-
-    A profile that fails is left to the build itself, which tells why.
-    """
-    workers: list[subprocess.Popen[str]] = []
-
-    def one(index: int) -> Path | None:
-        room = folder / f"profile{index}"
-        room.mkdir()
-        cache = room / "times"
-        alone = replace(plan, profiles=(plan.profiles[index],), timing_cache=cache)
-        try:
-            _run_worker(WorkerRequest(alone, room, plan_wanted=False), lambda words, share: None, workers.append)
-        except BuildError:
-            return None
-        return cache
-
-    progress(f"timing {len(plan.profiles)} profiles beside each other", None)
-    with ThreadPoolExecutor(len(plan.profiles)) as pool:
-        try:
-            return tuple(cache for cache in pool.map(one, range(len(plan.profiles))) if cache is not None)
-        except BaseException:  # Ctrl-C: the pool would wait for them
-            for worker in workers:
-                worker.kill()
-            raise
-
-
-def _run_worker(
-    request: WorkerRequest,
-    progress: Progress,
-    started: Callable[[subprocess.Popen[str]], None] = lambda worker: None,
-) -> Built:
+def _run_worker(request: WorkerRequest, progress: Progress) -> Built:
     """Start the worker, pass on what it tells, and return what it built.
-
-    Args:
-        started: is given the process.
 
     Raises:
         BuildError: it failed, or died.
@@ -157,7 +118,6 @@ def _run_worker(
         log.open("wb") as stderr,
         subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=stderr, text=True, env=environment) as worker,
     ):
-        started(worker)
         try:
             last = _listen(worker, progress)
         except BaseException:

@@ -21,6 +21,7 @@ __all__ = [
     "honour_types",
     "keep_details",
     "layers",
+    "leave_out_libraries",
     "make_logger",
     "make_output_allocator",
     "max_opset",
@@ -275,6 +276,16 @@ def _layer(layer: dict[str, Any]) -> tuple[str, str, str, str]:
 def keep_details(trt: Any, config: Any) -> None:
     """Have the engine keep its layers' precision and tactic, for the inspector."""
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+
+
+def leave_out_libraries(trt: Any, config: Any) -> None:
+    """Have the builder try TensorRT's own tactics alone: cuDNN's and cuBLAS's are deprecated in 8.6, gone in 11."""
+    tactics = config.get_tactic_sources()
+    for name in ("CUDNN", "CUBLAS", "CUBLAS_LT"):
+        source = getattr(trt.TacticSource, name, None)
+        if source is not None:
+            tactics &= ~(1 << int(source))
+    config.set_tactic_sources(tactics)
 
 
 def share_profiles(trt: Any, config: Any) -> None:

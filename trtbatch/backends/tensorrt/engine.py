@@ -103,6 +103,7 @@ class TensorRTEngine:
             name = engine.get_tensor_name(index)
             is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
             shape = [int(size) for size in engine.get_tensor_shape(name)]
+            shape = self._opened(name, shape)
             sizes = ", ".join("?" if size < 0 else str(size) for size in shape)
             dtype = compat.dtype_name(engine.get_tensor_dtype(name))
             facts[f"{'input' if is_input else 'output'} {name}"] = f"({sizes}) {dtype}"
@@ -115,6 +116,16 @@ class TensorRTEngine:
             facts["profiles"] = ", ".join(profiles)
         facts["device memory"] = f"{self.activation_bytes:,} bytes of activations"
         return Description(facts, compat.layers(trt, engine))
+
+    def _opened(self, name: str, shape: list[int]) -> list[int]:
+        """An output's shape with its batch open: TensorRT tells that of the first profile, 1 where that is 1:1:1."""
+        spec = next((spec for spec in self.sidecar.outputs if spec.name == name), None)
+        axis = None if spec is None else spec.batch_axis
+        first = self.sidecar.profiles[0]
+        alone = spec is not None and spec.fixed_batch is None and first.min == first.max
+        if axis is not None and alone and axis < len(shape) and shape[axis] == first.max:
+            return [-1 if index == axis else size for index, size in enumerate(shape)]
+        return shape
 
     def close(self) -> None:
         self.cuda_engine = None

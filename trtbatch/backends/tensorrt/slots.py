@@ -147,10 +147,10 @@ class TensorRTSlot:
             return
         context = prepared.context
         session.set_shapes(context, prepared.shapes)
-        for name, address in prepared.addresses.items():
-            context.set_tensor_address(name, address)
-        for spec in prepared.later:
+        for spec in prepared.later:  # before the addresses: 8.6 loses the address of one that gets an allocator
             self._allocate_later(context, spec)
+        for name in prepared.addresses:
+            context.set_tensor_address(name, self._buffers[name].address)
         session.set_active(prepared)
 
     def _allocate_later(self, context: Any, spec: TensorSpec) -> None:

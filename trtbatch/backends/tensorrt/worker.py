@@ -15,7 +15,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,14 +37,12 @@ class WorkerRequest:
     """What the worker is to do.
 
     Args:
-        caches: timing caches that are read; the plan's own is written either way.
-        plan_wanted: whether the engine is written; else the timing cache is all that is wanted.
+        read_cache: whether the plan's timing cache is read; it is written either way.
     """
 
     plan: BuildPlan
     folder: Path
-    caches: tuple[Path, ...] = ()
-    plan_wanted: bool = True
+    read_cache: bool = True
 
 
 def main(request_file: str) -> int:
@@ -99,13 +96,12 @@ def _build(request: WorkerRequest, progress: Progress) -> Built:
     device = buffers.Device(plan.device)
     try:
         attempt = _Attempt(trt, plan, progress)
-        serialized = attempt.run([_read_cache(path) for path in request.caches])
+        serialized = attempt.run(_read_cache(plan.timing_cache) if request.read_cache else b"")
         if serialized is None:
             raise BuildError(f"TensorRT builds no engine: {attempt.complaint()}", _advice(attempt.complaint()))
         file = request.folder / plan.name
-        if request.plan_wanted:
-            with file.open("wb") as stream:
-                stream.write(memoryview(serialized))
+        with file.open("wb") as stream:
+            stream.write(memoryview(serialized))
         if plan.timing_cache is not None:
             _write_cache(plan.timing_cache, attempt.timing_cache())
         facts = buffers.device_facts(plan.device)
@@ -119,7 +115,9 @@ def _tools(trt: Any) -> dict[str, str]:
     return tools | {name: found for name in ("pycuda", "onnx") if (found := optional.version(name))}
 
 
-def _read_cache(path: Path) -> bytes:
+def _read_cache(path: Path | None) -> bytes:
+    if path is None or not path.exists():
+        return b""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -160,17 +158,15 @@ class _Attempt:
         self.outputs = plan.outputs
         self.precision = "fp32"
 
-    def run(self, caches: Sequence[bytes]) -> Any | None:
+    def run(self, cache: bytes) -> Any | None:
         """The serialised engine, or None where TensorRT gives none (see :meth:`complaint`)."""
         builder = self._trt.Builder(self._logger)
-        if self._plan.threads is not None:
-            builder.max_threads = self._plan.threads
         wants_types = bool(self._plan.kinds) or self._plan.options.weight_streaming  # which TensorRT streams for alone
         self._typed = wants_types and compat.strongly_typed(self._trt)
         network = compat.create_network(self._trt, builder, self._typed)
         self._parse(network)
         self._config = builder.create_builder_config()
-        self._configure(builder, network, caches)
+        self._configure(builder, network, cache)
         serialized = builder.build_serialized_network(network, self._config)
         if serialized is not None:
             self._read_back(network)
@@ -198,7 +194,7 @@ class _Attempt:
                 f"export with operators and an opset that TensorRT {self._trt.__version__} reads (--opset 17)",
             )
 
-    def _configure(self, builder: Any, network: Any, caches: Sequence[bytes]) -> None:
+    def _configure(self, builder: Any, network: Any, cache: bytes) -> None:
         plan, config, trt = self._plan, self._config, self._trt
         if plan.workspace is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, plan.workspace)
@@ -209,10 +205,12 @@ class _Attempt:
             compat.honour_types(trt, config, network, plan.node_types)
         compat.set_options(trt, config, plan.options.asked)
         self.precision = "tf32" if plan.tf32 else "fp32"
+        if plan.own_kernels:
+            compat.leave_out_libraries(trt, config)
         compat.keep_details(trt, config)
         compat.share_profiles(trt, config)
         self._monitored = compat.watch_progress(trt, config, self._progress)
-        self._set_cache(caches)
+        self._set_cache(cache)
         is_open = any(spec.batch_axis is not None and spec.fixed_batch is None for spec in plan.inputs)
         for profile in plan.profiles:
             shapes = builder.create_optimization_profile()
@@ -222,18 +220,18 @@ class _Attempt:
             if is_open and config.add_optimization_profile(shapes) < 0:
                 raise BuildError(f"TensorRT refuses the profile {profile}: {self.complaint()}", "check the shapes")
 
-    def _set_cache(self, caches: Sequence[bytes]) -> None:
-        if self._plan.timing_cache is None and not caches:
+    def _set_cache(self, cache: bytes) -> None:
+        if self._plan.timing_cache is None:
             return
-        whole = self._config.create_timing_cache(b"")
-        empty = _serialized(whole)
-        for cache in caches:
-            made = self._config.create_timing_cache(cache) if cache else None
-            # 8.6 takes any bytes without a word and makes an empty cache of those that it can't read.
-            read = made is not None and (_serialized(made) != empty or cache == empty)
-            if not read or not whole.combine(made, ignore_mismatch=False):
-                warn(f"{self._plan.timing_cache}: unusable timing cache ignored")
-        self._config.set_timing_cache(whole, ignore_mismatch=False)
+        empty = self._config.create_timing_cache(b"")
+        made = self._config.create_timing_cache(cache) if cache else empty
+        # 8.6 takes any bytes without a word and makes an empty cache of those that it can't read.
+        read = made is not None and (
+            not cache or _serialized(made) != _serialized(empty) or cache == _serialized(empty)
+        )
+        if not read or not self._config.set_timing_cache(made, ignore_mismatch=False):
+            warn(f"{self._plan.timing_cache}: unusable timing cache ignored")
+            self._config.set_timing_cache(empty, ignore_mismatch=False)
 
     def timing_cache(self) -> bytes:
         """The cache as it is after the build."""
