@@ -28,8 +28,9 @@ from trtbatch import environment
 from trtbatch.artifacts import ENGINES, Artifact, load
 from trtbatch.backends import open_engine
 from trtbatch.backends.tensorrt.engine import TensorRTSession
+from trtbatch.errors import RowsError
 from trtbatch.loops import Loop, Taken, latency_loop, mode_loop, throughput_loop
-from trtbatch.rows import random_inputs
+from trtbatch.rows import random_inputs, tolerance, wrong_rows
 
 STATIC = (1, 2, 4, 8, 16, 24, 32)
 NAMES = ("one", "auto", "wide", *(f"b{batch}" for batch in STATIC))
@@ -51,7 +52,9 @@ def options(name: str) -> tuple[str, ...]:
 def build_all(model: str, precision: str, names: Sequence[str], extra: Sequence[str]) -> None:
     for name in names:
         line = [sys.executable, "-m", "trtbatch", "build", f"engines/{model}_dynamic.onnx", "--precision", precision]
-        more = extra if name == "auto" else ()
+        more: tuple[str, ...] = tuple(extra) if name == "auto" else ()
+        if name != "auto":
+            more = (*more, "--no-verify")  # measure compares their rows with those of auto
         line += [*options(name), "--no-timing-cache", *more, "--output", f"engines/{name}.engine"]
         done = subprocess.run(line, capture_output=True, text=True)
         print(f"== {name}\n{done.stdout}{done.stderr}", flush=True)
@@ -109,6 +112,23 @@ class Bench:
         session.bind(self.inputs(name, batch))
         return mode_loop(session.modes()["graph"])
 
+    def require_same_rows(self, names: Sequence[str], batch: int) -> None:
+        """Raise where engines give other rows for the same samples: then their times mean nothing."""
+        outputs = {}
+        for name in names:
+            session = self.session(name)
+            session.bind(self.inputs(name, batch))
+            session.run()
+            outputs[name] = session.fetch()
+        limit = tolerance("float32", self.artifacts[names[0]].sidecar.precision)
+        for name in names[1:]:
+            for output, rows in outputs[names[0]].items():
+                wrong, errors = wrong_rows(outputs[name][output], rows, 2 * limit)  # each may be off by the limit
+                if wrong.size:
+                    raise RowsError(
+                        f"{name} and {names[0]} differ at batch {batch} by {errors.max():.1e}", "build again"
+                    )
+
     def filled(self, session: TensorRTSession, name: str, batch: int) -> Any:
         slot = session.slot()
         for key, array in slot.prepare(batch).items():
@@ -123,6 +143,7 @@ def profiles(bench: Bench, rounds: int) -> list[dict[str, Any]]:
         if not (ENGINES / f"b{batch}.engine").is_file():
             print(f"b{batch}.engine isn't there: batch {batch} is left out", flush=True)
             continue
+        bench.require_same_rows(("auto", f"b{batch}", "one"), batch)
         found = medians({name: bench.graph(name, batch) for name in ("auto", f"b{batch}", "one")}, rounds)
         auto, static, one = found.values()
         rows.append(
@@ -222,6 +243,7 @@ def copy_ms(session: TensorRTSession, count: int) -> float:
 def throughput(bench: Bench, rounds: int) -> dict[str, Any]:
     """Batches of 64 in flight against the slower of a bare copy and of computing alone, in the same rounds."""
     batch, session = 64, bench.session("wide")
+    bench.require_same_rows(("auto", "wide"), 32)
     count = sum(array.nbytes for array in bench.inputs("wide", batch).values())
     lanes = [bench.filled(session, "wide", batch) for _ in range(session.in_flight)]
     pipe = throughput_loop(lanes)
