@@ -34,6 +34,7 @@ from trtbatch.rows import random_inputs, tolerance, wrong_rows
 
 STATIC = (1, 2, 4, 8, 16, 24, 32)
 NAMES = ("one", "auto", "wide", *(f"b{batch}" for batch in STATIC))
+MEMORY = {"auto_over_one_in_use": "without the CUDA context", "auto_over_one_process": "of the process"}
 SECONDS = 0.08
 """Of each engine's turn in a round."""
 
@@ -286,7 +287,11 @@ from pathlib import Path
 from trtbatch.artifacts import load
 from trtbatch.backends import open_engine
 from trtbatch.backends.tensorrt.buffers import Device
+from trtbatch.environment import ask_nvml
 from trtbatch.rows import random_inputs
+def used():
+    return ask_nvml(lambda nvml: int(nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByIndex(0)).used)) or 0
+before = used()
 device = Device(0)
 empty = device.free_memory()
 artifact = load(Path(sys.argv[1]), "engine")
@@ -298,20 +303,29 @@ with open_engine(artifact) as engine, engine.session() as session:
             mode.launch()
             session.fetch()
     print(json.dumps({"loaded": empty - loaded, "in_use": empty - device.free_memory(),
-                      "activations": engine.activation_bytes, "contexts": len(session._contexts)}))
+                      "process": used() - before, "activations": engine.activation_bytes,
+                      "contexts": len(session._contexts)}))
 device.close()
 """
 
 
 def memory() -> dict[str, Any]:
-    """Device memory in use, bytes, after every batch has run in every mode; each engine in a process of its own."""
+    """Device memory in use, bytes, after every batch has run in every mode; each engine in a process of its own.
+
+    ``process`` is what the GPU holds for the process as a whole, ``in_use`` the same without the CUDA context.
+    """
     found = {}
     for name in ("one", "auto"):
         line = [sys.executable, "-c", _MEMORY, str(ENGINES / f"{name}.engine")]
         found[name] = json.loads(
             subprocess.run(line, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
         )
-    return {**found, "auto_over_one": found["auto"]["in_use"] / found["one"]["in_use"]}
+    ratios = {
+        f"auto_over_one_{name}": found["auto"][name] / found["one"][name]
+        for name in ("in_use", "process")
+        if found["one"][name]
+    }
+    return {**found, **ratios}
 
 
 def builds(bench: Bench) -> dict[str, Any]:
@@ -370,7 +384,11 @@ def markdown(data: dict[str, Any]) -> str:
             f"{pipe['of_the_bound']:.3f} ({pipe['samples_per_s']:,.0f} samples/s; {pipe['copy_gb_per_s']:.1f} GB/s)",
         ),
         ("two sessions / one, batch 1, samples/s", f"{streams['two_over_one_samples_per_s']:.2f}"),
-        ("device memory, auto / one profile", f"{data['memory']['auto_over_one']:.2f}"),
+        *(
+            (f"device memory, auto / one profile ({words})", f"{data['memory'][name]:.2f}")
+            for name, words in MEMORY.items()
+            if name in data["memory"]
+        ),
         ("build time, auto / one profile", f"{data['builds']['auto_over_one']:.2f}"),
     ]
     return "\n".join(

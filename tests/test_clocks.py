@@ -85,3 +85,11 @@ def test_no_gpu_no_nvml_and_an_unknown_gpu_are_watched_as_nothing(monkeypatch: p
     monkeypatch.setattr(environment, "open_nvml", lambda: None)
     with ClockWatch(0) as watch:
         assert watch.look() is None
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "named"),
+    [(0, None, 0), (1, "", 1), (0, "3,1", 3), (1, "3, 1", 1), (0, "GPU-8f1c", "GPU-8f1c"), (2, "0,1", 2)],
+)
+def test_the_gpu_that_cuda_means_is_the_one_that_is_watched(device: int, visible: str | None, named: int | str) -> None:
+    assert environment.visible_device(device, visible) == named

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from scripts import article_table, bench_overhead, precision_table
+from scripts import article_table, bench_overhead, build_times, performance, precision_table
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GPU = ROOT / "docs" / "gpu"
+PERFORMANCE = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
 GPU_TESTS = ("test_engines", "test_models", "test_pipeline", "test_precision", "test_stress")
 
 
@@ -137,3 +138,15 @@ def test_every_kept_result_names_its_script_commit_gpu_driver_and_versions() -> 
         assert re.fullmatch(r"[0-9a-f]{12}", environment["commit"]), path
         assert environment["driver"] and data["device"]["gpu"] and environment["python"], path
         assert data.get("tools") or environment["libraries"], path
+
+
+def test_performance_has_the_tables_that_its_scripts_print() -> None:
+    kept = {
+        name: json.loads((ROOT / "docs" / "gpu" / f"{name}.json").read_text())
+        for name in ("performance", "build_times")
+    }
+    times, figures = performance.markdown(kept["performance"]).split("\n\n")
+    assert times in PERFORMANCE and times in README and figures in PERFORMANCE
+    assert build_times.markdown(kept["build_times"]["rows"]) in PERFORMANCE
+    pipeline = json.loads((ROOT / "docs" / "cpu" / "pipeline_overhead.json").read_text())
+    assert f"{pipeline['ratio']:.3f} times" in PERFORMANCE and pipeline["ratio"] <= 1.03

@@ -150,6 +150,7 @@ def _build_one(request: BuildRequest, builder: Builder, source: Artifact, target
         timing_cache=request.timing_cache,
         cache_folder=target.parent if request.keep_timings else None,
         own_kernels=request.own_kernels,
+        timing_iterations=request.timing_iterations,
         device=request.device,
         tf32=request.precision != "fp32",
         kinds=tuple(sorted(held)),

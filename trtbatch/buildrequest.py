@@ -48,6 +48,7 @@ class BuildRequest:
             TensorRT version.
         keep_timings: whether there is a timing cache at all.
         own_kernels: whether TensorRT's own tactics alone are tried, not those of cuDNN and cuBLAS.
+        timing_iterations: runs that the time of a tactic is averaged over; None is TensorRT's own number.
         shapes: sizes of the axes other than the batch, by input.
         output: None is ``engines/NAME.engine`` (``engines/NAME.ort.onnx`` for ONNX Runtime).
         verify: whether the rows are checked; the engine is run at min, opt and max either way.
@@ -74,6 +75,7 @@ class BuildRequest:
     timing_cache: Path | None = None
     keep_timings: bool = True
     own_kernels: bool = False
+    timing_iterations: int | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     output: Path | None = None
     verify: bool = True
@@ -96,6 +98,7 @@ def note_unused(request: BuildRequest) -> None:
         "--timing-cache": request.timing_cache,
         "--no-timing-cache": None if request.keep_timings else True,
         "--own-kernels": request.own_kernels or None,
+        "--timing-iterations": request.timing_iterations,
     }
     names = [name for name, value in given.items() if value is not None]
     if names:

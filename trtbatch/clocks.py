@@ -56,7 +56,7 @@ class ClockWatch:
         self._handle: Any = None
         if self._nvml is not None:
             try:
-                self._handle = self._nvml.nvmlDeviceGetHandleByIndex(device)
+                self._handle = environment.nvml_handle(self._nvml, int(device or 0))
             except self._nvml.NVMLError:
                 self.close()
 

@@ -12,7 +12,17 @@ from typing import Any, TypeVar
 import trtbatch
 from trtbatch import optional
 
-__all__ = ["ask_nvml", "commit", "cpu_name", "describe", "driver", "gpu_state", "open_nvml", "peak_memory"]
+__all__ = [
+    "ask_nvml",
+    "commit",
+    "cpu_name",
+    "describe",
+    "driver",
+    "gpu_state",
+    "nvml_handle",
+    "open_nvml",
+    "peak_memory",
+]
 
 T = TypeVar("T")
 
@@ -77,9 +87,23 @@ def driver() -> str | None:
     return ask_nvml(lambda nvml: str(nvml.nvmlSystemGetDriverVersion()))
 
 
+def nvml_handle(nvml: Any, device: int) -> Any:
+    """NVML's handle of CUDA's `device`: NVML doesn't hide what CUDA_VISIBLE_DEVICES leaves out."""
+    name = visible_device(device, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return nvml.nvmlDeviceGetHandleByUUID(name) if isinstance(name, str) else nvml.nvmlDeviceGetHandleByIndex(name)
+
+
+def visible_device(device: int, visible: str | None) -> int | str:
+    """The number, or the UUID, of CUDA's `device` among all GPUs, by the value of CUDA_VISIBLE_DEVICES."""
+    names = [name.strip() for name in (visible or "").split(",") if name.strip()]
+    if device >= len(names):
+        return device
+    return int(names[device]) if names[device].isdigit() else names[device]
+
+
 def gpu_state(index: int = 0) -> dict[str, Any]:
     """What NVML says of a GPU now: clocks (MHz), temperature (°C), power (W), throttle reasons; empty without NVML."""
-    return ask_nvml(lambda nvml: _nvml_state(nvml, nvml.nvmlDeviceGetHandleByIndex(index))) or {}
+    return ask_nvml(lambda nvml: _nvml_state(nvml, nvml_handle(nvml, index))) or {}
 
 
 def ask_nvml(question: Callable[[Any], T]) -> T | None:

@@ -227,6 +227,7 @@ class BuildPlan:
             and TensorRT version.
         cache_folder: None is no timing cache at all.
         own_kernels: whether the tactics of cuDNN and cuBLAS are left out.
+        timing_iterations: runs that the time of a tactic is averaged over; None leaves TensorRT's own number (1).
         device: number of the GPU.
         tf32: whether float32 products may be computed in TF32.
         kinds: the reduced types that the graph holds (``fp16``, ``bf16``, ``int8``, ``fp8``).
@@ -246,6 +247,7 @@ class BuildPlan:
     timing_cache: Path | None = None
     cache_folder: Path | None = None
     own_kernels: bool = False
+    timing_iterations: int | None = None
     device: int = 0
     tf32: bool = True
     kinds: tuple[str, ...] = ()

@@ -69,6 +69,10 @@ def command(
         bool,
         typer.Option("--own-kernels", help="Try TensorRT's own tactics alone, not cuDNN's and cuBLAS's (gone in 11)."),
     ] = False,
+    timing_iterations: Annotated[
+        Optional[int],
+        typer.Option(min=1, metavar="N", help="Runs that a tactic's time is averaged over. \\[default: TensorRT's, 1]"),
+    ] = None,
     shape: Annotated[
         Optional[list[str]],
         typer.Option(metavar="NAME=C,H,W", help="Sizes of an input's open axes other than the batch."),
@@ -187,6 +191,7 @@ def command(
                 timing_cache=timing_cache,
                 keep_timings=not no_timing_cache,
                 own_kernels=own_kernels,
+                timing_iterations=timing_iterations,
                 shapes=dict(_shape(text) for text in shape or []),
                 output=output,
                 verify=verify,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch import optional
-from trtbatch.artifacts import Artifact, record_file
+from trtbatch.artifacts import Artifact, TensorSpec, record_file
 from trtbatch.backends.base import Description, Event, Mode, batch_of, conform
 from trtbatch.backends.tensorrt import compat
 from trtbatch.backends.tensorrt.buffers import Device, DeviceMemory
@@ -161,6 +161,11 @@ def _onnx_of(artifact: Artifact) -> Path:
     )
 
 
+def _depends_on_data(spec: TensorSpec) -> bool:
+    """Whether an axis beside the batch is open: all those of inputs are fixed, so only the data can decide it."""
+    return any(isinstance(size, str) for axis, size in enumerate(spec.shape) if axis != spec.batch_axis)
+
+
 def _profile(engine: Any, name: str, axis: int, profile: int) -> str:
     """``min:opt:max`` of an input's batch axis, as the engine has it."""
     return ":".join(str(int(shape[axis])) for shape in engine.get_tensor_profile_shape(name, profile))
@@ -235,16 +240,19 @@ class TensorRTSession:
 
     def _made(self, profile: int) -> Any:
         trt = optional.require("tensorrt", "run engines")
-        if self._activations is None:
+        # 8.6 leaves outputs whose shape depends on the data unwritten where the context's memory isn't its own.
+        own_memory = any(_depends_on_data(spec) for spec in self.outputs)
+        if self._activations is None and not own_memory:
             self._activations = self.device.memory(self._engine.activation_bytes)
         with self._engine.lock:  # two threads that make contexts at once get each other's errors
-            context = compat.create_context(trt, self._engine.cuda_engine)
+            context = compat.create_context(trt, self._engine.cuda_engine, own_memory)
         if context is None:
             raise ExecutionError(
                 f"TensorRT makes no execution context: {self._engine.complaint()}",
                 "free GPU memory (nvidia-smi shows who holds it), or build with a smaller --max",
             )
-        compat.give_memory(context, self._activations.address, self._activations.bytes)
+        if self._activations is not None:
+            compat.give_memory(context, self._activations.address, self._activations.bytes)
         if not context.set_optimization_profile_async(profile, self._handle):
             raise ExecutionError(f"profile {profile} can't be selected: {self._engine.complaint()}", "build again")
         self.computing.synchronize()

@@ -205,6 +205,8 @@ class _Attempt:
             compat.honour_types(trt, config, network, plan.node_types)
         compat.set_options(trt, config, plan.options.asked)
         self.precision = "tf32" if plan.tf32 else "fp32"
+        if plan.timing_iterations is not None:
+            config.avg_timing_iterations = plan.timing_iterations
         if plan.own_kernels:
             compat.leave_out_libraries(trt, config)
         compat.keep_details(trt, config)
