@@ -28,6 +28,7 @@ from trtbatch.candidates import Candidate
 from trtbatch.errors import AccuracyError, BuildError, ExecutionError, MissingPackageError, PrecisionError, RowsError
 from trtbatch.examine import Examination, Examined, examine, explained
 from trtbatch.forecast import forecast
+from trtbatch.fusing import fuse
 from trtbatch.notes import note
 from trtbatch.onnxfile import load_onnx, what_fixes_the_batch
 from trtbatch.planning import plan_axes, prepared
@@ -59,6 +60,9 @@ def build(request: BuildRequest) -> Artifact:
         note_unused(request)
     refuse_precision(request, builder)
     source = source_of(request)
+    if request.fuse_preprocess is not None:
+        folder = ENGINES if request.output is None else request.output.parent
+        source = fuse(source, request.fuse_preprocess, folder)
     if source.sidecar.conversion is not None:
         refuse_conversion_of(source, request)
     elif request.precision in ("fp32", "tf32", "best"):

@@ -54,6 +54,7 @@ class BuildRequest:
         verify: whether the rows are checked; the engine is run at min, opt and max either way.
         precision: of :data:`trtbatch.precision.PRECISIONS`, or ``best``: the fastest within the tolerance; None is
             what the file and the backend make of it (TF32 on TensorRT).
+        fuse_preprocess: layout of the uint8 images that the engine is to take; None leaves its input as it is.
         io_precision: type of the inputs and outputs; None keeps theirs.
         keep_fp32: names of nodes or operators that stay float32.
         calibration: folder, glob, ``.npy``, ``.npz``, or a number of random samples: for the ranges of int8 and fp8,
@@ -81,6 +82,7 @@ class BuildRequest:
     verify: bool = True
     precision: str | None = None
     io_precision: Literal["fp16"] | None = None
+    fuse_preprocess: Literal["NHWC", "NCHW"] | None = None
     keep_fp32: tuple[str, ...] = ()
     calibration: str | None = None
     calibration_method: Literal["entropy", "max"] | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from trtbatch import artifacts, files, optional
 from trtbatch.artifacts import BATCH_AXIS, ENGINES, Artifact, ModelRecord, Sidecar, TensorSpec
 from trtbatch.errors import ModelError, UsageError
 from trtbatch.exporters import Exporter, Trace, choose_exporter, refuse_opset
+from trtbatch.fusing import Layout, refuse_unfusable, write_fused
 from trtbatch.models import load_model
 from trtbatch.proof import PROOF_BATCHES, Reference, baked, prove
 from trtbatch.torchmodel import TorchModel
@@ -39,6 +40,8 @@ class ExportRequest:
         opset: None is 17 for torchscript, which TensorRT 8.6 reads, and 18 for dynamo, the least it writes.
         exporter: None is torchscript while torch carries it, else dynamo.
         weights: ``auto``, ``pretrained``, ``random`` or a file.
+        input_dtype: ``uint8`` makes the preprocessing's arithmetic part of the model.
+        layout: of uint8 images.
         output: None is ``engines/NAME_dynamic.onnx`` or ``engines/NAME.onnx``.
     """
 
@@ -52,6 +55,8 @@ class ExportRequest:
     seed: int = 0
     input_names: Sequence[str] = ()
     output_names: Sequence[str] = ()
+    input_dtype: Literal["float32", "uint8"] = "float32"
+    layout: Layout = "NHWC"
     output: Path | None = None
 
 
@@ -68,6 +73,7 @@ def export(request: ExportRequest) -> Artifact:
     refuse_opset(opset, exporter)
     model = load_model(request.model, request.weights, request.seed, request.input_shape)
     suffix = "_dynamic" if request.dynamic else ""
+    suffix += ".uint8" if request.input_dtype == "uint8" else ""
     target = request.output or ENGINES / f"{_file_stem(model.name)}{suffix}.onnx"
     if target.suffix != ".onnx":
         raise UsageError(f"--output {target} doesn't end in .onnx", f"write {target}.onnx")
@@ -101,6 +107,11 @@ def export(request: ExportRequest) -> Artifact:
             tools={name: found for name in ("torch", "torchvision", "onnx") if (found := optional.version(name))},
             created=artifacts.now(),
         )
+        if request.input_dtype == "uint8":
+            refuse_unfusable(sidecar, model.name)
+            room = folder / "fused"
+            room.mkdir()
+            made, sidecar, companions = write_fused(made, sidecar, request.layout, room / target.name)
         return artifacts.publish(made, target, sidecar, companions)
 
 

@@ -25,6 +25,7 @@ from trtbatch.backends.base import Progress
 from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.converter import LARGEST, run_modelopt
 from trtbatch.errors import ArtifactError, InputError, PrecisionError, UsageError
+from trtbatch.fusing import PREFIX, halve_prefix
 from trtbatch.notes import note, warn
 from trtbatch.onnxfile import load_onnx, opset_of
 from trtbatch.sources import read_samples
@@ -110,6 +111,7 @@ def convert(source: Artifact, request: ConversionRequest, drawn: Sequence[Tensor
     model = load_onnx(source.path)
     refuse_reduced(model, source.path.name)
     kept = _kept(model, request.keep_fp32, source.path.name)
+    kept |= {node.name for node in model.graph.node if node.name.startswith(f"{PREFIX}/")}
     sampled = replace(source.sidecar, inputs=tuple(drawn or source.sidecar.inputs))
     samples, words = _samples(sampled, request)
     quantized = request.precision in QUANTIZED
@@ -276,6 +278,9 @@ def _publish(made: Path, target: Path, source: Artifact, wanted: Conversion, too
         warn(f"{raised} quantization scales were zero in the type that they are stored in, and were raised")
     if wanted.io is not None and wanted.io != wanted.precision:
         half_inputs_and_outputs(model)
+    recipe = source.sidecar.preprocessing
+    if recipe is not None and recipe.fused is not None:
+        halve_prefix(model, recipe)
     tell_kernels(model, before)
     obstacle = lower_opset(model, opset_of(before))
     if obstacle is None:

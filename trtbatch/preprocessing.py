@@ -7,7 +7,7 @@ a machine without torch gives the same input; the tests compare the two.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ class Preprocessing:
         crop: ``(H, W)`` pixels cut from the centre; black is added where the image is smaller.
         mean, std: of each channel, in units of the 0…1 range.
         interpolation: Pillow's resampling filter, always antialiased.
+        fused: layout of the uint8 images that the model takes, where scale, mean and deviation are part of it.
     """
 
     resize: int
@@ -34,19 +35,30 @@ class Preprocessing:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    fused: Literal["NHWC", "NCHW"] | None = None
 
     def __post_init__(self) -> None:
         if self.resize < 1 or min(self.crop) < 1 or any(value <= 0 for value in self.std):
             raise ValueError(f"preprocessing needs positive sizes and deviations, not {self}")
 
-    def __call__(self, image: Image) -> NDArray[np.float32]:
-        """The sample ``(3, H, W)`` of a Pillow image of any mode and size."""
-        return self.normalise(self.pixels(image))
+    def __call__(self, image: Image) -> NDArray[Any]:
+        """The sample of a Pillow image of any mode and size: ``(3, H, W)`` float32, or uint8 as `fused` says."""
+        pixels = self.pixels(image)
+        if self.fused is None:
+            return self.normalise(pixels)
+        return pixels if self.fused == "NHWC" else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def normalise_batch(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Images as the fused model takes them, ``(N, …)`` uint8, to ``(N, 3, H, W)`` float32."""
+        pixels = images if self.fused == "NHWC" else np.moveaxis(images, 1, -1)
+        return np.stack([self.normalise(each) for each in pixels])
 
     def pixels(self, image: Image) -> NDArray[np.uint8]:
         """The resized and cropped image, ``(H, W, 3)`` uint8."""
         from PIL import Image as PillowImage
+        from PIL import ImageOps
 
+        image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):  # Pillow would cut every value over 255 to white
             image = PillowImage.fromarray((np.asarray(image, np.uint16) >> 8).astype(np.uint8))
         image = image.convert("RGB")

@@ -14,6 +14,7 @@ from trtbatch.artifacts import ENGINES, Artifact, record_file
 from trtbatch.backends.base import conform
 from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import ArtifactError, InputError, UsageError
+from trtbatch.fusing import unfused_inputs
 from trtbatch.models import load_model
 from trtbatch.notes import warn
 from trtbatch.onnxfile import load_onnx, read_specs
@@ -114,11 +115,13 @@ class _Torch:
             raise ArtifactError(problem, "put the weights back, or export again")
         self._outputs = [spec.name for spec in artifact.sidecar.outputs]
         self._inputs = artifact.sidecar.inputs
+        self._preprocessing = artifact.sidecar.preprocessing
         self.label = f"torch {optional.version('torch')} on {record.origin} ({record.weights})"
 
     def __call__(self, inputs: Mapping[str, Array], batch: int) -> dict[str, Array]:
         torch = optional.require("torch", "run the model")
         examples = self._model.example(2)
+        inputs = unfused_inputs(inputs, self._preprocessing)
         tensors = {
             name: torch.from_numpy(np.array(inputs[spec.name])).to(example.dtype)
             for (name, example), spec in zip(examples.items(), self._inputs)

@@ -247,7 +247,7 @@ class ImageSource:
                 if image.mode in ("I", "F"):
                     return Skipped(name, f"its pixels ({image.mode}, 32 bits) have no known white: save it in 8 bits")
                 made = self.preprocessing(image)
-                kind = self.spec.dtype if self.spec.dtype.startswith("float") else made.dtype
+                kind = self.spec.dtype if self.spec.dtype.startswith("float") and made.dtype.kind == "f" else made.dtype
                 return Sample(name, {self.spec.name: made.astype(kind, copy=False)})
         except Exception as error:  # Pillow's decoders raise whatever their format makes them
             return Skipped(name, _plain(error))

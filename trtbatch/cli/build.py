@@ -92,6 +92,13 @@ def command(
         Optional[Literal["fp16"]],
         typer.Option(help="Type of inputs and outputs. \\[default: as they are]", rich_help_panel=_PRECISION),
     ] = None,
+    fuse_preprocess: Annotated[
+        bool,
+        typer.Option("--fuse-preprocess", help="Take uint8 images: scale, mean and deviation become the first nodes."),
+    ] = False,
+    layout: Annotated[
+        Optional[Literal["NHWC", "NCHW"]], typer.Option(help="Of uint8 images. \\[default: NHWC, as they are decoded]")
+    ] = None,
     keep_fp32: Annotated[
         Optional[list[str]],
         typer.Option(
@@ -172,6 +179,8 @@ def command(
     sizes = tuple(parse_batches(batch)) if batch is not None else ()
     if no_timing_cache and timing_cache is not None:
         raise UsageError("--timing-cache and --no-timing-cache contradict each other", "give one of them")
+    if layout is not None and not fuse_preprocess:
+        raise UsageError("--layout is that of uint8 images", "pass --fuse-preprocess with it")
     if profiles is None and max_profiles is not None:
         raise UsageError("--max-profiles goes with --profiles auto", "give both, or leave it out")
     if profiles == "auto":
@@ -197,6 +206,7 @@ def command(
                 verify=verify,
                 precision=_precision(precision),
                 io_precision=io_precision,
+                fuse_preprocess=(layout or "NHWC") if fuse_preprocess else None,
                 keep_fp32=tuple(dict.fromkeys(keep_fp32 or [])),
                 calibration=calibration,
                 calibration_method=calibration_method,

@@ -35,6 +35,13 @@ def command(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of random weights and example inputs.")] = 0,
     input_names: Annotated[Optional[str], typer.Option(metavar="A,B", help="Names of the inputs, in order.")] = None,
     output_names: Annotated[Optional[str], typer.Option(metavar="A,B", help="Names of the outputs, in order.")] = None,
+    input_dtype: Annotated[
+        Literal["float32", "uint8"],
+        typer.Option(help="uint8: the model takes bytes; scale, mean and deviation become its first nodes."),
+    ] = "float32",
+    layout: Annotated[
+        Optional[Literal["NHWC", "NCHW"]], typer.Option(help="Of uint8 images. \\[default: NHWC, as they are decoded]")
+    ] = None,
     output: Annotated[
         Optional[Path],
         typer.Option(metavar="PATH", help="\\[default: engines/MODEL_dynamic.onnx or engines/MODEL.onnx]"),
@@ -52,6 +59,8 @@ def command(
 
     if dynamic and batch is not None:
         raise UsageError("--batch is for a static export; --dynamic takes any batch", "leave out --batch, or --dynamic")
+    if layout is not None and input_dtype != "uint8":
+        raise UsageError("--layout is that of uint8 images", "pass --input-dtype uint8 with it")
     request = ExportRequest(
         model=model,
         dynamic=dynamic,
@@ -63,6 +72,8 @@ def command(
         seed=seed,
         input_names=parse_names(input_names),
         output_names=parse_names(output_names),
+        input_dtype=input_dtype,
+        layout=layout or "NHWC",
         output=output,
     )
     artifact = export(request)

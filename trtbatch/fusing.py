@@ -1,0 +1,279 @@
+"""The preprocessing's arithmetic as the first nodes of the graph, so that bytes travel instead of floats.
+
+A photograph of 224×224 is 150 KB as uint8 and 602 KB as float32. The prefix is a cast, ``(x − 255·mean) · 1/(255·std)``
+per channel, and the transpose where images lie as NHWC. In float32 it differs from
+:meth:`trtbatch.preprocessing.Preprocessing.normalise` by rounding alone.
+
+In a graph whose products are in half precision :func:`halve_prefix` writes it again for the GPU, in half precision and
+on NHWC images before the transpose: one elementwise kernel that reads the bytes and writes what the first product
+reads. The subtraction comes first, because bytes are exact in half precision: what is rounded is the difference.
+The scale isn't put into the first product's weights: it costs nothing in that kernel, and weights divided by 58 lose
+digits as subnormal numbers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtbatch import artifacts, files, optional
+from trtbatch.artifacts import Artifact, Sidecar, TensorSpec
+from trtbatch.backends.onnxruntime import OnnxReference
+from trtbatch.errors import ArtifactError, ExportError, UsageError
+from trtbatch.notes import note
+from trtbatch.onnxfile import load_onnx
+from trtbatch.preprocessing import Preprocessing
+from trtbatch.rows import random_inputs, rows_of, wrong_rows
+
+__all__ = [
+    "PREFIX",
+    "Layout",
+    "fuse",
+    "fuse_graph",
+    "halve_prefix",
+    "prove_fused",
+    "refuse_unfusable",
+    "unfused_inputs",
+]
+
+Array = NDArray[Any]
+Layout = Literal["NHWC", "NCHW"]
+
+PREFIX = "/trtbatch/preprocess"
+"""How the names of the prefix's nodes and tensors begin."""
+
+LIMIT = 1e-4
+"""Largest L2-relative error of a row of the fused file against the unfused one: float32's, by rows.tolerance."""
+
+_BATCHES = (1, 2, 3, 7)
+
+
+def fuse(source: Artifact, layout: Layout, folder: Path) -> Artifact:
+    """The artifact with a uint8 input, in `folder`: made now, or found from before.
+
+    Raises:
+        UsageError: the model can't take images so, or something else has the name.
+        ExportError: the fused file's rows differ.
+    """
+    sidecar = source.sidecar
+    refuse_unfusable(sidecar, source.path.name)
+    target = folder / f"{source.path.name.removesuffix('.onnx')}.uint8.onnx"
+    found = _found(target, source, layout)
+    if found is not None:
+        note(f"using {found.path}, fused before")
+        return found
+    with files.scratch(target) as room:
+        made, fused, companions = write_fused(source.path, sidecar, layout, room / target.name)
+        fused = replace(
+            fused,
+            source=sidecar.artifact,
+            source_path=os.path.relpath(source.path.resolve(), target.resolve().parent),
+        )
+        return artifacts.publish(made, target, fused, companions)
+
+
+def write_fused(path: Path, sidecar: Sidecar, layout: Layout, made: Path) -> tuple[Path, Sidecar, tuple[Path, ...]]:
+    """Write the model of `path` with its preprocessing fused; the file, its sidecar, and files beside it.
+
+    Raises:
+        ExportError: the fused file's rows differ.
+    """
+    onnx = optional.require("onnx", "write ONNX files")
+    assert sidecar.preprocessing is not None
+    model = load_onnx(path, weights=True)
+    recipe = replace(sidecar.preprocessing, fused=layout)
+    spec = fuse_graph(model, sidecar.inputs[0], recipe)
+    large = bool(sidecar.companions)
+    beside = made.with_name(f"{made.name}.data")
+    onnx.save(model, str(made), save_as_external_data=large, location=beside.name)
+    companions = (beside,) if large else ()
+    prove_fused(path, made, sidecar.inputs[0], spec, recipe)
+    fused = replace(
+        sidecar,
+        artifact=artifacts.record_file(made),
+        companions=tuple(artifacts.record_file(each) for each in companions),
+        inputs=(spec,),
+        preprocessing=recipe,
+        created=artifacts.now(),
+    )
+    return made, fused, companions
+
+
+def _found(target: Path, source: Artifact, layout: Layout) -> Artifact | None:
+    """The file of an earlier run, where source and layout are the same.
+
+    Raises:
+        UsageError: the name is taken by something that wasn't made so.
+    """
+    if not target.exists():
+        return None
+    try:
+        artifact = artifacts.load(target, "onnx")
+        recipe = artifact.sidecar.preprocessing
+        if recipe is None or recipe.fused is None:
+            raise ArtifactError(f"{target} is no fused file", "move it")
+    except ArtifactError as error:
+        raise UsageError(
+            f"{target} is in the way: it has no sidecar that says its preprocessing was fused",
+            "move it, or build into another folder (--output)",
+        ) from error
+    made_from = artifact.sidecar.source
+    if made_from is None:
+        raise UsageError(f"{target} is in the way: it was exported so", f"build that: trtbatch build {target}")
+    if recipe.fused != layout or made_from.sha256 != source.sidecar.artifact.sha256:
+        return None
+    try:
+        artifacts.check_file(artifact)
+    except ArtifactError:
+        return None
+    return artifact
+
+
+def refuse_unfusable(sidecar: Sidecar, name: str) -> None:
+    """Raise where a model's preprocessing can't become part of it.
+
+    Raises:
+        UsageError: it has none, has it already, or isn't a model of one float image.
+    """
+    recipe, inputs = sidecar.preprocessing, sidecar.inputs
+    if recipe is None:
+        raise UsageError(
+            f"{name} has no preprocessing recorded: there is nothing to fuse",
+            "export a torchvision model, or a ModelSpec that has preprocessing",
+        )
+    if recipe.fused is not None:
+        raise UsageError(f"{name} takes uint8 already ({recipe.fused})", "leave out --fuse-preprocess")
+    spec = inputs[0]
+    wanted = (
+        len(inputs) == 1 and spec.dtype == "float32" and spec.batch_axis == 0 and spec.shape[1:] == (3, *recipe.crop)
+    )
+    if not wanted:
+        raise UsageError(
+            f"{name} takes {', '.join(map(str, inputs))}, not one float32 image (N, 3, H, W)",
+            "fuse the float32 file, before --precision changes its input",
+        )
+
+
+def fuse_graph(model: Any, spec: TensorSpec, recipe: Preprocessing) -> TensorSpec:
+    """Put the prefix in front of a model's only input, in place; returns the new input's spec.
+
+    Args:
+        spec: the input as it is, ``(N, 3, H, W)`` float32.
+        recipe: with ``fused`` set to the layout in which uint8 images come.
+    """
+    onnx = optional.require("onnx", "write ONNX files")
+    graph = model.graph
+    info = next(each for each in graph.input if each.name == spec.name)
+    inner = f"{PREFIX}/output"
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            if name == spec.name:
+                node.input[index] = inner
+    nodes, constants = _prefix(spec.name, inner, recipe, np.dtype(np.float32))
+    for node in reversed(nodes):
+        graph.node.insert(0, node)
+    graph.initializer.extend(constants)
+    dims = info.type.tensor_type.shape.dim
+    info.type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    if recipe.fused == "NHWC":
+        kept = [onnx.TensorShapeProto.Dimension() for _ in dims]
+        for new, old in zip(kept, (dims[0], dims[2], dims[3], dims[1])):
+            new.CopyFrom(old)
+        del dims[:]
+        dims.extend(kept)
+    del graph.value_info[:]
+    return replace(spec, dtype="uint8", shape=_in_layout(spec.shape, recipe.fused), value_range=(0, 255))
+
+
+def _in_layout(shape: tuple[int | str, ...], layout: str | None) -> tuple[int | str, ...]:
+    return (shape[0], *shape[2:], shape[1]) if layout == "NHWC" else shape
+
+
+def _prefix(image: str, output: str, recipe: Preprocessing, dtype: np.dtype[Any]) -> tuple[list[Any], list[Any]]:
+    """The nodes from the uint8 `image` to `output` (N, 3, H, W), and their constants."""
+    onnx = optional.require("onnx", "write ONNX files")
+    helper = onnx.helper
+    last = recipe.fused == "NHWC"
+    shape = (1, 1, 1, 3) if last else (1, 3, 1, 1)
+    mean, std = (np.asarray(values, np.float64).reshape(shape) for values in (recipe.mean, recipe.std))
+    kind = helper.np_dtype_to_tensor_dtype(dtype)
+    nodes = [helper.make_node("Cast", [image], [f"{PREFIX}/cast"], f"{PREFIX}/Cast", to=kind)]
+    constants, value = [], f"{PREFIX}/cast"
+    for operator, constant in (("Sub", 255 * mean), ("Mul", 1 / (255 * std))):
+        name = f"{PREFIX}/{operator.lower()}"
+        constants.append(onnx.numpy_helper.from_array(constant.astype(dtype), f"{name}_constant"))
+        nodes.append(helper.make_node(operator, [value, f"{name}_constant"], [name], f"{PREFIX}/{operator}"))
+        value = name
+    if last:
+        nodes.append(helper.make_node("Transpose", [value], [output], f"{PREFIX}/Transpose", perm=(0, 3, 1, 2)))
+    else:
+        nodes[-1].output[0] = output
+    return nodes, constants
+
+
+def halve_prefix(model: Any, recipe: Preprocessing) -> bool:
+    """Write the prefix again in half precision, in place, where all that reads it casts it to that; whether it was."""
+    onnx = optional.require("onnx", "write ONNX files")
+    graph = model.graph
+    inner = f"{PREFIX}/output"
+    readers = [node for node in graph.node if inner in node.input]
+    casts = [node for node in readers if _casts_to(onnx, node, onnx.TensorProto.FLOAT16)]
+    image = next((node.input[0] for node in graph.node if node.name == f"{PREFIX}/Cast"), None)
+    if image is None or not casts or len(casts) != len(readers):
+        return False
+    halves = {node.output[0] for node in casts}
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            if name in halves:
+                node.input[index] = inner
+    old = [node for node in graph.node if node.name.startswith(f"{PREFIX}/") or node.output[0] in halves]
+    for node in old:
+        graph.node.remove(node)
+    for tensor in [each for each in graph.initializer if each.name.startswith(f"{PREFIX}/")]:
+        graph.initializer.remove(tensor)
+    nodes, constants = _prefix(image, inner, recipe, np.dtype(np.float16))
+    for node in reversed(nodes):
+        graph.node.insert(0, node)
+    graph.initializer.extend(constants)
+    del graph.value_info[:]
+    return True
+
+
+def _casts_to(onnx: Any, node: Any, kind: int) -> bool:
+    return node.op_type == "Cast" and any(each.name == "to" and each.i == kind for each in node.attribute)
+
+
+def unfused_inputs(inputs: Mapping[str, Array], recipe: Preprocessing | None) -> dict[str, Array]:
+    """The inputs of the model before its preprocessing was fused, from those of the one after: floats from bytes."""
+    if recipe is None or recipe.fused is None:
+        return dict(inputs)
+    return {name: recipe.normalise_batch(array) for name, array in inputs.items()}
+
+
+def prove_fused(before: Path, after: Path, old: TensorSpec, new: TensorSpec, recipe: Preprocessing) -> None:
+    """Run both files on random bytes; every row must agree.
+
+    Raises:
+        ExportError: with the row and its error.
+    """
+    one, two = OnnxReference(before), OnnxReference(after)
+    for batch in _BATCHES if old.fixed_batch is None else (old.fixed_batch,):
+        drawn = random_inputs([new], batch, seed=batch)
+        wanted = one(unfused_inputs(drawn, recipe))
+        for name, rows in two(drawn).items():
+            spec = TensorSpec(name, str(rows.dtype), rows.shape, 0 if rows.ndim and rows.shape[0] == batch else None)
+            if spec.batch_axis is None:
+                continue
+            wrong, errors = wrong_rows(rows_of(rows, spec), rows_of(wanted[name], spec), LIMIT)
+            if wrong.size:
+                raise ExportError(
+                    f"with its preprocessing fused, row {int(wrong[0]) + 1} of {name} at batch {batch} is off by "
+                    f"{float(errors.max()):.1e} (limit {LIMIT:g})",
+                    "build without --fuse-preprocess, or export without --input-dtype",
+                )
