@@ -1,0 +1,156 @@
+"""What an input of bytes gains over one of floats: GPU time, and samples a second from host memory.
+
+    python scripts/bytes_table.py build [--model resnet18] [--calibration DIR]
+    python scripts/bytes_table.py measure [--rounds 10] [--json FILE]
+
+``build`` makes, of ``engines/MODEL_dynamic.onnx``, engines of one profile 1:128:128: fp16 and int8, each with the float32
+input and with uint8 images in both layouts. ``measure`` takes every ratio in one run, engines in turns, rows compared
+first. Needs a GPU that nothing else uses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scripts.performance import Bench, copy_ms, medians, ratio
+from trtbatch import environment
+from trtbatch.artifacts import ENGINES
+from trtbatch.errors import RowsError
+from trtbatch.fusing import unfused_inputs
+from trtbatch.loops import throughput_loop
+from trtbatch.rows import tolerance, wrong_rows
+
+BATCH = 128
+PRECISIONS = ("fp16", "int8")
+LAYOUTS: dict[str, tuple[str, ...]] = {
+    "float32": (),
+    "NHWC": ("--fuse-preprocess", "--layout", "NHWC"),
+    "NCHW": ("--fuse-preprocess", "--layout", "NCHW"),
+}
+
+
+def names() -> list[tuple[str, str, str]]:
+    """(engine, precision, input) of each."""
+    return [(f"{precision}-{layout}", precision, layout) for precision in PRECISIONS for layout in LAYOUTS]
+
+
+def build_all(model: str, calibration: str | None) -> None:
+    for name, precision, layout in names():
+        line = [sys.executable, "-m", "trtbatch", "build", f"engines/{model}_dynamic.onnx", "--precision", precision]
+        line += [*LAYOUTS[layout], "--opt", str(BATCH), "--max", str(BATCH), "--output", f"engines/{name}.engine"]
+        if precision == "int8" and calibration is not None:
+            line += ["--calibration", calibration]
+        done = subprocess.run(line, capture_output=True, text=True)
+        print(f"== {name}\n{done.stdout}{done.stderr}", flush=True)
+        done.check_returncode()
+
+
+def require_same_rows(bench: Bench, precision: str) -> None:
+    """Bytes and the floats that they stand for must give the same rows.
+
+    Raises:
+        RowsError: naming the engine.
+    """
+    plain, batch = f"{precision}-float32", 32
+    session = bench.session(plain)
+    for layout in ("NHWC", "NCHW"):
+        name = f"{precision}-{layout}"
+        inputs = bench.inputs(name, batch)
+        floats = unfused_inputs(inputs, bench.artifacts[name].sidecar.preprocessing)
+        rows = []
+        for each, given in ((session, floats), (bench.session(name), inputs)):
+            each.bind(given)
+            each.run()
+            rows.append(next(iter(each.fetch().values())))
+        wrong, errors = wrong_rows(rows[1], rows[0], 2 * tolerance("float32", precision))
+        if wrong.size:
+            raise RowsError(f"{name} differs from {plain} by {errors.max():.1e}", "build again")
+
+
+def measure_all(rounds: int) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        bench = Bench(stack, ENGINES)
+        for precision in PRECISIONS:
+            require_same_rows(bench, precision)
+            own = [name for name, kind, _ in names() if kind == precision]
+            gpu = medians({name: bench.graph(name, BATCH) for name in own}, rounds)
+            pipes = {}
+            for name in own:
+                session = bench.session(name)
+                lanes = [bench.filled(session, name, BATCH) for _ in range(session.in_flight)]
+                pipes[name] = throughput_loop(lanes)
+            host = medians(pipes, rounds, seconds=0.2)
+            count = sum(array.nbytes for array in bench.inputs(f"{precision}-float32", BATCH).values())
+            copy = copy_ms(bench.session(f"{precision}-float32"), count)
+            plain = gpu[f"{precision}-float32"]
+            for name in own:
+                rows.append(
+                    {
+                        "engine": name,
+                        "gpu_ms": float(np.median(gpu[name])),
+                        "gpu_over_float32": ratio(gpu[name], plain),
+                        "samples_per_s": BATCH / float(np.median(host[name])) * 1e3,
+                        "of_gpu_samples_per_s_float32": ratio(plain, host[name]),
+                        "of_float32_upload_ceiling": copy / float(np.median(host[name])),
+                        "rounds_gpu_ms": gpu[name],
+                        "rounds_host_ms": host[name],
+                    }
+                )
+        sidecar = bench.artifacts["fp16-float32"].sidecar
+        return {
+            "model": sidecar.model.name,
+            "batch": BATCH,
+            "device": sidecar.device,
+            "tools": sidecar.tools,
+            "rows": rows,
+        }
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    head = (
+        "engine",
+        "GPU, ms",
+        "/ float32 input",
+        "samples/s from the host",
+        "of the GPU's, float32",
+        "/ upload ceiling",
+    )
+    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+    for row in rows:
+        lines.append(
+            f"| {row['engine']} | {row['gpu_ms']:.4f} | {row['gpu_over_float32']:.3f} | {row['samples_per_s']:,.0f} | "
+            f"{row['of_gpu_samples_per_s_float32']:.3f} | {row['of_float32_upload_ceiling']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("build", "measure"))
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--calibration")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    if given.what == "build":
+        build_all(given.model, given.calibration)
+        return
+    data = {"script": "scripts/bytes_table.py", **measure_all(given.rounds)}
+    data |= {"environment": environment.describe(), "gpu": environment.gpu_state()}
+    if given.json is not None:
+        given.json.write_text(json.dumps(data, indent=1) + "\n")
+    print(markdown(data["rows"]))
+
+
+if __name__ == "__main__":
+    main()
