@@ -3,9 +3,9 @@
     python scripts/bytes_table.py build [--model resnet18] [--calibration DIR]
     python scripts/bytes_table.py measure [--rounds 10] [--json FILE]
 
-``build`` makes, of ``engines/MODEL_dynamic.onnx``, engines of one profile 1:128:128: fp16 and int8, each with the float32
-input and with uint8 images in both layouts. ``measure`` takes every ratio in one run, engines in turns, rows compared
-first. Needs a GPU that nothing else uses.
+``build`` makes, of ``engines/MODEL_dynamic.onnx``, engines of one profile 1:128:128: fp16 and int8, each with the
+float32 input and with uint8 images in both layouts. ``measure`` takes every ratio in one run, engines in turns, rows
+compared first. Needs a GPU that nothing else uses.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.performance import Bench, copy_ms, medians, ratio
 from trtbatch import environment

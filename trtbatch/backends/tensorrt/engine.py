@@ -311,6 +311,38 @@ class TensorRTSession:
             self.uses_graphs = False
             note(f"{self._engine.path.name} runs without CUDA graphs: {why}")
 
+    @property
+    def gpu(self) -> int:
+        """Number of the GPU."""
+        return self.device.index
+
+    @property
+    def stream(self) -> int:
+        """Handle of the stream that computes."""
+        return self._handle
+
+    def device_memory(self, count: int) -> DeviceMemory:
+        """So many bytes on the GPU, freed when they are collected."""
+        return self.device.memory(count)
+
+    def run_at(self, addresses: Mapping[str, int], batch: int) -> None:
+        """Run a batch on bindings that lie at these addresses of the GPU, inputs and outputs, and wait for the end.
+
+        Raises:
+            ProfileError: no profile holds the batch.
+            ExecutionError: an output's shape depends on the data, or the run failed.
+        """
+        if any(_depends_on_data(spec) for spec in self.outputs):
+            raise ExecutionError(
+                f"{self._engine.path.name} has outputs whose shape depends on the data", "give it numpy arrays"
+            )
+        context = self.context(self.pick(batch))
+        self.set_shapes(context, {spec.name: tuple(int(size) for size in spec.at(batch)) for spec in self.inputs})
+        for name, address in addresses.items():
+            context.set_tensor_address(name, address)
+        self.enqueue(context)
+        self.computing.synchronize()
+
     def bind(self, inputs: Mapping[str, Array]) -> None:
         batch = batch_of(inputs, self.inputs)
         arrays = {spec.name: conform(inputs[spec.name], spec) for spec in self.inputs}
