@@ -55,7 +55,7 @@ for name in trtbatch.__all__:
     assert int(done.stdout) >= 30
 
 
-@pytest.mark.parametrize("command", ["", "export", "build", "infer", "bench", "verify", "inspect", "doctor"])
+@pytest.mark.parametrize("command", ["", "export", "build", "infer", "bench", "tune", "plan", "verify", "inspect", "doctor"])
 def test_every_help_works_without_heavy_packages(tmp_path: Path, command: str) -> None:
     done = run_bare(
         f"sys.argv = ['trtbatch', *'{command}'.split(), '--help']; runpy.run_module('trtbatch', run_name='__main__')",
@@ -110,6 +110,10 @@ def test_imports_point_one_way() -> None:
     ground |= {"environment", "files"}
     stages = {"export", "build", "infer", "bench", "verify", "report", "sinks", "sources", "inspection", "doctor"}
     stages |= {"examine", "forecast", "timetable", "stand", "loops", "duel", "benchrequest", "pipeline"}
+    stages |= {"results", "series", "looks", "charts", "svg", "plot", "page", "overview"}
+    stages |= {"independent", "gate", "gatereport"}
+    stages |= {"capacity", "load", "optchoice", "plan", "timemodel", "traffic", "tune", "tuning"}
+    stages |= {"preprocessor", "resample"}
     for file in (ROOT / "trtbatch").rglob("*.py"):
         parts = file.relative_to(ROOT / "trtbatch").with_suffix("").parts
         room = "cli" if parts[0] == "cli" else "backends" if parts[0] == "backends" else parts[0]

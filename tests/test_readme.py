@@ -20,7 +20,7 @@ PERFORMANCE = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
 GPU_TESTS = ("test_engines", "test_models", "test_pipeline", "test_precision", "test_stress")
 
 
-@pytest.mark.parametrize("command", ["export", "build", "infer", "bench", "verify", "inspect", "doctor"])
+@pytest.mark.parametrize("command", ["export", "build", "infer", "bench", "tune", "plan", "verify", "inspect", "doctor"])
 def test_every_option_that_it_names_exists_and_none_is_left_out(cli: Callable[..., Any], command: str) -> None:
     synopsis = re.search(rf"^    trtbatch {command} (?=\S*[\[A-Z]).*\n(?:^ {{10,}}.*\n)*", README, re.MULTILINE)
     assert synopsis is not None

@@ -15,9 +15,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
-from trtbatch.batches import Profile
+from trtbatch.batches import Profile, pick_profile
 from trtbatch.errors import ArtifactError, TrtbatchError
-from trtbatch.files import sidecar_path
+from trtbatch.files import atomic_file, sidecar_path
 from trtbatch.notes import warn
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.profiles import Measured, look_up
@@ -30,9 +30,12 @@ __all__ = [
     "Artifact",
     "Conversion",
     "FileRecord",
+    "Interval",
     "ModelRecord",
+    "Planned",
     "Sidecar",
     "TensorSpec",
+    "Tuned",
     "check_file",
     "listed",
     "load",
@@ -40,6 +43,7 @@ __all__ = [
     "now",
     "publish",
     "record_file",
+    "rewrite",
 ]
 
 ENGINES = Path("engines")
@@ -201,6 +205,72 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """A figure, and the ends of its 95 % confidence interval; infinite where there are too few samples for one."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The batch size that ``tune`` has found for an engine.
+
+    Args:
+        asked: what was searched for, in words.
+        streams: batches in flight at once.
+        profile: index of the profile that ran it.
+        percentile: of the latency, over 0 and below 100.
+        latency_ms: that percentile, ms from a batch's submission to its end, host to host, with `streams` in flight.
+        samples_per_s: of the same load.
+        device: that it was found on.
+        created: when, UTC.
+    """
+
+    asked: str
+    batch: int
+    streams: int
+    profile: int
+    percentile: float
+    latency_ms: Interval
+    samples_per_s: Interval
+    device: dict[str, str] = field(default_factory=dict)
+    created: str = ""
+
+    def __str__(self) -> str:
+        streams = "1 stream" if self.streams == 1 else f"{self.streams} streams"
+        return (
+            f"batch {self.batch} with {streams}: {self.samples_per_s.value:,.0f} samples/s, p{self.percentile:g} "
+            f"{self.latency_ms.value:.4g} ms (asked: {self.asked})"
+        )
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The profiles that ``plan`` has found for a traffic.
+
+    Args:
+        traffic: the file of batch sizes and counts.
+        requests: how many it holds.
+        ms_per_request: expected time of one, in the mean.
+        command: that builds an engine with these profiles.
+        created: when, UTC.
+    """
+
+    traffic: FileRecord
+    requests: int
+    profiles: tuple[Profile, ...]
+    ms_per_request: float
+    command: str
+    created: str = ""
+
+    def __str__(self) -> str:
+        profiles = ", ".join(map(str, self.profiles))
+        return f"{profiles} for {self.traffic.file}: {self.ms_per_request:.4g} ms per request"
+
+
+@dataclass(frozen=True)
 class Sidecar:
     """What is known of an artifact without opening it.
 
@@ -211,6 +281,7 @@ class Sidecar:
         options: of :class:`trtbatch.backends.base.BuilderOptions`, those that were asked for.
         table: which profile is the fastest at each measured batch size, and its time.
         layer_precisions: share of an engine's layers that compute in each precision, as it says itself.
+        tuned, planned: what searches on the finished engine have found; the artifact is the same with them or without.
     """
 
     kind: Literal["onnx", "engine"]
@@ -237,6 +308,8 @@ class Sidecar:
     tools: dict[str, str] = field(default_factory=dict)
     device: dict[str, str] = field(default_factory=dict)
     created: str = ""
+    tuned: Tuned | None = None
+    planned: Planned | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -262,7 +335,10 @@ class Sidecar:
 
     @property
     def best_batch(self) -> int:
-        """The smallest measured batch whose time per sample is within 2 % of the least; else the largest opt."""
+        """The tuned batch; else the smallest measured one whose time per sample is within 2 % of the least; else the
+        largest opt."""
+        if self.tuned is not None and pick_profile(self.profiles, self.tuned.batch) is not None:
+            return self.tuned.batch
         if not self.table:
             return max(profile.opt for profile in self.profiles)
         least = min(row.ms / row.batch for row in self.table)
@@ -414,3 +490,23 @@ def publish(made: Path, target: Path, sidecar: Sidecar, companions: tuple[Path, 
     os.replace(made, target)
     os.replace(beside, sidecar_path(target))
     return Artifact(target, sidecar)
+
+
+def rewrite(artifact: Artifact, **fields: Any) -> Artifact:
+    """Set fields of an artifact's sidecar, atomically; the artifact itself, and all else in the sidecar, stay.
+
+    The sidecar is read again first: what another command has written meanwhile, and what a newer trtbatch has written
+    that this one doesn't know, is kept.
+
+    Raises:
+        ArtifactError: the artifact was made anew meanwhile, or its sidecar can't be read any more.
+    """
+    path, sidecar = artifact.path, artifact.sidecar
+    there = load(path, sidecar.kind).sidecar
+    if there.artifact != sidecar.artifact:
+        raise ArtifactError(f"{path} was made anew meanwhile", "run the command again")
+    beside = sidecar_path(path)
+    data = json.loads(beside.read_text(encoding="utf-8")) | {name: encode(value) for name, value in fields.items()}
+    with atomic_file(beside) as made:
+        made.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return load(path, sidecar.kind)

@@ -23,13 +23,14 @@ def command(
         str,
         typer.Option(
             metavar="N|auto",
-            help="Batch size; auto is the fastest one that the build has measured, else the largest opt.",
+            help="Batch size; auto is what tune has found, else the fastest that was measured, else the largest opt.",
         ),
     ] = "auto",
     count: Annotated[Optional[int], typer.Option(min=1, help="At most so many samples.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of random samples.")] = 42,
     output: Annotated[
-        Optional[Path], typer.Option(metavar="OUT.npz|.csv|.jsonl", help="Where the predictions go.")
+        Optional[str],
+        typer.Option(metavar="OUT.npz|.csv|.jsonl|DIR", help="Where the predictions go; with --ray a folder or URI."),
     ] = None,
     topk: Annotated[int, typer.Option(min=1, help="Classes given for each sample.")] = 5,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first unusable input.")] = False,
@@ -40,6 +41,20 @@ def command(
         Optional[Path],
         typer.Option(metavar="FILE.json", help="What each thread did when, for chrome://tracing or ui.perfetto.dev."),
     ] = None,
+    ray: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="local|auto|ADDRESS",
+            help="Predict with Ray Data: on this machine, on the cluster that runs here, or on the one at ADDRESS.",
+        ),
+    ] = None,
+    concurrency: Annotated[
+        Optional[int],
+        typer.Option(min=1, help="With --ray: actors, each with an engine. [default: one a GPU, or one a node]"),
+    ] = None,
+    format_: Annotated[
+        Optional[str], typer.Option("--format", metavar="parquet|jsonl", help="With --ray: of the files in DIR.")
+    ] = None,
     device: Device = 0,
     debug: Debug = False,
 ) -> None:
@@ -48,7 +63,17 @@ def command(
     Reading, computing and writing overlap. A batch larger than every profile is run in pieces.
 
     An unusable image is reported and left out, the rest goes on, and the exit code is 1.
+
+    With --ray the input is a folder or file of images, .npy or .parquet, here or at a URI such as s3://bucket/folder;
+    the next run into the same DIR goes on where one has ended.
     """
+    if ray is not None:
+        single = {"--strict": strict, "--trace": trace is not None, "--device": device != 0, "--seed": seed != 42}
+        _refuse_options(single, "is for a run on one machine, without --ray")
+        _with_ray(engine, input_, output, ray, batch, concurrency, format_, topk, count, not no_cuda_graph)
+        return
+    _refuse_options({"--concurrency": concurrency is not None, "--format": format_ is not None}, "goes with --ray")
+
     from trtbatch.infer import InferRequest, infer
 
     with show_progress(TextColumn("{task.fields[rate]}")) as (bar, _):
@@ -66,7 +91,7 @@ def command(
                 batch=_batch(batch),
                 count=count,
                 seed=seed,
-                output=output,
+                output=None if output is None else Path(output),
                 topk=topk,
                 strict=strict,
                 device=device,
@@ -80,6 +105,58 @@ def command(
         err().print(
             f"[bold yellow]{len(result.skipped)} of {result.samples + len(result.skipped)} inputs were skipped[/]"
         )
+        raise typer.Exit(1)
+
+
+def _refuse_options(given: dict[str, bool], why: str) -> None:
+    from trtbatch.errors import UsageError
+
+    for option, is_given in given.items():
+        if is_given:
+            raise UsageError(f"{option} {why}", "leave it out")
+
+
+def _with_ray(
+    engine: Path | None,
+    input_: str,
+    output: str | None,
+    address: str,
+    batch: str,
+    concurrency: int | None,
+    format_: str | None,
+    topk: int,
+    count: int | None,
+    cuda_graphs: bool,
+) -> None:
+    from trtbatch.errors import UsageError
+    from trtbatch.scale import RayRequest, infer_with_ray
+
+    if output is None:
+        raise UsageError("--ray needs --output DIR", "name a folder, or a URI such as s3://bucket/folder")
+    if format_ not in (None, "parquet", "jsonl"):
+        raise UsageError(f"--format {format_} is no format", "give parquet or jsonl")
+    with show_progress(TextColumn("{task.fields[rate]}")) as (bar, _):
+        task = bar.tasks[0].id
+        bar.update(task, description="predicting")
+        result = infer_with_ray(
+            RayRequest(
+                engine=engine,
+                input=input_,
+                output=output,
+                address=address,
+                batch=_batch(batch),
+                concurrency=concurrency,
+                format="jsonl" if format_ == "jsonl" else "parquet",
+                topk=topk,
+                count=count,
+                cuda_graphs=cuda_graphs,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        )
+    out().print(f"{result.rows} rows predicted, {result.before} were there")
+    out().print(f"[bold]{plain(result.output)}[/]")
+    if result.failed:
+        err().print(f"[bold yellow]{result.failed} of {result.rows} rows have an error[/]")
         raise typer.Exit(1)
 
 

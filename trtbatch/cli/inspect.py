@@ -118,6 +118,10 @@ def _show_engine(report: Any, layers: bool) -> None:
         lines.append(("converted", _conversion(sidecar.conversion)))
     if sidecar.options:
         lines.append(("options", ", ".join(f"{name} {value}" for name, value in sidecar.options.items())))
+    if sidecar.tuned is not None:
+        lines.append(("tuned", str(sidecar.tuned)))
+    if sidecar.planned is not None:
+        lines.append(("planned", str(sidecar.planned)))
     for label, text in lines:
         console.print(f"  {label:10}{text}", markup=False)
     if sidecar.table:

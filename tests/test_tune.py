@@ -1,0 +1,554 @@
+"""The search for a batch size, on curves that are known; the command on ONNX Runtime. Nothing here asserts a time."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests import models
+from tests.test_build import refused
+from trtbatch import artifacts, capacity, infer, tune
+from trtbatch.artifacts import Interval, Tuned, load
+from trtbatch.backends.onnxruntime import OnnxRuntimeSession, OnnxRuntimeSlot
+from trtbatch.batches import Profile
+from trtbatch.capacity import find_largest
+from trtbatch.cli.tune import parse_latency
+from trtbatch.errors import ArtifactError, ExecutionError, UsageError
+from trtbatch.files import sidecar_path
+from trtbatch.load import load_loop, throughput
+from trtbatch.quantiles import percentile_interval, runs_needed
+from trtbatch.tuning import Goal, Outcome, Trial, search
+
+Cli = Callable[..., Any]
+Curve = Callable[[int, int], tuple[float, float]]
+"""Latency in ms and its upper end, of a batch size and a number of streams."""
+
+
+class Scripted:
+    """Measures what a curve says, and remembers what was asked."""
+
+    def __init__(self, curve: Curve) -> None:
+        self._curve = curve
+        self.asked: list[tuple[int, int]] = []
+
+    def __call__(self, batch: int, streams: int) -> Trial:
+        self.asked.append((batch, streams))
+        latency, high = self._curve(batch, streams)
+        if not math.isfinite(latency):
+            return Trial.failure(batch, streams, 0, "out of memory")
+        rate = 1e3 * batch * streams / latency
+        rates = Interval(rate, rate * 0.99, rate * 1.01)
+        return Trial(batch, streams, 0, latency, Interval(latency, latency * 0.98, high), rates, 500)
+
+
+def affine(batch: int, streams: int) -> tuple[float, float]:
+    """1 ms and 0.1 ms a sample, known to 5 %; two streams hide half of the fixed part."""
+    latency = streams * (1.0 / min(streams, 2) + 0.1 * batch)
+    return latency, 1.05 * latency
+
+
+def saturating(batch: int, streams: int) -> tuple[float, float]:
+    """No throughput is gained beyond batch 16."""
+    latency = max(2.0, 0.125 * batch)
+    return latency, latency * 1.01
+
+
+def pair(trial: Trial | None) -> tuple[int, int] | None:
+    return None if trial is None else (trial.batch, trial.streams)
+
+
+def anywhere(batch: int) -> bool:
+    return True
+
+
+POWERS = [1, 2, 4, 8, 16, 32, 64]
+
+
+def test_a_budget_between_two_sizes_is_closed_in_on() -> None:
+    """The upper end, 1.05 · (1 + 0.1 b), is under 3 ms up to batch 18; the latency itself would be up to 19."""
+    measure = Scripted(affine)
+    found = search(POWERS, [1], measure, Goal(3.0), anywhere)
+    assert pair(found.chosen) == (18, 1) == pair(found.best)
+    smaller, larger = found.neighbours()
+    assert pair(smaller) == (17, 1) or pair(smaller) == (16, 1)
+    assert pair(larger) == (19, 1)
+    assert found.chosen is not None and found.chosen.confirmed
+    assert measure.asked.count((18, 1)) == 2, "once in the search, once to confirm"
+
+
+def test_without_refinement_the_given_sizes_alone_are_tried() -> None:
+    measure = Scripted(affine)
+    found = search([32, 4, 16], [1], measure, Goal(3.0))
+    assert pair(found.chosen) == (16, 1)
+    assert set(measure.asked) == {(4, 1), (16, 1), (32, 1)}
+
+
+def test_sizes_in_no_profile_are_never_measured() -> None:
+    measure = Scripted(affine)
+    found = search(POWERS, [1], measure, Goal(3.0), lambda batch: batch % 2 == 0 or batch == 1)
+    assert pair(found.chosen) == (18, 1) and all(batch % 2 == 0 or batch == 1 for batch, _ in measure.asked)
+
+
+def test_everything_fits() -> None:
+    found = search(POWERS, [1, 2], Scripted(affine), Goal(1e6), anywhere)
+    assert pair(found.chosen) == (64, 2) and found.neighbours()[1] is None
+
+
+def test_nothing_fits_and_the_nearest_is_known() -> None:
+    found = search(POWERS, [1, 2], Scripted(affine), Goal(0.5), anywhere)
+    assert found.chosen is None and found.best is None and found.knee() is None
+    assert pair(found.nearest()) == (1, 1) and found.neighbours() == (None, None)
+
+
+def test_a_percentile_that_is_not_known_from_above_does_not_count() -> None:
+    def unknown(batch: int, streams: int) -> tuple[float, float]:
+        return affine(batch, streams)[0], math.inf if batch > 4 else affine(batch, streams)[1]
+
+    assert pair(search(POWERS, [1], Scripted(unknown), Goal(1e6)).chosen) == (4, 1)
+
+
+def test_streams_and_batches_are_chosen_together() -> None:
+    """Under 3 ms: one stream reaches batch 18, 6.4 samples a ms; two streams batch 9, 6.4; the rate decides."""
+    found = search(POWERS, [1, 2], Scripted(affine), Goal(3.0), anywhere)
+    counting = [trial for trial in found.trials if Goal(3.0).meets(trial)]
+    assert found.chosen is not None
+    assert found.chosen.samples_per_s.value == max(trial.samples_per_s.value for trial in counting)
+    assert {trial.streams for trial in found.trials} == {1, 2}
+
+
+def test_a_choice_that_meets_the_budget_by_luck_is_dropped_when_it_is_measured_again() -> None:
+    """The first measurement of batch 32 is too good."""
+    times = Counter[tuple[int, int]]()
+
+    def lucky(batch: int, streams: int) -> tuple[float, float]:
+        times[batch, streams] += 1
+        return (1.0, 1.1) if batch == 32 and times[batch, streams] == 1 else affine(batch, streams)
+
+    found = search(POWERS, [1], Scripted(lucky), Goal(2.0))
+    assert pair(found.chosen) == (8, 1) and found.chosen is not None and found.chosen.confirmed
+    assert times[32, 1] == 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_noise_does_not_lead_astray(seed: int) -> None:
+    """Of ±2 % on every measurement: the choice meets the budget, and is within 8 % of the best that does."""
+    generator = np.random.default_rng(seed)
+
+    def noisy(batch: int, streams: int) -> tuple[float, float]:
+        latency = affine(batch, streams)[0] * generator.uniform(0.98, 1.02)
+        return latency, 1.05 * latency
+
+    found = search(POWERS, [1], Scripted(noisy), Goal(3.0), anywhere)
+    assert found.chosen is not None and Goal(3.0).meets(found.chosen)
+    assert 16 <= found.chosen.batch <= 20
+    assert len(found.trials) <= len(POWERS) + 16
+
+
+def test_a_curve_that_is_not_monotone_is_searched_all_the_same() -> None:
+    """Batch 32 has a slow kernel: past it there is a faster one."""
+
+    def bumpy(batch: int, streams: int) -> tuple[float, float]:
+        latency = affine(batch, streams)[0] * (3 if 24 < batch < 40 else 1)
+        return latency, 1.01 * latency
+
+    assert pair(search(POWERS, [1], Scripted(bumpy), Goal(8.0)).chosen) == (64, 1)
+
+
+def test_max_throughput_is_the_smallest_batch_near_the_best() -> None:
+    found = search(POWERS, [1], Scripted(saturating), Goal(), anywhere)
+    assert pair(found.chosen) == (16, 1), "15 would have 6 % less"
+    assert found.best is not None and found.best.samples_per_s.value == pytest.approx(8000)
+
+
+def test_max_throughput_takes_the_fewest_streams_of_the_smallest_batch() -> None:
+    def same(batch: int, streams: int) -> tuple[float, float]:
+        latency = saturating(batch, 1)[0] * streams  # callers in line: no gain from more
+        return latency, latency
+
+    assert pair(search(POWERS, [1, 2, 4], Scripted(same), Goal(), anywhere).chosen) == (16, 1)
+
+
+def test_a_size_that_does_not_run_is_no_choice() -> None:
+    def bounded(batch: int, streams: int) -> tuple[float, float]:
+        return affine(batch, streams) if batch * streams <= 40 else (math.inf, math.inf)
+
+    found = search(POWERS, [1, 2], Scripted(bounded), Goal(), anywhere)
+    assert found.chosen is not None and found.chosen.failed is None
+    assert found.best is not None and found.best.batch * found.best.streams <= 40
+    assert any(trial.failed == "out of memory" for trial in found.trials)
+    none = search([64], [1], Scripted(bounded), Goal())
+    assert none.chosen is None and none.nearest() is None
+
+
+def test_the_knee_is_where_the_fixed_part_is_as_large_as_the_rest() -> None:
+    """b / (1 + 0.1 b)² is largest at b = 10."""
+    found = search([2, 5, 10, 20, 40], [1], Scripted(affine), Goal())
+    assert pair(found.knee()) == (10, 1)
+
+
+# Figures.
+
+
+def exact_tail(count: int, percentile: float, below: int) -> float:
+    """P(Bin(count, p) ≤ below), in fractions of integers."""
+    from fractions import Fraction
+
+    p = Fraction(str(percentile)) / 100
+    return float(sum(math.comb(count, k) * p**k * (1 - p) ** (count - k) for k in range(below + 1)))
+
+
+@pytest.mark.parametrize(("count", "percentile"), [(30, 50.0), (100, 90.0), (400, 99.0), (368, 99.0), (50, 10.0)])
+def test_the_ends_of_an_interval_are_the_order_statistics_that_the_binomial_asks_for(
+    count: int, percentile: float
+) -> None:
+    interval = percentile_interval(np.random.default_rng(0).permutation(np.arange(1.0, count + 1)), percentile)
+    upper, lower = int(interval.high), int(interval.low)
+    assert exact_tail(count, percentile, upper - 1) >= 0.975 > exact_tail(count, percentile, upper - 2)
+    assert exact_tail(count, percentile, lower - 1) <= 0.025 < exact_tail(count, percentile, lower)
+    assert lower <= interval.value <= upper
+
+
+def test_of_too_few_samples_a_percentile_has_no_upper_end() -> None:
+    assert runs_needed(99.0) == 368 and runs_needed(50.0) == 6
+    for percentile in (50.0, 90.0, 99.0, 99.9):
+        needed = runs_needed(percentile)
+        assert math.isfinite(percentile_interval(np.arange(needed, dtype=np.float64), percentile).high)
+        assert percentile_interval(np.arange(needed - 1, dtype=np.float64), percentile).high == math.inf
+    with pytest.raises(ValueError, match="no samples"):
+        percentile_interval(np.empty(0), 99.0)
+
+
+def test_the_interval_holds_the_percentile_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(1)
+    truth = -math.log(0.01)  # p99 of the exponential distribution
+    intervals = [percentile_interval(generator.exponential(size=1000), 99.0) for _ in range(2000)]
+    held = sum(each.low <= truth <= each.high for each in intervals) / len(intervals)
+    assert 0.94 <= held <= 0.985
+    over = sum(each.high < truth for each in intervals) / len(intervals)
+    assert over <= 0.035, "a choice that misses its budget passes in 2.5 % of cases"
+
+
+def test_many_samples_are_no_trouble_for_the_binomial() -> None:
+    interval = percentile_interval(np.arange(200_000, dtype=np.float64), 99.9)
+    assert 199_760 < interval.low < interval.value < interval.high < 199_840
+
+
+class Device:
+    """Runs batches one after the other, 10 ms each, on a clock of its own; lanes are submitted to it."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.free = 0
+        self.most, self.flying = 0, 0
+
+
+class Lane:
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._end = 0
+
+    def submit(self) -> None:
+        self._device.free = self._end = max(self._device.free, self._device.now) + 10_000_000
+        self._device.flying += 1
+        self._device.most = max(self._device.most, self._device.flying)
+
+    def wait(self) -> dict[str, Any]:
+        self._device.now = max(self._device.now, self._end)
+        self._device.flying -= 1
+        return {}
+
+    def prepare(self, batch: int) -> dict[str, Any]:
+        return {}
+
+    def run(self) -> dict[str, Any]:
+        self.submit()
+        return self.wait()
+
+    def parts(self) -> dict[str, float]:
+        return {}
+
+
+@pytest.mark.parametrize("streams", [1, 2, 3])
+def test_callers_of_a_busy_device_wait_for_each_other(monkeypatch: pytest.MonkeyPatch, streams: int) -> None:
+    device = Device()
+    monkeypatch.setattr("time.perf_counter_ns", lambda: device.now)
+    loop = load_loop([Lane(device) for _ in range(streams)])
+    samples = loop.take(20).ms
+    assert samples.tolist() == [10.0 * streams] * 20, "also of the first: the pipe was full"
+    assert device.most == streams and device.flying == 0
+    rate = throughput(samples, 8, streams)
+    assert rate.value == pytest.approx(800.0), "8 samples every 10 ms, however many callers"
+
+
+def test_throughput_has_an_interval_from_windows() -> None:
+    few = throughput(np.full(5, 10.0), 4, 1)
+    assert (few.low, few.high) == (0.0, math.inf) and few.value == pytest.approx(400.0)
+    noisy = 10 + np.random.default_rng(0).random(2000)
+    rate = throughput(noisy, 4, 1)
+    assert rate.low < 4e3 / 10.5 < rate.high and rate.high / rate.low < 1.02
+
+
+# The largest batch.
+
+
+def test_the_largest_batch_is_that_of_the_profile_where_all_run() -> None:
+    runs: list[int] = []
+
+    def run(batch: int) -> None:
+        runs.append(batch)
+
+    found = find_largest(range(1, 101), run)
+    assert (found.batch, found.bound, found.refused) == (100, "profile", None)
+    assert runs == [1, 2, 4, 8, 16, 32, 64, 100]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 31, 32, 33, 63, 99])
+def test_the_largest_batch_that_fits_is_found_exactly(limit: int) -> None:
+    found = find_largest(range(1, 101), lambda batch: None if batch <= limit else "1 byte of GPU memory can't be had")
+    assert (found.batch, found.bound, found.refused) == (limit, "memory", limit + 1)
+    assert len(found.tried) <= 16 and found.tried[-1] == (limit, True), "run once more after the failures"
+
+
+def test_sizes_between_profiles_are_passed_over() -> None:
+    found = find_largest([1, 2, 16, 17, 64], lambda batch: None if batch < 17 else "out of memory")
+    assert (found.batch, found.refused) == (16, 17)
+
+
+def test_an_error_that_is_not_of_memory_is_called_so() -> None:
+    found = find_largest([1, 2, 4], lambda batch: None if batch < 4 else "node /Reshape fails")
+    assert (found.bound, found.reason) == ("error", "node /Reshape fails")
+
+
+def test_where_nothing_runs_or_a_failure_breaks_everything_it_is_an_error() -> None:
+    with pytest.raises(ExecutionError, match="batch 2, the smallest of the engine, doesn't run: out of memory"):
+        find_largest([2, 4], lambda batch: "out of memory")
+    broken: list[int] = []
+
+    def sticky(batch: int) -> str | None:
+        broken.extend([batch] if batch > 4 else [])
+        return "out of memory" if broken else None
+
+    with pytest.raises(ExecutionError, match="after the failure of batch 8 it doesn't"):
+        find_largest([1, 2, 4, 8], sticky)
+
+
+# The command.
+
+
+QUICK = ("--min-time", 0.01)
+
+
+@pytest.mark.parametrize(
+    ("text", "ms"), [("5ms", 5.0), ("500us", 0.5), ("500 µs", 0.5), ("0.005s", 5.0), ("1.5MS", 1.5), (".5ms", 0.5)]
+)
+def test_latencies(text: str, ms: float) -> None:
+    assert parse_latency(text) == pytest.approx(ms)
+
+
+@pytest.mark.parametrize("text", ["5", "ms", "-5ms", "0ms", "5m", "1e3ms", "nan", "", "5ms5ms", "٣ms"])
+def test_wrong_latencies(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a time"):
+        parse_latency(text)
+
+
+def test_the_choice_is_kept_in_the_sidecar_and_infer_takes_it(cli: Cli, engine: Path, folder: Path) -> None:
+    before, artifact = load(engine, "engine").sidecar, engine.read_bytes()
+    assert before.best_batch == 4
+    result = cli("tune", "--latency", "10s", "--batch", "2,3", "--streams", "1,2", *QUICK, "--json", "r.json")
+    assert result.exit_code == 0, result.output
+    after = load(engine, "engine")
+    tuned = after.sidecar.tuned
+    assert tuned is not None and tuned.batch in (2, 3) and tuned.streams in (1, 2) and tuned.profile == 0
+    assert tuned.asked == "p99 latency under 10000 ms" and tuned.device["cpu"] and tuned.created
+    assert tuned.latency_ms.low <= tuned.latency_ms.value <= tuned.latency_ms.high < 10_000
+    assert replace(after.sidecar, tuned=None) == before and engine.read_bytes() == artifact
+    artifacts.check_file(after)
+    assert sorted(path.name for path in engine.parent.iterdir()) == [engine.name, sidecar_path(engine).name]
+    assert after.sidecar.best_batch == tuned.batch
+    done = infer.infer(infer.InferRequest(engine, "random", count=12))
+    assert set(done.executed) == {tuned.batch}
+    data = json.loads((folder / "r.json").read_text())
+    assert data["chosen"]["batch"] == tuned.batch and data["chosen"]["confirmed"] is True
+    assert {(row["batch"], row["streams"]) for row in data["trials"]} == {(b, s) for b in (2, 3) for s in (1, 2)}
+    assert all(len(row["latencies_ms"]) == row["runs"] for row in data["trials"])
+    for words in ("chosen", "knee", "sure", f"batch {tuned.batch}", "p99", "1 batch in flight", "2 batches in flight"):
+        assert words in result.output, result.output
+
+
+def test_nothing_is_kept_where_that_is_asked(cli: Cli, engine: Path) -> None:
+    before = sidecar_path(engine).read_bytes()
+    result = cli("tune", "--max-throughput", "--batch", "1-8", *QUICK, "--no-save")
+    assert result.exit_code == 0 and sidecar_path(engine).read_bytes() == before
+    assert "kept in" not in result.output
+
+
+def test_sizes_are_the_tables_else_powers_of_two(cli: Cli, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[list[int]] = []
+
+    def script(batches: list[int], streams: list[int], measure: object, goal: Goal, inside: Any) -> Outcome:
+        begun.append(batches)
+        assert [batch for batch in range(12) if inside(batch)] == list(range(1, 9))
+        return search(batches, streams, Scripted(affine), goal, inside)
+
+    monkeypatch.setattr(tune, "search", script)
+    assert cli("tune", "--max-throughput", "--no-save").exit_code == 0
+    line = ("build", "small.onnx", "--max", 8, "--opt", 4, "--batch", "3,5,7", "--output", "engines/t.ort.onnx")
+    assert cli(*line).exit_code == 0
+    assert cli("tune", "engines/t.ort.onnx", "--latency", "1.51ms", "--no-save").exit_code == 0
+    assert begun == [[1, 2, 4, 8], [3, 5, 7]]
+
+
+def test_no_batch_meets_the_budget(cli: Cli, engine: Path) -> None:
+    before = sidecar_path(engine).read_bytes()
+    result = cli("tune", "--latency", "0.000001us", "--batch", "2,8", *QUICK)
+    refused(
+        result, 1, "no batch size keeps p99 latency under 1e-09 ms", "the nearest is batch", "pass a --latency over"
+    )
+    assert "try smaller batches" in result.output and sidecar_path(engine).read_bytes() == before
+
+
+def test_too_few_runs_for_the_percentile_are_said(cli: Cli, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "PATIENCE", 0.0)
+    line = ("tune", "--latency", "100s", "--percentile", 99.9999, "--batch", 8, *QUICK)
+    refused(cli(*line), 1, "p99.9999 needs 3688878 to be known from above", "raise --min-time")
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ((), "what is to be searched for isn't said"),
+        (("--latency", "5ms", "--max-throughput"), "--latency and --max-throughput are two questions"),
+        (("--latency", "fast"), "--latency 'fast' is not a time"),
+        (("--latency", "5ms", "--percentile", 100), "--percentile 100 has no interval"),
+        (("--max-throughput", "--streams", "0"), "--streams '0'"),
+        (("--max-throughput", "--streams", "1,2,4,...,128"), "1 to 64"),
+        (("--max-throughput", "--batch", "9"), "batch 9 is outside every profile"),
+        (("--max-batch-search", "--batch", "4"), "--max-batch-search tries every batch size"),
+        (("--max-throughput", "--json", "engines"), "engines is a folder"),
+    ],
+)
+def test_wrong_words(cli: Cli, engine: Path, args: tuple[object, ...], told: str) -> None:
+    refused(cli("tune", *args), 2, told)
+
+
+def test_a_wrong_engine_is_not_tuned(cli: Cli, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, runs = OnnxRuntimeSlot.submit, iter([True])
+
+    def submit_once(self: OnnxRuntimeSlot) -> None:
+        if next(runs, False):
+            real(self)
+
+    monkeypatch.setattr(OnnxRuntimeSlot, "submit", submit_once)
+    line = ("tune", "--max-throughput", "--batch", 4, *QUICK)
+    refused(cli(*line), 1, "under load batch 4 gives other rows of output than the run that was checked")
+
+
+class Limited:
+    """ONNX Runtime's slots with a memory for so many samples at once, as a GPU would have."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, limit: int, error: Callable[[int], BaseException]) -> None:
+        self.closed = 0
+        real_prepare, real_close = OnnxRuntimeSlot.prepare, OnnxRuntimeSession.close
+
+        def prepare(slot: OnnxRuntimeSlot, batch: int) -> dict[str, Any]:
+            if batch > limit:
+                raise error(batch)
+            return real_prepare(slot, batch)
+
+        def close(session: OnnxRuntimeSession) -> None:
+            self.closed += 1
+            real_close(session)
+
+        monkeypatch.setattr(OnnxRuntimeSlot, "prepare", prepare)
+        monkeypatch.setattr(OnnxRuntimeSession, "close", close)
+
+
+def no_room(batch: int) -> BaseException:
+    return ExecutionError(f"{batch} bytes of GPU memory can't be had: out of memory", "free GPU memory")
+
+
+@pytest.mark.parametrize("error", [no_room, MemoryError])
+def test_the_search_for_the_largest_batch_survives_running_out_of_memory(
+    cli: Cli, engine: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, error: Callable[[int], BaseException]
+) -> None:
+    limited = Limited(monkeypatch, 5, error)
+    result = cli("tune", "--max-batch-search", "--json", "r.json")
+    assert result.exit_code == 0, result.output
+    assert "largest batch: 5 of 8" in result.output and "bounded by memory: batch 6 fails" in result.output
+    data = json.loads((folder / "r.json").read_text())
+    assert data["batch"] == 5 and data["bound"] == "memory" and limited.closed == len(data["tried"])
+    assert data["tried"] == [[1, True], [2, True], [4, True], [8, False], [6, False], [5, True], [5, True]]
+
+
+def test_the_profile_may_be_the_bound(cli: Cli, engine: Path) -> None:
+    result = cli("tune", "--max-batch-search")
+    assert result.exit_code == 0
+    assert "largest batch: 8 of 8" in result.output and "bounded by the profile, not by memory" in result.output
+
+
+def test_a_tuning_goes_on_with_fresh_sessions_after_a_batch_that_does_not_fit(
+    cli: Cli, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited = Limited(monkeypatch, 4, no_room)
+    result = cli("tune", "--max-throughput", "--batch", "8,4,6,2", *QUICK)
+    assert result.exit_code == 0, result.output
+    assert result.output.count("doesn't run: ") == 2 and limited.closed >= 3
+    tuned = load(engine, "engine").sidecar.tuned
+    assert tuned is not None and tuned.batch <= 4
+
+
+def test_where_no_batch_runs_the_reason_is_told(cli: Cli, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Limited(monkeypatch, 0, no_room)
+    refused(cli("tune", "--max-throughput", *QUICK), 1, "runs at no batch size: 1 bytes of GPU memory can't be had")
+    refused(cli("tune", "--max-batch-search"), 1, "batch 1, the smallest of the engine, doesn't run")
+
+
+def test_attempts_leave_nothing_behind(engine: Path) -> None:
+    from trtbatch.backends import open_engine
+
+    artifact = load(engine, "engine")
+    with open_engine(artifact) as opened:
+        assert capacity.attempt(opened, artifact.sidecar, 8) is None
+
+
+# The sidecar.
+
+
+def a_tuned(batch: int) -> Tuned:
+    return Tuned("the largest throughput", batch, 1, 0, 99.0, Interval(1.0, 0.9, math.inf), Interval(800, 790, 810))
+
+
+def test_a_rewritten_sidecar_keeps_what_others_wrote(engine: Path) -> None:
+    artifact = load(engine, "engine")
+    beside = sidecar_path(engine)
+    data = json.loads(beside.read_text()) | {"of_a_newer_release": {"x": 1}, "precision_asked": "changed meanwhile"}
+    beside.write_text(json.dumps(data))
+    written = artifacts.rewrite(artifact, tuned=a_tuned(3))
+    assert written.sidecar.tuned == a_tuned(3), "an infinite end too"
+    kept = json.loads(beside.read_text())
+    assert kept["of_a_newer_release"] == {"x": 1} and kept["precision_asked"] == "changed meanwhile"
+    assert str(a_tuned(3)) == "batch 3 with 1 stream: 800 samples/s, p99 1 ms (asked: the largest throughput)"
+
+
+def test_the_sidecar_of_an_artifact_that_was_made_anew_is_left_alone(cli: Cli, engine: Path, folder: Path) -> None:
+    artifact = load(engine, "engine")
+    models.deep(folder / "small.onnx")
+    assert cli("build", "small.onnx", "--max", 8, "--backend", "onnxruntime").exit_code == 0
+    before = sidecar_path(engine).read_bytes()
+    with pytest.raises(ArtifactError, match="made anew meanwhile"):
+        artifacts.rewrite(artifact, tuned=a_tuned(3))
+    assert sidecar_path(engine).read_bytes() == before
+
+
+def test_a_tuned_batch_that_no_profile_holds_is_not_the_best(engine: Path) -> None:
+    sidecar = load(engine, "engine").sidecar
+    assert replace(sidecar, tuned=a_tuned(3)).best_batch == 3
+    assert replace(sidecar, tuned=a_tuned(3), profiles=(Profile(4, 6, 8),)).best_batch == 6

@@ -1,0 +1,283 @@
+"""``trtbatch tune``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from trtbatch.cli.console import Debug, Device, EngineFile, out, plain, show_progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from trtbatch.artifacts import Artifact, Interval
+    from trtbatch.capacity import Largest
+    from trtbatch.tune import TuneResult
+    from trtbatch.tuning import Trial
+
+__all__ = ["command"]
+
+
+def command(
+    engine: EngineFile = None,
+    latency: Annotated[
+        Optional[str],
+        typer.Option(metavar="TIME", help="The largest throughput with a latency under this: 5ms, 500us, 0.005s."),
+    ] = None,
+    percentile: Annotated[
+        float, typer.Option(metavar="P", help="Of the latency: its interval's upper end must be under the budget.")
+    ] = 99.0,
+    max_throughput: Annotated[
+        bool, typer.Option("--max-throughput", help="The smallest batch within 2 % of the best throughput.")
+    ] = False,
+    max_batch_search: Annotated[
+        bool, typer.Option("--max-batch-search", help="The largest batch that fits in memory.")
+    ] = False,
+    streams: Annotated[str, typer.Option(metavar="LIST", help="Numbers of batches in flight at once to try.")] = "1",
+    batch: Annotated[
+        Optional[str],
+        typer.Option(metavar="LIST", help="Batch sizes to try, no others. \\[default: those measured, then finer]"),
+    ] = None,
+    min_time: Annotated[
+        float, typer.Option(min=0.01, metavar="S", help="Seconds of load for each choice, at least.")
+    ] = 1.0,
+    no_cuda_graph: Annotated[
+        bool, typer.Option("--no-cuda-graph", help="Launch kernel by kernel, not as a CUDA graph.")
+    ] = False,
+    json_: Annotated[
+        Optional[Path], typer.Option("--json", metavar="FILE", help="Everything, raw samples too.")
+    ] = None,
+    no_save: Annotated[
+        bool, typer.Option("--no-save", help="Leave the engine's sidecar, and infer --batch auto, as they are.")
+    ] = False,
+    device: Device = 0,
+    debug: Debug = False,
+) -> None:
+    """Find the best batch size of an engine, and keep it for infer --batch auto.
+
+    Where no batch size meets the latency, the nearest is named, and the exit code is 1.
+    """
+    from trtbatch.batches import parse_batches
+    from trtbatch.errors import UsageError
+    from trtbatch.files import refuse_outputs
+    from trtbatch.jsonfile import write_record
+    from trtbatch.tune import TuneRequest, largest_batch, tune
+
+    _one_of(latency=latency is not None, max_throughput=max_throughput, max_batch_search=max_batch_search)
+    if max_batch_search and batch is not None:
+        raise UsageError("--max-batch-search tries every batch size", "leave out --batch")
+    budget = None if latency is None else parse_latency(latency)
+    refuse_outputs((json_, ".json"))
+    if max_batch_search:
+        with show_progress() as (_, progress):
+            artifact, largest = largest_batch(engine, device, not no_cuda_graph, progress)
+        _show_largest(artifact, largest)
+        record: object = largest
+    else:
+        with show_progress() as (_, progress):
+            request = TuneRequest(
+                engine=engine,
+                latency_ms=budget,
+                percentile=percentile,
+                streams=_streams_of(streams),
+                batches=None if batch is None else parse_batches(batch),
+                min_time=min_time,
+                save=not no_save,
+                device=device,
+                cuda_graphs=not no_cuda_graph,
+                progress=progress,
+            )
+            result = tune(request)
+        _show(result)
+        record = result
+    if json_ is not None:
+        write_record(record, json_)
+        out().print(f"[bold]{plain(str(json_))}[/]")
+
+
+_LATENCY = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(us|µs|μs|ms|s)", re.ASCII)
+_MILLISECONDS = {"us": 1e-3, "µs": 1e-3, "μs": 1e-3, "ms": 1.0, "s": 1e3}
+
+
+def parse_latency(text: str) -> float:
+    """``5ms``, ``500us`` or ``0.005s`` in milliseconds.
+
+    Raises:
+        UsageError: anything else, and zero.
+    """
+    from trtbatch.errors import UsageError
+
+    match = _LATENCY.fullmatch(text.strip().lower())
+    value = float(match[1]) * _MILLISECONDS[match[2]] if match else 0.0
+    if not 0 < value < 1e9:
+        raise UsageError(f"--latency {text!r} is not a time", "write it like 5ms, 500us or 0.005s")
+    return value
+
+
+MOST_STREAMS = 64
+"""More are taken for a typing error."""
+
+
+def _streams_of(text: str) -> list[int]:
+    """``1,2,4``, in the grammar of batch lists.
+
+    Raises:
+        UsageError: not numbers of streams.
+    """
+    from trtbatch.batches import parse_batches
+    from trtbatch.errors import BatchListError, UsageError
+
+    try:
+        found = parse_batches(text)
+    except BatchListError:
+        found = []
+    if not found or max(found) > MOST_STREAMS:
+        raise UsageError(f"--streams {text!r}: not numbers of streams, 1 to {MOST_STREAMS}", "write them like 1,2,4")
+    return found
+
+
+def _one_of(**asked: bool) -> None:
+    """Raise unless exactly one question is asked.
+
+    Raises:
+        UsageError: none, or two.
+    """
+    from trtbatch.errors import UsageError
+
+    names = [f"--{name.replace('_', '-')}" for name, given in asked.items() if given]
+    if not names:
+        raise UsageError("what is to be searched for isn't said", "pass --latency 5ms, or --max-throughput")
+    if len(names) > 1:
+        raise UsageError(f"{names[0]} and {names[1]} are two questions", "ask one after the other")
+
+
+def _show(result: TuneResult) -> None:
+    console = out()
+    console.print(_table(result))
+    _show_chosen(console, result)
+    for line in _notes(result):
+        console.print(line, style="dim", markup=False)
+
+
+def _table(result: TuneResult) -> Table:
+    from rich.table import Table
+
+    title = f"{result.engine} · {result.backend} {result.precision} · asked: {result.asked}"
+    percentile = f"p{result.settings['percentile']:g}"
+    columns = ("batch", "streams", "profile", "samples/s", "95 %", "p50 ms", f"{percentile} ms", "95 % ", "runs", "")
+    table = Table(*columns, title=plain(title), title_justify="left", title_style="bold")
+    for column in table.columns[:-1]:
+        column.justify = "right"
+        column.no_wrap = True
+    for trial in result.trials:
+        cells: tuple[str, ...]
+        if trial.failed is not None:
+            cells = ("", "", "", "", "", "", f"[yellow]doesn't run: {plain(trial.failed)}[/]")
+        else:
+            cells = (
+                _rate(trial.samples_per_s.value),
+                _range(trial.samples_per_s, _rate),
+                f"{trial.median_ms:.4g}",
+                f"{trial.latency_ms.value:.4g}",
+                _range(trial.latency_ms, _ms),
+                str(trial.runs),
+                _remark(trial, result),
+            )
+        table.add_row(str(trial.batch), str(trial.streams), str(result.profiles[trial.profile]), *cells)
+    return table
+
+
+def _is(one: Trial, other: Trial) -> bool:
+    return (one.batch, one.streams) == (other.batch, other.streams)
+
+
+def _remark(trial: Trial, result: TuneResult) -> str:
+    marks = [
+        *(["[bold green]chosen[/]"] if _is(trial, result.chosen) else []),
+        *(["best"] if _is(trial, result.best) and not _is(trial, result.chosen) else []),
+        *(["knee"] if _is(trial, result.knee) else []),
+    ]
+    return ", ".join(marks)
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _ms(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _range(interval: Interval, words: Callable[[float], str]) -> str:
+    """``4.1–4.4``; an end that isn't known is a question mark."""
+    low, high = (words(end) if 0 <= end < float("inf") else "?" for end in (interval.low, interval.high))
+    return f"{low}–{high}"
+
+
+def _show_chosen(console: Console, result: TuneResult) -> None:
+    chosen = result.chosen
+    percentile = f"p{result.settings['percentile']:g}"
+    lines = [
+        (
+            "chosen",
+            f"batch {chosen.batch}, {_streams(chosen.streams)}, profile {chosen.profile} "
+            f"({result.profiles[chosen.profile]}): {_rate(chosen.samples_per_s.value)} samples/s, {percentile} "
+            f"{_ms(chosen.latency_ms.value)} ms",
+        ),
+        (
+            "sure",
+            f"to 95 %, from {chosen.runs} fresh runs after the search: {percentile} "
+            f"{_range(chosen.latency_ms, _ms)} ms, {_range(chosen.samples_per_s, _rate)} samples/s",
+        ),
+        *(("smaller", _cost(chosen, each, percentile)) for each in (result.smaller,) if each is not None),
+        *(("larger", _cost(chosen, each, percentile)) for each in (result.larger,) if each is not None),
+        ("knee", f"batch {result.knee.batch}: beyond it a larger batch costs more latency than it gains throughput"),
+    ]
+    for label, text in lines:
+        console.print(f"  {label:9}{text}", markup=False)
+
+
+def _cost(chosen: Trial, other: Trial, percentile: str) -> str:
+    """``batch 32: +4.1 % throughput, +61.0 % latency (p99 …)``."""
+    rate = other.samples_per_s.value / chosen.samples_per_s.value - 1
+    time = other.latency_ms.value / chosen.latency_ms.value - 1
+    known = _range(other.latency_ms, _ms)
+    return f"batch {other.batch}: {rate:+.1%} throughput, {time:+.1%} latency ({percentile} {known} ms)"
+
+
+def _streams(count: int) -> str:
+    return "1 stream" if count == 1 else f"{count} streams"
+
+
+def _notes(result: TuneResult) -> Sequence[str]:
+    """What the columns mean, what wasn't known well enough, and where the result is."""
+    from trtbatch.quantiles import runs_needed
+
+    percentile = result.settings["percentile"]
+    lines = [f"latency: {words}" for words in result.timed.values()]
+    lines.append("samples/s: of the same load, by Little's law; 95 %: intervals by order statistics")
+    needed = runs_needed(percentile)
+    if any(trial.failed is None and trial.runs < needed for trial in result.trials):
+        lines.append(f"p{percentile:g} has an upper end from {needed} runs on; ? where there were fewer")
+    for trial in result.trials:
+        if trial.faults:
+            lines.append(f"batch {trial.batch}, {_streams(trial.streams)}: the GPU's clocks: {', '.join(trial.faults)}")
+    if result.saved:
+        lines.append("kept in the engine's sidecar: infer --batch auto takes it")
+    return lines
+
+
+def _show_largest(artifact: Artifact, largest: Largest) -> None:
+    console = out()
+    most = max(profile.max for profile in artifact.sidecar.profiles)
+    console.print(f"largest batch: [bold]{largest.batch}[/] of {most}, the most that {plain(artifact.path.name)} takes")
+    if largest.bound == "profile":
+        console.print("  bounded by the profile, not by memory: rebuild with a larger --max to go on")
+        return
+    cause = "memory" if largest.bound == "memory" else "an error that doesn't speak of memory"
+    console.print(f"  bounded by {cause}: batch {largest.refused} fails: {largest.reason}", markup=False)
