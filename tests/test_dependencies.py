@@ -55,7 +55,10 @@ for name in trtbatch.__all__:
     assert int(done.stdout) >= 30
 
 
-@pytest.mark.parametrize("command", ["", "export", "build", "infer", "bench", "tune", "plan", "verify", "inspect", "doctor"])
+@pytest.mark.parametrize(
+    "command",
+    ["", "export", "build", "infer", "bench", "tune", "plan", "report", "compare", "verify", "inspect", "doctor"],
+)
 def test_every_help_works_without_heavy_packages(tmp_path: Path, command: str) -> None:
     done = run_bare(
         f"sys.argv = ['trtbatch', *'{command}'.split(), '--help']; runpy.run_module('trtbatch', run_name='__main__')",

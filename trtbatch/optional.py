@@ -20,6 +20,10 @@ _EXTRAS = {
     "cuda": "tensorrt",
     "modelopt": "precision",
     "netron": "view",
+    "matplotlib": "report",
+    "ray": "ray",
+    "pyarrow": "ray",
+    "tritonclient": "triton",
 }
 
 

@@ -108,6 +108,8 @@ def command(
     console = out()
     for line in _show(console, result):
         console.print(line, style="dim", markup=False)
+    for line in _chart(console, result):
+        console.print(line, markup=False, no_wrap=True)
     for path, write in ((json_, report.write_json), (csv, report.write_csv)):
         if path is not None:
             write(result, path)
@@ -130,6 +132,18 @@ def _show(console: Console, result: BenchResult | DuelResult | ProfilesResult) -
     if parts is not None:
         console.print(parts)
     return report.footnotes(result)
+
+
+def _chart(console: Console, result: BenchResult | DuelResult | ProfilesResult) -> Sequence[str]:
+    """Samples/s over the batch size; nothing of comparisons, which are of differences too small to be drawn."""
+    from trtbatch.bench import BenchResult
+    from trtbatch.charts import rate_chart
+    from trtbatch.series import series_of
+
+    if not isinstance(result, BenchResult):
+        return []
+    series = series_of([(result.engine, result)])
+    return rate_chart(series, [line.mode for line in series], console.width, console.options.ascii_only)
 
 
 def _refuse_contradictions(

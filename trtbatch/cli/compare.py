@@ -1,0 +1,75 @@
+"""``trtbatch compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from trtbatch.cli.console import Debug, err, out, plain
+
+__all__ = ["command"]
+
+
+def command(
+    a: Annotated[Path, typer.Argument(metavar="A.json", help="What bench --json wrote before.")],
+    b: Annotated[Path, typer.Argument(metavar="B.json", help="… and after: what the verdicts are of.")],
+    fail_if_slower: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="P%", help="Exit code 1 where B's median is more than P% slower and the whole interval above 1."
+        ),
+    ] = None,
+    json_: Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="All figures.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown instead.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Compare two results of bench: is B FASTER, SLOWER or the SAME as A, batch by batch?
+
+    Two runs also differ by the state of the machine: what is known of that is warned of. bench --against tells
+    smaller differences.
+    """
+    from trtbatch import gatereport
+    from trtbatch.files import refuse_outputs
+    from trtbatch.gate import compare_results
+    from trtbatch.notes import warn
+    from trtbatch.results import read_result
+
+    limit = None if fail_if_slower is None else _share(fail_if_slower)
+    refuse_outputs((json_, ".json"), inputs=[a, b])
+    comparison = compare_results(read_result(a), read_result(b), (str(a), str(b)), limit)
+    console = out()
+    if markdown:
+        console.print(gatereport.comparison_markdown(comparison), markup=False, soft_wrap=True, end="")
+    else:
+        console.print(gatereport.comparison_table(comparison))
+        for note in gatereport.comparison_notes(comparison):
+            console.print(note, style="dim", markup=False)
+        console.print(
+            gatereport.conclusion(comparison), style="bold red" if comparison.failures else "bold", markup=False
+        )
+    for text in gatereport.warnings(comparison):
+        warn(text)
+    if json_ is not None:
+        gatereport.write_comparison(comparison, json_)
+        (err() if markdown else console).print(f"[bold]{plain(str(json_))}[/]")
+    if comparison.failures:
+        raise typer.Exit(1)
+
+
+def _share(text: str) -> float:
+    """``5%`` or ``0.05``.
+
+    Raises:
+        UsageError: anything else; ``5`` might mean either.
+    """
+    from trtbatch.errors import UsageError
+
+    try:
+        value = float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise UsageError(f"--fail-if-slower {text!r} is not a share of A's time", "write it like 5% or 0.05")
+    return value

@@ -1,0 +1,120 @@
+"""``trtbatch report``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+from typer.core import TyperCommand
+
+from trtbatch.cli.console import Debug, err, fitting, out, plain
+
+if TYPE_CHECKING:
+    from trtbatch.series import Series
+
+__all__ = ["Command", "command"]
+
+PRINT = "-"
+"""The value of ``--markdown`` where no file is named."""
+
+
+class Command(TyperCommand):
+    """Lets ``--markdown`` stand alone: it has a file only where the next word ends in .md."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, _with_value(args))
+
+
+def _with_value(args: Sequence[str]) -> list[str]:
+    made: list[str] = []
+    for index, word in enumerate(args):
+        if word == "--":
+            return [*made, *args[index:]]
+        made.append(word)
+        if word == "--markdown" and not (index + 1 < len(args) and args[index + 1].endswith(".md")):
+            made.append(PRINT)
+    return made
+
+
+def command(
+    results: Annotated[list[Path], typer.Argument(metavar="RESULT.json...", help="What bench --json wrote.")],
+    html: Annotated[
+        Optional[Path], typer.Option("--html", metavar="FILE", help="A page that opens offline: charts and tables.")
+    ] = None,
+    png: Annotated[Optional[Path], typer.Option("--png", metavar="FILE", help="The charts as a picture.")] = None,
+    svg: Annotated[Optional[Path], typer.Option("--svg", metavar="FILE", help="The charts, scalable.")] = None,
+    markdown: Annotated[
+        Optional[Path],
+        typer.Option("--markdown", metavar="[FILE]", help="The table as Markdown; printed where no FILE.md follows."),
+    ] = None,
+    article: Annotated[
+        Optional[bool],
+        typer.Option("--article/--no-article", help="The article's V100 line. \\[default: beside results of resnet18]"),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Lay results of bench over each other: table, charts, page.
+
+    Without an option, the table and a small chart are printed. The knee, from where larger batches buy less, is
+    marked in all of them.
+    """
+    from trtbatch.files import refuse_outputs
+    from trtbatch.results import read_result
+    from trtbatch.series import ARTICLE_MODEL, series_of, shared
+
+    text = None if markdown is None or str(markdown) == PRINT else markdown
+    refuse_outputs((html, ".html"), (png, ".png"), (svg, ".svg"), (text, ".md"), inputs=results)
+    read = [(str(path), read_result(path)) for path in results]
+    if article is None:
+        article = any(result.model.name == ARTICLE_MODEL for _, result in read)
+    series, title = series_of(read, article), shared(read)
+    written = _write(series, title, html, png, svg, text)
+    if text is None and markdown is not None:
+        from trtbatch.overview import markdown as as_markdown
+
+        out().print(as_markdown(series, title), markup=False, soft_wrap=True, end="")
+    elif not written:
+        _show(series, title)
+    for path in written:  # what is printed may be on its way into a file
+        (out() if markdown is None or text is not None else err()).print(f"[bold]{plain(str(path))}[/]")
+
+
+def _write(
+    series: Sequence[Series], title: str, html: Path | None, png: Path | None, svg: Path | None, text: Path | None
+) -> list[Path]:
+    """The files that were asked for; those that need matplotlib first, so that without it there are none."""
+    written = []
+    for path, kind in ((png, "png"), (svg, "svg")):
+        if path is not None:
+            from trtbatch.plot import write_plot
+
+            write_plot(series, title, path, kind)
+            written.append(path)
+    if html is not None:
+        from trtbatch.page import write_page
+
+        write_page(series, title, html)
+        written.append(html)
+    if text is not None:
+        from trtbatch.overview import write_markdown
+
+        write_markdown(series, title, text)
+        written.append(text)
+    return written
+
+
+def _show(series: Sequence[Series], title: str) -> None:
+    from trtbatch import overview
+    from trtbatch.charts import rate_chart
+
+    console = out()
+    console.print(fitting(console, overview.table(series, title), overview.table(series, title, brief=True)))
+    for line in series:
+        named = f"{line.key}: {line.label}; " if len(series) > 1 else ""
+        console.print(f"{named}{overview.summary(line)}", markup=False)
+    for note in overview.notes(series):
+        console.print(note, style="dim", markup=False)
+    for text in rate_chart(series, [line.key for line in series], console.width, console.options.ascii_only):
+        console.print(text, markup=False, no_wrap=True)
