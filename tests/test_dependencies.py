@@ -57,7 +57,21 @@ for name in trtbatch.__all__:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "export", "build", "infer", "bench", "tune", "plan", "report", "compare", "verify", "inspect", "doctor"],
+    [
+        "",
+        "export",
+        "build",
+        "infer",
+        "bench",
+        "tune",
+        "plan",
+        "report",
+        "compare",
+        "verify",
+        "inspect",
+        "doctor",
+        "export-preprocessor",
+    ],
 )
 def test_every_help_works_without_heavy_packages(tmp_path: Path, command: str) -> None:
     done = run_bare(

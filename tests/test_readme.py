@@ -23,7 +23,21 @@ GPU_TESTS = ("test_engines", "test_models", "test_pipeline", "test_precision", "
 
 
 @pytest.mark.parametrize(
-    "command", ["export", "build", "infer", "bench", "tune", "plan", "report", "compare", "verify", "inspect", "doctor"]
+    "command",
+    [
+        "export",
+        "build",
+        "infer",
+        "bench",
+        "tune",
+        "plan",
+        "report",
+        "compare",
+        "verify",
+        "inspect",
+        "doctor",
+        "export-preprocessor",
+    ],
 )
 def test_every_option_that_it_names_exists_and_none_is_left_out(command: str) -> None:
     synopsis = re.search(rf"^    trtbatch {command} (?=\S*[\[A-Z]).*\n(?:^ {{10,}}.*\n)*", README, re.MULTILINE)

@@ -17,12 +17,13 @@ from trtbatch.artifacts import Sidecar, TensorSpec
 from trtbatch.backends import open_engine, resolve_engine
 from trtbatch.backends.base import Engine
 from trtbatch.batches import MAX_BATCH, refuse_outside
-from trtbatch.errors import InputError, ProfileError
+from trtbatch.errors import InputError, ProfileError, UsageError
 from trtbatch.notes import note, warn
 from trtbatch.pipeline import Busy, Pipeline
+from trtbatch.preprocessor import OnnxPreprocessor
 from trtbatch.profiles import split_batch
 from trtbatch.sinks import Prediction, Sink, open_sink, top_predictions
-from trtbatch.sources import Skipped, Source, open_source
+from trtbatch.sources import ImageSource, Skipped, Source, open_source
 from trtbatch.trace import NO_TRACE, Recorder, open_trace
 
 __all__ = ["InferRequest", "InferResult", "infer", "predict"]
@@ -49,6 +50,7 @@ class InferRequest:
         strict: the first unusable input ends the run.
         device: number of the GPU.
         cuda_graphs: whether batches may run as CUDA graphs.
+        preprocessor: ``.pre.onnx`` file that resizes and normalises photographs in Pillow's place.
         trace: ``.json``, for what each thread did when, in Chrome's trace-event format.
         progress: told the number of inputs done, and of all.
     """
@@ -64,6 +66,7 @@ class InferRequest:
     device: int = 0
     cuda_graphs: bool = True
     trace: Path | None = None
+    preprocessor: Path | None = None
     progress: Callable[[int, int], None] = lambda done, total: None
 
 
@@ -121,9 +124,31 @@ def infer(request: InferRequest) -> InferResult:
     result.output, result.trace = request.output, request.trace
     with open_trace(request.trace, "trtbatch infer") as trace:
         source = open_source(request.input, sidecar, request.count, request.seed, trace=trace)
+        if request.preprocessor is not None:
+            _use_preprocessor(source, request.preprocessor, sidecar, artifact.path.name)
         with open_sink(request.output, sidecar) as sink, open_engine(artifact, request.device) as engine:
             predict(engine, source, sink, sizes, request, result, trace)
     return result
+
+
+def _use_preprocessor(source: Source, path: Path, sidecar: Sidecar, name: str) -> None:
+    """Let a preprocessor make the samples of photographs.
+
+    Raises:
+        UsageError: the input holds no photographs, or the preprocessor was made for another model's input.
+        ArtifactError: no preprocessor, or a damaged one.
+    """
+    if not isinstance(source, ImageSource):
+        raise UsageError("--preprocessor is for photographs, and the input holds none", "leave it out")
+    preprocessor = OnnxPreprocessor(path, threads=1)  # the readers call it side by side
+    record, spec = preprocessor.record, sidecar.inputs[0]
+    same = record.output.dtype == spec.dtype and record.output.shape[1:] == spec.shape[1:]
+    if not same or record.recipe != sidecar.preprocessing:
+        raise UsageError(
+            f"{path} was made for {record.source.file}, whose input or preprocessing differs from that of {name}",
+            f"run: trtbatch export-preprocessor {name}",
+        )
+    source.preprocessor = preprocessor
 
 
 def _sizes(batch: int | None, sidecar: Sidecar, name: str) -> list[int]:

@@ -53,16 +53,23 @@ class Preprocessing:
         pixels = images if self.fused == "NHWC" else np.moveaxis(images, 1, -1)
         return np.stack([self.normalise(each) for each in pixels])
 
-    def pixels(self, image: Image) -> NDArray[np.uint8]:
-        """The resized and cropped image, ``(H, W, 3)`` uint8."""
+    @staticmethod
+    def rgb(image: Image) -> Image:
+        """The image upright, as its EXIF orientation says, in three colours of 8 bits."""
         from PIL import Image as PillowImage
         from PIL import ImageOps
 
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):  # Pillow would cut every value over 255 to white
             image = PillowImage.fromarray((np.asarray(image, np.uint16) >> 8).astype(np.uint8))
-        image = image.convert("RGB")
-        width, height = self._resized(*image.size)
+        return image.convert("RGB")
+
+    def pixels(self, image: Image) -> NDArray[np.uint8]:
+        """The resized and cropped image, ``(H, W, 3)`` uint8."""
+        from PIL import Image as PillowImage
+
+        image = self.rgb(image)
+        width, height = self.resized(*image.size)
         if (width, height) != image.size:
             image = image.resize((width, height), PillowImage.Resampling[self.interpolation.upper()])
         rows, columns = self.crop
@@ -83,7 +90,8 @@ class Preprocessing:
         std = np.asarray(self.std, np.float32)[:, None, None]
         return np.ascontiguousarray((scaled - mean) / std)
 
-    def _resized(self, width: int, height: int) -> tuple[int, int]:
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height after resizing, before the crop."""
         short, long = sorted((width, height))
         new_long = max(1, int(self.resize * long / short))
         return (self.resize, new_long) if width <= height else (new_long, self.resize)

@@ -6,7 +6,7 @@ import glob
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -198,6 +198,10 @@ def _image_files(folder: Path) -> Iterator[Path]:
                 yield Path(parent, name)
 
 
+PixelsToSample = Callable[[NDArray[np.uint8], Array], None]
+"""Writes the sample of a photograph ``(H, W, 3)`` uint8 into an array."""
+
+
 @dataclass
 class ImageSource:
     """Photographs, read and preprocessed by a few threads a bounded distance ahead of the consumer."""
@@ -209,6 +213,8 @@ class ImageSource:
     workers: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
     constants: dict[str, Array] = field(default_factory=dict)
     trace: Recorder = NO_TRACE
+    preprocessor: PixelsToSample | None = None
+    """Resizes and normalises in Pillow's place."""
 
     @property
     def total(self) -> int:
@@ -236,6 +242,12 @@ class ImageSource:
         with self.trace.span("read", file=name):
             return self._read(file, name)
 
+    def _preprocessed(self, image: Any) -> Array:
+        assert self.preprocessor is not None
+        sample = np.empty([int(size) for size in self.spec.shape[1:]], self.spec.dtype)
+        self.preprocessor(np.asarray(self.preprocessing.rgb(image)), sample)
+        return sample
+
     def _read(self, file: Path, name: str) -> Sample | Skipped:
         from PIL import Image
 
@@ -246,7 +258,7 @@ class ImageSource:
                     return Skipped(name, f"{image.width}×{image.height} is over the limit of {limit} pixels")
                 if image.mode in ("I", "F"):
                     return Skipped(name, f"its pixels ({image.mode}, 32 bits) have no known white: save it in 8 bits")
-                made = self.preprocessing(image)
+                made = self.preprocessing(image) if self.preprocessor is None else self._preprocessed(image)
                 kind = self.spec.dtype if self.spec.dtype.startswith("float") and made.dtype.kind == "f" else made.dtype
                 return Sample(name, {self.spec.name: made.astype(kind, copy=False)})
         except Exception as error:  # Pillow's decoders raise whatever their format makes them

@@ -27,7 +27,16 @@ from trtbatch.backends.base import (
 from trtbatch.batches import refuse_no_profile, refuse_outside
 from trtbatch.errors import ArtifactError, BuildError, ExecutionError, PrecisionError, UsageError
 
-__all__ = ["OnnxReference", "OnnxRuntimeBuilder", "OnnxRuntimeEngine", "OnnxRuntimeSession", "OnnxRuntimeSlot", "fold"]
+__all__ = [
+    "OnnxReference",
+    "OnnxRuntimeBuilder",
+    "OnnxRuntimeEngine",
+    "OnnxRuntimeSession",
+    "OnnxRuntimeSlot",
+    "fold",
+    "open_session",
+    "run_bound",
+]
 
 Array = NDArray[Any]
 
@@ -35,7 +44,7 @@ _SILENT = 4
 """ONNX Runtime's log severity "fatal": what it has to say reaches the user through our errors."""
 
 
-def _open(model: Path | bytes, options: Any = None) -> Any:
+def open_session(model: Path | bytes, options: Any = None) -> Any:
     """An inference session on the CPU, of a file or of a serialised model.
 
     Raises:
@@ -67,7 +76,7 @@ class OnnxReference:
     """
 
     def __init__(self, path: Path) -> None:
-        self._session = _open(path)
+        self._session = open_session(path)
 
     @classmethod
     def unoptimised(cls, model: Path | bytes) -> OnnxReference:
@@ -76,7 +85,7 @@ class OnnxReference:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         reference = cls.__new__(cls)
-        reference._session = _open(model, options)
+        reference._session = open_session(model, options)
         return reference
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -99,7 +108,7 @@ def fold(path: Path, folder: Path) -> Path:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(folded)
     try:
-        _open(path, options)
+        open_session(path, options)
     except ArtifactError:
         return path
     return folded if folded.is_file() else path
@@ -138,7 +147,7 @@ class OnnxRuntimeBuilder:
             options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights.name)
         progress("optimising the graph", None)
         try:
-            _open(plan.onnx, options)
+            open_session(plan.onnx, options)
         except ArtifactError as error:
             raise BuildError(error.problem, "check the ONNX file: export it again") from error
         if not file.is_file():
@@ -154,7 +163,7 @@ class OnnxRuntimeEngine:
     def __init__(self, artifact: Artifact) -> None:
         self.sidecar = artifact.sidecar
         self._path = artifact.path
-        self._session: Any = _open(artifact.path, self._options())
+        self._session: Any = open_session(artifact.path, self._options())
         self._refuse_strange_tensors()
 
     def _options(self) -> Any:
@@ -278,7 +287,7 @@ class OnnxRuntimeSession:
         binding.bind_output(spec.name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
 
     def run(self) -> None:
-        _run_bound(self._session, self._binding)
+        run_bound(self._session, self._binding)
 
     def fetch(self) -> dict[str, Array]:
         results: Any = self._binding.copy_outputs_to_cpu() if len(self._buffers) < len(self._outputs) else None
@@ -310,7 +319,12 @@ class OnnxRuntimeSession:
         self.close()
 
 
-def _run_bound(session: Any, binding: Any) -> None:
+def run_bound(session: Any, binding: Any) -> None:
+    """Run a session on what is bound.
+
+    Raises:
+        ExecutionError: ONNX Runtime failed.
+    """
     try:
         session.run_with_iobinding(binding)
     except Exception as error:
@@ -379,7 +393,7 @@ class OnnxRuntimeSlot:
 
     def submit(self) -> None:
         assert self._now is not None, "prepare a batch first"
-        _run_bound(self._session, self._now.binding)
+        run_bound(self._session, self._now.binding)
 
     def wait(self) -> dict[str, Array]:
         assert self._now is not None, "prepare a batch first"

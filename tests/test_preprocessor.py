@@ -1,0 +1,378 @@
+"""The preprocessor in ONNX Runtime against torchvision's own transforms, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+from PIL import Image
+
+from scripts.preprocessor_table import photograph, sizes
+from tests import models
+from trtbatch import artifacts, preprocessor, resample
+from trtbatch.artifacts import FileRecord, ModelRecord, Sidecar, TensorSpec
+from trtbatch.errors import ArtifactError, ExportError, InputError, UsageError
+from trtbatch.preprocessing import Preprocessing
+from trtbatch.preprocessor import (
+    OnnxPreprocessor,
+    PreprocessorRequest,
+    build_graph,
+    describe,
+    export_preprocessor,
+    operands,
+    pixels_of,
+    prove,
+)
+
+Cli = Callable[..., Any]
+
+IMAGENET = Preprocessing(resize=256, crop=(224, 224))
+SMALL = Preprocessing(resize=20, crop=(16, 18))
+
+
+def sidecar(recipe: Preprocessing | None, *inputs: TensorSpec, dtype: str = "float32") -> Sidecar:
+    sample: tuple[int | str, ...] = (3, 16, 18) if recipe is None else (3, *recipe.crop)
+    if recipe is not None and recipe.fused is not None:
+        dtype, sample = "uint8", sample if recipe.fused == "NCHW" else (*sample[1:], 3)
+    given = inputs or (TensorSpec("input", dtype, ("batch_size", *sample)),)
+    scores = (TensorSpec("output", "float32", ("batch_size", 5)),)
+    return Sidecar(
+        "onnx", FileRecord("x.onnx", "0", 1), given, scores, ModelRecord("x", "random"), preprocessing=recipe
+    )
+
+
+def preprocessor_of(
+    folder: Path, recipe: Preprocessing, max_size: int = 4096, dtype: str = "float32"
+) -> OnnxPreprocessor:
+    path = folder / "x.pre.onnx"
+    path.write_bytes(build_graph(describe(sidecar(recipe, dtype=dtype), max_size)))
+    return OnnxPreprocessor(path)
+
+
+def run(preprocess: OnnxPreprocessor, pixels: NDArray[np.uint8]) -> NDArray[Any]:
+    spec = preprocess.record.output
+    out = np.full([int(size) for size in spec.shape], 77, spec.dtype)
+    preprocess(pixels, out)
+    return out
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_generated_photographs_agree_with_torchvision(tmp_path: Path, interpolation: str) -> None:
+    """From 1×1 on, landscape and portrait, in the worst case 1 of 255; here, none differs at all."""
+    presets = pytest.importorskip("torchvision.transforms._presets")
+    from torchvision.transforms import InterpolationMode
+
+    theirs = presets.ImageClassification(
+        crop_size=224, resize_size=256, interpolation=InterpolationMode(interpolation), antialias=True
+    )
+    recipe = replace(IMAGENET, interpolation=interpolation)  # type: ignore[arg-type]
+    generator = np.random.default_rng(5)
+    with preprocessor_of(tmp_path, recipe) as preprocess:
+        for height, width in sizes(generator, 120, 900):
+            pixels = photograph(generator, height, width)
+            wanted = theirs(Image.fromarray(pixels)).numpy()
+            found = run(preprocess, pixels)
+            levels = np.abs(pixels_of(preprocess.record, found) - pixels_of(preprocess.record, wanted))
+            assert levels.max() <= 1, (height, width)
+            np.testing.assert_array_equal(np.rint(levels), 0, err_msg=f"{height}, {width}")
+            np.testing.assert_allclose(found[0], wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("resize", "crop"), [(20, 16), (16, 20), (17, 20), (299, 299)])
+def test_other_recipes_and_odd_sizes_agree_with_torchvision(tmp_path: Path, resize: int, crop: int) -> None:
+    transforms = pytest.importorskip("torchvision.transforms")
+    theirs = transforms.Compose(
+        [transforms.Resize(resize, antialias=True), transforms.CenterCrop(crop), transforms.PILToTensor()]
+    )
+    generator = np.random.default_rng(resize)
+    with preprocessor_of(tmp_path, Preprocessing(resize, (crop, crop))) as preprocess:
+        for size in ((1, 1), (1, 90), (90, 1), (223, 225), (31, 57), (225, 224), (16, 16), (600, 250)):
+            pixels = photograph(generator, *size)
+            wanted = theirs(Image.fromarray(pixels)).numpy().transpose(1, 2, 0)
+            found = pixels_of(preprocess.record, run(preprocess, pixels))
+            assert np.abs(found - wanted).max() < 1e-3, size
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "lanczos"])
+def test_the_other_filters_agree_with_pillow(tmp_path: Path, interpolation: str) -> None:
+    recipe = replace(SMALL, interpolation=interpolation)  # type: ignore[arg-type]
+    generator = np.random.default_rng(1)
+    with preprocessor_of(tmp_path, recipe) as preprocess:
+        for size in sizes(generator, 40, 300):
+            pixels = photograph(generator, *size)
+            np.testing.assert_allclose(run(preprocess, pixels)[0], recipe(Image.fromarray(pixels)), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_a_model_that_normalises_itself_gets_bytes(tmp_path: Path, layout: str) -> None:
+    recipe = replace(SMALL, fused=layout)  # type: ignore[arg-type]
+    pixels = photograph(np.random.default_rng(2), 60, 45)
+    with preprocessor_of(tmp_path, recipe) as preprocess:
+        found = run(preprocess, pixels)
+        assert found.dtype == np.uint8
+        np.testing.assert_array_equal(found[0], recipe(Image.fromarray(pixels)))
+        np.testing.assert_array_equal(pixels_of(preprocess.record, found), recipe.pixels(Image.fromarray(pixels)))
+
+
+def test_a_half_precision_input_gets_halves(tmp_path: Path) -> None:
+    pixels = photograph(np.random.default_rng(2), 60, 45)
+    with preprocessor_of(tmp_path, SMALL, dtype="float16") as preprocess:
+        found = run(preprocess, pixels)
+    assert found.dtype == np.float16
+    np.testing.assert_array_equal(found[0], SMALL(Image.fromarray(pixels)).astype(np.float16))
+
+
+class MatMul(OpRun):  # type: ignore[misc]
+    """A product of TF32: what goes in keeps 11 significant bits, and the sum is float32."""
+
+    op_domain = ""
+
+    def _run(self, a: NDArray[np.float32], b: NDArray[np.float32]) -> tuple[NDArray[np.float32]]:
+        return (np.matmul(cut(a), cut(b)),)
+
+
+def cut(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    kept: NDArray[np.float32] = (np.ascontiguousarray(values).view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
+    return kept
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+def test_tf32_changes_no_pixel(interpolation: str) -> None:
+    recipe = replace(SMALL, interpolation=interpolation, fused="NHWC")  # type: ignore[arg-type]
+    model = ReferenceEvaluator(onnx.load_from_string(build_graph(describe(sidecar(recipe)))), new_ops=[MatMul])
+    generator = np.random.default_rng(3)
+    assert cut(np.array([1 / 3], np.float32)) != np.float32(1 / 3)
+    for size in ((40, 30), (7, 5), (300, 200), (90, 120), (33, 61)):
+        pixels = generator.integers(0, 256, (*size, 3), np.uint8)
+        given = dict(zip(("image", "rows", "columns"), operands(recipe, pixels)))
+        np.testing.assert_array_equal(model.run(None, given)[0][0], recipe(Image.fromarray(pixels)))
+
+
+def test_the_file_is_what_tensorrt_8_6_reads() -> None:
+    model = onnx.load_from_string(build_graph(describe(sidecar(replace(SMALL, fused="NCHW")))))
+    assert model.ir_version == 8 and [(each.domain, each.version) for each in model.opset_import] == [("", 17)]
+    operators = {node.op_type for node in model.graph.node}
+    known = {"Cast", "MatMul", "Reshape", "Transpose", "Concat", "Split", "Add", "Sub", "Mul", "Div", "Clip", "Floor"}
+    assert operators <= known
+    uint8 = onnx.TensorProto.UINT8
+    shapes = {
+        info.name: [dim.dim_param or dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        for info in model.graph.input
+    }
+    assert shapes == {"image": ["height", "width", 3], "rows": [16, "height"], "columns": [18, "width"]}
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    assert not [info.name for info in inferred.value_info if info.type.tensor_type.elem_type == uint8]
+    assert [node.op_type for node in model.graph.node if "image" in node.input or "sample" in node.output] == [
+        "Cast"
+    ] * 2
+
+
+def test_only_the_part_that_the_crop_needs_goes_up() -> None:
+    pixels = np.zeros((1000, 600, 3), np.uint8)
+    image, rows, columns = operands(IMAGENET, pixels)
+    assert image.base is pixels
+    assert image.shape == (rows.shape[1], columns.shape[1], 3) == (528, 528, 3)
+
+
+def test_a_part_that_is_too_large_is_resized_before(tmp_path: Path) -> None:
+    pixels = photograph(np.random.default_rng(4), 90, 80)
+    image, rows, columns = operands(SMALL, pixels, max_size=60)
+    assert image.shape == (16, 18, 3)
+    np.testing.assert_array_equal(rows, np.eye(16, dtype=np.float32))
+    np.testing.assert_array_equal(columns, np.eye(18, dtype=np.float32))
+    with preprocessor_of(tmp_path, SMALL, max_size=60) as preprocess:
+        np.testing.assert_allclose(run(preprocess, pixels)[0], SMALL(Image.fromarray(pixels)), rtol=0, atol=1e-6)
+
+
+def test_what_pillow_turns_round_is_resized_by_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resample, "_turns_round", lambda: True)
+    assert operands(SMALL, np.zeros((210, 100, 3), np.uint8))[0].shape == (16, 18, 3)
+    monkeypatch.setattr(resample, "_turns_round", lambda: False)
+    assert operands(SMALL, np.zeros((210, 100, 3), np.uint8))[0].shape[0] > 80
+
+
+def test_it_writes_into_a_row_of_the_batch_and_nowhere_else(tmp_path: Path) -> None:
+    batch = np.full((3, 3, 16, 18), 7, np.float32)
+    pixels = photograph(np.random.default_rng(4), 50, 40)
+    with preprocessor_of(tmp_path, SMALL) as preprocess:
+        preprocess(pixels[:, ::-1], batch[1])
+        np.testing.assert_allclose(batch[1], SMALL(Image.fromarray(pixels[:, ::-1].copy())), rtol=0, atol=1e-6)
+        preprocess(pixels, batch[2:])
+        np.testing.assert_allclose(batch[2], SMALL(Image.fromarray(pixels)), rtol=0, atol=1e-6)
+    assert (batch[0] == 7).all()
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    good, out = np.zeros((5, 6, 3), np.uint8), np.zeros((3, 16, 18), np.float32)
+    with preprocessor_of(tmp_path, SMALL) as preprocess:
+        strange: tuple[Any, ...] = (good[0], good[:, :, :2], good.astype(np.float32), good[:0])
+        for pixels in strange:
+            with pytest.raises(InputError, match="is no photograph"):
+                preprocess(pixels, out)
+        for wrong in (out[:, :, :16], out.astype(np.float64), np.zeros((3, 16, 36), np.float32)[:, :, ::2]):
+            with pytest.raises(InputError, match="the sample is sample"):
+                preprocess(good, wrong)
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (sidecar(None), "x has no preprocessing recorded"),
+        (
+            sidecar(SMALL, *(TensorSpec(name, "float32", ("batch_size", 3, 16, 18)) for name in ("left", "right"))),
+            r"x has 2 inputs \(left, right\)",
+        ),
+        (sidecar(SMALL, TensorSpec("input", "float32", ("batch_size", 3, 16, 16))), r"\(batch, 3, 16, 18\) float32"),
+        (sidecar(SMALL, TensorSpec("input", "uint8", ("batch_size", 3, 16, 18))), "doesn't take the samples"),
+        (sidecar(SMALL, TensorSpec("input", "float32", (3, 16, 18, "batch_size"), 3)), "doesn't take the samples"),
+    ],
+)
+def test_a_model_that_takes_no_photographs_is_refused(model: Sidecar, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        describe(model)
+
+
+def test_a_size_below_the_crop_is_refused() -> None:
+    with pytest.raises(UsageError, match="--max-size 17 is below the crop, 18×16; pass --max-size 18 or more"):
+        describe(sidecar(SMALL), 17)
+
+
+def test_wrong_pixels_leave_no_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder)
+    honest = resample._bilinear
+    monkeypatch.setitem(resample._FILTERS, "bilinear", (lambda x: honest(x) ** 2, 1.0))
+    resample._band.cache_clear()
+    try:
+        with pytest.raises(ExportError, match="of 255 from Pillow's"):
+            export_preprocessor(PreprocessorRequest(Path("engines/x.onnx")))
+    finally:
+        resample._band.cache_clear()
+    assert sorted(path.name for path in Path("engines").iterdir()) == ["x.onnx", "x.onnx.json"]
+
+
+def write(folder: Path, kind: str = "onnx", recipe: Preprocessing | None = SMALL) -> Path:
+    """``engines/x.onnx``, a classifier of 16×18 images in name, with its sidecar."""
+    room = folder / "made"
+    room.mkdir()
+    (folder / "engines").mkdir(exist_ok=True)
+    made = models.classifier(room / "x.onnx")
+    known = replace(sidecar(recipe), artifact=artifacts.record_file(made), created=artifacts.now())
+    artifacts.publish(made, folder / "engines" / "x.onnx", known)
+    room.rmdir()
+    return folder / "engines" / "x.onnx"
+
+
+def test_the_command_writes_a_file_that_says_what_it_is(folder: Path, cli: Cli) -> None:
+    path = write(folder)
+    done = cli("export-preprocessor", path, "--max-size", 500)
+    assert done.exit_code == 0, done.output
+    assert "engines/x.pre.onnx" in done.output and "shorter side 20, bilinear, crop 18×16" in done.output
+    with OnnxPreprocessor(Path("engines/x.pre.onnx")) as preprocess:
+        record = preprocess.record
+        prove(preprocess)
+    assert (record.recipe, record.max_size, record.source) == (SMALL, 500, artifacts.record_file(path))
+    beside = json.loads(Path("engines/x.pre.json").read_text(encoding="utf-8"))
+    assert beside["artifact"]["sha256"] == artifacts.record_file(Path("engines/x.pre.onnx")).sha256
+    assert beside["source"]["sha256"] == record.source.sha256 and beside["max_size"] == 500
+
+
+def test_no_stage_takes_it_for_a_model(folder: Path, cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
+    path = write(folder)
+    assert cli("export-preprocessor", path).exit_code == 0
+    told: list[str] = []
+    assert [each.path.name for each in artifacts.listed("onnx", Path("engines"), told.append)] == ["x.onnx"]
+    assert not told
+
+
+def test_without_a_name_it_is_for_the_newest_engine_for_photographs(folder: Path, cli: Cli, engine: Path) -> None:
+    done = cli("export-preprocessor")
+    assert done.exit_code == 1 and "no engine for photographs in engines/" in done.output
+    data = json.loads((folder / "engines" / "small.ort.onnx.json").read_text(encoding="utf-8"))
+    size = data["inputs"][0]["shape"][2:]
+    data["preprocessing"] = {"resize": 20, "crop": size}
+    (folder / "engines" / "small.ort.onnx.json").write_text(json.dumps(data), encoding="utf-8")
+    done = cli("export-preprocessor")
+    assert done.exit_code == 0, done.output
+    assert "for the newest engine that takes photographs: engines/small.ort.onnx" in done.output
+    assert (folder / "engines" / "small.pre.onnx").is_file()
+
+
+@pytest.mark.parametrize("name", ["x.onnx", "y.onnx", "y.txt"])
+def test_the_output_may_not_be_anything(folder: Path, cli: Cli, name: str) -> None:
+    path = write(folder)
+    before = path.read_bytes()
+    done = cli("export-preprocessor", path, "--output", f"engines/{name}")
+    assert done.exit_code == 2 and "doesn't end in .pre.onnx" in done.output
+    assert path.read_bytes() == before
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "x.pre.onnx"
+    path.write_bytes(build_graph(describe(sidecar(SMALL))))
+    yield path
+
+
+def test_other_files_are_refused(tmp_path: Path, written: Path) -> None:
+    with pytest.raises(ArtifactError, match="doesn't exist"):
+        OnnxPreprocessor(tmp_path / "nothing.pre.onnx")
+    with pytest.raises(ArtifactError, match="is not a preprocessor"):
+        OnnxPreprocessor(models.classifier(tmp_path / "model.onnx"))
+    for change, told in (
+        ({"format_version": 99}, "has format 99"),
+        ({"recipe": {}}, "is damaged: x.pre.onnx.recipe lacks 'resize'"),
+    ):
+        model = onnx.load(written)
+        data = json.loads(model.metadata_props[0].value) | change
+        model.metadata_props[0].value = json.dumps(data)
+        changed = tmp_path / "changed" / written.name
+        changed.parent.mkdir(exist_ok=True)
+        onnx.save(model, str(changed))
+        with pytest.raises(ArtifactError, match=told):
+            OnnxPreprocessor(changed)
+    written.write_bytes(written.read_bytes()[:300])
+    with pytest.raises(ArtifactError, match="can't load"):
+        OnnxPreprocessor(written)
+
+
+def test_the_table_counts_what_it_saw(tmp_path: Path, written: Path) -> None:
+    from scripts.preprocessor_table import table
+
+    with OnnxPreprocessor(written) as preprocess:
+        found = table(preprocess, None, count=6, largest=60, seed=0, timed=((40, 30),))
+    assert found["photographs"] == 6 and found["max_difference"] <= 1 and found["exact_share"] == 1
+    assert [row["height"] for row in found["times"]] == [40] and found["top1_agreement"] is None
+    assert preprocessor.MAX_SIZE == 4096
+
+
+def test_infer_gives_the_same_predictions_with_it(cli: Callable[..., Any], folder: Path, photos: Path) -> None:
+    for line in (
+        ("export", "tests.zoo:photos", "--dynamic"),
+        ("build", "--max", 4, "--backend", "onnxruntime"),
+        ("build", "engines/photos_dynamic.onnx", "--fuse-preprocess", "--max", 4, "--backend", "onnxruntime"),
+        ("export-preprocessor", "engines/photos_dynamic.ort.onnx"),
+        ("export-preprocessor", "engines/photos_dynamic.uint8.ort.onnx"),
+    ):
+        done = cli(*line)
+        assert done.exit_code == 0, (line, done.stdout, done.stderr)
+    for name in ("photos_dynamic", "photos_dynamic.uint8"):
+        run = ("infer", f"engines/{name}.ort.onnx", "--input", photos, "--batch", 4)
+        assert cli(*run, "--output", "pillow.csv").exit_code == 0
+        done = cli(*run, "--output", "own.csv", "--preprocessor", f"engines/{name}.pre.onnx")
+        assert done.exit_code == 0, done.stderr
+        assert (folder / "pillow.csv").read_text() == (folder / "own.csv").read_text()
+    done = cli(*run, "--preprocessor", "engines/photos_dynamic.pre.onnx")
+    assert done.exit_code == 2 and "was made for photos_dynamic.ort.onnx" in done.stderr
+    done = cli("infer", "--input", "random", "--preprocessor", "engines/photos_dynamic.pre.onnx")
+    assert done.exit_code == 2 and "holds none" in done.stderr
+    done = cli(*run, "--preprocessor", "engines/photos_dynamic.onnx")
+    assert done.exit_code == 1 and "is not a preprocessor" in done.stderr

@@ -1,0 +1,141 @@
+"""The matrices against Pillow itself: the same pixels, for every filter and size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from trtbatch import resample
+from trtbatch.preprocessing import Preprocessing
+from trtbatch.resample import FRACTION_BITS, bands, coefficients, matrices, needed_band, rows_first
+
+FILTERS = ("nearest", "bilinear", "bicubic", "lanczos")
+SIZES = st.one_of(st.integers(1, 300), st.sampled_from([512, 777, 1024, 1500]))
+
+Pixels = NDArray[np.uint8]
+
+
+def noise(height: int, width: int) -> Pixels:
+    return np.random.default_rng(height * 10_000 + width).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def pillow(pixels: Pixels, height: int, width: int, interpolation: str) -> Pixels:
+    """Pillow's resize, columns first whatever its version: each of the two alone has but one pass."""
+    kind = Image.Resampling[interpolation.upper()]
+    across = Image.fromarray(pixels).resize((width, pixels.shape[0]), kind)
+    return np.asarray(across.resize((width, height), kind))
+
+
+def in_integers(matrix: NDArray[np.float32], pixels: Pixels) -> Pixels:
+    """The product over the first axis, in Pillow's own arithmetic: float64 holds its integers exactly."""
+    sums = np.tensordot(matrix.astype(np.float64) * (1 << FRACTION_BITS), pixels.astype(np.float64), (1, 0))
+    found: Pixels = np.clip((sums.astype(np.int64) + (1 << FRACTION_BITS - 1)) >> FRACTION_BITS, 0, 255).astype(
+        np.uint8
+    )
+    return found
+
+
+def in_floats(matrix: NDArray[np.float32], pixels: Pixels) -> Pixels:
+    sums = np.tensordot(matrix, pixels.astype(np.float32), (1, 0))
+    found: Pixels = np.clip(np.floor(sums + np.float32(0.5)), 0, 255).astype(np.uint8)
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIZES, SIZES, st.integers(1, 300), st.integers(1, 300), st.sampled_from(FILTERS))
+@example(1, 1, 224, 224, "lanczos")
+@example(600, 1200, 100, 200, "bilinear")
+def test_both_passes_give_pillows_pixels(height: int, width: int, new_height: int, new_width: int, kind: str) -> None:
+    """In integers exactly; in float32 within 1, where a sum lies so near a half that its rounding decides."""
+    pixels = noise(height, width)
+    rows = coefficients(height, new_height, kind, 0, new_height)
+    columns = coefficients(width, new_width, kind, 0, new_width)
+    wanted = pillow(pixels, new_height, new_width, kind)
+    between = in_integers(columns, pixels.swapaxes(0, 1)).swapaxes(0, 1)
+    np.testing.assert_array_equal(in_integers(rows, between), wanted)
+    across = in_floats(columns, pixels.swapaxes(0, 1)).swapaxes(0, 1)
+    assert np.abs(across.astype(int) - between.astype(int)).max() <= 1
+    assert np.abs(in_floats(rows, between).astype(int) - wanted.astype(int)).max() <= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIZES, SIZES, st.integers(1, 200), st.integers(1, 200), st.integers(1, 200), st.sampled_from(FILTERS))
+@example(300, 300, 300, 224, 224, "bicubic")
+@example(20, 31, 20, 33, 16, "bilinear")
+def test_the_matrices_of_a_recipe_resize_and_crop(
+    height: int, width: int, resize: int, crop_height: int, crop_width: int, kind: str
+) -> None:
+    if max(height, width) > 30 * min(height, width):
+        return  # Pillow makes the whole resized image first, however long
+    recipe = Preprocessing(resize, (crop_height, crop_width), interpolation=kind)  # type: ignore[arg-type]
+    pixels = noise(height, width)
+    rows, columns = matrices(recipe, height, width)
+    assert rows.shape == (crop_height, height) and columns.shape == (crop_width, width)
+    assert rows.dtype == columns.dtype == np.float32
+    if rows_first(recipe, height, width):
+        found = in_integers(columns, in_integers(rows, pixels).swapaxes(0, 1)).swapaxes(0, 1)
+    else:
+        found = in_integers(rows, in_integers(columns, pixels.swapaxes(0, 1)).swapaxes(0, 1))
+    np.testing.assert_array_equal(found, recipe.pixels(Image.fromarray(pixels)))
+
+
+@pytest.mark.parametrize("size", [(375, 500), (500, 375), (4096, 1), (1, 4096), (3, 3), (256, 256), (4000, 3000)])
+def test_the_bands_are_the_matrices_without_what_the_crop_leaves_out(size: tuple[int, int]) -> None:
+    recipe = Preprocessing(256, (224, 224))
+    for band, whole in zip(bands(recipe, *size), matrices(recipe, *size)):
+        assert (band.first, band.end) == needed_band(whole)
+        np.testing.assert_array_equal(band.matrix, whole[:, band.first : band.end])
+        assert band.matrix.flags.c_contiguous and not band.matrix.flags.writeable
+    rows, columns = bands(recipe, 500, 375)
+    assert rows.end - rows.first < 335 and (columns.first, columns.end) == (23, 352)
+
+
+def test_a_side_that_is_not_resized_is_only_cropped() -> None:
+    rows, columns = matrices(Preprocessing(10, (6, 20)), 10, 10)
+    np.testing.assert_array_equal(rows, np.eye(10, dtype=np.float32)[2:8])
+    np.testing.assert_array_equal(columns[5:15], np.eye(10, dtype=np.float32))
+    assert not columns[:5].any() and not columns[15:].any()
+
+
+def test_coefficients_are_multiples_of_a_power_of_two_and_sum_to_one() -> None:
+    for kind in FILTERS:
+        for size, new_size in ((500, 256), (100, 256), (4096, 31), (7, 5)):
+            fixed = coefficients(size, new_size, kind, 0, new_size).astype(np.float64) * (1 << FRACTION_BITS)
+            np.testing.assert_array_equal(fixed, np.rint(fixed))
+            assert np.abs(fixed.sum(axis=1) - (1 << FRACTION_BITS)).max() <= np.count_nonzero(fixed, axis=1).max() / 2
+
+
+def test_the_same_side_is_made_once() -> None:
+    recipe = Preprocessing(256, (224, 224))
+    assert bands(recipe, 375, 500)[0].matrix is bands(recipe, 375, 501)[0].matrix
+
+
+def test_which_photographs_pillow_turns_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Preprocessing(256, (224, 224))
+    monkeypatch.setattr(resample, "_turns_round", lambda: True)
+    assert rows_first(recipe, 2100, 1000)
+    assert not any(rows_first(recipe, *size) for size in ((1900, 1000), (1000, 2100), (210, 100), (600, 256)))
+    assert not rows_first(Preprocessing(256, (224, 224), interpolation="nearest"), 2100, 1000)
+    monkeypatch.setattr(resample, "_turns_round", lambda: False)
+    assert not rows_first(recipe, 2100, 1000)
+
+
+@pytest.mark.parametrize(
+    ("version", "turns"), [("12.3.0", False), ("13.0.0", True), ("13.1.0.dev0", True), (None, False)]
+)
+def test_the_release_decides_the_order(monkeypatch: pytest.MonkeyPatch, version: str | None, turns: bool) -> None:
+    monkeypatch.setattr("trtbatch.optional.version", lambda package: version)
+    resample._turns_round.cache_clear()
+    try:
+        assert resample._turns_round() is turns
+    finally:
+        resample._turns_round.cache_clear()
+
+
+def test_no_pixels_are_refused() -> None:
+    with pytest.raises(ValueError, match="0×5 has no pixels"):
+        bands(Preprocessing(256, (224, 224)), 5, 0)

@@ -1,0 +1,406 @@
+"""A photograph's way into the model's input as a model of its own: resize, crop and normalise, for any backend.
+
+``image (H, W, 3)`` uint8, ``rows (crop_h, H)`` and ``columns (crop_w, W)`` float32 become one sample of the model's
+input. H and W are those of the part of the photograph that the crop needs; the matrices come from
+:mod:`trtbatch.resample`, and :func:`operands` makes all three of a photograph.
+
+**Exact with 11 bits.** A coefficient of 22 bits is given to the product as two of at most 11, stacked into one matrix.
+Each half and each pixel is exact in TF32 too, and so are the sums, which are integers below 2²⁴ (where one pixel is
+made of more than some twenty in a row they may round, in the last of the 22 bits); put together again they are the
+integer that Pillow shifts and clips. So the same pixels come out whatever the order of the sums, and with TF32,
+TensorRT's default, which alone would round every coefficient to 11 bits.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtbatch import artifacts, files, optional
+from trtbatch.artifacts import ENGINES, Artifact, FileRecord, Sidecar, TensorSpec
+from trtbatch.backends import onnxruntime
+from trtbatch.errors import ArtifactError, ExportError, InputError, UsageError
+from trtbatch.inspection import is_engine
+from trtbatch.notes import note
+from trtbatch.preprocessing import Preprocessing
+from trtbatch.records import RecordError, decode, encode
+from trtbatch.resample import FRACTION_BITS, bands, rows_first
+
+__all__ = [
+    "MAX_SIZE",
+    "OUTPUT",
+    "SUFFIX",
+    "OnnxPreprocessor",
+    "PreprocessorRecord",
+    "PreprocessorRequest",
+    "build_graph",
+    "describe",
+    "export_preprocessor",
+    "operands",
+    "pixels_of",
+    "prove",
+]
+
+Array = NDArray[Any]
+
+OUTPUT = "sample"
+SUFFIX = ".pre.onnx"
+MAX_SIZE = 4096
+"""Rows and columns of the largest photograph, unless asked otherwise."""
+
+_OPSET, _IR_VERSION = 17, 8
+"""The newest that TensorRT 8.6 reads."""
+
+_KEY = "trtbatch.preprocessor"
+_HIGH_BITS = 10
+"""Fraction of the upper half. Coefficients may be a little over 1 at the edges, which 10 bits have room for."""
+
+_LOW_BITS = FRACTION_BITS - _HIGH_BITS
+_FORMAT_VERSION = 1
+
+_LIMIT = 1.1
+"""Of 255: one step of a pixel, and what float16 rounds."""
+
+_PROVEN = ((1, 1), (2, 7), (90, 60), (224, 224), (375, 500), (480, 360), (601, 1200))
+"""Heights and widths of the photographs that a new preprocessor is tried on."""
+
+
+@dataclass(frozen=True)
+class PreprocessorRecord:
+    """What a preprocessor is, kept in its ONNX file and in the JSON file beside it.
+
+    Args:
+        recipe: that it follows.
+        output: one sample of the model's input, ``(1, 3, H, W)``, or uint8 as `recipe` says.
+        max_size: rows and columns of the largest part of a photograph that it is to be built for.
+        source: the artifact whose input it fills.
+    """
+
+    recipe: Preprocessing
+    output: TensorSpec
+    max_size: int
+    source: FileRecord
+    opset: int = _OPSET
+    tools: dict[str, str] = field(default_factory=dict)
+    created: str = ""
+    format_version: int = _FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class PreprocessorRequest:
+    """What to write a preprocessor for, and where.
+
+    Args:
+        artifact: engine or ONNX file; None takes the newest engine that has preprocessing.
+        max_size: rows and columns of the largest part of a photograph.
+        output: None is ``engines/NAME.pre.onnx``.
+    """
+
+    artifact: Path | None = None
+    max_size: int = MAX_SIZE
+    output: Path | None = None
+
+
+def export_preprocessor(request: PreprocessorRequest) -> Path:
+    """Write the preprocessor of an artifact, and ``NAME.pre.json`` beside it; it appears only when it has run right.
+
+    Raises:
+        ArtifactError: there is no such artifact.
+        UsageError: the model has no preprocessing, more than one input, or one that no photograph fits.
+        ExportError: in ONNX Runtime it gives other pixels than Pillow.
+    """
+    artifact = _source(request.artifact)
+    record = describe(artifact.sidecar, request.max_size)
+    target = request.output or ENGINES / f"{_stem(artifact.path)}{SUFFIX}"
+    beside = target.with_suffix(".json")
+    files.refuse_outputs((target, SUFFIX), (beside, ".json"), inputs=(artifact.path,))
+    with files.atomic_file(beside) as facts, files.atomic_file(target) as made:
+        made.write_bytes(build_graph(record))
+        with OnnxPreprocessor(made) as preprocessor:
+            prove(preprocessor)
+        data = {"artifact": encode(artifacts.record_file(made)), **encode(record)}
+        facts.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return target
+
+
+def _source(path: Path | None) -> Artifact:
+    if path is not None:
+        return artifacts.load(path, "engine" if is_engine(path) else "onnx")
+    artifact = artifacts.newest("engine", lambda sidecar: sidecar.preprocessing is not None, "engine for photographs")
+    note(f"for the newest engine that takes photographs: {artifact.path}")
+    return artifact
+
+
+def _stem(path: Path) -> str:
+    suffixes = (".ort.onnx", ".onnx", ".engine", ".plan")
+    return path.name.removesuffix(next((each for each in suffixes if path.name.endswith(each)), path.suffix))
+
+
+def describe(sidecar: Sidecar, max_size: int = MAX_SIZE) -> PreprocessorRecord:
+    """The preprocessor that fills the input of a model.
+
+    Raises:
+        UsageError: there is no preprocessing, not one input, or one that the recipe's samples don't fit; or
+            `max_size` is below the crop.
+    """
+    name, recipe = sidecar.model.name, sidecar.preprocessing
+    if recipe is None:
+        raise UsageError(f"{name} has no preprocessing recorded", "export it with a ModelSpec that has preprocessing")
+    if len(sidecar.inputs) != 1:
+        names = ", ".join(spec.name for spec in sidecar.inputs)
+        fix = "export a model whose one input is the image"
+        raise UsageError(f"{name} has {len(sidecar.inputs)} inputs ({names}); a preprocessor fills one", fix)
+    if max_size < max(recipe.crop):
+        raise UsageError(
+            f"--max-size {max_size} is below the crop, {recipe.crop[1]}×{recipe.crop[0]}",
+            f"pass --max-size {max(recipe.crop)} or more",
+        )
+    spec, shape = sidecar.inputs[0], _sample_shape(recipe)
+    types = ("float32", "float16") if recipe.fused is None else ("uint8",)
+    if spec.batch_axis != 0 or not spec.fits(shape) or spec.dtype not in types:
+        wanted = f"({', '.join(map(str, ('batch', *shape[1:])))}) {types[0]}"
+        raise UsageError(f"the input {spec} of {name} doesn't take the samples of its recipe, {wanted}", "export again")
+    tools = {"onnx": found} if (found := optional.version("onnx")) else {}
+    output = TensorSpec(OUTPUT, spec.dtype, shape)
+    return PreprocessorRecord(recipe, output, max_size, sidecar.artifact, tools=tools, created=artifacts.now())
+
+
+def _sample_shape(recipe: Preprocessing) -> tuple[int, ...]:
+    return (1, *recipe.crop, 3) if recipe.fused == "NHWC" else (1, 3, *recipe.crop)
+
+
+def operands(
+    recipe: Preprocessing, pixels: NDArray[np.uint8], max_size: int = MAX_SIZE
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
+    """The preprocessor's inputs for a photograph ``(H, W, 3)`` uint8: image, rows, columns.
+
+    The image is the part of the photograph that the crop needs, a view, so that what isn't needed isn't uploaded. Where
+    that part is over `max_size`, or Pillow resizes in another order (:func:`trtbatch.resample.rows_first`), Pillow does
+    it here, and what it makes passes through the preprocessor under the identity.
+
+    Raises:
+        InputError: not the pixels of a colour photograph.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+        raise InputError(f"{pixels.dtype} {pixels.shape} is no photograph", "give RGB pixels (H, W, 3) uint8")
+    height, width = pixels.shape[:2]
+    rows, columns = bands(recipe, height, width)
+    if rows_first(recipe, height, width) or max(rows.end - rows.first, columns.end - columns.first) > max_size:
+        from PIL import Image
+
+        pixels = recipe.pixels(Image.fromarray(np.ascontiguousarray(pixels)))
+        rows, columns = bands(_unresized(recipe), *recipe.crop)
+    image = pixels[rows.first : rows.end, columns.first : columns.end]
+    return image, rows.matrix, columns.matrix
+
+
+def _unresized(recipe: Preprocessing) -> Preprocessing:
+    """The recipe for what has the size of the crop already."""
+    return Preprocessing(min(recipe.crop), recipe.crop, interpolation=recipe.interpolation)
+
+
+def pixels_of(record: PreprocessorRecord, sample: Array) -> NDArray[np.float64]:
+    """The pixels ``(H, W, 3)``, 0 to 255, that a sample was made of: what "1 of 255" is counted in."""
+    recipe = record.recipe
+    values: NDArray[np.float64] = sample.reshape(_sample_shape(recipe))[0].astype(np.float64)
+    if recipe.fused == "NHWC":
+        return values
+    values = values.transpose(1, 2, 0)
+    if recipe.fused is None:
+        values = (values * np.asarray(recipe.std) + np.asarray(recipe.mean)) * 255
+    return values
+
+
+class _Graph:
+    """Nodes and constants as they come, each value named after its node."""
+
+    def __init__(self) -> None:
+        self._onnx = optional.require("onnx", "write ONNX files")
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+
+    def add(self, operator: str, *inputs: str | Array | float, output: str | None = None, **attributes: Any) -> str:
+        """A node with one output, whose name it returns; arrays and numbers among its inputs become constants."""
+        return self._node(operator, inputs, [output or f"{operator.lower()}_{len(self.nodes)}"], attributes)[0]
+
+    def halves(self, value: str, axis: int, length: int) -> tuple[str, str]:
+        names = [f"{value}_high", f"{value}_low"]
+        high, low = self._node("Split", (value, np.array([length, length])), names, {"axis": axis})
+        return high, low
+
+    def _node(
+        self, operator: str, inputs: tuple[Any, ...], outputs: list[str], attributes: dict[str, Any]
+    ) -> list[str]:
+        names = [each if isinstance(each, str) else self._constant(each) for each in inputs]
+        name = f"/{outputs[0]}"
+        self.nodes.append(self._onnx.helper.make_node(operator, names, outputs, name, **attributes))
+        return outputs
+
+    def _constant(self, value: Array | float) -> str:
+        array = np.asarray(value)
+        array = array.astype(np.int64 if array.dtype.kind in "iu" else np.float32)
+        name = f"constant_{len(self.constants)}"
+        self.constants.append(self._onnx.numpy_helper.from_array(array, name))
+        return name
+
+
+def build_graph(record: PreprocessorRecord) -> bytes:
+    """The ONNX file of a preprocessor: opset 17, IR version 8, operators that TensorRT 8.6 reads.
+
+    uint8 stands beside a Cast at the inputs and outputs alone, the only place where TensorRT 8.6 has it.
+    """
+    onnx = optional.require("onnx", "write ONNX files")
+    helper, tensor = onnx.helper, onnx.TensorProto
+    height, width = record.recipe.crop
+    graph = _Graph()
+    planes = graph.add("Transpose", graph.add("Cast", "image", to=tensor.FLOAT), perm=(2, 0, 1))
+    # One product over all channels and rows: the image lies as (3·H, W).
+    across = graph.add("Transpose", _in_halves(graph, "columns"), perm=(1, 0))
+    narrow = _rounded(graph, *graph.halves(graph.add("MatMul", planes, across), 2, width))
+    down = graph.add("MatMul", _in_halves(graph, "rows"), narrow)
+    _finish(graph, _rounded(graph, *graph.halves(down, 1, height)), record)
+    image = helper.make_tensor_value_info("image", tensor.UINT8, ["height", "width", 3])
+    rows = helper.make_tensor_value_info("rows", tensor.FLOAT, [height, "height"])
+    columns = helper.make_tensor_value_info("columns", tensor.FLOAT, [width, "width"])
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(record.output.dtype))
+    sample = helper.make_tensor_value_info(OUTPUT, kind, record.output.shape)
+    whole = helper.make_graph(graph.nodes, "preprocessor", [image, rows, columns], [sample], graph.constants)
+    opsets = [helper.make_opsetid("", _OPSET)]
+    model = helper.make_model(whole, producer_name="trtbatch", opset_imports=opsets, ir_version=_IR_VERSION)
+    helper.set_model_props(model, {_KEY: json.dumps(encode(record), ensure_ascii=False)})
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString())
+
+
+def _in_halves(graph: _Graph, matrix: str) -> str:
+    """``(2n, …)``: the coefficients to 2⁻¹⁰, in units of that, above what is left, in units of 2⁻²²; integers."""
+    scaled = graph.add("Mul", matrix, float(1 << _HIGH_BITS))
+    high = graph.add("Floor", graph.add("Add", scaled, 0.5))
+    low = graph.add("Mul", graph.add("Sub", scaled, high), float(1 << _LOW_BITS))
+    return graph.add("Concat", high, low, axis=0)
+
+
+def _rounded(graph: _Graph, high: str, low: str) -> str:
+    """``(high·2¹² + low)·2⁻²²`` to the nearest, half up, 0 to 255: ``clip8`` of Pillow's Resample.c.
+
+    The whole part of `high` is set aside first: what is added then stays below 2²⁴, and exact.
+    """
+    one, fraction = float(1 << _HIGH_BITS), float(1 << FRACTION_BITS)
+    whole = graph.add("Floor", graph.add("Mul", high, 1 / one))
+    rest = graph.add("Mul", graph.add("Sub", high, graph.add("Mul", whole, one)), float(1 << _LOW_BITS))
+    half = graph.add("Add", graph.add("Add", rest, low), fraction / 2)
+    carry = graph.add("Floor", graph.add("Mul", half, 1 / fraction))
+    return graph.add("Clip", graph.add("Add", whole, carry), 0.0, 255.0)
+
+
+def _finish(graph: _Graph, pixels: str, record: PreprocessorRecord) -> None:
+    """From pixels ``(3, H, W)`` to the sample, in the order of :meth:`Preprocessing.normalise`."""
+    onnx = optional.require("onnx", "write ONNX files")
+    recipe, dtype = record.recipe, record.output.dtype
+    if recipe.fused is None:
+        mean, std = (np.asarray(each, np.float32)[:, None, None] for each in (recipe.mean, recipe.std))
+        pixels = graph.add("Div", graph.add("Sub", graph.add("Div", pixels, 255.0), mean), std)
+    elif recipe.fused == "NHWC":
+        pixels = graph.add("Transpose", pixels, perm=(1, 2, 0))
+    plain = dtype == "float32"
+    shaped = graph.add("Reshape", pixels, np.array(record.output.shape), output=OUTPUT if plain else None)
+    if not plain:
+        kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        graph.add("Cast", shaped, output=OUTPUT, to=kind)
+
+
+class OnnxPreprocessor:
+    """A preprocessor in ONNX Runtime on the CPU; calls from several threads may overlap.
+
+    Args:
+        path: of the ``.pre.onnx`` file, which says itself what it is.
+        threads: that one call may use; None is ONNX Runtime's own number.
+
+    Raises:
+        ArtifactError: no preprocessor, or a damaged one.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        ort = optional.require("onnxruntime", "run ONNX files")
+        if not path.is_file():
+            raise ArtifactError(f"{path} doesn't exist", "run: trtbatch export-preprocessor")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        self._session: Any = onnxruntime.open_session(path, options)
+        self.record = _record_of(self._session.get_modelmeta().custom_metadata_map, path)
+
+    def __call__(self, pixels: NDArray[np.uint8], out: Array) -> None:
+        """Write the sample of a photograph ``(H, W, 3)`` uint8 into `out`, a row of the model's input batch.
+
+        Nothing is copied but the part of the photograph that the crop needs, where that isn't contiguous.
+
+        Raises:
+            InputError: not the pixels of a photograph, or an `out` of another shape or type, or not contiguous.
+            ExecutionError: ONNX Runtime failed.
+        """
+        spec = self.record.output
+        if out.shape not in (spec.shape, spec.shape[1:]) or out.dtype != spec.dtype or not out.flags.c_contiguous:
+            layout = "" if out.flags.c_contiguous else ", not contiguous"
+            raise InputError(f"the sample is {spec}, out is {out.dtype} {out.shape}{layout}", "give a row of the input")
+        image, rows, columns = operands(self.record.recipe, pixels, self.record.max_size)
+        given: dict[str, Array] = {"image": np.ascontiguousarray(image), "rows": rows, "columns": columns}
+        binding = self._session.io_binding()
+        for name, array in given.items():
+            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        binding.bind_output(OUTPUT, "cpu", 0, out.dtype, spec.shape, out.ctypes.data)
+        onnxruntime.run_bound(self._session, binding)
+
+    def close(self) -> None:
+        self._session = None
+
+    def __enter__(self) -> OnnxPreprocessor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _record_of(metadata: dict[str, str], path: Path) -> PreprocessorRecord:
+    fix = "run: trtbatch export-preprocessor"
+    if _KEY not in metadata:
+        raise ArtifactError(f"{path} is not a preprocessor: it doesn't say what it was made for", fix)
+    try:
+        data = json.loads(metadata[_KEY])
+        version = data.get("format_version") if isinstance(data, dict) else None
+        if isinstance(version, int) and version > _FORMAT_VERSION:
+            problem = f"{path} has format {version}; this trtbatch reads {_FORMAT_VERSION}"
+            raise ArtifactError(problem, "update trtbatch: pip install -U trtbatch")
+        return decode(PreprocessorRecord, data, path.name)
+    except (RecordError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is damaged: {error}", fix) from error
+
+
+def prove(preprocessor: OnnxPreprocessor) -> None:
+    """Run it on noise of several sizes, in which every pixel counts: none may be more than 1 of 255 from Pillow's.
+
+    Raises:
+        ExportError: with the size and the difference.
+    """
+    from PIL import Image
+
+    record = preprocessor.record
+    generator = np.random.default_rng(0)
+    for height, width in _PROVEN:
+        pixels = generator.integers(0, 256, (height, width, 3), np.uint8)
+        sample = np.empty(_sample_shape(record.recipe), record.output.dtype)
+        preprocessor(pixels, sample)
+        wanted = record.recipe.pixels(Image.fromarray(pixels))
+        worst = float(np.abs(pixels_of(record, sample) - wanted).max())
+        if not worst <= _LIMIT:
+            raise ExportError(
+                f"a photograph of {width}×{height} comes out up to {worst:.3g} of 255 from Pillow's",
+                "report it, with the versions of Pillow and ONNX Runtime: pip list",
+            )
