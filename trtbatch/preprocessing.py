@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Preprocessing"]
 
+_ORIENTATION = 0x0112
+"""EXIF's tag of how the camera was held."""
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -59,10 +62,11 @@ class Preprocessing:
         from PIL import Image as PillowImage
         from PIL import ImageOps
 
-        image = ImageOps.exif_transpose(image)
+        if image.getexif().get(_ORIENTATION, 1) != 1:  # asked first: turning by nothing copies
+            image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):  # Pillow would cut every value over 255 to white
             image = PillowImage.fromarray((np.asarray(image, np.uint16) >> 8).astype(np.uint8))
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
 
     def pixels(self, image: Image) -> NDArray[np.uint8]:
         """The resized and cropped image, ``(H, W, 3)`` uint8."""
