@@ -71,6 +71,8 @@ for name in trtbatch.__all__:
         "inspect",
         "doctor",
         "export-preprocessor",
+        "deploy",
+        "deploy triton",
     ],
 )
 def test_every_help_works_without_heavy_packages(tmp_path: Path, command: str) -> None:
@@ -129,8 +131,9 @@ def test_imports_point_one_way() -> None:
     stages |= {"examine", "forecast", "timetable", "stand", "loops", "duel", "benchrequest", "pipeline"}
     stages |= {"results", "series", "looks", "charts", "svg", "plot", "page", "overview"}
     stages |= {"independent", "gate", "gatereport"}
-    stages |= {"capacity", "load", "optchoice", "plan", "timemodel", "traffic", "tune", "tuning"}
+    stages |= {"capacity", "underload", "optchoice", "plan", "timemodel", "traffic", "tune", "tuning"}
     stages |= {"preprocessor", "resample"}
+    stages |= {"api", "dlpack", "images", "ray", "rayresults", "rayrows", "scale", "store", "triton"}
     for file in (ROOT / "trtbatch").rglob("*.py"):
         parts = file.relative_to(ROOT / "trtbatch").with_suffix("").parts
         room = "cli" if parts[0] == "cli" else "backends" if parts[0] == "backends" else parts[0]

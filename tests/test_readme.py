@@ -37,14 +37,17 @@ GPU_TESTS = ("test_engines", "test_models", "test_pipeline", "test_precision", "
         "inspect",
         "doctor",
         "export-preprocessor",
+        "deploy triton",
     ],
 )
 def test_every_option_that_it_names_exists_and_none_is_left_out(command: str) -> None:
     synopsis = re.search(rf"^    trtbatch {command} (?=\S*[\[A-Z]).*\n(?:^ {{10,}}.*\n)*", README, re.MULTILINE)
     assert synopsis is not None
     described = set(re.findall(r"--[a-z0-9-]+", synopsis[0]))
-    commands: Any = get_command(app)
-    parameters = commands.commands[command].params
+    found: Any = get_command(app)
+    for name in command.split():
+        found = found.commands[name]
+    parameters = found.params
     offered = {name for each in parameters for name in (*each.opts, *each.secondary_opts) if name.startswith("--")}
     assert described == offered - {"--help", "--debug"}
 

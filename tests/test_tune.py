@@ -23,9 +23,9 @@ from trtbatch.capacity import find_largest
 from trtbatch.cli.tune import parse_latency
 from trtbatch.errors import ArtifactError, ExecutionError, UsageError
 from trtbatch.files import sidecar_path
-from trtbatch.load import load_loop, throughput
 from trtbatch.quantiles import percentile_interval, runs_needed
 from trtbatch.tuning import Goal, Outcome, Trial, search
+from trtbatch.underload import load_loop, throughput
 
 Cli = Callable[..., Any]
 Curve = Callable[[int, int], tuple[float, float]]

@@ -8,6 +8,11 @@ The stages, each a function of one request::
     bench(BenchRequest(None, parse_batches("1,2,4,...,32")))
     verify(VerifyRequest(None))                          # → every sample, right or wrong
 
+An engine as a function, of arrays, tensors or photographs, at any batch size::
+
+    with load("engines/resnet18_dynamic.engine") as engine:
+        scores = engine(images)
+
 Importing the package imports none of torch, onnx, onnxruntime, tensorrt and pycuda: names are loaded when used.
 """
 
@@ -25,16 +30,22 @@ _HOMES = {
     "ExportRequest": "export",
     "InferRequest": "infer",
     "InferResult": "infer",
+    "LoadedEngine": "api",
     "ModelSpec": "models",
     "Preprocessing": "preprocessing",
     "Profile": "batches",
     "TrtbatchError": "errors",
     "VerifyRequest": "verify",
     "VerifyResult": "verify",
+    "load": "api",
     "parse_batches": "batches",
 }
 
+_MODULES = frozenset({"ray"})
+"""Reached as attributes too, so that a pipeline needs ``import trtbatch`` alone: ``trtbatch.ray.Predictor``."""
+
 if TYPE_CHECKING:
+    from trtbatch.api import LoadedEngine, load
     from trtbatch.batches import Profile, parse_batches
     from trtbatch.bench import BenchRequest, BenchResult
     from trtbatch.build import BuildRequest
@@ -52,6 +63,7 @@ __all__ = [
     "ExportRequest",
     "InferRequest",
     "InferResult",
+    "LoadedEngine",
     "ModelSpec",
     "Preprocessing",
     "Profile",
@@ -59,11 +71,14 @@ __all__ = [
     "VerifyRequest",
     "VerifyResult",
     "__version__",
+    "load",
     "parse_batches",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"trtbatch.{name}")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'trtbatch' has no attribute {name!r}")

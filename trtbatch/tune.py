@@ -20,12 +20,12 @@ from trtbatch.batches import Profile, pick_profile, refuse_outside
 from trtbatch.capacity import Largest, attempt, find_largest
 from trtbatch.clocks import ClockWatch
 from trtbatch.errors import ExecutionError, TrtbatchError, UsageError
-from trtbatch.load import Load, throughput
 from trtbatch.loops import MIN_ITERATIONS, TIME_OUT, Loop, Samples, StopRule, collect
 from trtbatch.profiles import powers_of_two
 from trtbatch.quantiles import percentile_interval, runs_needed
 from trtbatch.stats import median_interval
 from trtbatch.tuning import Goal, Outcome, Trial, search
+from trtbatch.underload import Load, throughput
 
 __all__ = ["PATIENCE", "TuneRequest", "TuneResult", "asked_for", "largest_batch", "tune"]
 

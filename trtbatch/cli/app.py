@@ -16,7 +16,21 @@ import typer
 from typer.core import TyperGroup
 
 import trtbatch
-from trtbatch.cli import bench, build, doctor, export, infer, inspect, verify
+from trtbatch.cli import (
+    bench,
+    build,
+    compare,
+    deploy,
+    doctor,
+    export,
+    export_preprocessor,
+    infer,
+    inspect,
+    plan,
+    report,
+    tune,
+    verify,
+)
 from trtbatch.cli.console import STATE, show_error, show_notes
 from trtbatch.errors import TrtbatchError, UsageError, from_os_error
 
@@ -118,12 +132,18 @@ def _root(
 
 
 app.command("export")(export.command)
+app.command("export-preprocessor")(export_preprocessor.command)
 app.command("build")(build.command)
 app.command("infer")(infer.command)
 app.command("bench")(bench.command)
+app.command("tune")(tune.command)
+app.command("plan")(plan.command)
+app.command("report", cls=report.Command)(report.command)
+app.command("compare")(compare.command)
 app.command("verify")(verify.command)
 app.command("inspect")(inspect.command)
 app.command("doctor")(doctor.command)
+app.add_typer(deploy.app, name="deploy")
 
 
 def main() -> NoReturn:

@@ -37,6 +37,10 @@ def command(
     no_cuda_graph: Annotated[
         bool, typer.Option("--no-cuda-graph", help="Launch kernels one by one, not as a CUDA graph.")
     ] = False,
+    preprocessor: Annotated[
+        Optional[Path],
+        typer.Option(metavar="FILE.pre.onnx", help="Resizes photographs in Pillow's place: see export-preprocessor."),
+    ] = None,
     trace: Annotated[
         Optional[Path],
         typer.Option(metavar="FILE.json", help="What each thread did when, for chrome://tracing or ui.perfetto.dev."),
@@ -68,7 +72,13 @@ def command(
     the next run into the same DIR goes on where one has ended.
     """
     if ray is not None:
-        single = {"--strict": strict, "--trace": trace is not None, "--device": device != 0, "--seed": seed != 42}
+        single = {
+            "--strict": strict,
+            "--trace": trace is not None,
+            "--preprocessor": preprocessor is not None,
+            "--device": device != 0,
+            "--seed": seed != 42,
+        }
         _refuse_options(single, "is for a run on one machine, without --ray")
         _with_ray(engine, input_, output, ray, batch, concurrency, format_, topk, count, not no_cuda_graph)
         return
@@ -96,6 +106,7 @@ def command(
                 strict=strict,
                 device=device,
                 cuda_graphs=not no_cuda_graph,
+                preprocessor=preprocessor,
                 trace=trace,
                 progress=progress,
             )

@@ -1,0 +1,370 @@
+"""An engine as a function: any batch size, any library's tensors, against ONNX Runtime on the same file."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+from PIL import Image
+
+import trtbatch
+from tests import models
+from tests.conftest import PHOTOS
+from trtbatch import dlpack
+from trtbatch.api import LoadedEngine
+from trtbatch.artifacts import TensorSpec
+from trtbatch.backends.onnxruntime import OnnxReference, OnnxRuntimeSession
+from trtbatch.errors import InputError, UsageError
+from trtbatch.files import sidecar_path
+from trtbatch.preprocessing import Preprocessing
+from trtbatch.records import encode
+
+Cli = Callable[..., Any]
+PREPROCESSING = Preprocessing(10, (8, 8))
+CLASSES = ["ant", "bee", "cat", "dog", "elk"]
+
+
+def images(count: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).standard_normal((count, 3, 8, 8)).astype(np.float32)
+
+
+def oracle(folder: Path, samples: Any) -> Any:
+    return OnnxReference(folder / "small.onnx")({"input": np.asarray(samples, np.float32)})["output"]
+
+
+def built(cli: Cli, folder: Path, make: Callable[[Path], Path], *options: object) -> Path:
+    make(folder / "m.onnx")
+    assert cli("build", "m.onnx", "--backend", "onnxruntime", *options).exit_code == 0
+    return folder / "engines" / "m.ort.onnx"
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 9, 21, 100])
+def test_any_batch_size_gives_the_rows_of_the_reference(engine: Path, folder: Path, count: int) -> None:
+    with trtbatch.load(engine) as loaded:
+        found = loaded(images(count))
+    np.testing.assert_allclose(found, oracle(folder, images(count)), rtol=1e-4, atol=1e-6)
+
+
+def test_too_few_samples_are_padded_and_the_padding_is_trimmed(cli: Cli, folder: Path) -> None:
+    models.classifier(folder / "small.onnx")
+    assert cli("build", "small.onnx", "--profile", "3:3:4", "--profile", "6:6:8").exit_code == 0
+    with trtbatch.load(str(folder / "engines" / "small.ort.onnx")) as loaded:
+        for count in (1, 5, 7, 9, 19):
+            found = loaded(images(count, count))
+            assert found.shape == (count, 5)
+            np.testing.assert_allclose(found, oracle(folder, images(count, count)), rtol=1e-4, atol=1e-6)
+
+
+def test_no_path_is_the_newest_engine_and_no_samples_are_no_rows(engine: Path) -> None:
+    with trtbatch.load() as loaded:
+        assert loaded.sidecar.model.name == "small"
+        found = loaded(images(0))
+    assert found.shape == (0, 5) and found.dtype == np.float32
+
+
+def test_inputs_by_name_and_outputs_by_name(cli: Cli, folder: Path) -> None:
+    a, b = (np.random.default_rng(seed).standard_normal((20, 4)).astype(np.float32) for seed in (1, 2))
+    with trtbatch.load(built(cli, folder, models.shuffled, "--max", 8)) as loaded:
+        for found in (loaded(a=a, b=b), loaded({"b": b, "a": a})):
+            assert list(found) == ["doubled", "difference"]
+            np.testing.assert_allclose(found["difference"], a - b, rtol=1e-6)
+            np.testing.assert_allclose(found["doubled"], 2 * b, rtol=1e-6)
+        with pytest.raises(InputError, match="has the inputs b, a, and one array is given"):
+            loaded(a)
+        with pytest.raises(InputError, match=r"inputs \['a'\] given"):
+            loaded(a=a)
+        with pytest.raises(InputError, match="both by position and by name"):
+            loaded({"a": a}, b=b)
+        with pytest.raises(InputError, match="disagree on the batch size"):
+            loaded(a=a, b=b[:3])
+
+
+def test_a_batch_axis_that_is_not_the_first_is_cut_and_joined_along_it(cli: Cli, folder: Path) -> None:
+    array = np.random.default_rng(0).standard_normal((4, 21)).astype(np.float32)
+    with trtbatch.load(built(cli, folder, models.batch_last, "--min", 2, "--max", 8)) as loaded:
+        np.testing.assert_array_equal(loaded(array), -array)
+        np.testing.assert_array_equal(loaded(array[:, :1]), -array[:, :1])
+
+
+def test_outputs_that_are_no_rows_come_whole_or_not_at_all(cli: Cli, folder: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)
+    path = built(cli, folder, models.summarised, "--max", 8, "--no-verify")
+    with trtbatch.load(path) as loaded:
+        np.testing.assert_allclose(loaded(rows[:8])["total"], rows[:8].sum(), rtol=1e-4)
+        with pytest.raises(InputError, match="batch 9 must run in pieces or padded, and output 'mean'"):
+            loaded(rows)
+
+
+def test_what_is_returned_is_the_callers(engine: Path) -> None:
+    with trtbatch.load(engine) as loaded:
+        first = loaded(images(4, 1))
+        kept = first.copy()
+        loaded(images(4, 2))
+        np.testing.assert_array_equal(first, kept)
+    loaded.close()
+    np.testing.assert_array_equal(first, kept)
+    with pytest.raises(UsageError, match=r"small\.ort\.onnx is closed"):
+        loaded(images(1))
+
+
+def test_a_cast_that_would_change_values_is_refused(engine: Path) -> None:
+    with trtbatch.load(engine) as loaded:
+        loaded(np.ones((2, 3, 8, 8)))  # float64, and exact in float32
+        with pytest.raises(InputError, match="the cast would change values"):
+            loaded(np.full((2, 3, 8, 8), 0.1))
+
+
+def test_another_thread_loads_its_own(engine: Path, folder: Path) -> None:
+    found: list[Any] = []
+
+    def work(loaded: LoadedEngine) -> None:
+        for act in (lambda: loaded(images(1)), loaded.close, lambda: _own(engine)):
+            try:
+                found.append(act())
+            except UsageError as error:
+                found.append(error.problem)
+
+    with trtbatch.load(engine) as loaded:
+        thread = threading.Thread(target=work, args=(loaded,))
+        thread.start()
+        thread.join()
+    assert found[:2] == ["small.ort.onnx was loaded by another thread"] * 2
+    np.testing.assert_allclose(found[2], oracle(folder, images(2)), rtol=1e-4, atol=1e-6)
+
+
+def _own(engine: Path) -> Any:
+    with trtbatch.load(engine) as loaded:
+        return loaded(images(2))
+
+
+# Tensors of other libraries.
+
+
+def test_a_torch_tensor_is_read_where_it_lies(engine: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    addresses: list[int] = []
+    bind = OnnxRuntimeSession.bind
+
+    def noted(self: OnnxRuntimeSession, inputs: Mapping[str, Any]) -> None:
+        bind(self, inputs)
+        addresses.append(self.bound()["input"].ctypes.data)
+
+    monkeypatch.setattr(OnnxRuntimeSession, "bind", noted)
+    tensor = torch.from_numpy(images(20))
+    with trtbatch.load(engine) as loaded:
+        found = loaded(tensor)
+    row = 3 * 8 * 8 * 4
+    assert addresses == [tensor.data_ptr(), tensor.data_ptr() + 8 * row, tensor.data_ptr() + 16 * row]
+    np.testing.assert_allclose(found, oracle(folder, images(20)), rtol=1e-4, atol=1e-6)
+    back = torch.from_dlpack(found)
+    assert back.data_ptr() == found.ctypes.data
+
+
+def test_tensors_that_cannot_be_shared_say_why(engine: Path) -> None:
+    torch = pytest.importorskip("torch")
+    with trtbatch.load(engine) as loaded:
+        with pytest.raises(InputError, match=r"input can't be shared: .*detach"):
+            loaded(torch.zeros(1, 3, 8, 8, requires_grad=True))
+        with pytest.raises(InputError, match="input can't be shared"):
+            loaded(torch.zeros(1, 3, 8, 8, dtype=torch.bfloat16))
+        strided = torch.from_numpy(images(2)).transpose(2, 3)
+        np.testing.assert_array_equal(loaded(strided), loaded(np.ascontiguousarray(strided.numpy())))
+
+
+class OnGpu:
+    """A numpy array that says it lies on a GPU: addresses can be followed without one."""
+
+    def __init__(self, array: Any, number: int = 0) -> None:
+        self.array = array
+        self.number = number
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return dlpack.CUDA, self.number
+
+    def __dlpack__(self, *, stream: Any = None) -> Any:
+        assert stream == 77, "the engine's stream is told, so that its producer can order its work before"
+        return self.array.__dlpack__()
+
+
+class Gpu:
+    """Bindings at addresses, negated where they lie, in place of TensorRT."""
+
+    in_flight = 2
+    gpu = 0
+    stream = 77
+
+    def __init__(self, elements: int) -> None:
+        self.elements = elements
+        self.batches: list[int] = []
+        self.freed = 0
+
+    def device_memory(self, count: int) -> Any:
+        return Memory(self, count)
+
+    def run_at(self, addresses: Mapping[str, int], batch: int) -> None:
+        self.batches.append(batch)
+        source, target = (
+            np.ctypeslib.as_array(
+                ctypes.cast(addresses[name], ctypes.POINTER(ctypes.c_float)), (batch * self.elements,)
+            )
+            for name in ("input", "output")
+        )
+        target[:] = -source
+
+    def close(self) -> None:
+        return
+
+
+class Memory:
+    def __init__(self, gpu: Gpu, count: int) -> None:
+        self._gpu = gpu
+        self._bytes = ctypes.create_string_buffer(count)
+        self.address = ctypes.addressof(self._bytes)
+
+    def __del__(self) -> None:
+        self._gpu.freed += 1
+
+
+@pytest.fixture
+def on_gpu(cli: Cli, folder: Path) -> Any:
+    """An engine of which the session runs on addresses."""
+    path = built(cli, folder, models.negated, "--min", 2, "--opt", 4, "--max", 8)
+    loaded = trtbatch.load(path)
+    gpu = Gpu(4)
+    loaded._session.close()
+    loaded._session = gpu  # type: ignore[assignment]
+    object.__setattr__(loaded.sidecar, "backend", "tensorrt")
+    yield loaded, gpu
+    loaded.close()
+
+
+def test_a_tensor_on_the_gpu_is_bound_where_it_lies_and_the_output_stays(on_gpu: Any) -> None:
+    torch = pytest.importorskip("torch")
+    loaded, gpu = on_gpu
+    rows = np.arange(80, dtype=np.float32).reshape(20, 4)
+    found = loaded(OnGpu(rows))
+    assert gpu.batches == [8, 8, 4] and found.shape == (20, 4) and found.__dlpack_device__() == (dlpack.CUDA, 0)
+    found._device = (dlpack.CPU, 0)  # the "GPU" of this test is the host's memory
+    tensor = torch.from_dlpack(found)
+    assert tensor.data_ptr() == found.address
+    np.testing.assert_array_equal(tensor.numpy(), -rows)
+    del found
+    gc.collect()
+    assert gpu.freed == 0
+    del tensor
+    gc.collect()
+    assert gpu.freed == 1
+
+
+def test_what_would_need_a_copy_on_the_gpu_is_refused(on_gpu: Any) -> None:
+    loaded, _ = on_gpu
+    rows = np.zeros((20, 4), np.float32)
+    with pytest.raises(InputError, match="batch 1 would have to be padded on the GPU; give 2 samples"):
+        loaded(OnGpu(rows[:1]))
+    with pytest.raises(InputError, match="input is not contiguous"):
+        loaded(OnGpu(rows[:, ::2].repeat(2, axis=1)[:, ::-1][:8]))
+    with pytest.raises(InputError, match="input is float64 and the engine takes float32"):
+        loaded(OnGpu(rows[:8].astype(np.float64)))
+    with pytest.raises(InputError, match=r"input lies on device \(2, 1\), the engine's GPU is 0"):
+        loaded(OnGpu(rows[:8], 1))
+    with pytest.raises(InputError, match=r"inputs \['x'\] given"):
+        loaded({"x": OnGpu(rows[:8])})
+
+
+def test_a_gpu_tensor_for_an_engine_on_the_cpu_is_refused(engine: Path) -> None:
+    with trtbatch.load(engine) as loaded, pytest.raises(InputError, match=r"lies on a GPU, and small\.ort\.onnx runs"):
+        loaded(OnGpu(images(2)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "int64", "uint8", "bool"])
+def test_capsules_keep_type_shape_and_address(dtype: str) -> None:
+    torch = pytest.importorskip("torch")
+    array = np.arange(6).reshape(2, 3).astype(dtype)
+    made = dlpack.DeviceArray(array.ctypes.data, (2, 3), dtype, array, (dlpack.CPU, 0))
+    np.testing.assert_array_equal(torch.from_dlpack(made).numpy(), array)
+    assert np.shares_memory(np.from_dlpack(made), array)
+    spec = TensorSpec("x", dtype, ("N", 3))
+    borrowed = dlpack.shared(torch.from_numpy(array), spec)
+    assert (borrowed.address, borrowed.shape, borrowed.dtype) == (array.ctypes.data, (2, 3), dtype)
+    unused = made.__dlpack__()
+    before = len(dlpack._exports)
+    del unused, borrowed
+    gc.collect()
+    assert len(dlpack._exports) < before, "a capsule that nobody took is given up with it"
+    with pytest.raises(BufferError):
+        made.__dlpack__(copy=True)
+
+
+# Photographs.
+
+
+@pytest.fixture
+def photo_engine(engine: Path) -> Path:
+    beside = sidecar_path(engine)
+    data = json.loads(beside.read_text()) | {"preprocessing": encode(PREPROCESSING), "classes": CLASSES}
+    beside.write_text(json.dumps(data))
+    return engine
+
+
+def test_predict_takes_paths_images_bytes_and_pixels(photo_engine: Path, folder: Path, photos: Path) -> None:
+    files = [photos / name for name in PHOTOS[:4]]
+    with Image.open(files[3]) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    given: Sequence[Any] = [str(files[0]), Image.open(files[1]), files[2].read_bytes(), pixels]
+    expected = oracle(folder, [PREPROCESSING(Image.open(file)) for file in files])
+    with trtbatch.load(photo_engine) as loaded:
+        found = loaded.predict(given, topk=2)
+        assert loaded.predict([]) == []
+        with pytest.raises(UsageError, match="takes a list of images"):
+            loaded.predict(os.fspath(files[0]))
+        with pytest.raises(InputError, match="image 1: not an image that Pillow can read"):
+            loaded.predict([files[0], b"nothing"])
+        with pytest.raises(InputError, match=r"image 0: an array float32 .* is no image"):
+            loaded.predict([images(1)[0]])
+    assert [len(row) for row in found] == [2] * 4
+    assert [row[0].index for row in found] == expected.argmax(axis=1).tolist()
+    assert found[0][0].name == CLASSES[found[0][0].index] and 0 < found[0][0].score <= 1
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_a_model_that_takes_bytes_is_given_bytes(cli: Cli, folder: Path, photos: Path, layout: str) -> None:
+    shape = ("batch_size", 8, 8, 3) if layout == "NHWC" else ("batch_size", 3, 8, 8)
+    path = built(cli, folder, lambda file: models.save(
+        file,
+        [helper.make_node("Cast", ["input"], ["wide"], to=TensorProto.FLOAT),
+         helper.make_node("ReduceMax", ["wide"], ["rows"], axes=[1], keepdims=0),
+         helper.make_node("Flatten", ["rows"], ["output"])],
+        {"input": shape}, {"output": ["batch_size", 24 if layout == "NHWC" else 64]},
+        dtypes={"input": TensorProto.UINT8},
+    ), "--max", 4)  # fmt: skip
+    recipe = Preprocessing(10, (8, 8), fused="NHWC" if layout == "NHWC" else "NCHW")
+    beside = sidecar_path(path)
+    beside.write_text(json.dumps(json.loads(beside.read_text()) | {"preprocessing": encode(recipe)}))
+    samples = np.stack([recipe(Image.open(photos / name)) for name in PHOTOS])
+    expected = OnnxReference(folder / "m.onnx")({"input": samples})["output"]
+    with trtbatch.load(path) as loaded:
+        found = loaded.predict([photos / name for name in PHOTOS], topk=1)
+    assert [row[0].index for row in found] == expected.argmax(axis=1).tolist()
+    pictures = np.empty(len(PHOTOS), dtype=object)
+    pictures[:] = [(photos / name).read_bytes() for name in PHOTOS]
+    assert trtbatch.ray.Predictor(path)({"bytes": pictures})["index"].tolist() == expected.argmax(axis=1).tolist()
+
+
+def test_no_module_hides_a_public_function() -> None:
+    """Importing ``trtbatch/x.py`` sets ``trtbatch.x``, whatever the package gives under that name."""
+    package = Path(trtbatch.__file__).parent
+    assert [name for name in trtbatch.__all__ if (package / f"{name}.py").exists()] == []
+
+
+def test_predict_needs_preprocessing(engine: Path) -> None:
+    with trtbatch.load(engine) as loaded, pytest.raises(UsageError, match="small has no preprocessing recorded"):
+        loaded.predict(["x.jpg"])

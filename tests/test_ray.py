@@ -1,0 +1,324 @@
+"""Predictors in Ray Data's actors: every row once, whatever dies. One process, two nodes, no GPU."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import trtbatch
+from tests import models
+from tests.conftest import PHOTOS
+from tests.test_build import refused
+from trtbatch.backends.onnxruntime import OnnxReference
+from trtbatch.errors import ExecutionError, InputError, UsageError
+from trtbatch.files import sidecar_path
+from trtbatch.preprocessing import Preprocessing
+from trtbatch.ray import Predictor
+from trtbatch.records import encode
+from trtbatch.scale import RayRequest, infer_with_ray
+
+Cli = Callable[..., Any]
+PREPROCESSING = Preprocessing(10, (8, 8))
+CLASSES = ["ant", "bee", "cat", "dog", "elk"]
+MANY = 5000
+
+
+@pytest.fixture
+def photo_engine(engine: Path) -> Path:
+    """The small engine, with preprocessing and classes in its sidecar."""
+    beside = sidecar_path(engine)
+    data = json.loads(beside.read_text()) | {"preprocessing": encode(PREPROCESSING), "classes": CLASSES}
+    beside.write_text(json.dumps(data))
+    return engine
+
+
+def classes(folder: Path, pictures: list[Any]) -> list[str]:
+    """What ONNX Runtime says of Pillow images."""
+    scores = OnnxReference(folder / "small.onnx")({"input": np.stack([PREPROCESSING(each) for each in pictures])})
+    return [CLASSES[index] for index in scores["output"].argmax(axis=1)]
+
+
+def pictures(folder: Path, count: int) -> Path:
+    """Small JPEGs, each another."""
+    target = folder / "pictures"
+    target.mkdir()
+    generator = np.random.default_rng(0)
+    for index in range(count):
+        pixels = generator.integers(0, 256, (12, 12 + index % 5, 3), np.uint8)
+        Image.fromarray(pixels).save(target / f"{index:05}.jpg")
+    return target
+
+
+def objects(values: list[Any]) -> Any:
+    column = np.empty(len(values), dtype=object)
+    column[:] = values
+    return column
+
+
+# The predictor by itself: no Ray.
+
+
+def test_photographs_of_any_size_come_back_with_classes(photo_engine: Path, folder: Path, photos: Path) -> None:
+    opened = [Image.open(photos / name).convert("RGB") for name in PHOTOS]
+    batch = {"image": objects([np.asarray(image) for image in opened]), "path": np.array(PHOTOS)}
+    predictor = trtbatch.ray.Predictor(photo_engine)
+    found = predictor(batch)
+    assert list(found) == ["image", "path", "class", "index", "score", "error"]
+    assert found["class"].tolist() == classes(folder, opened)
+    assert [CLASSES[index] for index in found["index"]] == found["class"].tolist()
+    assert ((found["score"] > 0) & (found["score"] <= 1)).all() and set(found["error"]) == {""}
+    predictor.close()
+    predictor.close()
+    with pytest.raises(UsageError, match="the predictor is closed"):
+        predictor(batch)
+
+
+def test_encoded_files_and_those_that_cannot_be_read(photo_engine: Path, folder: Path, photos: Path) -> None:
+    files = [(photos / name).read_bytes() for name in PHOTOS[:3]]
+    predictor = Predictor(photo_engine, topk=2, drop=["bytes"])
+    found = predictor({"bytes": objects([files[0], b"nothing", files[1], None, files[2][:200]])})
+    assert "bytes" not in found
+    good = classes(folder, [Image.open(io.BytesIO(file)) for file in files[:2]])
+    assert found["class"].tolist() == [good[0], "", good[1], "", ""]
+    assert found["index"].tolist()[1] == -1 and np.isnan(found["score"][1])
+    assert [len(row) for row in found["classes"]] == [2, 0, 2, 0, 0]
+    assert found["scores"][0][0] == found["score"][0] >= found["scores"][0][1]
+    assert found["error"][0] == "" and found["error"][1] == "not an image that Pillow can read" and found["error"][3]
+    all_bad = predictor({"bytes": objects([b"", b"x"])})
+    assert all_bad["class"].tolist() == ["", ""] and all(all_bad["error"])
+    assert predictor({"bytes": objects([])})["class"].tolist() == []
+
+
+def test_ready_inputs_by_name_and_raw_outputs(cli: Cli, folder: Path) -> None:
+    models.shuffled(folder / "m.onnx")
+    assert cli("build", "m.onnx", "--max", 4, "--backend", "onnxruntime").exit_code == 0
+    a, b = (np.random.default_rng(seed).standard_normal((10, 4)).astype(np.float32) for seed in (1, 2))
+    predictor = Predictor(folder / "engines" / "m.ort.onnx", drop=["a", "b"])
+    found = predictor({"a": a, "b": objects(list(b)), "error": np.array(["", "bad", *[""] * 8])})
+    assert "a" not in found and found["error"][1] == "bad"
+    kept = [0, *range(2, 10)]
+    np.testing.assert_allclose(found["difference"][kept], (a - b)[kept], rtol=1e-6)
+    assert np.isnan(found["difference"][1]).all()
+    with pytest.raises(InputError, match=r"rows of column 'a' have shape \(3,\), wanted \(4,\)"):
+        predictor({"a": a[:, :3], "b": b})
+
+
+def test_columns_that_hold_nothing_for_the_model(photo_engine: Path) -> None:
+    predictor = Predictor(photo_engine)
+    with pytest.raises(InputError, match="the batch has the columns x; give one of: input, pixels, image, bytes"):
+        predictor({"x": np.zeros(3)})
+    ready = np.zeros((3, 3, 8, 8), np.float32)
+    assert predictor({"data": ready})["index"].tolist() == predictor({"input": ready})["index"].tolist()
+
+
+def test_the_module_needs_no_ray(photo_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "ray"]:
+        monkeypatch.delitem(sys.modules, name)
+    Predictor(photo_engine)({"input": np.zeros((1, 3, 8, 8), np.float32)})
+
+
+class Absent:
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name.partition(".")[0] == "ray":
+            raise ModuleNotFoundError(f"No module named {name!r}", name="ray")
+
+
+def test_without_ray_the_package_is_named(cli: Cli, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "ray"]:
+        monkeypatch.delitem(sys.modules, name)
+    told = "ray is needed to predict on a cluster, and isn't installed"
+    refused(cli("infer", "--ray", "local", "--input", ".", "--output", "out"), 1, told)
+
+
+# On a cluster.
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Two nodes in this process, which report nothing to anybody."""
+    pytest.importorskip("ray.data", reason="Ray (ray[data]) isn't installed")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 2, "object_store_memory": 150_000_000}
+    made = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+    try:
+        made.add_node(**node)
+        ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
+        yield
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+class Mortal(Predictor):
+    """A predictor of which one dies, once, in the middle of its work."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._left = 5
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        self._left -= 1
+        if self._left == 0:
+            try:
+                os.close(os.open(os.environ["TRTBATCH_TEST_DEATH"], os.O_CREAT | os.O_EXCL))
+                os.kill(os.getpid(), signal.SIGKILL)
+            except FileExistsError:
+                pass
+        return super().__call__(batch)
+
+
+class Failing(Predictor):
+    """A predictor that gives up after some batches, as an engine does that runs out of memory."""
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if any("00300" in path for path in batch["path"]):
+            raise ExecutionError("the GPU is on fire", "pour water on it")
+        return super().__call__(batch)
+
+
+def test_every_row_comes_once_though_an_actor_dies(
+    cluster: None, photo_engine: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow.parquet as pq
+
+    source = pictures(folder, MANY)
+    (source / "01234.jpg").write_bytes(b"nothing")
+    seen: list[tuple[int, int]] = []
+    request = RayRequest(
+        None, str(source), str(folder / "out"), batch=8, concurrency=2, progress=lambda *pair: seen.append(pair)
+    )
+    mortal = type("Marked", (Mortal,), {"__module__": __name__, "__init__": _marked(str(folder / "died"))})
+    result = infer_with_ray(request, mortal)
+    assert (folder / "died").exists(), "one actor has died"
+    assert (result.rows, result.failed, result.before) == (MANY, 1, 0) and seen[-1] == (MANY, MANY)
+    rows = pq.read_table(folder / "out").to_pylist()
+    names = sorted(row["path"] for row in rows)
+    assert names == [str(source / f"{index:05}.jpg") for index in range(MANY)]
+    by_name = {Path(row["path"]).name: row for row in rows}
+    bad = by_name.pop("01234.jpg")
+    assert bad["error"] == "not an image that Pillow can read" and bad["class"] is None and bad["index"] is None
+    some = sorted(by_name)[::97]
+    assert [by_name[name]["class"] for name in some] == classes(folder, [Image.open(source / name) for name in some])
+    assert len(by_name[some[0]]["classes"]) == 5 and by_name[some[0]]["error"] is None
+    again = infer_with_ray(request)
+    assert (again.rows, again.before) == (0, MANY), "what is done isn't done again"
+
+
+def _marked(mark: str) -> Any:
+    def init(self: Any, *args: Any, **named: Any) -> None:
+        os.environ["TRTBATCH_TEST_DEATH"] = mark
+        Mortal.__init__(self, *args, **named)
+
+    return init
+
+
+def test_the_next_run_goes_on_where_one_ended(
+    cluster: None, photo_engine: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trtbatch.scale.BLOCK_ROWS", 50)
+    source = pictures(folder, 400)
+    request = RayRequest(photo_engine, str(source), str(folder / "out"), batch=8, concurrency=1, format="jsonl", topk=1)
+    with pytest.raises(ExecutionError, match=r"the Ray job failed: .*the GPU is on fire"):
+        infer_with_ray(request, Failing)
+    half = sum(len(file.read_text().splitlines()) for file in (folder / "out").glob("*.jsonl"))
+    assert 0 < half < 400
+    (folder / "out" / ".part-0.jsonl.0").write_text('{"path": "half a fi')  # as a machine that stops leaves it
+    result = infer_with_ray(request)
+    assert (result.before, result.rows) == (half, 400 - half)
+    rows = [json.loads(line) for file in (folder / "out").glob("*.jsonl") for line in file.read_text().splitlines()]
+    assert sorted(Path(row["path"]).name for row in rows) == [f"{index:05}.jpg" for index in range(400)]
+    assert not list((folder / "out").glob(".part*"))
+    with pytest.raises(UsageError, match="holds rows of another topk"):
+        infer_with_ray(RayRequest(photo_engine, str(source), str(folder / "out"), format="jsonl", topk=2))
+
+
+def test_arrays_and_tables_are_read_row_by_row(
+    cluster: None, cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr("trtbatch.scale.BLOCK_ROWS", 16)
+    models.negated(folder / "m.onnx")
+    assert cli("build", "m.onnx", "--max", 8, "--backend", "onnxruntime").exit_code == 0
+    rows = np.random.default_rng(0).standard_normal((45, 4)).astype(np.float32)
+    for kind in ("npy", "parquet"):
+        place = folder / f"in_{kind}"
+        place.mkdir()
+        if kind == "npy":
+            np.save(place / "x.npy", rows)
+        else:
+            pq.write_table(pa.table({"input": rows.tolist()}), place / "x.parquet", row_group_size=20)
+        args = (
+            "infer",
+            "--ray",
+            "auto",
+            "--input",
+            place.as_uri(),
+            "--output",
+            f"out_{kind}",
+            "--batch",
+            8,
+            "--topk",
+            1,
+        )
+        assert cli(*args, "--count", 20).exit_code == 0
+        result = cli(*args)
+        assert result.exit_code == 0, result.output
+        assert "20 of 45 rows" in result.output and "25 rows" in result.output
+        found = pq.read_table(folder / f"out_{kind}").to_pylist()
+        found.sort(key=lambda row: int(row["path"].split("[")[1][:-1]))
+        assert [row["path"] for row in found] == [f"{place}/x.{kind}[{index}]" for index in range(45)]
+        expected = (-rows).astype(np.float64)
+        best = [row["index"] for row in found]
+        assert best == expected.argmax(axis=1).tolist()
+
+
+def test_users_own_pipeline(cluster: None, photo_engine: Path, folder: Path) -> None:
+    import ray
+
+    source = pictures(folder, 40)
+    ds = ray.data.read_images(str(source), include_paths=True)
+    ds = ds.map_batches(
+        trtbatch.ray.Predictor,
+        fn_constructor_kwargs={"engine": str(photo_engine)},
+        batch_size=32,
+        concurrency=1,
+    )
+    rows = {Path(row["path"]).name: row["class"] for row in ds.take_all()}
+    assert len(rows) == 40
+    assert list(rows.values()) == classes(folder, [Image.open(source / name) for name in rows])
+
+
+def test_requests_that_cannot_be_carried_out(cli: Cli, photo_engine: Path, folder: Path) -> None:
+    pytest.importorskip("ray.data", reason="Ray (ray[data]) isn't installed")
+    base = ("infer", "--ray", "auto", "--output", "out")
+    refused(cli(*base, "--input", "nowhere"), 2, "no such file or folder")
+    refused(cli(*base, "--input", "ftp://x/y"), 2, "--input ftp://x/y")
+    refused(cli(*base, "--input", "engines", "--trace", "t.json"), 2, "--trace")
+    refused(cli("infer", "--ray", "auto", "--input", "engines"), 2, "--output")
+    refused(cli("infer", "--input", "random", "--concurrency", 2), 2, "--concurrency")
+    (folder / "empty").mkdir()
+    refused(cli(*base, "--input", "empty"), 1, "holds no images")
+    source = pictures(folder, 2)
+    np.save(source / "x.npy", np.zeros(3))
+    refused(cli(*base, "--input", source), 2, "holds images and npy")
+    (source / "x.npy").unlink()
+    (folder / "out").mkdir(exist_ok=True)
+    (folder / "out" / "x.parquet").write_bytes(b"")
+    refused(cli(*base, "--input", source), 2, "holds files of something else")

@@ -1,0 +1,290 @@
+"""A model folder for Triton, read back with Triton's own protobuf definitions."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto
+
+from tests import models
+from tests.conftest import child_environment
+from tests.test_build import refused
+from trtbatch import triton
+from trtbatch.artifacts import FileRecord, ModelRecord, Sidecar, TensorSpec
+from trtbatch.backends.onnxruntime import OnnxReference
+from trtbatch.batches import Profile
+from trtbatch.errors import UsageError
+from trtbatch.files import sidecar_path
+from trtbatch.profiles import Measured
+from trtbatch.triton import TritonRequest, parse_delay, preferred_sizes
+
+pytest.importorskip("tritonclient.grpc", reason="Triton's protobuf definitions (tritonclient[grpc]) aren't installed")
+
+Cli = Callable[..., Any]
+CLASSES = ["ant", "bee", "cat", "dog", "giant\nelk"]
+
+
+def read(path: Path) -> Any:
+    from tritonclient.grpc import model_config_pb2
+
+    text_format = importlib.import_module("google.protobuf.text_format")
+    return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+
+
+def type_name(number: int) -> str:
+    from tritonclient.grpc import model_config_pb2
+
+    return str(model_config_pb2.DataType.Name(number))
+
+
+def changed(path: Path, **values: Any) -> None:
+    beside = sidecar_path(path)
+    beside.write_text(json.dumps(json.loads(beside.read_text()) | values))
+
+
+def sidecar(**values: Any) -> Sidecar:
+    """A TensorRT engine's, as a build with measured profiles leaves it."""
+    times = {1: 0.158, 2: 0.170, 4: 0.201, 8: 0.237, 16: 0.303, 24: 0.430, 32: 0.462}
+    profiles = tuple(Profile(1, size, size) for size in (1, 8, 32))
+    given: dict[str, Any] = {
+        "kind": "engine",
+        "artifact": FileRecord("x.engine", "0", 1),
+        "inputs": (TensorSpec("input", "float32", ("batch_size", 3, 8, 8)),),
+        "outputs": (TensorSpec("output", "float32", ("batch_size", 5)),),
+        "model": ModelRecord("net", "random"),
+        "backend": "tensorrt",
+        "profiles": profiles,
+        "table": tuple(Measured(size, min(2, size // 16), ms) for size, ms in times.items()),
+    }
+    return Sidecar(**(given | values))
+
+
+def config_of(made: Sidecar, **values: Any) -> Any:
+    return triton.model_config(made, "net", TritonRequest(None, Path("repository"), **values))
+
+
+def test_an_onnx_engine_becomes_a_model_folder(cli: Cli, engine: Path, folder: Path) -> None:
+    changed(engine, classes=CLASSES)
+    result = cli("deploy", "triton", "--repository", "models", "--instances", 2, "--max-queue-delay", "500us")
+    assert result.exit_code == 0, result.output
+    assert "models/small" in result.output and "tritonserver --model-repository=" in result.output
+    made = folder / "models" / "small"
+    assert sorted(path.relative_to(made).as_posix() for path in made.rglob("*")) == [
+        "1", "1/model.onnx", "config.pbtxt", "labels.txt",
+    ]  # fmt: skip
+    assert [path.name for path in (folder / "models").iterdir()] == ["small"], "no scratch folder is left"
+    config = read(made / "config.pbtxt")
+    assert (config.name, config.backend, config.max_batch_size) == ("small", "onnxruntime", 8)
+    (given,), (out,) = config.input, config.output
+    assert (given.name, type_name(given.data_type), list(given.dims)) == ("input", "TYPE_FP32", [3, 8, 8])
+    assert (out.name, type_name(out.data_type), list(out.dims)) == ("output", "TYPE_FP32", [5])
+    assert out.label_filename == "labels.txt"
+    assert (made / "labels.txt").read_text() == "ant\nbee\ncat\ndog\ngiant elk\n"
+    assert list(config.dynamic_batching.preferred_batch_size) == [2, 4, 8]
+    assert config.dynamic_batching.max_queue_delay_microseconds == 500
+    (group,) = config.instance_group
+    assert (group.count, group.kind == group.KIND_CPU, list(group.profile)) == (2, True, [])
+    assert list(config.version_policy.specific.versions) == [1]
+    assert not config.optimization.HasField("cuda")
+    assert [(each.name, each.batch_size) for each in config.model_warmup] == [
+        ("batch 2", 2), ("batch 4", 4), ("batch 8", 8),
+    ]  # fmt: skip
+    samples = np.random.default_rng(0).standard_normal((3, 3, 8, 8)).astype(np.float32)
+    served, expected = (OnnxReference(path)({"input": samples}) for path in (made / "1" / "model.onnx", engine))
+    np.testing.assert_array_equal(served["output"], expected["output"])
+    assert os.stat(made).st_mode & 0o777 == os.stat(folder).st_mode & 0o777 | 0o055, "others may read it"
+
+
+def test_a_tensorrt_engine_has_profiles_graphs_and_warm_up() -> None:
+    config = config_of(sidecar(), instances=2, version=7, max_queue_delay=2000)
+    assert (config.backend, config.max_batch_size) == ("tensorrt", 32)
+    (group,) = config.instance_group
+    assert (group.count, group.kind, list(group.profile)) == (2, group.KIND_GPU, ["0", "1", "2"])
+    cuda = config.optimization.cuda
+    assert cuda.graphs and [spec.batch_size for spec in cuda.graph_spec] == [1, 2, 4, 8, 16, 24, 32]
+    assert all(list(spec.input["input"].dim) == [3, 8, 8] for spec in cuda.graph_spec)
+    assert list(config.version_policy.specific.versions) == [7]
+    preferred = list(config.dynamic_batching.preferred_batch_size)
+    assert preferred == [each.batch_size for each in config.model_warmup] == [2, 4, 8, 16, 24, 32]
+    (data,) = config.model_warmup[0].inputs.values()
+    assert (type_name(data.data_type), list(data.dims), data.random_data) == ("TYPE_FP32", [3, 8, 8], True)
+
+
+def test_preferred_are_the_sizes_that_gain() -> None:
+    def sizes(**times: float) -> list[int]:
+        rows = tuple(Measured(int(size[1:]), 0, ms) for size, ms in times.items())
+        return preferred_sizes(sidecar(table=rows, profiles=(Profile(1, 16, 64),)))
+
+    assert sizes(b1=1, b2=1.1, b4=1.3, b8=2.0) == [2, 4, 8]
+    assert sizes(b1=1, b4=4.1, b8=2.6) == [8], "four singles are faster than one 4"
+    assert sizes(b1=1, b8=2, b16=3.96, b32=7.8) == [8, 32], "16 gains 1 % a sample, 32 more"
+    assert sizes(b1=1, b8=8.1) == [], "nothing gains: any batch will do"
+    assert preferred_sizes(sidecar(table=(), profiles=(Profile(1, 12, 40),))) == [2, 4, 8, 12, 16, 32, 40]
+    assert preferred_sizes(sidecar(table=(), profiles=(Profile(1, 1, 1),))) == []
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [
+        ("float64", "TYPE_FP64"), ("float16", "TYPE_FP16"), ("bfloat16", "TYPE_BF16"), ("bool", "TYPE_BOOL"),
+        ("uint8", "TYPE_UINT8"), ("int8", "TYPE_INT8"), ("uint16", "TYPE_UINT16"), ("int16", "TYPE_INT16"),
+        ("uint32", "TYPE_UINT32"), ("int32", "TYPE_INT32"), ("uint64", "TYPE_UINT64"), ("int64", "TYPE_INT64"),
+    ],
+)  # fmt: skip
+def test_every_type_has_its_name(dtype: str, name: str) -> None:
+    specs = (TensorSpec("x", dtype, ("N", 7)),)
+    config = config_of(sidecar(inputs=specs, outputs=(TensorSpec("y", dtype, ("N",)),)))
+    assert type_name(config.input[0].data_type) == type_name(config.output[0].data_type) == name
+    data = config.model_warmup[0].inputs["x"]
+    assert data.random_data == dtype.startswith("float") and data.zero_data != data.random_data
+
+
+def test_one_number_a_sample_is_reshaped() -> None:
+    (out,) = config_of(sidecar(outputs=(TensorSpec("best", "int64", ("N",)),))).output
+    assert list(out.dims) == [1] and out.HasField("reshape") and list(out.reshape.shape) == []
+
+
+def test_int64_and_float16_engines_are_written(cli: Cli, folder: Path) -> None:
+    models.wide_ids(folder / "ids.onnx")
+    models.negated(folder / "half.onnx", TensorProto.FLOAT16)
+    for name, kind in (("ids", "TYPE_INT64"), ("half", "TYPE_FP16")):
+        assert cli("build", f"{name}.onnx", "--backend", "onnxruntime").exit_code == 0
+        result = cli("deploy", "triton", f"engines/{name}.ort.onnx", "--repository", "models")
+        assert result.exit_code == 0, result.output
+        config = read(folder / "models" / name / "config.pbtxt")
+        assert {type_name(each.data_type) for each in (*config.input, *config.output)} == {kind}
+
+
+def test_weights_beside_the_model_travel_with_it(cli: Cli, folder: Path) -> None:
+    models.external(folder / "big.onnx")
+    assert cli("build", "big.onnx", "--backend", "onnxruntime").exit_code == 0
+    result = cli("deploy", "triton", "--repository", "models")
+    assert result.exit_code == 0, result.output
+    OnnxReference(folder / "models" / "big" / "1" / "model.onnx")
+
+
+def test_a_fixed_batch_is_served_whole(cli: Cli, folder: Path) -> None:
+    models.classifier(folder / "small.onnx")
+    assert cli("build", "small.onnx", "--static", 4, "--backend", "onnxruntime").exit_code == 0
+    result = cli("deploy", "triton", "--repository", "models")
+    assert result.exit_code == 0, result.output
+    assert "the engine holds batch 4 alone" in result.output
+    config = read(folder / "models" / "small" / "config.pbtxt")
+    assert config.max_batch_size == 0 and not config.HasField("dynamic_batching")
+    assert list(config.input[0].dims) == [4, 3, 8, 8] and list(config.output[0].dims) == [4, 5]
+    assert [(each.batch_size, list(each.inputs["input"].dims)) for each in config.model_warmup] == [(1, [4, 3, 8, 8])]
+
+
+def test_a_fixed_tensorrt_engine_captures_its_one_size() -> None:
+    made = sidecar(
+        inputs=(TensorSpec("input", "float32", (4, 3, 8, 8)),),
+        outputs=(TensorSpec("output", "float32", (4, 5)),),
+        profiles=(Profile(4, 4, 4),),
+        table=(),
+    )
+    (spec,) = config_of(made).optimization.cuda.graph_spec
+    assert spec.batch_size == 0 and list(spec.input["input"].dim) == [4, 3, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "reason"),
+    [
+        (models.batch_last, (), "the batch is axis 1 of input 'input', not 0"),
+        (models.summarised, ("--no-verify",), "output 'mean' has no batch axis"),
+        (models.nonzero_twice, (), "the shape of output 'where_positive' depends on the data"),
+        (models.classifier, ("--min", 2), "no profile holds batch 1, which it may send"),
+        (models.classifier, ("--profile", "1:2:2", "--profile", "5:6:8"), "no profile holds batch 3–4"),
+    ],
+)
+def test_what_triton_cannot_serve_is_refused(
+    cli: Cli, folder: Path, make: Callable[[Path], Path], options: tuple[object, ...], reason: str
+) -> None:
+    make(folder / "m.onnx")
+    assert cli("build", "m.onnx", "--backend", "onnxruntime", *options).exit_code == 0
+    refused(cli("deploy", "triton", "--repository", "models"), 1, f"Triton can't serve m.ort.onnx: {reason}")
+    assert not (folder / "models").exists()
+
+
+def test_an_engine_without_its_weights_is_refused(cli: Cli, engine: Path) -> None:
+    changed(engine, options={"strip_weights": True})
+    refused(cli("deploy", "triton", "--repository", "models"), 1, "it holds no weights")
+
+
+def test_versions_stand_side_by_side_and_none_is_replaced_unasked(cli: Cli, engine: Path, folder: Path) -> None:
+    def deploy(*options: object) -> Any:
+        return cli("deploy", "triton", "--repository", "models", "--name", "net", *options)
+
+    made = folder / "models" / "net"
+    assert deploy().exit_code == 0
+    refused(deploy(), 2, "models/net/1 is there already")
+    assert deploy("--version", 2).exit_code == 0
+    assert sorted(path.name for path in made.iterdir()) == ["1", "2", "config.pbtxt"]
+    assert list(read(made / "config.pbtxt").version_policy.specific.versions) == [2]
+    (made / "1" / "model.onnx").write_bytes(b"old")
+    assert deploy("--force").exit_code == 0
+    assert (made / "1" / "model.onnx").read_bytes() == engine.read_bytes()
+    assert list(read(made / "config.pbtxt").version_policy.specific.versions) == [1]
+    (folder / "models" / "other").mkdir()
+    refused(cli("deploy", "triton", "--repository", "models", "--name", "other", "--force"), 2, "isn't a model")
+    refused(cli("deploy", "triton", "--repository", "models", "--name", "a/b"), 2, "'a/b' is no name of a model")
+
+
+def test_a_failure_midway_leaves_nothing(cli: Cli, engine: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: Path, target: Path) -> None:
+        Path(target).write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(target))
+
+    monkeypatch.setattr("trtbatch.triton.shutil.copyfile", full)
+    assert cli("deploy", "triton", "--repository", "models").exit_code == 1
+    assert list((folder / "models").iterdir()) == []
+
+
+def test_a_damaged_engine_is_not_deployed(cli: Cli, engine: Path, folder: Path) -> None:
+    engine.write_bytes(engine.read_bytes()[:-9])
+    refused(cli("deploy", "triton", "--repository", "models"), 1, "truncated")
+    assert not (folder / "models").exists()
+
+
+class Absent:
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name.partition(".")[0] == "tritonclient":
+            raise ModuleNotFoundError(f"No module named {name!r}", name="tritonclient")
+
+
+def test_without_tritons_definitions_the_package_is_named(
+    cli: Cli, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("tritonclient")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
+    told = "tritonclient is needed to write Triton's configuration, and isn't installed"
+    refused(cli("deploy", "triton", "--repository", "models"), 1, told)
+
+
+@pytest.mark.parametrize(("text", "delay"), [("2ms", 2000), ("500us", 500), ("0.01s", 10_000), ("0ms", 0)])
+def test_delays(text: str, delay: int) -> None:
+    assert parse_delay(text) == delay
+
+
+@pytest.mark.parametrize("text", ["2", "", "-1ms", "2m", "1e3ms", "61s"])
+def test_what_is_no_delay(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a delay"):
+        parse_delay(text)
+
+
+def test_help_needs_no_server() -> None:
+    for words in (["deploy"], ["deploy", "triton"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "trtbatch", *words, "--help"],
+            capture_output=True, text=True, timeout=60, env=child_environment(),
+        )  # fmt: skip
+        assert done.returncode == 0 and "Usage" in done.stdout

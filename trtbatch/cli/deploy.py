@@ -1,0 +1,61 @@
+"""``trtbatch deploy``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from trtbatch.cli.console import Debug, EngineFile, out, plain
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Hand an engine to a server.", no_args_is_help=True, add_completion=False, rich_markup_mode="rich"
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Hand an engine to a server."""
+
+
+@app.command("triton")
+def triton(
+    engine: EngineFile = None,
+    repository: Annotated[
+        Path, typer.Option(metavar="DIR", help="Triton's model repository; it is made where it isn't there.")
+    ] = ...,  # type: ignore[assignment]
+    name: Annotated[Optional[str], typer.Option(help="The model's name; else the one in the sidecar.")] = None,
+    instances: Annotated[
+        int, typer.Option(min=1, max=1024, help="Copies that run at the same time, on each GPU or on the CPU.")
+    ] = 1,
+    max_queue_delay: Annotated[
+        str, typer.Option(metavar="TIME", help="How long a request may wait for others to share a batch with.")
+    ] = "2ms",
+    version: Annotated[int, typer.Option(min=1, max=2**31 - 1, help="The version that is served from now on.")] = 1,
+    force: Annotated[bool, typer.Option("--force", help="Replace a version that is there already.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Write a model folder for NVIDIA Triton: NAME/config.pbtxt, NAME/VERSION/model.plan (or model.onnx), labels.
+
+    Batch sizes, profiles, CUDA graphs and warm-up requests come from what the build has measured. Other versions
+    of the model stay where they are.
+    """
+    from trtbatch.triton import TritonRequest, deploy, parse_delay
+
+    done = deploy(
+        TritonRequest(
+            engine=engine,
+            repository=repository,
+            name=name,
+            instances=instances,
+            max_queue_delay=parse_delay(max_queue_delay),
+            version=version,
+            force=force,
+        )
+    )
+    console = out()
+    console.print(f"[bold]{plain(str(done.folder))}[/] (version {done.version})")
+    console.print(plain(f"tritonserver --model-repository={done.folder.parent.absolute()}"))

@@ -1,0 +1,236 @@
+"""``infer --ray``: files to files over a cluster, by Ray Data.
+
+::
+
+    rows of the input ──▶ read (tasks) ──▶ predict (one actor a GPU, or K on the CPU) ──▶ write (tasks) ──▶ DIR
+
+The rows are listed here, in order, and cut into blocks; everything else is done where Ray puts it. A block of results
+becomes one file, which appears complete and under a name that its rows decide: a task that Ray runs again
+writes the same file again. So what has a file is done. The next run into the same DIR takes only the rows that have
+none, whatever ended the run before.
+
+Files are read and written by pyarrow, from where its file systems reach: this machine, ``s3://``, ``gs://``,
+``hdfs://``. Code, engine and local files must be at the same place on every node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from trtbatch import optional
+from trtbatch.artifacts import Artifact, Sidecar
+from trtbatch.backends import resolve_engine
+from trtbatch.batches import refuse_outside
+from trtbatch.errors import ExecutionError, UsageError
+from trtbatch.notes import note
+from trtbatch.ray import IMAGE_COLUMNS, PIXELS, READY, Predictor
+from trtbatch.rayresults import audit, claim, done_rows, write_rows
+from trtbatch.rayrows import read_rows
+from trtbatch.store import Kind, Store, list_rows, named, open_store
+
+__all__ = ["RayRequest", "RayResult", "infer_with_ray"]
+
+BLOCK_ROWS = 512
+"""Rows of a block at the most, and so of an output file: what a crash may lose of each actor's work."""
+
+
+@dataclass(frozen=True)
+class RayRequest:
+    """What to predict, with which engine, on which cluster.
+
+    Args:
+        engine: None takes the newest in ``engines/``.
+        input: folder or file of images, ``.npy`` or ``.parquet``: a path, or a URI that pyarrow knows.
+        output: folder for the results, likewise.
+        address: ``local`` starts Ray on this machine for this run, ``auto`` takes the cluster that runs here, anything
+            else is the address of one.
+        batch: None is the engine's best.
+        concurrency: number of actors; None is one for each GPU, or for each node where the engine runs on the CPU.
+        format: of the files in `output`.
+        topk: classes given for each row.
+        count: at most so many rows.
+        progress: told the number of rows done, and of all.
+    """
+
+    engine: Path | None
+    input: str
+    output: str
+    address: str = "local"
+    batch: int | None = None
+    concurrency: int | None = None
+    format: Literal["parquet", "jsonl"] = "parquet"
+    topk: int = 5
+    count: int | None = None
+    cuda_graphs: bool = True
+    progress: Callable[[int, int], None] = lambda done, total: None
+
+
+@dataclass
+class RayResult:
+    """What was done.
+
+    Args:
+        rows: predicted by this run, unusable ones included.
+        failed: of these, the rows with an error.
+        before: rows that earlier runs had done.
+    """
+
+    output: str
+    rows: int = 0
+    failed: int = 0
+    before: int = 0
+
+
+def infer_with_ray(request: RayRequest, predictor: type[Any] = Predictor) -> RayResult:
+    """Predict every row of `request.input` that has no result in `request.output` yet.
+
+    Args:
+        predictor: what runs in the actors.
+
+    Raises:
+        MissingPackageError: Ray isn't installed.
+        UsageError: an input that isn't there, or an output folder of another job.
+        InputError: rows that don't fit the engine.
+        ExecutionError: the job failed; what it has done stays, and the next run goes on from there.
+    """
+    optional.require("ray.data", "predict on a cluster")
+    artifact = resolve_engine(request.engine)
+    sidecar = artifact.sidecar
+    batch = sidecar.best_batch if request.batch is None else request.batch
+    if batch <= max(profile.max for profile in sidecar.profiles):
+        refuse_outside(sidecar.profiles, [batch], artifact.path.name)
+    source, target = open_store(request.input, "--input"), open_store(request.output, "--output")
+    kind, rows = list_rows(source, sidecar, request.count)
+    made_with = {"engine": sidecar.artifact.sha256, "model": sidecar.model.name}
+    claim(target, request.output, made_with | {"format": request.format, "topk": request.topk})
+    done = done_rows(target)
+    waiting = [(path, row) for path, row in rows if named(source, path, row) not in done]
+    result = RayResult(request.output, before=len(rows) - len(waiting))
+    if result.before:
+        note(f"{result.before} of {len(rows)} rows are in {request.output} already")
+    if waiting:
+        with _connected(request.address), _translated():
+            _run(request, artifact, source, target, kind, waiting, batch, predictor, result)
+    audit([named(source, path, row) for path, row in rows], done_rows(target), request.output)
+    return result
+
+
+@contextlib.contextmanager
+def _connected(address: str) -> Iterator[None]:
+    """Ray, started or connected to for the block, unless it is already."""
+    ray = optional.require("ray", "predict on a cluster")
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    options = {"include_dashboard": False} if address == "local" else {}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except Exception as error:
+        problem = f"no Ray cluster at {address}: {' '.join(str(error).split())[:200]}"
+        raise UsageError(problem, "start one (ray start --head), or pass --ray local") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Ray's errors as ours, and its own progress not on our terminal.
+
+    Raises:
+        ExecutionError: with what failed in a task.
+    """
+    ray = optional.require("ray", "predict on a cluster")
+    data = optional.require("ray.data", "predict on a cluster")
+    context = data.DataContext.get_current()
+    bars, context.enable_progress_bars = context.enable_progress_bars, False
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        problem = f"the Ray job failed: {_reason(error)}"
+        raise ExecutionError(problem, "mend that, and run it again: what is done stays") from error
+    finally:
+        context.enable_progress_bars = bars
+        logger.setLevel(level)
+
+
+def _reason(error: Exception) -> str:
+    """The last exception that a task's traceback ends with; Ray adds advice of its own after it."""
+    raised = re.findall(r"^(?!ray\.)\S*(?:Error|Exception)\b.*$", str(error), re.MULTILINE)
+    return (raised[-1] if raised else f"{type(error).__name__}: {error}".splitlines()[0]).strip()[:300]
+
+
+def _run(
+    request: RayRequest,
+    artifact: Artifact,
+    source: Store,
+    target: Store,
+    kind: Kind,
+    rows: Sequence[tuple[str, int]],
+    batch: int,
+    predictor: type[Any],
+    result: RayResult,
+) -> None:
+    data = optional.require("ray.data", "predict on a cluster")
+    pyarrow = optional.require("pyarrow", "predict on a cluster")
+    actors, needs = _actors(artifact.sidecar, request.concurrency)
+    # Blocks of whole batches, and enough of them for every actor.
+    size = batch * max(1, math.ceil(min(BLOCK_ROWS, len(rows) / actors) / batch))
+    blocks = [
+        pyarrow.table({"file": [path for path, _ in part], "row": [row for _, row in part]})
+        for part in (rows[start : start + size] for start in range(0, len(rows), size))
+    ]
+    reading = {"source": source, "kind": kind, "sidecar": artifact.sidecar}
+    settings = {
+        "engine": str(artifact.path.absolute()),
+        "topk": request.topk,
+        "cuda_graphs": request.cuda_graphs,
+        "drop": ("file", "row", PIXELS, READY, *IMAGE_COLUMNS, *(spec.name for spec in artifact.sidecar.inputs)),
+    }
+    dataset = (
+        data.from_arrow(blocks)
+        .map_batches(read_rows, fn_kwargs=reading, batch_size=None)
+        .map_batches(
+            predictor,
+            fn_constructor_kwargs=settings,
+            batch_size=batch,
+            compute=data.ActorPoolStrategy(size=actors),
+            **needs,
+        )
+        .map_batches(write_rows, fn_kwargs={"target": target, "format": request.format}, batch_size=None)
+    )
+    for written in dataset.iter_batches(batch_size=None, prefetch_batches=0):
+        result.rows += int(written["rows"].sum())
+        result.failed += int(written["failed"].sum())
+        request.progress(result.rows, len(rows))
+
+
+def _actors(sidecar: Sidecar, wanted: int | None) -> tuple[int, dict[str, Any]]:
+    """How many actors, and what Ray is to reserve for each.
+
+    None reserves a processor: actors on all of them would leave none to the tasks that read and write, for ever.
+
+    Raises:
+        UsageError: a TensorRT engine, and no GPU in the cluster.
+    """
+    ray = optional.require("ray", "predict on a cluster")
+    if sidecar.backend == "tensorrt":
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        if gpus == 0:
+            raise UsageError("the engine is TensorRT's, and the cluster has no GPU", "build for ONNX Runtime")
+        return wanted or gpus, {"num_gpus": 1, "num_cpus": 0}
+    nodes = sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
+    return wanted or max(1, nodes), {"num_cpus": 0}
