@@ -173,3 +173,10 @@ def test_performance_has_the_tables_that_its_scripts_print() -> None:
     assert build_times.markdown(kept["build_times"]["rows"]) in PERFORMANCE
     pipeline = json.loads((ROOT / "docs" / "cpu" / "pipeline_overhead.json").read_text())
     assert f"{pipeline['ratio']:.3f} times" in PERFORMANCE and pipeline["ratio"] <= 1.03
+
+
+def test_the_preprocessors_figures_are_those_that_were_kept() -> None:
+    kept = json.loads((ROOT / "docs" / "cpu" / "preprocessor.json").read_text())
+    assert kept["max_difference"] == 0 and kept["exact_share"] == 1.0
+    own = kept["photographs"] - kept["of_them_resized_by_pillow"]
+    assert f"Of {kept['photographs']:,} generated photographs" in README and f"it resized {own:,} without" in README
