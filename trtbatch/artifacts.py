@@ -317,6 +317,10 @@ class Sidecar:
             raise ValueError("no inputs, or no outputs")
         if self.kind == "engine" and (not self.profiles or self.backend is None):
             raise ValueError("an engine without profiles, or without a backend")
+        for row in self.table:
+            for index in (row.profile, *map(int, row.times)):
+                if not 0 <= index < len(self.profiles) or row.batch not in self.profiles[index]:
+                    raise ValueError(f"batch {row.batch} timed on profile {index}, which doesn't hold it")
 
     @property
     def precision(self) -> str:

@@ -31,8 +31,9 @@ def forecast(source: Artifact, precision: str | None, profiles: Sequence[Profile
             f"at least {weights / 2**20:.0f} MiB"
         )
     sidecar = known.sidecar
+    share = _SHARE.get(sidecar.precision, 1.0)
     seconds = float(sidecar.build["build_seconds"]) / len(sidecar.profiles) * many
-    kernels = max(0.0, sidecar.artifact.bytes - weights) / len(sidecar.profiles)
+    kernels = max(0.0, sidecar.artifact.bytes - share * source.sidecar.artifact.bytes) / len(sidecar.profiles)
     return (
         f"{many} {name}: about {seconds:.0f} s and {(weights + kernels * many) / 2**20:.0f} MiB, going by "
         f"{known.path.name} ({len(sidecar.profiles)} in {sidecar.build['build_seconds']:.0f} s)"

@@ -9,7 +9,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +50,11 @@ class Measured:
     times: dict[str, float] = field(default_factory=dict)
     loss: float | None = None
 
+    def __post_init__(self) -> None:
+        times = (self.ms, *self.times.values())
+        if self.batch < 1 or not all(np.isfinite(time) and time > 0 for time in times):
+            raise ValueError(f"batch {self.batch} is said to take {self.ms} ms")
+
     @classmethod
     def of(cls, batch: int, times: Mapping[int, float]) -> Measured:
         """The row of a batch, from the time on each profile."""
@@ -70,22 +74,39 @@ def auto_profiles(batches: Sequence[int], smallest: int, most: int = MAX_PROFILE
     """A profile for each batch size of interest, tuned for it: ``smallest:batch:batch``.
 
     Every one begins at `smallest`, so that a batch between two sizes has all larger profiles to choose from. Where
-    there are more sizes than `most`, those go whose next larger neighbour is nearest in ratio: that one serves them
-    with the least loss. The largest stays.
+    there are more sizes than `most`, those stay that keep the worst ratio from a size to the next one that has a
+    profile as small as can be; what is then left over goes to the sizes with the largest ratio, the smaller ones first.
 
     Raises:
         ProfileError: no batch sizes, or one under `smallest`, or `most` under 1.
     """
-    kept = sorted(set(batches))
-    if not kept or kept[0] < smallest or most < 1:
+    sizes = sorted(set(batches))
+    if not sizes or sizes[0] < smallest or most < 1:
         raise ProfileError(
             f"no profiles for batches {list(batches)} from {smallest} on, {most} at the most",
             "give batch sizes from --min on, and --max-profiles 1 or more",
         )
-    while len(kept) > most:
-        ratios = [later / earlier for earlier, later in pairwise(kept)]
-        del kept[ratios.index(min(ratios))]
-    return tuple(Profile(smallest, batch, batch) for batch in kept)
+    if len(sizes) <= most:
+        return tuple(Profile(smallest, batch, batch) for batch in sizes)
+    low, high = 1.0, sizes[-1] / sizes[0]
+    for _ in range(50):  # halves the interval to the least ratio that so many can hold
+        middle = (low + high) / 2
+        low, high = (low, middle) if len(_covering(sizes, middle)) <= most else (middle, high)
+    kept = set(_covering(sizes, high))
+    while len(kept) < most:
+        left = [size for size in sizes if size not in kept]
+        kept.add(max(left, key=lambda size: (min(each for each in kept if each > size) / size, -size)))
+    return tuple(Profile(smallest, batch, batch) for batch in sorted(kept))
+
+
+def _covering(sizes: Sequence[int], ratio: float) -> list[int]:
+    """The fewest of ascending `sizes`, the largest among them, so that none is further than `ratio` below one."""
+    kept: list[int] = []
+    for size in sizes:
+        if not kept or size > kept[-1]:
+            reach = [each for each in sizes if size <= each <= size * ratio * (1 + 1e-12)]
+            kept.append(reach[-1])
+    return kept
 
 
 def plan_auto(
@@ -101,10 +122,12 @@ def plan_auto(
     low = smallest if smallest is not None else 1
     high = largest if largest is not None else max(batches) if batches else max(32, low)
     outside = [batch for batch in batches or () if not low <= batch <= high]
-    if outside or low > high:
-        what = f"--batch {outside[0]} is" if outside else f"--max {high} is"
+    if not 1 <= low <= high:
+        raise ProfileError(f"no batch is from --min {low} to --max {high}", "give 1 ≤ --min ≤ --max")
+    if outside:
         raise ProfileError(
-            f"{what} outside --min {low} to --max {high}", "widen --min and --max, or leave them out: --batch says it"
+            f"--batch {outside[0]} is outside --min {low} to --max {high}",
+            "widen --min and --max, or leave them out: --batch says it",
         )
     return auto_profiles(sorted({*batches, high}) if batches else powers_of_two(low, high), low, most)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trtbatch.artifacts import Sidecar
-from trtbatch.backends.base import Mode, Session
+from trtbatch.backends.base import Session
 from trtbatch.batches import pick_profile
 from trtbatch.bench import measure
+from trtbatch.errors import ExecutionError
 from trtbatch.profiles import Measured
 from trtbatch.rows import random_inputs
 
@@ -53,12 +55,16 @@ def _times(session: Session, sidecar: Sidecar, batch: int, profiles: Sequence[in
         for index in profiles:
             session.use_profile(index)
             session.bind(inputs)
-            samples = measure(_fastest_mode(session), None, SECONDS, WARM_UP)
-            found[index].append(float(np.median(samples)))
+            found[index].append(float(np.median(_samples(session))))
     return {index: float(f"{np.median(times):.5g}") for index, times in found.items()}
 
 
-def _fastest_mode(session: Session) -> Mode:
-    """The one that adds least to the computing itself."""
+def _samples(session: Session) -> NDArray[np.float64]:
+    """Times of what is bound, ms, in the mode that adds least to the computing itself."""
     modes = session.modes()
-    return modes.get("graph") or modes.get("async") or next(iter(modes.values()))
+    if "graph" in modes:
+        try:
+            return measure(modes["graph"], None, SECONDS, WARM_UP)
+        except ExecutionError:  # it can't be captured: the session has said so, and does without from now on
+            modes = session.modes()
+    return measure(modes.get("async") or next(iter(modes.values())), None, SECONDS, WARM_UP)
