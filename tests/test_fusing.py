@@ -13,7 +13,7 @@ import onnx
 import pytest
 from PIL import Image
 
-from trtbatch.artifacts import load
+from trtbatch.artifacts import TensorSpec, load
 from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.fusing import PREFIX, fuse, fuse_graph, halve_prefix
 from trtbatch.onnxfile import load_onnx
@@ -122,15 +122,16 @@ def test_photographs_get_the_same_predictions_as_bytes(cli: Cli, folder: Path, e
 def test_export_writes_a_model_that_takes_bytes(cli: Cli, folder: Path) -> None:
     done = cli("export", "tests.zoo:photos", "--dynamic", "--input-dtype", "uint8", "--layout", "NCHW")
     assert done.exit_code == 0, done.stderr
-    sidecar = load(folder / "engines/photos_dynamic.uint8.onnx", "onnx").sidecar
+    sidecar = load(folder / "engines/photos_dynamic.uint8.nchw.onnx", "onnx").sidecar
     assert sidecar.inputs[0].dtype == "uint8" and sidecar.inputs[0].shape[1] == 3
     assert [path.name for path in (folder / "engines").iterdir() if path.suffix == ".onnx"] == [
-        "photos_dynamic.uint8.onnx"
+        "photos_dynamic.uint8.nchw.onnx"
     ]
     assert cli("build", "--max", 2, "--backend", "onnxruntime").exit_code == 0
     # What was exported so is not written over by a build that fuses.
     assert cli("export", "tests.zoo:photos", "--dynamic").exit_code == 0
-    done = cli("build", "engines/photos_dynamic.onnx", "--fuse-preprocess", "--backend", "onnxruntime")
+    fuse_again = ("build", "engines/photos_dynamic.onnx", "--fuse-preprocess", "--backend", "onnxruntime")
+    done = cli(*fuse_again, "--layout", "NCHW")
     assert done.exit_code == 2 and "it was exported so" in done.stderr
 
 
@@ -166,3 +167,22 @@ def test_a_photograph_that_was_held_upright_is_turned_as_its_camera_says(tmp_pat
     with Image.open(tmp_path / "turned.png") as opened:
         turned = recipe.pixels(opened)
     assert np.array_equal(turned, recipe.pixels(Image.fromarray(np.rot90(pixels, -1))))
+
+
+def test_the_body_of_an_if_reads_the_fused_input_too() -> None:
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    out = helper.make_tensor_value_info("branch", kind, None)
+    body = helper.make_graph([helper.make_node("Relu", ["input"], ["branch"])], "then", [], [out])
+    other = helper.make_graph([helper.make_node("Neg", ["input"], ["branch"])], "else", [], [out])
+    node = helper.make_node("If", ["flag"], ["output"], then_branch=body, else_branch=other)
+    flag = onnx.numpy_helper.from_array(np.array(True), "flag")
+    shape = ["batch_size", 3, 4, 4]
+    image = helper.make_tensor_value_info("input", kind, shape)
+    graph = helper.make_graph([node], "g", [image], [helper.make_tensor_value_info("output", kind, shape)], [flag])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    recipe = Preprocessing(4, (4, 4), fused="NCHW")
+    fuse_graph(model, TensorSpec("input", "float32", ("batch_size", 3, 4, 4)), recipe)
+    onnx.checker.check_model(model)
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 4), dtype=np.uint8)
+    found = next(iter(OnnxReference.unoptimised(model.SerializeToString())({"input": images}).values()))
+    assert np.allclose(found, np.maximum(recipe.normalise_batch(images), 0), atol=1e-5)

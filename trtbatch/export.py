@@ -18,7 +18,7 @@ from trtbatch import artifacts, files, optional
 from trtbatch.artifacts import BATCH_AXIS, ENGINES, Artifact, ModelRecord, Sidecar, TensorSpec
 from trtbatch.errors import ModelError, UsageError
 from trtbatch.exporters import Exporter, Trace, choose_exporter, refuse_opset
-from trtbatch.fusing import Layout, refuse_unfusable, write_fused
+from trtbatch.fusing import SUFFIXES, Layout, refuse_unfusable, write_fused
 from trtbatch.models import load_model
 from trtbatch.proof import PROOF_BATCHES, Reference, baked, prove
 from trtbatch.torchmodel import TorchModel
@@ -73,7 +73,7 @@ def export(request: ExportRequest) -> Artifact:
     refuse_opset(opset, exporter)
     model = load_model(request.model, request.weights, request.seed, request.input_shape)
     suffix = "_dynamic" if request.dynamic else ""
-    suffix += ".uint8" if request.input_dtype == "uint8" else ""
+    suffix += SUFFIXES[request.layout] if request.input_dtype == "uint8" else ""
     target = request.output or ENGINES / f"{_file_stem(model.name)}{suffix}.onnx"
     if target.suffix != ".onnx":
         raise UsageError(f"--output {target} doesn't end in .onnx", f"write {target}.onnx")

@@ -29,10 +29,11 @@ from trtbatch.errors import ArtifactError, ExportError, UsageError
 from trtbatch.notes import note
 from trtbatch.onnxfile import load_onnx
 from trtbatch.preprocessing import Preprocessing
-from trtbatch.rows import random_inputs, rows_of, wrong_rows
+from trtbatch.rows import as_rows, random_inputs, wrong_rows
 
 __all__ = [
     "PREFIX",
+    "SUFFIXES",
     "Layout",
     "fuse",
     "fuse_graph",
@@ -44,6 +45,9 @@ __all__ = [
 
 Array = NDArray[Any]
 Layout = Literal["NHWC", "NCHW"]
+
+SUFFIXES: dict[Layout, str] = {"NHWC": ".uint8", "NCHW": ".uint8.nchw"}
+"""What the names of fused files end in, so that one layout doesn't replace the other."""
 
 PREFIX = "/trtbatch/preprocess"
 """How the names of the prefix's nodes and tensors begin."""
@@ -63,7 +67,7 @@ def fuse(source: Artifact, layout: Layout, folder: Path) -> Artifact:
     """
     sidecar = source.sidecar
     refuse_unfusable(sidecar, source.path.name)
-    target = folder / f"{source.path.name.removesuffix('.onnx')}.uint8.onnx"
+    target = folder / f"{source.path.name.removesuffix('.onnx')}{SUFFIXES[layout]}.onnx"
     found = _found(target, source, layout)
     if found is not None:
         note(f"using {found.path}, fused before")
@@ -93,7 +97,7 @@ def write_fused(path: Path, sidecar: Sidecar, layout: Layout, made: Path) -> tup
     beside = made.with_name(f"{made.name}.data")
     onnx.save(model, str(made), save_as_external_data=large, location=beside.name)
     companions = (beside,) if large else ()
-    prove_fused(path, made, sidecar.inputs[0], spec, recipe)
+    prove_fused(path, made, replace(sidecar, preprocessing=recipe), spec)
     fused = replace(
         sidecar,
         artifact=artifacts.record_file(made),
@@ -171,10 +175,7 @@ def fuse_graph(model: Any, spec: TensorSpec, recipe: Preprocessing) -> TensorSpe
     graph = model.graph
     info = next(each for each in graph.input if each.name == spec.name)
     inner = f"{PREFIX}/output"
-    for node in graph.node:
-        for index, name in enumerate(node.input):
-            if name == spec.name:
-                node.input[index] = inner
+    _rename(graph, spec.name, inner)
     nodes, constants = _prefix(spec.name, inner, recipe, np.dtype(np.float32))
     for node in reversed(nodes):
         graph.node.insert(0, node)
@@ -189,6 +190,20 @@ def fuse_graph(model: Any, spec: TensorSpec, recipe: Preprocessing) -> TensorSpe
         dims.extend(kept)
     del graph.value_info[:]
     return replace(spec, dtype="uint8", shape=_in_layout(spec.shape, recipe.fused), value_range=(0, 255))
+
+
+def _rename(graph: Any, old: str, new: str) -> None:
+    """Let whatever reads `old` read `new`, in the bodies of If and Loop too."""
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            if name == old:
+                node.input[index] = new
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *((attribute.g,) if attribute.HasField("g") else ())):
+                _rename(inner, old, new)
+    for info in graph.output:
+        if info.name == old:  # a body that gives the input back
+            info.name = new
 
 
 def _in_layout(shape: tuple[int | str, ...], layout: str | None) -> tuple[int | str, ...]:
@@ -256,24 +271,27 @@ def unfused_inputs(inputs: Mapping[str, Array], recipe: Preprocessing | None) ->
     return {name: recipe.normalise_batch(array) for name, array in inputs.items()}
 
 
-def prove_fused(before: Path, after: Path, old: TensorSpec, new: TensorSpec, recipe: Preprocessing) -> None:
-    """Run both files on random bytes; every row must agree.
+def prove_fused(before: Path, after: Path, sidecar: Sidecar, new: TensorSpec) -> None:
+    """Run both files on random bytes; every row of every output must agree.
+
+    Args:
+        sidecar: of the file before, with the recipe that was fused.
+        new: the input of the file after.
 
     Raises:
         ExportError: with the row and its error.
     """
     one, two = OnnxReference(before), OnnxReference(after)
-    for batch in _BATCHES if old.fixed_batch is None else (old.fixed_batch,):
+    fixed = sidecar.inputs[0].fixed_batch
+    for batch in _BATCHES if fixed is None else (fixed,):
         drawn = random_inputs([new], batch, seed=batch)
-        wanted = one(unfused_inputs(drawn, recipe))
-        for name, rows in two(drawn).items():
-            spec = TensorSpec(name, str(rows.dtype), rows.shape, 0 if rows.ndim and rows.shape[0] == batch else None)
-            if spec.batch_axis is None:
-                continue
-            wrong, errors = wrong_rows(rows_of(rows, spec), rows_of(wanted[name], spec), LIMIT)
-            if wrong.size:
+        wanted, found = one(unfused_inputs(drawn, sidecar.preprocessing)), two(drawn)
+        for spec in sidecar.outputs:
+            rows, reference = as_rows(found[spec.name], spec), as_rows(wanted[spec.name], spec)
+            wrong, errors = wrong_rows(rows, reference, LIMIT) if rows.shape == reference.shape else ([0], [np.inf])
+            if len(wrong):
                 raise ExportError(
-                    f"with its preprocessing fused, row {int(wrong[0]) + 1} of {name} at batch {batch} is off by "
-                    f"{float(errors.max()):.1e} (limit {LIMIT:g})",
+                    f"with its preprocessing fused, row {int(wrong[0]) + 1} of {spec.name} at batch {batch} is off by "
+                    f"{float(max(errors)):.1e} (limit {LIMIT:g})",
                     "build without --fuse-preprocess, or export without --input-dtype",
                 )

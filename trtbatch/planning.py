@@ -73,7 +73,7 @@ def _fixed_profile(
     if profiles:
         raise ProfileError(
             f"{name} has a fixed batch of {size}; profile {profiles[0]} needs an open one",
-            "export it with --dynamic, or leave out --min, --opt, --max and --profile",
+            "export it with --dynamic, or leave out --min, --opt, --max, --profile and --profiles",
         )
     if static not in (None, size):
         raise ProfileError(

@@ -127,6 +127,21 @@ def test_graphs_are_bounded_and_captured_again(folder: Path, artifact: Artifact)
             assert len(session.graphs) <= 2
 
 
+def test_graphs_of_one_profile_keep_their_rows_whatever_ran_since(folder: Path, artifact: Artifact) -> None:
+    oracle = OnnxReference(folder / "m.onnx")
+    with open_engine(artifact) as engine, engine.session() as session:
+        session.use_profile(len(artifact.sidecar.profiles) - 1)  # one that holds every batch
+        slots = [session.slot(), session.slot()]
+        for turn in range(3):  # captured in the first turn, launched in the others
+            for batch in (1, 8, 3, 5):
+                for slot in slots:
+                    inputs, expected = outputs_of(oracle, artifact, batch, seed=100 * turn + batch)
+                    slot.prepare(batch)["input"][...] = inputs["input"]
+                    session.bind(random_inputs(artifact.sidecar.inputs, 9 - batch, seed=turn))
+                    session.run()
+                    assert row_errors(slot.run()["output"], expected).max() < LIMIT  # type: ignore[arg-type]
+
+
 def test_contexts_share_their_activation_memory(folder: Path, artifact: Artifact) -> None:
     with open_engine(artifact) as engine, engine.session() as session:
         assert isinstance(session, TensorRTSession)

@@ -86,7 +86,7 @@ def command(
         request = BenchRequest(
             engine=engine,
             batches=parse_batches(batch),
-            modes=None if mode is None else parse_names(mode),
+            modes=None if mode is None else list(dict.fromkeys(parse_names(mode))),
             iterations=iterations,
             min_time=1.0 if min_time is None else min_time,
             warmup=warmup,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,7 +16,7 @@ from trtbatch import optional
 from trtbatch.artifacts import Artifact, TensorSpec, record_file
 from trtbatch.backends.base import Description, Event, Mode, batch_of, conform
 from trtbatch.backends.tensorrt import compat
-from trtbatch.backends.tensorrt.buffers import Device, DeviceMemory
+from trtbatch.backends.tensorrt.buffers import Device, DeviceMemory, Stream
 from trtbatch.backends.tensorrt.graphs import CudaGraph, GraphCache
 from trtbatch.backends.tensorrt.slots import Prepared, TensorRTSlot
 from trtbatch.batches import refuse_no_profile, refuse_outside
@@ -25,6 +26,9 @@ from trtbatch.notes import note
 __all__ = ["TensorRTEngine", "TensorRTSession"]
 
 Array = NDArray[Any]
+
+MOST_GRAPH_CONTEXTS = 32
+"""Contexts of one batch size each that graphs are captured from; each holds some megabytes on the GPU."""
 
 IN_FLIGHT = 3
 """Batches that keep the GPU busy: one goes up, one is computed, one comes down."""
@@ -184,22 +188,37 @@ class TensorRTSession:
     def __init__(self, engine: TensorRTEngine, cuda_graphs: bool = True) -> None:
         self._engine = engine
         self._is_open = True
+        self._exit = ExitStack()  # undone from the end, whatever fails on the way
         engine.device.enter_thread()
+        self._exit.callback(engine.device.leave_thread)
         self.device = engine.device
         self.inputs = engine.sidecar.inputs
         self.outputs = engine.sidecar.outputs
         self.forced: int | None = None
         self.uses_graphs = cuda_graphs
         self.graphs = GraphCache()
-        self.computing, self.uploading, self.downloading = (engine.device.stream() for _ in range(3))
-        self._handle = self.computing.handle
+        self.failure: ExecutionError | None = None
+        """What went wrong in a call from TensorRT, which must not see it."""
         self._contexts: dict[int, Any] = {}
+        self._graph_contexts: dict[tuple[int, tuple[tuple[str, tuple[int, ...]], ...]], Any] = {}
         self._active: dict[int, Prepared | None] = {}
         self._allocators: dict[tuple[int, str], Any] = {}
         self._activations: DeviceMemory | None = None
         self._flushed: DeviceMemory | None = None
         self._slots: list[TensorRTSlot] = []
-        self._own = self.slot()
+        try:
+            self.computing, self.uploading, self.downloading = (self._stream() for _ in range(3))
+            self._exit.callback(self._free)
+            self._handle = self.computing.handle
+            self._own = self.slot()
+        except BaseException:
+            self.close()
+            raise
+
+    def _stream(self) -> Stream:
+        made = self.device.stream()
+        self._exit.callback(made.close)
+        return made
 
     @property
     def cuda_engine(self) -> Any:
@@ -238,6 +257,23 @@ class TensorRTSession:
             self._contexts[profile] = self._made(profile)
         return self._contexts[profile]
 
+    def graph_context(self, profile: int, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        """A context of a profile for these shapes alone, for graphs to be captured from.
+
+        Raises:
+            ExecutionError: out of memory, or TensorRT refuses.
+        """
+        key = (profile, tuple(shapes.items()))
+        if key not in self._graph_contexts:
+            if len(self._graph_contexts) >= MOST_GRAPH_CONTEXTS:
+                self.computing.synchronize()
+                self.graphs.close()
+                self._graph_contexts.clear()
+            context = self._made(profile)
+            self.set_shapes(context, shapes)
+            self._graph_contexts[key] = context
+        return self._graph_contexts[key]
+
     def _made(self, profile: int) -> Any:
         trt = optional.require("tensorrt", "run engines")
         # 8.6 leaves outputs whose shape depends on the data unwritten where the context's memory isn't its own.
@@ -273,6 +309,19 @@ class TensorRTSession:
             if known is context:
                 self._active[profile] = None  # until its addresses are set too
 
+    def set_addresses(self, context: Any, addresses: Mapping[str, int]) -> None:
+        """Tell a context where its bindings are on the GPU.
+
+        Raises:
+            ExecutionError: TensorRT refuses one.
+        """
+        for name, address in addresses.items():
+            if not context.set_tensor_address(name, address):
+                raise ExecutionError(
+                    f"TensorRT refuses the address {address:#x} for {name}: {self._engine.complaint()}",
+                    "give it memory of the engine's own GPU",
+                )
+
     def is_active(self, prepared: Prepared) -> bool:
         """Whether its context has its shapes and addresses now."""
         return self._active.get(prepared.profile) is prepared
@@ -294,7 +343,11 @@ class TensorRTSession:
         Raises:
             ExecutionError: TensorRT refuses.
         """
-        if not context.execute_async_v3(self._handle):
+        done = context.execute_async_v3(self._handle)
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
+        if not done:
             raise ExecutionError(f"execute_async_v3 failed: {self._engine.complaint()}", "build the engine again")
 
     def capture(self, enqueue: Callable[[], None]) -> CudaGraph:
@@ -338,8 +391,7 @@ class TensorRTSession:
             )
         context = self.context(self.pick(batch))
         self.set_shapes(context, {spec.name: tuple(int(size) for size in spec.at(batch)) for spec in self.inputs})
-        for name, address in addresses.items():
-            context.set_tensor_address(name, address)
+        self.set_addresses(context, addresses)
         self.enqueue(context)
         self.computing.synchronize()
 
@@ -399,23 +451,23 @@ class TensorRTSession:
         self._flushed.fill(0, self.computing)
 
     def close(self) -> None:
-        if not self._is_open:
-            return
-        self._is_open = False
-        for stream in (self.uploading, self.computing, self.downloading):
-            stream.synchronize()
-        self.graphs.close()
-        for slot in self._slots:
-            slot.free()
-        self._active.clear()
-        self._contexts.clear()
-        self._allocators.clear()
-        for memory in (self._activations, self._flushed):
-            if memory is not None:
-                memory.free()
-        for stream in (self.uploading, self.computing, self.downloading):
-            stream.close()
-        self._engine.device.leave_thread()
+        if self._is_open:
+            self._is_open = False
+            self._exit.close()
+
+    def _free(self) -> None:
+        """Free what the session has on the GPU; a fault that shows meanwhile is raised at the end."""
+        with ExitStack() as steps:  # runs all of them, from the last one up
+            for memory in (self._activations, self._flushed):
+                if memory is not None:
+                    steps.callback(memory.free)
+            for slot in self._slots:
+                steps.callback(slot.free)
+            for kept in (self._active, self._contexts, self._graph_contexts, self._allocators):
+                steps.callback(kept.clear)
+            steps.callback(self.graphs.close)
+            for stream in (self.uploading, self.computing, self.downloading):
+                steps.callback(stream.synchronize)
 
     def __enter__(self) -> TensorRTSession:
         return self

@@ -79,8 +79,13 @@ class TensorRTSlot:
 
     @property
     def now(self) -> Prepared:
-        """What was prepared last."""
-        assert self._now is not None, "prepare a batch first"
+        """What was prepared last.
+
+        Raises:
+            ExecutionError: nothing was, or its memory is gone.
+        """
+        if self._now is None:
+            raise ExecutionError("no batch is prepared", "prepare one again: the last could not have its memory")
         return self._now
 
     def prepare(self, batch: int) -> dict[str, Array]:
@@ -135,6 +140,7 @@ class TensorRTSlot:
             self._session.graphs.drop(prepared.number)
             self._session.deactivate(prepared)
         self._seen.clear()
+        self._now = None
 
     def activate(self, prepared: Prepared) -> None:
         """Give the context this slot's shapes and addresses, where another slot or size had it last.
@@ -147,10 +153,9 @@ class TensorRTSlot:
             return
         context = prepared.context
         session.set_shapes(context, prepared.shapes)
-        for spec in prepared.later:  # before the addresses: 8.6 loses the address of one that gets an allocator
+        for spec in prepared.later:
             self._allocate_later(context, spec)
-        for name in prepared.addresses:
-            context.set_tensor_address(name, self._buffers[name].address)
+        session.set_addresses(context, {name: self._buffers[name].address for name in prepared.addresses})
         session.set_active(prepared)
 
     def _allocate_later(self, context: Any, spec: TensorSpec) -> None:
@@ -160,7 +165,14 @@ class TensorRTSlot:
         def notify(shape: tuple[int, ...]) -> None:
             self._shapes[spec.name] = shape
 
-        allocator = compat.make_output_allocator(optional.require("tensorrt", "run engines"), buffer.reserve, notify)
+        def reserve(count: int) -> int:
+            try:
+                return buffer.reserve(count)
+            except ExecutionError as error:  # not through TensorRT's own frames
+                self._session.failure = error
+                return 0
+
+        allocator = compat.make_output_allocator(optional.require("tensorrt", "run engines"), reserve, notify)
         self._session.keep(context, spec.name, allocator)  # TensorRT keeps no reference
         context.set_output_allocator(spec.name, allocator)
 
@@ -173,7 +185,7 @@ class TensorRTSlot:
     def launch(self) -> None:
         """Put the kernels on the computing stream: as a graph where there can be one."""
         prepared = self.now
-        graph = self._graph(prepared, "kernels", self.enqueue)
+        graph = self._graph(prepared, "kernels", self._session.enqueue)
         if graph is None:
             self.enqueue()
         else:
@@ -183,20 +195,25 @@ class TensorRTSlot:
         prepared, stream = self.now, self._session.computing
         graph = self._graph(prepared, "whole", self._all_on_one)
         if graph is None:
-            self._all_on_one()
+            self.activate(prepared)
+            self._all_on_one(prepared.context)
         else:
             graph.launch()
         stream.synchronize()
         return prepared.outputs if not prepared.later else self._with_later(prepared)
 
-    def _all_on_one(self) -> None:
+    def _all_on_one(self, context: Any) -> None:
         prepared, stream = self.now, self._session.computing
         prepared.uploads.up(stream)
-        self.enqueue()
+        self._session.enqueue(context)
         prepared.downloads.down(stream)
 
-    def _graph(self, prepared: Prepared, what: str, enqueue: Callable[[], None]) -> Any:
-        """The graph of what `enqueue` does; None where it runs without. What is captured has run once before."""
+    def _graph(self, prepared: Prepared, what: str, enqueue: Callable[[Any], None]) -> Any:
+        """The graph of what `enqueue` does with a context; None where it runs without.
+
+        It is captured from a context that has no other shapes, ever: what a context keeps on the GPU for its shapes is
+        the graph's too (TensorRT's developer guide, "CUDA Graphs"). What is captured has run once before.
+        """
         session = self._session
         if not session.uses_graphs:
             return None
@@ -206,10 +223,12 @@ class TensorRTSlot:
         if prepared.later:
             session.run_without_graphs("the shape of an output depends on the data")
             return None
-        enqueue()
-        session.computing.synchronize()
         try:
-            graph = session.capture(enqueue)
+            context = session.graph_context(prepared.profile, prepared.shapes)
+            session.set_addresses(context, prepared.addresses)
+            enqueue(context)
+            session.computing.synchronize()
+            graph = session.capture(lambda: enqueue(context))
         except ExecutionError as error:
             session.run_without_graphs(error.problem)
             return None
