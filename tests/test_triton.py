@@ -21,7 +21,7 @@ from tests.test_build import refused
 from trtbatch import triton
 from trtbatch.artifacts import FileRecord, ModelRecord, Sidecar, TensorSpec
 from trtbatch.backends.onnxruntime import OnnxReference
-from trtbatch.batches import Profile
+from trtbatch.batches import Profile, pick_profile
 from trtbatch.errors import UsageError
 from trtbatch.files import sidecar_path
 from trtbatch.profiles import Measured
@@ -63,9 +63,12 @@ def sidecar(**values: Any) -> Sidecar:
         "model": ModelRecord("net", "random"),
         "backend": "tensorrt",
         "profiles": profiles,
-        "table": tuple(Measured(size, min(2, size // 16), ms) for size, ms in times.items()),
     }
-    return Sidecar(**(given | values))
+    given |= values
+    if "table" not in values:
+        holding = ((size, pick_profile(given["profiles"], size)) for size in times)
+        given["table"] = tuple(Measured(size, index, times[size]) for size, index in holding if index is not None)
+    return Sidecar(**given)
 
 
 def config_of(made: Sidecar, **values: Any) -> Any:
