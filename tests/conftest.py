@@ -34,6 +34,13 @@ def cli(folder: Path) -> Callable[..., Any]:
     return lambda *args: CliRunner().invoke(app, [str(arg) for arg in args])
 
 
+COMMANDS = (
+    *("export", "build", "infer", "bench", "tune", "plan", "report", "compare", "verify", "inspect", "doctor"),
+    *("export-preprocessor", "deploy triton"),
+)
+"""Every command that does something."""
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of ten real photographs."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import COMMANDS, ROOT
 
 HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "tensorrt", "pycuda", "cuda", "pynvml", "PIL")
 
@@ -55,26 +55,7 @@ for name in trtbatch.__all__:
     assert int(done.stdout) >= 30
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "",
-        "export",
-        "build",
-        "infer",
-        "bench",
-        "tune",
-        "plan",
-        "report",
-        "compare",
-        "verify",
-        "inspect",
-        "doctor",
-        "export-preprocessor",
-        "deploy",
-        "deploy triton",
-    ],
-)
+@pytest.mark.parametrize("command", ["", *COMMANDS, "deploy"])
 def test_every_help_works_without_heavy_packages(tmp_path: Path, command: str) -> None:
     done = run_bare(
         f"sys.argv = ['trtbatch', *'{command}'.split(), '--help']; runpy.run_module('trtbatch', run_name='__main__')",

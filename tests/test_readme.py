@@ -13,7 +13,7 @@ import pytest
 from typer.main import get_command
 
 from scripts import article_table, bench_overhead, build_times, decode_table, performance, precision_table
-from tests.conftest import ROOT
+from tests.conftest import COMMANDS, ROOT
 from trtbatch.cli.app import app
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,24 +22,7 @@ PERFORMANCE = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
 GPU_TESTS = ("test_engines", "test_models", "test_pipeline", "test_precision", "test_stress")
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "export",
-        "build",
-        "infer",
-        "bench",
-        "tune",
-        "plan",
-        "report",
-        "compare",
-        "verify",
-        "inspect",
-        "doctor",
-        "export-preprocessor",
-        "deploy triton",
-    ],
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_that_it_names_exists_and_none_is_left_out(command: str) -> None:
     synopsis = re.search(rf"^    trtbatch {command} (?=\S*[\[A-Z]).*\n(?:^ {{10,}}.*\n)*", README, re.MULTILINE)
     assert synopsis is not None

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trtbatch.batches import Profile, pick_profile
-from trtbatch.errors import ArtifactError, TrtbatchError
+from trtbatch.errors import ArtifactError, TrtbatchError, UsageError
 from trtbatch.files import atomic_file, sidecar_path
 from trtbatch.notes import warn
 from trtbatch.preprocessing import Preprocessing
@@ -41,9 +41,11 @@ __all__ = [
     "load",
     "newest",
     "now",
+    "occupant",
     "publish",
     "record_file",
     "rewrite",
+    "still_made_from",
 ]
 
 ENGINES = Path("engines")
@@ -476,6 +478,42 @@ def listed(kind: Literal["onnx", "engine"], folder: Path, tell: Callable[[str], 
         if sidecar.kind == kind:
             found.append(Artifact(path, sidecar))
     return found
+
+
+def occupant(target: Path, is_such: Callable[[Sidecar], bool], words: str) -> Artifact | None:
+    """The ONNX file that has the name of one that is to be made; None where the name is free.
+
+    Args:
+        is_such: whether it is of the kind that is to be made.
+        words: what a sidecar of that kind says, for the error.
+
+    Raises:
+        UsageError: the name is taken by something else.
+    """
+    if not target.exists():
+        return None
+    try:
+        artifact = load(target, "onnx")
+    except ArtifactError:
+        artifact = None
+    if artifact is None or not is_such(artifact.sidecar):
+        raise UsageError(
+            f"{target} is in the way: it has no sidecar that says {words}",
+            "move it, or build into another folder (--output)",
+        )
+    return artifact
+
+
+def still_made_from(artifact: Artifact, source: Artifact) -> bool:
+    """Whether a file is whole, and was made from `source` as that is now."""
+    made_from = artifact.sidecar.source
+    if made_from is None or made_from.sha256 != source.sidecar.artifact.sha256:
+        return False
+    try:
+        check_file(artifact)
+    except ArtifactError:
+        return False
+    return True
 
 
 def publish(made: Path, target: Path, sidecar: Sidecar, companions: tuple[Path, ...] = ()) -> Artifact:

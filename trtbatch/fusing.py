@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from trtbatch import artifacts, files, optional
 from trtbatch.artifacts import Artifact, Sidecar, TensorSpec
 from trtbatch.backends.onnxruntime import OnnxReference
-from trtbatch.errors import ArtifactError, ExportError, UsageError
+from trtbatch.errors import ExportError, UsageError
 from trtbatch.notes import note
 from trtbatch.onnxfile import load_onnx
 from trtbatch.preprocessing import Preprocessing
@@ -115,28 +115,18 @@ def _found(target: Path, source: Artifact, layout: Layout) -> Artifact | None:
     Raises:
         UsageError: the name is taken by something that wasn't made so.
     """
-    if not target.exists():
+    artifact = artifacts.occupant(target, _is_fused, "its preprocessing was fused")
+    if artifact is None:
         return None
-    try:
-        artifact = artifacts.load(target, "onnx")
-        recipe = artifact.sidecar.preprocessing
-        if recipe is None or recipe.fused is None:
-            raise ArtifactError(f"{target} is no fused file", "move it")
-    except ArtifactError as error:
-        raise UsageError(
-            f"{target} is in the way: it has no sidecar that says its preprocessing was fused",
-            "move it, or build into another folder (--output)",
-        ) from error
-    made_from = artifact.sidecar.source
-    if made_from is None:
+    if artifact.sidecar.source is None:
         raise UsageError(f"{target} is in the way: it was exported so", f"build that: trtbatch build {target}")
-    if recipe.fused != layout or made_from.sha256 != source.sidecar.artifact.sha256:
-        return None
-    try:
-        artifacts.check_file(artifact)
-    except ArtifactError:
-        return None
-    return artifact
+    recipe = artifact.sidecar.preprocessing
+    same = recipe is not None and recipe.fused == layout and artifacts.still_made_from(artifact, source)
+    return artifact if same else None
+
+
+def _is_fused(sidecar: Sidecar) -> bool:
+    return sidecar.preprocessing is not None and sidecar.preprocessing.fused is not None
 
 
 def refuse_unfusable(sidecar: Sidecar, name: str) -> None:

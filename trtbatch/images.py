@@ -15,7 +15,7 @@ from trtbatch.artifacts import Sidecar, TensorSpec
 from trtbatch.errors import InputError, UsageError
 from trtbatch.preprocessing import Preprocessing
 
-__all__ = ["ImageLike", "image_input", "open_image", "stacked"]
+__all__ = ["ImageLike", "image_input", "open_image", "plain", "stacked", "unusable"]
 
 Array = NDArray[Any]
 
@@ -71,16 +71,14 @@ def open_image(source: ImageLike) -> Any:
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     try:
         image = _opened(source)
-        limit = Image.MAX_IMAGE_PIXELS
-        if limit is not None and image.width * image.height > limit:
-            raise InputError(f"{image.width}×{image.height} is over the limit of {limit} pixels", _FIX)
-        if image.mode in ("I", "F"):
-            raise InputError(f"its pixels ({image.mode}, 32 bits) have no known white: save it in 8 bits", _FIX)
+        reason = unusable(image)
+        if reason is not None:
+            raise InputError(reason, _FIX)
         image.load()
     except InputError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever their format makes them
-        raise InputError(_plain(error), _FIX) from error
+        raise InputError(plain(error), _FIX) from error
     return image
 
 
@@ -101,8 +99,23 @@ def _opened(source: ImageLike) -> Any:
     return Image.open(os.fspath(source))
 
 
-def _plain(error: Exception) -> str:
+def unusable(image: Any) -> str | None:
+    """Why a Pillow image, opened and not yet decoded, can't be used; None where it can."""
+    from PIL import Image
+
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        return f"{image.width}×{image.height} is over the limit of {limit} pixels"
+    if image.mode in ("I", "F"):
+        return f"its pixels ({image.mode}, 32 bits) have no known white: save it in 8 bits"
+    return None
+
+
+def plain(error: Exception) -> str:
+    """What Pillow or numpy raised on a file, on one line, in words for its owner."""
     if type(error).__name__ == "UnidentifiedImageError":
         return "not an image that Pillow can read"
-    text = str(getattr(error, "strerror", None) or error)
+    text = str(getattr(error, "strerror", None) or error).strip()
+    if "pickle" in text:  # numpy's advice is the opposite of ours
+        return "not an array file, or one of Python objects"
     return " ".join(text.split())[:200] or type(error).__name__

@@ -26,5 +26,6 @@ def write_record(record: Any, path: Path) -> None:
         made.write_text(_NUMBERS.sub(_one_line, text) + "\n", encoding="utf-8")
 
 
-def _one_line(match: re.Match[str]) -> str:
-    return " ".join(match[0].split()).replace("[ ", "[").replace(" ]", "]")
+def _one_line(numbers: re.Match[str]) -> str:
+    """A list of numbers on one line, instead of thousands."""
+    return re.sub(r"\s+", "", numbers[0])

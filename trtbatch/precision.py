@@ -243,25 +243,11 @@ def _found(target: Path, source: Artifact, wanted: Conversion) -> Artifact | Non
     Raises:
         UsageError: the name is taken by something that isn't a conversion.
     """
-    if not target.exists():
+    artifact = artifacts.occupant(target, lambda sidecar: sidecar.conversion is not None, "trtbatch converted it")
+    own = None if artifact is None else artifact.sidecar.conversion
+    if artifact is None or own is None or own.settings != wanted.settings:
         return None
-    try:
-        artifact = artifacts.load(target, "onnx")
-    except ArtifactError:
-        artifact = None
-    if artifact is None or artifact.sidecar.conversion is None:
-        raise UsageError(
-            f"{target} is in the way: it has no sidecar that says trtbatch converted it",
-            "move it, or build into another folder (--output)",
-        )
-    own, made_from = artifact.sidecar.conversion, artifact.sidecar.source
-    if own.settings != wanted.settings or made_from is None or made_from.sha256 != source.sidecar.artifact.sha256:
-        return None
-    try:
-        artifacts.check_file(artifact)
-    except ArtifactError:
-        return None
-    return artifact
+    return artifact if artifacts.still_made_from(artifact, source) else None
 
 
 def _publish(made: Path, target: Path, source: Artifact, wanted: Conversion, tools: dict[str, str]) -> Artifact:

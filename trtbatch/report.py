@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +13,7 @@ from trtbatch.bench import THROTTLED, BatchResult, BenchResult
 from trtbatch.comparison import OutputResult
 from trtbatch.duel import Contender, DuelResult, ProfilesResult
 from trtbatch.files import atomic_file
-from trtbatch.records import encode
+from trtbatch.jsonfile import write_record
 from trtbatch.rows import named_rows
 from trtbatch.stats import DRIFT_LIMIT, ENQUEUE_LIMIT, MIN_ROUNDS, NOISE_LIMIT, SAME_LIMIT
 from trtbatch.verify import VerifyResult
@@ -39,7 +37,6 @@ __all__ = [
 
 AnyBench = BenchResult | DuelResult | ProfilesResult
 
-_NUMBERS = re.compile(r"\[[-+0-9.eE,\s]+\]")
 
 _LEFT = frozenset({"mode", "bound", "verdict", "output", "A is"})
 """Columns of words."""
@@ -229,8 +226,7 @@ def _verdict(output: OutputResult) -> str:
 
 def write_verdict(result: VerifyResult, path: Path) -> None:
     """Everything that was compared, sample by sample."""
-    with atomic_file(path) as made:
-        made.write_text(json.dumps(encode(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_record(result, path)
 
 
 def footnotes(result: BenchResult) -> list[str]:
@@ -358,14 +354,7 @@ def _bad_rounds(result: DuelResult | ProfilesResult) -> list[str]:
 
 def write_json(result: AnyBench, path: Path) -> None:
     """Everything, raw samples and environment included."""
-    with atomic_file(path) as made:
-        text = json.dumps(encode(result), indent=1, ensure_ascii=False)
-        made.write_text(_NUMBERS.sub(_one_line, text) + "\n", encoding="utf-8")
-
-
-def _one_line(numbers: re.Match[str]) -> str:
-    """A list of numbers on one line, instead of thousands."""
-    return re.sub(r"\s+", "", numbers[0])
+    write_record(result, path)
 
 
 def write_csv(result: AnyBench, path: Path) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from trtbatch.artifacts import Sidecar, TensorSpec
 from trtbatch.backends.base import conform
 from trtbatch.errors import InputError, UsageError
+from trtbatch.images import plain, unusable
 from trtbatch.notes import warn
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.rows import random_inputs
@@ -253,25 +254,14 @@ class ImageSource:
 
         try:
             with Image.open(file) as image:
-                limit = Image.MAX_IMAGE_PIXELS
-                if limit is not None and image.width * image.height > limit:
-                    return Skipped(name, f"{image.width}×{image.height} is over the limit of {limit} pixels")
-                if image.mode in ("I", "F"):
-                    return Skipped(name, f"its pixels ({image.mode}, 32 bits) have no known white: save it in 8 bits")
+                reason = unusable(image)
+                if reason is not None:
+                    return Skipped(name, reason)
                 made = self.preprocessing(image) if self.preprocessor is None else self._preprocessed(image)
                 kind = self.spec.dtype if self.spec.dtype.startswith("float") and made.dtype.kind == "f" else made.dtype
                 return Sample(name, {self.spec.name: made.astype(kind, copy=False)})
         except Exception as error:  # Pillow's decoders raise whatever their format makes them
-            return Skipped(name, _plain(error))
-
-
-def _plain(error: Exception) -> str:
-    if type(error).__name__ == "UnidentifiedImageError":
-        return "not an image that Pillow can read"
-    text = str(getattr(error, "strerror", None) or error).strip()
-    if "pickle" in text:  # numpy's advice is the opposite of ours
-        return "not an array file, or one of Python objects"
-    return " ".join(text.split())[:200] or type(error).__name__
+            return Skipped(name, plain(error))
 
 
 class ArraySource:
@@ -324,11 +314,11 @@ def _load_arrays(path: Path, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
                 )
             return {name: archive[name] for name in names}
     except (OSError, ValueError, EOFError, KeyError) as error:
-        raise InputError(f"{path} can't be read: {_plain(error)}", "save it with numpy.save or numpy.savez") from error
+        raise InputError(f"{path} can't be read: {plain(error)}", "save it with numpy.save or numpy.savez") from error
     except Exception as error:
         if isinstance(error, (InputError, UsageError)):
             raise
-        raise InputError(f"{path} is damaged: {_plain(error)}", "save it with numpy.save or numpy.savez") from error
+        raise InputError(f"{path} is damaged: {plain(error)}", "save it with numpy.save or numpy.savez") from error
 
 
 def _refuse_shape(array: Array, spec: TensorSpec, path: Path) -> None:
