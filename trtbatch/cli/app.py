@@ -33,6 +33,7 @@ from trtbatch.cli import (
 )
 from trtbatch.cli.console import STATE, show_error, show_notes
 from trtbatch.errors import TrtbatchError, UsageError, from_os_error
+from trtbatch.interrupts import in_callback, send_again
 
 __all__ = ["app", "main"]
 
@@ -169,4 +170,7 @@ def main() -> NoReturn:
 
 def _end(number: int, frame: FrameType | None) -> None:
     STATE.signal = number
-    raise KeyboardInterrupt
+    if in_callback(frame):
+        send_again(number)
+    else:
+        raise KeyboardInterrupt

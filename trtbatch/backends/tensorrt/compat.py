@@ -9,6 +9,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from trtbatch.interrupts import called_back
+
 __all__ = [
     "allow_types",
     "bindings",
@@ -304,6 +306,7 @@ def make_logger(trt: Any, sink: Callable[[str, str], None]) -> Any:
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
+        @called_back
         def log(self, severity: Any, message: str) -> None:
             sink(severity.name, message)
 
@@ -322,12 +325,15 @@ def make_output_allocator(trt: Any, reallocate: Callable[[int], int], notify: Ca
         def __init__(self) -> None:
             trt.IOutputAllocator.__init__(self)
 
+        @called_back
         def reallocate_output(self, tensor_name: str, memory: Any, size: int, alignment: int) -> int:
             return reallocate(size)
 
+        @called_back
         def reallocate_output_async(self, tensor_name: str, memory: Any, size: int, alignment: int, stream: Any) -> int:
             return reallocate(size)
 
+        @called_back
         def notify_shape(self, tensor_name: str, shape: Any) -> None:
             notify(tuple(int(size) for size in shape))
 
@@ -344,14 +350,17 @@ def watch_progress(trt: Any, config: Any, report: Callable[[str, float | None], 
             trt.IProgressMonitor.__init__(self)
             self._steps: dict[str, int] = {}
 
+        @called_back
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             self._steps[phase_name] = num_steps
             report(phase_name, 0.0)
 
+        @called_back
         def step_complete(self, phase_name: str, step: int) -> bool:
             report(phase_name, (step + 1) / max(1, self._steps.get(phase_name, 1)))
             return True
 
+        @called_back
         def phase_finish(self, phase_name: str) -> None:
             self._steps.pop(phase_name, None)
 

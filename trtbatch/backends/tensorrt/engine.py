@@ -197,6 +197,8 @@ class TensorRTSession:
         self.forced: int | None = None
         self.uses_graphs = cuda_graphs
         self.graphs = GraphCache()
+        self.open_outputs: set[str] = set()
+        """Names of the outputs whose shape depends on the data, as TensorRT told them before the first run."""
         self.failure: ExecutionError | None = None
         """What went wrong in a call from TensorRT, which must not see it."""
         self._contexts: dict[int, Any] = {}

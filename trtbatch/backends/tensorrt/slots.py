@@ -107,8 +107,10 @@ class TensorRTSlot:
         shapes = {spec.name: tuple(int(size) for size in spec.at(batch)) for spec in session.inputs}
         session.set_shapes(context, shapes)
         found = {spec.name: tuple(int(size) for size in context.get_tensor_shape(spec.name)) for spec in self._specs}
-        known = [spec for spec in self._specs if min(found[spec.name], default=0) >= 0]
-        later = tuple(spec for spec in self._specs if spec not in known)
+        # Of a run before, TensorRT still tells the shape that the data had then: once open, always open.
+        session.open_outputs.update(name for name, shape in found.items() if min(shape, default=0) < 0)
+        known = [spec for spec in self._specs if spec.name not in session.open_outputs]
+        later = tuple(spec for spec in self._specs if spec.name in session.open_outputs)
         sizes = {spec.name: _bytes(spec, found[spec.name]) for spec in known}
         sizes |= {spec.name: int(context.get_max_output_size(spec.name)) for spec in later}
         if len(self._seen) >= MOST_SEEN or not all(self._buffers[name].holds(size) for name, size in sizes.items()):
