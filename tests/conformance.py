@@ -20,7 +20,7 @@ from pathlib import Path
 Inventory = dict[str, dict[str, str]]
 """Docstrings by class and member; functions and classes of the module itself under ``""``."""
 
-FILES = ("__init__.py", "builder.py", "compat.py", "engine.py", "slots.py", "worker.py")
+FILES = ("__init__.py", "builder.py", "compat.py", "engine.py", "preprocess.py", "slots.py", "worker.py")
 
 PARAMETERS = {
     "trt": "module",
@@ -42,6 +42,7 @@ FIELDS = {
     "self.cuda_engine": "ICudaEngine",
     "self._engine.cuda_engine": "ICudaEngine",
     "prepared.context": "IExecutionContext",
+    "self._context": "IExecutionContext",
     "session.cuda_engine": "ICudaEngine",
 }
 

@@ -56,6 +56,11 @@ BATCH_AXIS = "batch_size"
 
 FORMAT_VERSION = 1
 
+Kind = Literal["onnx", "engine", "preprocessor"]
+
+_NAMES: dict[Kind, str] = {"onnx": "ONNX file", "engine": "engine", "preprocessor": "preprocessor's engine"}
+_ARTICLES: dict[Kind, str] = {"onnx": "an onnx", "engine": "an engine", "preprocessor": "a preprocessor"}
+
 
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 _INTEGERS = ("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8")
@@ -281,12 +286,13 @@ class Sidecar:
         conversion: of an ONNX file that was made from another, in another precision.
         converted: of an engine: the ONNX file in another precision that stands between the source and it.
         options: of :class:`trtbatch.backends.base.BuilderOptions`, those that were asked for.
+        kind: a preprocessor is the engine of one: it has no batch, and no profiles of it.
         table: which profile is the fastest at each measured batch size, and its time.
         layer_precisions: share of an engine's layers that compute in each precision, as it says itself.
         tuned, planned: what searches on the finished engine have found; the artifact is the same with them or without.
     """
 
-    kind: Literal["onnx", "engine"]
+    kind: Kind
     artifact: FileRecord
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -382,13 +388,13 @@ def record_file(path: Path) -> FileRecord:
     return FileRecord(path.name, digest.hexdigest(), path.stat().st_size)
 
 
-def load(path: Path, kind: Literal["onnx", "engine"]) -> Artifact:
+def load(path: Path, kind: Kind) -> Artifact:
     """Read the sidecar of an artifact.
 
     Raises:
         ArtifactError: no artifact, no sidecar, a damaged sidecar, or a sidecar of another kind.
     """
-    make = "trtbatch export MODEL --dynamic" if kind == "onnx" else "trtbatch build"
+    make = "trtbatch build" if kind != "onnx" else "trtbatch export MODEL --dynamic"
     if not path.is_file():
         raise ArtifactError(f"{path} doesn't exist" if not path.exists() else f"{path} is not a file", f"run: {make}")
     beside = sidecar_path(path)
@@ -396,8 +402,8 @@ def load(path: Path, kind: Literal["onnx", "engine"]) -> Artifact:
         raise ArtifactError(f"{path} has no sidecar {beside.name}", f"make it again, sidecar and all: {make}")
     sidecar = _read_sidecar(beside, make)
     if sidecar.kind != kind:
-        wanted = "trtbatch build makes an engine of it" if kind == "engine" else "name the ONNX file"
-        raise ArtifactError(f"{path} is an {sidecar.kind}, not an {kind}", wanted)
+        wanted = "trtbatch build makes an engine of it" if sidecar.kind == "onnx" else f"name the {_NAMES[kind]}"
+        raise ArtifactError(f"{path} is {_ARTICLES[sidecar.kind]}, not {_ARTICLES[kind]}", wanted)
     return Artifact(path, sidecar)
 
 
@@ -438,7 +444,7 @@ def check_file(artifact: Artifact) -> None:
 
 
 def newest(
-    kind: Literal["onnx", "engine"],
+    kind: Kind,
     fits: Callable[[Sidecar], bool],
     what: str,
     folder: Path | None = None,
@@ -460,10 +466,14 @@ def newest(
     return max(found, key=lambda each: (prefer(each.sidecar), each.sidecar.created, each.path.name))
 
 
-_MAKE = {"onnx": "trtbatch export resnet18 --dynamic", "engine": "trtbatch build"}
+_MAKE: dict[Kind, str] = {
+    "onnx": "trtbatch export resnet18 --dynamic",
+    "engine": "trtbatch build",
+    "preprocessor": "trtbatch build NAME.pre.onnx",
+}
 
 
-def listed(kind: Literal["onnx", "engine"], folder: Path, tell: Callable[[str], None] = warn) -> list[Artifact]:
+def listed(kind: Kind, folder: Path, tell: Callable[[str], None] = warn) -> list[Artifact]:
     """The artifacts of `kind` in `folder`, by name; damaged ones are passed over, and `tell` is told of them."""
     found: list[Artifact] = []
     for beside in sorted(folder.glob("*.json")) if folder.is_dir() else []:

@@ -33,6 +33,7 @@ from trtbatch.notes import note
 from trtbatch.onnxfile import load_onnx, what_fixes_the_batch
 from trtbatch.planning import plan_axes, prepared
 from trtbatch.precision import CONVERTED, PRECISIONS, ConversionRequest, convert, is_random, refuse_reduced
+from trtbatch.preprocessorbuild import build_preprocessor, is_preprocessor
 from trtbatch.profiles import gaps, powers_of_two
 from trtbatch.records import encode
 from trtbatch.typedgraph import float_types, kinds, products
@@ -54,6 +55,8 @@ def build(request: BuildRequest) -> Artifact:
         BuildError: the backend can't build the model.
         RowsError: the engine is built and gives wrong rows.
     """
+    if is_preprocessor(request.onnx):
+        return build_preprocessor(request)
     builder = choose_builder(request.backend)
     if builder.name == "onnxruntime":
         refuse_gpu(request.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch import files
-from trtbatch.artifacts import Sidecar, TensorSpec
-from trtbatch.backends import open_engine, resolve_engine
+from trtbatch import artifacts, files
+from trtbatch.artifacts import Artifact, Sidecar, TensorSpec
+from trtbatch.backends import open_engine, open_preprocessor, resolve_engine
 from trtbatch.backends.base import Engine
 from trtbatch.batches import MAX_BATCH, refuse_outside
 from trtbatch.errors import InputError, ProfileError, UsageError
 from trtbatch.notes import note, warn
-from trtbatch.pipeline import Busy, Pipeline
+from trtbatch.pipeline import Busy, Pipeline, Preprocessor
+from trtbatch.preprocessing import Preprocessing
 from trtbatch.preprocessor import OnnxPreprocessor
 from trtbatch.profiles import split_batch
 from trtbatch.sinks import Prediction, Sink, open_sink, top_predictions
@@ -50,7 +52,9 @@ class InferRequest:
         strict: the first unusable input ends the run.
         device: number of the GPU.
         cuda_graphs: whether batches may run as CUDA graphs.
-        preprocessor: ``.pre.onnx`` file that resizes and normalises photographs in Pillow's place.
+        preprocessor: ``.pre.onnx`` or ``.pre.engine`` file that resizes and normalises photographs in Pillow's place;
+            None takes the newest engine of one that lies beside a TensorRT engine and fits it.
+        use_preprocessor: whether there is one at all.
         trace: ``.json``, for what each thread did when, in Chrome's trace-event format.
         progress: told the number of inputs done, and of all.
     """
@@ -67,6 +71,7 @@ class InferRequest:
     cuda_graphs: bool = True
     trace: Path | None = None
     preprocessor: Path | None = None
+    use_preprocessor: bool = True
     progress: Callable[[int, int], None] = lambda done, total: None
 
 
@@ -124,31 +129,69 @@ def infer(request: InferRequest) -> InferResult:
     result.output, result.trace = request.output, request.trace
     with open_trace(request.trace, "trtbatch infer") as trace:
         source = open_source(request.input, sidecar, request.count, request.seed, trace=trace)
-        if request.preprocessor is not None:
-            _use_preprocessor(source, request.preprocessor, sidecar, artifact.path.name)
-        with open_sink(request.output, sidecar) as sink, open_engine(artifact, request.device) as engine:
-            predict(engine, source, sink, sizes, request, result, trace)
+        own = _preprocessor(request, source, artifact)
+        with (
+            open_sink(request.output, sidecar) as sink,
+            open_engine(artifact, request.device) as engine,
+            ExitStack() as opened,
+        ):
+            on_gpu = None if own is None else opened.enter_context(open_preprocessor(own, request.device))
+            predict(engine, source, sink, sizes, request, result, trace, on_gpu)
     return result
 
 
-def _use_preprocessor(source: Source, path: Path, sidecar: Sidecar, name: str) -> None:
-    """Let a preprocessor make the samples of photographs.
+def _preprocessor(request: InferRequest, source: Source, artifact: Artifact) -> Artifact | None:
+    """The engine of the preprocessor that fills the input on the GPU, if any; one for the CPU is given to the source.
 
     Raises:
-        UsageError: the input holds no photographs, or the preprocessor was made for another model's input.
+        UsageError: one was named, and the input holds no photographs, or it is for another model's input or backend.
         ArtifactError: no preprocessor, or a damaged one.
     """
+    path, sidecar = request.preprocessor, artifact.sidecar
+    if path is None:
+        wanted = request.use_preprocessor and isinstance(source, ImageSource) and sidecar.backend == "tensorrt"
+        return _beside(artifact) if wanted else None
     if not isinstance(source, ImageSource):
         raise UsageError("--preprocessor is for photographs, and the input holds none", "leave it out")
+    if path.name.endswith(".engine"):
+        if sidecar.backend != "tensorrt":
+            raise UsageError(f"{path} runs on a GPU, and {artifact.path} doesn't", "name the .pre.onnx file")
+        own = artifacts.load(path, "preprocessor")
+        if not _fills(own.sidecar.outputs[0], own.sidecar.preprocessing, sidecar):
+            raise _made_for_another(path, own.sidecar.model.name, artifact.path.name)
+        note(f"preprocessor: {path}")
+        return own
     preprocessor = OnnxPreprocessor(path, threads=1)  # the readers call it side by side
-    record, spec = preprocessor.record, sidecar.inputs[0]
-    same = record.output.dtype == spec.dtype and record.output.shape[1:] == spec.shape[1:]
-    if not same or record.recipe != sidecar.preprocessing:
-        raise UsageError(
-            f"{path} was made for {record.source.file}, whose input or preprocessing differs from that of {name}",
-            f"run: trtbatch export-preprocessor {name}",
-        )
+    record = preprocessor.record
+    if not _fills(record.output, record.recipe, sidecar):
+        raise _made_for_another(path, record.source.file, artifact.path.name)
     source.preprocessor = preprocessor
+    return None
+
+
+def _beside(artifact: Artifact) -> Artifact | None:
+    """The newest preprocessor's engine in the folder of an engine that fills its input; it is said."""
+    there = artifacts.listed("preprocessor", artifact.path.parent, tell=lambda words: None)
+    fitting = [each for each in there if _fills(each.sidecar.outputs[0], each.sidecar.preprocessing, artifact.sidecar)]
+    if not fitting:
+        return None
+    found = max(fitting, key=lambda each: (each.sidecar.created, each.path.name))
+    note(f"preprocessor: {found.path}")
+    return found
+
+
+def _fills(output: TensorSpec, recipe: Preprocessing | None, sidecar: Sidecar) -> bool:
+    """Whether a preprocessor's output is a row of the only input of a model with this recipe."""
+    spec = sidecar.inputs[0]
+    same = output.dtype == spec.dtype and output.shape[1:] == spec.shape[1:]
+    return same and len(sidecar.inputs) == 1 and spec.batch_axis == 0 and recipe == sidecar.preprocessing
+
+
+def _made_for_another(path: Path, other: str, name: str) -> UsageError:
+    return UsageError(
+        f"{path} was made for {other}, whose input or preprocessing differs from that of {name}",
+        f"run: trtbatch export-preprocessor {name}",
+    )
 
 
 def _sizes(batch: int | None, sidecar: Sidecar, name: str) -> list[int]:
@@ -184,6 +227,7 @@ def predict(
     request: InferRequest,
     result: InferResult,
     trace: Recorder = NO_TRACE,
+    preprocessor: Preprocessor | None = None,
 ) -> None:
     """Run a source through an open engine into a sink, at these batch sizes in turn, and note it in `result`.
 
@@ -200,7 +244,15 @@ def predict(
 
     sidecar = engine.sidecar
     pipeline = Pipeline(
-        engine, sidecar.inputs, sidecar.profiles, source, sizes, skip, cuda_graphs=request.cuda_graphs, trace=trace
+        engine,
+        sidecar.inputs,
+        sidecar.profiles,
+        source,
+        sizes,
+        skip,
+        cuda_graphs=request.cuda_graphs,
+        trace=trace,
+        preprocessor=preprocessor,
     )
     with pipeline as batches:
         for batch in batches:

@@ -24,6 +24,7 @@ _EXTRAS = {
     "ray": "ray",
     "pyarrow": "ray",
     "tritonclient": "triton",
+    "simplejpeg": "jpeg",
 }
 
 

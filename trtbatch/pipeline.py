@@ -30,7 +30,9 @@ from trtbatch.artifacts import TensorSpec
 from trtbatch.backends.base import Session, Slot, conform
 from trtbatch.batches import Profile, pick_profile
 from trtbatch.errors import InputError
-from trtbatch.sources import BlockSource, Skipped, Source
+from trtbatch.pixels import Arena, read_ahead
+from trtbatch.preprocessor import Operands
+from trtbatch.sources import BlockSource, ImageSource, Skipped, Source
 from trtbatch.trace import NO_TRACE, Recorder
 
 __all__ = ["Batch", "Busy", "Pipeline", "Stopwatch", "executed_size"]
@@ -68,12 +70,49 @@ class Busy:
     writing: Stopwatch = field(default_factory=Stopwatch)
 
 
+class FillableSlot(Slot, Protocol):
+    """A slot on a GPU, whose input is filled there."""
+
+    def row_address(self, name: str, index: int) -> int:
+        """Where a sample of an input whose first axis is the batch lies on the GPU, at every batch size."""
+
+    def submit_after(self, events: Sequence[Any]) -> None:
+        """As :meth:`submit`, the inputs being on the GPU when these events have come."""
+
+
+class Preprocessor(Protocol):
+    """Fills rows of a slot's input on the GPU; between `open` and `close` it is used in one thread."""
+
+    arena: Arena
+
+    def prepare(self, pixels: NDArray[np.uint8]) -> Operands:
+        """What it takes of a photograph ``(H, W, 3)`` uint8; for any thread."""
+
+    def open(self) -> None: ...
+
+    def __call__(self, given: Operands, address: int, release: Callable[[], None] = ...) -> None:
+        """Put the sample of a photograph at an address; `release` is called when its memory isn't needed any more."""
+
+    def events(self) -> list[Any]:
+        """Marks for :meth:`done`."""
+
+    def done(self, events: Sequence[Any]) -> None:
+        """Let the marks come when all that was asked for until now is done."""
+
+    def close(self) -> None: ...
+
+
 @dataclass
 class _Room:
-    """A slot, and those of its inputs that have a batch axis: at the largest size, that axis first."""
+    """A slot, and those of its inputs that have a batch axis: at the largest size, that axis first.
+
+    Args:
+        events: that come when the rows are filled, where that happens on the GPU.
+    """
 
     slot: Slot
     rows: dict[str, Array]
+    events: list[Any] = field(default_factory=list)
 
 
 @dataclass
@@ -175,6 +214,7 @@ class Pipeline:
         profiles: that decide what a short batch is padded to.
         sizes: of the batches, taken in turn again and again; each fits a profile once padded.
         skip: is told each unusable input, in the filler's thread; may raise.
+        preprocessor: of the photographs of an :class:`ImageSource`, on the GPU, for a model of that one input.
 
     Raises:
         InputError: a sample of another shape, or one that a cast to the engine's type would change.
@@ -191,6 +231,7 @@ class Pipeline:
         skip: Callable[[Skipped], None],
         cuda_graphs: bool = True,
         trace: Recorder = NO_TRACE,
+        preprocessor: Preprocessor | None = None,
     ) -> None:
         self.busy = Busy()
         self.begun = 0.0
@@ -203,6 +244,7 @@ class Pipeline:
         self._skip = skip
         self._cuda_graphs = cuda_graphs
         self._trace = trace
+        self._preprocessor = preprocessor
         self._largest = max(executed_size(size, profiles) for size in sizes)
         self._line = _Line()
         self._left = threading.Event()
@@ -297,7 +339,11 @@ class Pipeline:
         inputs = room.slot.prepare(batch.executed)
         if batch.executed < self._largest:
             self._pack(room, inputs, batch.executed)
-        room.slot.submit()
+        if room.events:
+            slot: Any = room.slot
+            slot.submit_after(room.events)
+        else:
+            room.slot.submit()
 
     def _pack(self, room: _Room, inputs: dict[str, Array], size: int) -> None:
         """Bring rows to where a smaller batch has them; with the batch axis first they are there."""
@@ -313,13 +359,14 @@ class Pipeline:
 
     def _fill(self) -> None:
         line = self._line
-        with line.guard(), closing(_feed(self._source, self._inputs, self._skip, line, self._trace)) as feed:
+        with line.guard(), closing(self._feed()) as feed:
             for number, size in enumerate(itertools.cycle(self._sizes)):
                 room = line.free.get()
                 assert room is not None, "slots go round until the end"
                 with self.busy.reading, self._trace.span("fill", batch=number) as span:
-                    names = feed.fill(room.rows, size)
-                    executed = self._pad(room.rows, len(names)) if names else 0
+                    names = feed.fill(room, size)
+                    executed = executed_size(len(names), self._profiles) if names else 0
+                    feed.pad(room, len(names), executed)
                     span.add(samples=len(names))
                 if names:
                     line.filled.put(Batch(number, names, executed, room))
@@ -327,12 +374,14 @@ class Pipeline:
                     break
             line.filled.end()
 
-    def _pad(self, rows: dict[str, Array], count: int) -> int:
-        """Repeat the last row up to a size that a profile holds, which is returned."""
-        executed = executed_size(count, self._profiles)
-        for array in rows.values():
-            array[count:executed] = array[count - 1]
-        return executed
+    def _feed(self) -> _Feed:
+        source, trace = self._source, self._trace
+        if self._preprocessor is not None and isinstance(source, ImageSource):
+            return _DeviceFeed(source, self._preprocessor, self._skip, self._line, trace)
+        specs = [spec for spec in self._inputs if spec.batch_axis is not None]
+        if isinstance(source, BlockSource):
+            return _BlockFeed(source, specs)
+        return _RowFeed(source, specs, self._skip, self._line, trace)
 
 
 def executed_size(count: int, profiles: Sequence[Profile]) -> int:
@@ -345,20 +394,24 @@ def executed_size(count: int, profiles: Sequence[Profile]) -> int:
 class _Feed(Protocol):
     """Writes samples into a slot."""
 
-    def fill(self, rows: dict[str, Array], size: int) -> list[str]:
+    def fill(self, room: _Room, size: int) -> list[str]:
         """Write up to `size` samples into the first rows; their names, fewer only at the source's end."""
+
+    def pad(self, room: _Room, count: int, executed: int) -> None:
+        """Repeat the last of `count` rows up to `executed`."""
 
     def close(self) -> None: ...
 
 
-def _feed(
-    source: Source, inputs: Sequence[TensorSpec], skip: Callable[[Skipped], None], line: _Line, trace: Recorder
-) -> _Feed:
-    specs = [spec for spec in inputs if spec.batch_axis is not None]
-    return _BlockFeed(source, specs) if isinstance(source, BlockSource) else _RowFeed(source, specs, skip, line, trace)
+class _HostFeed:
+    """Pads in the host's memory."""
+
+    def pad(self, room: _Room, count: int, executed: int) -> None:
+        for array in room.rows.values():
+            array[count:executed] = array[count - 1 : count]
 
 
-class _BlockFeed:
+class _BlockFeed(_HostFeed):
     """Batches copied in one go."""
 
     def __init__(self, source: BlockSource, specs: Sequence[TensorSpec]) -> None:
@@ -366,11 +419,11 @@ class _BlockFeed:
         self._specs = specs
         self._next = 0
 
-    def fill(self, rows: dict[str, Array], size: int) -> list[str]:
+    def fill(self, room: _Room, size: int) -> list[str]:
         block = self._source.block(self._next, size)
         count = len(block.names)
         for spec in self._specs:
-            _write(rows[spec.name][:count], block.rows[spec.name], spec)
+            _write(room.rows[spec.name][:count], block.rows[spec.name], spec)
         self._next += count
         return block.names
 
@@ -378,7 +431,7 @@ class _BlockFeed:
         return
 
 
-class _RowFeed:
+class _RowFeed(_HostFeed):
     """Samples copied one by one, as they come; those that can't be used are left out."""
 
     def __init__(
@@ -395,8 +448,9 @@ class _RowFeed:
         self._line = line
         self._trace = trace
 
-    def fill(self, rows: dict[str, Array], size: int) -> list[str]:
+    def fill(self, room: _Room, size: int) -> list[str]:
         names: list[str] = []
+        rows = room.rows
         while len(names) < size:
             self._line.leave_if_stopped()
             with self._trace.span("next"):  # where it is long, the filler waits for the readers
@@ -416,6 +470,57 @@ class _RowFeed:
         """Let the source end its threads: here, not whenever it is collected."""
         if isinstance(self._items, Generator):
             self._items.close()
+
+
+class _DeviceFeed:
+    """Photographs that are decoded here and become rows of the input on the GPU."""
+
+    def __init__(
+        self,
+        source: ImageSource,
+        preprocessor: Preprocessor,
+        skip: Callable[[Skipped], None],
+        line: _Line,
+        trace: Recorder,
+    ) -> None:
+        self._input = source.spec.name
+        self._preprocessor = preprocessor
+        self._skip = skip
+        self._line = line
+        self._trace = trace
+        preprocessor.open()
+        self._items = read_ahead(
+            source.files, source.names, preprocessor.prepare, preprocessor.arena, source.workers, trace
+        )
+
+    def fill(self, room: _Room, size: int) -> list[str]:
+        slot: Any = room.slot
+        if not room.events:
+            room.events = self._preprocessor.events()
+        names: list[str] = []
+        while len(names) < size:
+            self._line.leave_if_stopped()
+            with self._trace.span("next"):  # where it is long, the filler waits for the readers
+                item = next(self._items, None)
+            if item is None:
+                break
+            if isinstance(item, Skipped):
+                self._skip(item)
+                continue
+            with self._trace.span("preprocess", file=item.name):
+                self._preprocessor(item.operands, slot.row_address(self._input, len(names)), item.release)
+            names.append(item.name)
+        self._preprocessor.done(room.events)
+        return names
+
+    def pad(self, room: _Room, count: int, executed: int) -> None:
+        """Rows beyond the samples keep what an earlier batch has left there: they are rows of no sample."""
+
+    def close(self) -> None:
+        try:
+            self._items.close()
+        finally:
+            self._preprocessor.close()
 
 
 def _write(target: Array, array: Array, spec: TensorSpec) -> None:

@@ -15,10 +15,16 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Preprocessing"]
+__all__ = ["Preprocessing", "orientation_of"]
 
 _ORIENTATION = 0x0112
 """EXIF's tag of how the camera was held."""
+
+
+def orientation_of(image: Image) -> int:
+    """How the camera was held, 1 to 8, as EXIF says; 1, upright, where it says nothing."""
+    value = image.getexif().get(_ORIENTATION, 1)
+    return value if isinstance(value, int) else 1
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class Preprocessing:
         from PIL import Image as PillowImage
         from PIL import ImageOps
 
-        if image.getexif().get(_ORIENTATION, 1) != 1:  # asked first: turning by nothing copies
+        if orientation_of(image) != 1:  # asked first: turning by nothing copies
             image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):  # Pillow would cut every value over 255 to white
             image = PillowImage.fromarray((np.asarray(image, np.uint16) >> 8).astype(np.uint8))

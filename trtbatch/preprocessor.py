@@ -14,10 +14,11 @@ TensorRT's default, which alone would round every coefficient to 11 bits.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,10 +38,12 @@ __all__ = [
     "OUTPUT",
     "SUFFIX",
     "OnnxPreprocessor",
+    "Operands",
     "PreprocessorRecord",
     "PreprocessorRequest",
     "build_graph",
     "describe",
+    "differences",
     "export_preprocessor",
     "operands",
     "pixels_of",
@@ -175,9 +178,15 @@ def _sample_shape(recipe: Preprocessing) -> tuple[int, ...]:
     return (1, *recipe.crop, 3) if recipe.fused == "NHWC" else (1, 3, *recipe.crop)
 
 
-def operands(
-    recipe: Preprocessing, pixels: NDArray[np.uint8], max_size: int = MAX_SIZE
-) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
+class Operands(NamedTuple):
+    """The preprocessor's inputs for a photograph: the part that the crop needs, and the coefficients of its sides."""
+
+    image: NDArray[np.uint8]
+    rows: NDArray[np.float32]
+    columns: NDArray[np.float32]
+
+
+def operands(recipe: Preprocessing, pixels: NDArray[np.uint8], max_size: int = MAX_SIZE) -> Operands:
     """The preprocessor's inputs for a photograph ``(H, W, 3)`` uint8: image, rows, columns.
 
     The image is the part of the photograph that the crop needs, a view, so that what isn't needed isn't uploaded. Where
@@ -197,7 +206,7 @@ def operands(
         pixels = recipe.pixels(Image.fromarray(np.ascontiguousarray(pixels)))
         rows, columns = bands(_unresized(recipe), *recipe.crop)
     image = pixels[rows.first : rows.end, columns.first : columns.end]
-    return image, rows.matrix, columns.matrix
+    return Operands(image, rows.matrix, columns.matrix)
 
 
 def _unresized(recipe: Preprocessing) -> Preprocessing:
@@ -389,18 +398,24 @@ def prove(preprocessor: OnnxPreprocessor) -> None:
     Raises:
         ExportError: with the size and the difference.
     """
+    for words in differences(preprocessor.record, preprocessor):
+        raise ExportError(words, "report it, with the versions of Pillow and ONNX Runtime: pip list")
+
+
+def differences(record: PreprocessorRecord, run: Callable[[NDArray[np.uint8], Array], None]) -> Iterator[str]:
+    """Of each size that is tried, what is wrong, in words.
+
+    Args:
+        run: writes the sample of a photograph ``(H, W, 3)`` uint8 into an array.
+    """
     from PIL import Image
 
-    record = preprocessor.record
     generator = np.random.default_rng(0)
     for height, width in _PROVEN:
         pixels = generator.integers(0, 256, (height, width, 3), np.uint8)
         sample = np.empty(_sample_shape(record.recipe), record.output.dtype)
-        preprocessor(pixels, sample)
+        run(pixels, sample)
         wanted = record.recipe.pixels(Image.fromarray(pixels))
         worst = float(np.abs(pixels_of(record, sample) - wanted).max())
         if not worst <= _LIMIT:
-            raise ExportError(
-                f"a photograph of {width}×{height} comes out up to {worst:.3g} of 255 from Pillow's",
-                "report it, with the versions of Pillow and ONNX Runtime: pip list",
-            )
+            yield f"a photograph of {width}×{height} comes out up to {worst:.3g} of 255 from Pillow's"

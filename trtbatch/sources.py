@@ -211,7 +211,7 @@ class ImageSource:
     names: Sequence[str]
     spec: TensorSpec
     preprocessing: Preprocessing
-    workers: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
+    workers: int = field(default_factory=lambda: min(32, os.cpu_count() or 1))
     constants: dict[str, Array] = field(default_factory=dict)
     trace: Recorder = NO_TRACE
     preprocessor: PixelsToSample | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trtbatch import artifacts
 from trtbatch.artifacts import Artifact, Sidecar, check_file
@@ -12,7 +13,19 @@ from trtbatch.batches import pick_profile
 from trtbatch.errors import ArtifactError, MissingPackageError, UsageError
 from trtbatch.notes import note, warn
 
-__all__ = ["choose_builder", "open_engine", "refuse_gpu", "resolve_engine", "runs_here", "warn_of_random"]
+if TYPE_CHECKING:
+    from trtbatch.backends.tensorrt.engine import TensorRTEngine
+    from trtbatch.backends.tensorrt.preprocess import TensorRTPreprocessor
+
+__all__ = [
+    "choose_builder",
+    "open_engine",
+    "open_preprocessor",
+    "refuse_gpu",
+    "resolve_engine",
+    "runs_here",
+    "warn_of_random",
+]
 
 
 _CPU = "--backend onnxruntime"
@@ -116,17 +129,33 @@ def open_engine(artifact: Artifact, device: int = 0, weights: Path | None = None
         check_file(artifact)
         return OnnxRuntimeEngine(artifact)
     if backend == "tensorrt":
-        from trtbatch.backends import tensorrt
-
-        obstacle = tensorrt.obstacle()
-        if obstacle is not None:
-            fix = f"{obstacle.fix}; for this one: trtbatch build {_CPU}"
-            raise MissingPackageError(f"{artifact.path} is a TensorRT engine: {obstacle.problem}", fix)
-        from trtbatch.backends.tensorrt import buffers
-        from trtbatch.backends.tensorrt.engine import TensorRTEngine
-
-        buffers.refuse_device(device)
-        tensorrt.refuse_foreign(artifact, device)
-        check_file(artifact)
-        return TensorRTEngine(artifact, device, weights)
+        return _tensorrt(artifact, device, weights)
     raise ArtifactError(f"{artifact.path}: its sidecar names no backend", "build it again: trtbatch build")
+
+
+def open_preprocessor(artifact: Artifact, device: int = 0) -> TensorRTPreprocessor:
+    """Load the engine of a preprocessor; what is compared first, and what is raised, is as for :func:`open_engine`."""
+    from trtbatch.backends.tensorrt.preprocess import TensorRTPreprocessor
+
+    recipe, most = artifact.sidecar.preprocessing, artifact.sidecar.build.get("max_size")
+    if recipe is None or not isinstance(most, int):
+        raise ArtifactError(
+            f"{artifact.path}: its sidecar says no recipe, or no size", "build it again: trtbatch build"
+        )
+    return TensorRTPreprocessor(_tensorrt(artifact, device), recipe, most)
+
+
+def _tensorrt(artifact: Artifact, device: int, weights: Path | None = None) -> TensorRTEngine:
+    from trtbatch.backends import tensorrt
+
+    obstacle = tensorrt.obstacle()
+    if obstacle is not None:
+        fix = f"{obstacle.fix}; for this one: trtbatch build {_CPU}"
+        raise MissingPackageError(f"{artifact.path} is a TensorRT engine: {obstacle.problem}", fix)
+    from trtbatch.backends.tensorrt import buffers
+    from trtbatch.backends.tensorrt.engine import TensorRTEngine
+
+    buffers.refuse_device(device)
+    tensorrt.refuse_foreign(artifact, device)
+    check_file(artifact)
+    return TensorRTEngine(artifact, device, weights)

@@ -26,6 +26,7 @@ __all__ = [
     "Event",
     "Mode",
     "Progress",
+    "Range",
     "Session",
     "Slot",
     "batch_of",
@@ -212,6 +213,15 @@ def option_flag(name: str) -> str:
 
 
 @dataclass(frozen=True)
+class Range:
+    """The shapes that an input may have: the least, the one that kernels are chosen for, and the largest."""
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class BuildPlan:
     """What a builder is to make.
 
@@ -234,6 +244,7 @@ class BuildPlan:
         allowed: reduced types that layers may use though the graph doesn't say so.
         node_types: what each node of a graph of several float types gives, ``fp32`` or ``fp16``, by name.
         options: what else the engine is to be.
+        ranges: of a model without a batch, whose inputs have other open axes: the shapes of every input.
     """
 
     onnx: Path
@@ -254,6 +265,7 @@ class BuildPlan:
     allowed: tuple[str, ...] = ()
     node_types: dict[str, str] = field(default_factory=dict)
     options: BuilderOptions = field(default_factory=BuilderOptions)
+    ranges: dict[str, Range] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

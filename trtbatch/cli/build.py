@@ -224,7 +224,10 @@ def command(
                 progress=report,
             )
         )
-    _show(artifact)
+    if artifact.sidecar.kind == "preprocessor":
+        _show_preprocessor(artifact)
+    else:
+        _show(artifact)
 
 
 def _precision(text: str | None) -> str | None:
@@ -314,6 +317,17 @@ def _show(artifact: Any) -> None:
     ]
     for label, text in lines:
         console.print(f"  {label:9}{text}", markup=False)
+
+
+def _show_preprocessor(artifact: Any) -> None:
+    sidecar, console = artifact.sidecar, out()
+    seconds, most = sidecar.build["build_seconds"], sidecar.build["max_size"]
+    console.print(f"[bold]{plain(str(artifact.path))}[/]  {size(sidecar.artifact.bytes)}, built in {seconds:.1f} s")
+    console.print(f"  backend  tensorrt on {sidecar.device.get('gpu', '')}", markup=False)
+    console.print(f"  for      {sidecar.model.name}", markup=False)
+    console.print(f"  input    photographs of up to {most}×{most}; larger ones go through Pillow", markup=False)
+    console.print(f"  output   {sidecar.outputs[0]}", markup=False)
+    console.print("  checked  no pixel is more than 1 of 255 from Pillow's")
 
 
 def _profile_words(profiles: Any) -> str:

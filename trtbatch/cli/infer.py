@@ -39,8 +39,13 @@ def command(
     ] = False,
     preprocessor: Annotated[
         Optional[Path],
-        typer.Option(metavar="FILE.pre.onnx", help="Resizes photographs in Pillow's place: see export-preprocessor."),
+        typer.Option(
+            metavar="FILE.pre.engine|.pre.onnx",
+            help="Resizes photographs in Pillow's place: see export-preprocessor. "
+            "\\[default: the newest .pre.engine beside a TensorRT engine that fits it]",
+        ),
     ] = None,
+    no_preprocessor: Annotated[bool, typer.Option("--no-preprocessor", help="Let Pillow resize photographs.")] = False,
     trace: Annotated[
         Optional[Path],
         typer.Option(metavar="FILE.json", help="What each thread did when, for chrome://tracing or ui.perfetto.dev."),
@@ -76,6 +81,7 @@ def command(
             "--strict": strict,
             "--trace": trace is not None,
             "--preprocessor": preprocessor is not None,
+            "--no-preprocessor": no_preprocessor,
             "--device": device != 0,
             "--seed": seed != 42,
         }
@@ -84,8 +90,11 @@ def command(
         return
     _refuse_options({"--concurrency": concurrency is not None, "--format": format_ is not None}, "goes with --ray")
 
+    from trtbatch.errors import UsageError
     from trtbatch.infer import InferRequest, infer
 
+    if preprocessor is not None and no_preprocessor:
+        raise UsageError("--preprocessor and --no-preprocessor contradict each other", "give one of them")
     with show_progress(TextColumn("{task.fields[rate]}")) as (bar, _):
         task = bar.tasks[0].id
         bar.update(task, description="predicting")
@@ -107,6 +116,7 @@ def command(
                 device=device,
                 cuda_graphs=not no_cuda_graph,
                 preprocessor=preprocessor,
+                use_preprocessor=not no_preprocessor,
                 trace=trace,
                 progress=progress,
             )

@@ -23,6 +23,7 @@ __all__ = [
     "CudaEvent",
     "Device",
     "DeviceMemory",
+    "PlaneCopy",
     "Stream",
     "device_count",
     "device_facts",
@@ -88,8 +89,41 @@ class Device:
         """So many bytes of GPU memory."""
         return DeviceMemory(self._driver, count)
 
+    def plane_copy(self) -> PlaneCopy:
+        return PlaneCopy(self._driver)
+
+    def copy(self, target: int, source: int, count: int, stream: Stream) -> None:
+        """Copy bytes on the GPU, ordered on the stream."""
+        self._driver.memcpy_dtod_async(target, source, count, stream.pycuda)
+
     def buffer(self) -> BindingBuffer:
         return BindingBuffer(self._driver)
+
+    def page_locked(self, count: int) -> NDArray[np.uint8]:
+        """So many bytes of host memory from which copies run beside other work; for any thread.
+
+        Raises:
+            ExecutionError: they can't be had.
+        """
+        self.enter_thread()
+        try:
+            block: NDArray[np.uint8] = self._driver.pagelocked_empty(count, np.uint8)
+        except self._driver.Error as error:
+            raise ExecutionError(
+                f"{count} bytes of page-locked memory can't be had: {error}", "free memory, or use a smaller batch"
+            ) from error
+        finally:
+            self.leave_thread()
+        return block
+
+    def free_page_locked(self, block: NDArray[np.uint8]) -> None:
+        """Free what :meth:`page_locked` gave; for any thread."""
+        self.enter_thread()
+        try:
+            allocation: Any = block.base
+            allocation.free()
+        finally:
+            self.leave_thread()
 
     def copies(self, pairs: Sequence[tuple[NDArray[Any], int]]) -> Copies:
         return Copies(self._driver, pairs)
@@ -217,6 +251,23 @@ class DeviceMemory:
         if self._device is not None:
             self._device.free()
             self._device = None
+
+
+class PlaneCopy:
+    """Copies the rows of a part of a photograph, side by side as they lie in it, to one block on the GPU."""
+
+    def __init__(self, driver: Any) -> None:
+        self._copy = driver.Memcpy2D()
+
+    def up(self, pixels: NDArray[np.uint8], address: int, stream: Stream) -> None:
+        """Host to device, ordered on the stream; `pixels` ``(H, W, 3)`` with pixels side by side."""
+        copy, width = self._copy, pixels.shape[1] * pixels.shape[2]
+        copy.set_src_host(pixels)
+        copy.src_pitch = pixels.strides[0]
+        copy.set_dst_device(address)
+        copy.dst_pitch = copy.width_in_bytes = width
+        copy.height = pixels.shape[0]
+        copy(stream.pycuda)
 
 
 class Copies:

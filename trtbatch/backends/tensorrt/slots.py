@@ -9,7 +9,7 @@ the copies of one batch run beside the computing of another.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from trtbatch import optional
 from trtbatch.artifacts import TensorSpec
 from trtbatch.backends.tensorrt import compat
-from trtbatch.backends.tensorrt.buffers import Copies
+from trtbatch.backends.tensorrt.buffers import Copies, CudaEvent
 from trtbatch.errors import ExecutionError
 
 if TYPE_CHECKING:
@@ -238,10 +238,20 @@ class TensorRTSlot:
         return graph
 
     def submit(self) -> None:
-        prepared, session = self.now, self._session
-        prepared.uploads.up(session.uploading)
+        self.now.uploads.up(self._session.uploading)
         self._uploaded.record()
-        session.computing.wait_for(self._uploaded)
+        self.submit_after([self._uploaded])
+
+    def row_address(self, name: str, index: int) -> int:
+        """Where a sample of an input whose first axis is the batch lies on the GPU, at every batch size."""
+        row = self.now.inputs[name][:1].nbytes
+        return self._buffers[name].address + index * row
+
+    def submit_after(self, events: Sequence[CudaEvent]) -> None:
+        """As :meth:`submit`, the inputs being on the GPU when these events have come."""
+        prepared, session = self.now, self._session
+        for event in events:
+            session.computing.wait_for(event)
         self.launch()
         self._computed.record()
         session.downloading.wait_for(self._computed)

@@ -1,0 +1,266 @@
+"""Photographs as pixels, decoded by threads a bounded way ahead, in memory that is used again.
+
+A photograph of 500×375 has 562 KB: fresh memory for each would cost as much as decoding it, in page faults, and can't
+be copied to a GPU beside other work unless it is page-locked, which takes milliseconds. So the pixels lie in an
+:class:`Arena`, and go back to it when they are through.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtbatch.decoding import decode, read_bytes
+from trtbatch.errors import InputError
+from trtbatch.preprocessor import Operands
+from trtbatch.sources import Skipped
+from trtbatch.trace import NO_TRACE, Recorder
+
+__all__ = ["Arena", "Photograph", "read_ahead"]
+
+Bytes = NDArray[np.uint8]
+
+CHUNK = 4
+"""Files that a thread takes at once: what passing on costs is shared by them."""
+
+MOST_BYTES = 1 << 30
+"""Of decoded photographs that wait; beyond, only the one that is waited for is decoded."""
+
+
+class Arena:
+    """Flat blocks of bytes, kept for the next who needs as many; for any thread.
+
+    Args:
+        allocate: makes a block of so many bytes.
+        free: gives one up.
+        most: bytes from which on blocks of other sizes are given up before one is made.
+    """
+
+    def __init__(
+        self, allocate: Callable[[int], Bytes], free: Callable[[Bytes], None] = lambda block: None, most: int = 1 << 30
+    ) -> None:
+        self._allocate = allocate
+        self._free = free
+        self._most = most
+        self._lock = threading.Lock()
+        self._idle: dict[int, list[Bytes]] = {}
+        self.bytes = 0
+        """Of all blocks, those in use included."""
+
+    def take(self, count: int) -> Bytes:
+        """A block of at least so many bytes, its content whatever it was."""
+        size = rounded(count)
+        with self._lock:
+            idle = self._idle.get(size)
+            if idle:
+                return idle.pop()
+            if self.bytes + size > self._most:
+                self._give_up()
+            self.bytes += size
+            try:
+                return self._allocate(size)
+            except BaseException:
+                self.bytes -= size
+                raise
+
+    def give(self, block: Bytes) -> None:
+        """Give a block back."""
+        with self._lock:
+            self._idle.setdefault(block.size, []).append(block)
+
+    def close(self) -> None:
+        """Give up the blocks that nobody uses."""
+        with self._lock:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        for blocks in self._idle.values():
+            for block in blocks:
+                self.bytes -= block.size
+                self._free(block)
+        self._idle.clear()
+
+
+def rounded(count: int) -> int:
+    """Bytes of the block for so many: the next of eight steps to each power of two, at most an eighth more."""
+    step = max(1 << 12, 1 << max(0, (max(1, count) - 1).bit_length() - 4))
+    return -(-max(1, count) // step) * step
+
+
+@dataclass
+class Photograph:
+    """A decoded photograph, as the preprocessor takes it; `release` gives its memory back, to be called once."""
+
+    name: str
+    operands: Operands
+    release: Callable[[], None]
+
+
+class _StoppedError(Exception):
+    """Nobody wants the photographs any more."""
+
+
+class _Budget:
+    """Holds those back who would decode too much; he whose turn it is goes through."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._used = 0
+        self._turn = 0
+        self._stopped = False
+        self._changed = threading.Condition()
+
+    def take(self, count: int, turn: int) -> None:
+        def may() -> bool:
+            return self._stopped or turn <= self._turn or self._used + count <= self._most
+
+        with self._changed:
+            self._changed.wait_for(may)
+            if self._stopped:
+                raise _StoppedError
+            self._used += count
+
+    def give(self, count: int) -> None:
+        with self._changed:
+            self._used -= count
+            self._changed.notify_all()
+
+    def waits_for(self, turn: int) -> None:
+        with self._changed:
+            self._turn = turn
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+
+class _Room:
+    """Memory for one photograph, as :func:`trtbatch.decoding.decode` asks for it."""
+
+    def __init__(self, arena: Arena, budget: _Budget, turn: int) -> None:
+        self._arena = arena
+        self._budget = budget
+        self._turn = turn
+        self._block: Bytes | None = None
+
+    def __call__(self, count: int) -> Bytes:
+        if self._block is not None and self._block.size < count:
+            self.release()
+        if self._block is None:
+            size = rounded(count)
+            self._budget.take(size, self._turn)
+            try:
+                self._block = self._arena.take(count)
+            except BaseException:
+                self._budget.give(size)
+                raise
+        return self._block
+
+    def release(self) -> None:
+        block, self._block = self._block, None
+        if block is not None:
+            self._arena.give(block)
+            self._budget.give(block.size)
+
+
+def read_ahead(
+    files: Sequence[Path],
+    names: Sequence[str],
+    prepare: Callable[[Bytes], Operands],
+    arena: Arena,
+    workers: int,
+    trace: Recorder = NO_TRACE,
+    most: int = MOST_BYTES,
+) -> Generator[Photograph | Skipped, None, None]:
+    """The photographs in order; whoever takes one releases it. Closing the generator ends its threads.
+
+    Args:
+        prepare: makes of pixels ``(H, W, 3)`` uint8 what the preprocessor takes.
+        workers: threads that read and decode.
+        trace: takes the spans ``read`` and ``decode`` of each file.
+        most: bytes of photographs that were decoded and not released.
+    """
+    chunk = max(1, min(CHUNK, len(files) // (2 * workers)))
+    turns = range(0, len(files), chunk)
+    budget = _Budget(most)
+    reader = _Reader(prepare, arena, budget, trace)
+    waiting: deque[Future[list[Photograph | Skipped]]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="trtbatch-read")
+    try:
+        for first in turns:
+            end = first + chunk
+            waiting.append(pool.submit(reader, first, files[first:end], names[first:end]))
+            if len(waiting) > 2 * workers:
+                yield from _taken(waiting, budget, first - (len(waiting) - 1) * chunk)
+        first = len(turns) * chunk
+        while waiting:
+            yield from _taken(waiting, budget, first - len(waiting) * chunk)
+    finally:
+        budget.stop()
+        pool.shutdown(wait=True, cancel_futures=True)  # each thread ends its photograph, and no more
+        for future in waiting:
+            if not future.cancelled() and future.exception() is None:
+                _release(future.result())
+
+
+def _taken(
+    waiting: deque[Future[list[Photograph | Skipped]]], budget: _Budget, turn: int
+) -> Iterator[Photograph | Skipped]:
+    budget.waits_for(turn)
+    items = waiting.popleft().result()
+    taken = 0
+    try:
+        for item in items:
+            taken += 1
+            yield item
+    finally:
+        _release(items[taken:])
+
+
+def _release(items: Sequence[Photograph | Skipped]) -> None:
+    for item in items:
+        if isinstance(item, Photograph):
+            item.release()
+
+
+class _Reader:
+    """Reads and decodes the files of one turn."""
+
+    def __init__(self, prepare: Callable[[Bytes], Operands], arena: Arena, budget: _Budget, trace: Recorder) -> None:
+        self._prepare = prepare
+        self._arena = arena
+        self._budget = budget
+        self._trace = trace
+
+    def __call__(self, turn: int, files: Sequence[Path], names: Sequence[str]) -> list[Photograph | Skipped]:
+        done: list[Photograph | Skipped] = []
+        try:
+            done.extend(self._one(turn, file, name) for file, name in zip(files, names))
+        except BaseException:
+            _release(done)
+            raise
+        return done
+
+    def _one(self, turn: int, file: Path, name: str) -> Photograph | Skipped:
+        room = _Room(self._arena, self._budget, turn)
+        try:
+            with self._trace.span("read", file=name):
+                data = read_bytes(file)
+            with self._trace.span("decode", file=name):
+                operands = self._prepare(decode(data, room))
+        except InputError as error:
+            room.release()
+            return Skipped(name, error.problem)
+        except BaseException:
+            room.release()
+            raise
+        return Photograph(name, operands, room.release)
