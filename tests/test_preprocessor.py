@@ -19,8 +19,10 @@ from PIL import Image
 from scripts.preprocessor_table import photograph, sizes
 from tests import models
 from trtbatch import artifacts, preprocessor, resample
-from trtbatch.artifacts import FileRecord, ModelRecord, Sidecar, TensorSpec
+from trtbatch.artifacts import Artifact, FileRecord, ModelRecord, Sidecar, TensorSpec
 from trtbatch.errors import ArtifactError, ExportError, InputError, UsageError
+from trtbatch.infer import beside
+from trtbatch.notes import LOGGER
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.preprocessor import (
     OnnxPreprocessor,
@@ -32,6 +34,7 @@ from trtbatch.preprocessor import (
     pixels_of,
     prove,
 )
+from trtbatch.preprocessorbuild import ranges_of
 
 Cli = Callable[..., Any]
 
@@ -376,3 +379,73 @@ def test_infer_gives_the_same_predictions_with_it(cli: Callable[..., Any], folde
     assert done.exit_code == 2 and "holds none" in done.stderr
     done = cli(*run, "--preprocessor", "engines/photos_dynamic.onnx")
     assert done.exit_code == 1 and "is not a preprocessor" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--backend", "onnxruntime"), "needs no building: ONNX Runtime runs it as it is"),
+        (("--static", 4), "is a preprocessor, which --static means nothing to"),
+        (("--max", 4), "is a preprocessor, which a profile means nothing to"),
+        (("--precision", "fp16"), "is a preprocessor, which --precision means nothing to"),
+    ],
+)
+def test_building_one_takes_tensorrt_and_no_options_of_models(
+    folder: Path, cli: Cli, options: tuple[object, ...], told: str
+) -> None:
+    assert cli("export-preprocessor", write(folder)).exit_code == 0
+    done = cli("build", "engines/x.pre.onnx", *options)
+    assert done.exit_code == 2 and told in done.stderr.replace("\n", " ")
+    assert sorted(path.suffix for path in Path("engines").iterdir()) == [".json", ".json", ".onnx", ".onnx"]
+
+
+def test_its_engine_takes_every_size() -> None:
+    ranges = ranges_of(describe(sidecar(IMAGENET), 2000))
+    assert ranges["image"].min == (1, 1, 3) and ranges["image"].max == (2000, 2000, 3)
+    assert ranges["rows"].opt == (224, 336) and ranges["columns"].max == (224, 2000)
+    assert ranges_of(describe(sidecar(SMALL), 20))["image"].opt == (20, 20, 3)
+
+
+def engine_of(folder: Path, recipe: Preprocessing, name: str) -> Path:
+    """A preprocessor's engine as far as its sidecar goes."""
+    room = folder / "room"
+    room.mkdir()
+    made = room / name
+    made.write_bytes(b"an engine")
+    output = TensorSpec("sample", "float32", (1, 3, *recipe.crop), None)
+    known = Sidecar(
+        "preprocessor",
+        artifacts.record_file(made),
+        (TensorSpec("image", "uint8", ("height", "width", 3), None),),
+        (output,),
+        ModelRecord("x.engine", "none"),
+        backend="tensorrt",
+        preprocessing=recipe,
+        created=artifacts.now(),
+    )
+    artifacts.publish(made, folder / name, known)
+    room.rmdir()
+    return folder / name
+
+
+def test_infer_finds_the_newest_that_fits(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger=LOGGER.name)
+    for name, recipe in (("a", SMALL), ("b", SMALL), ("c", IMAGENET)):
+        engine_of(folder, recipe, f"{name}.pre.engine")
+    model = Artifact(folder / "x.engine", replace(sidecar(SMALL), backend="tensorrt"))
+    found = beside(model)
+    assert found is not None and found.path.name == "b.pre.engine"
+    assert "preprocessor:" in caplog.text and "b.pre.engine" in caplog.text
+    assert beside(Artifact(folder / "x.engine", sidecar(replace(SMALL, resize=21)))) is None
+    half = Artifact(folder / "x.engine", sidecar(SMALL, dtype="float16"))
+    assert beside(half) is None
+
+
+def test_an_engine_of_one_is_for_a_gpu(folder: Path, cli: Cli, photos: Path, engine: Path) -> None:
+    built = engine_of(folder, SMALL, "x.pre.engine")
+    done = cli("infer", engine, "--input", photos, "--preprocessor", built)
+    assert done.exit_code == 2 and "has no preprocessing recorded" in done.stderr
+    done = cli("infer", engine, "--input", "random", "--preprocessor", built, "--no-preprocessor")
+    assert done.exit_code == 2 and "contradict each other" in done.stderr
+    done = cli("bench", built)
+    assert done.exit_code == 1 and "is a preprocessor, not an engine" in done.stderr

@@ -28,7 +28,7 @@ from trtbatch.sinks import Prediction, Sink, open_sink, top_predictions
 from trtbatch.sources import ImageSource, Skipped, Source, open_source
 from trtbatch.trace import NO_TRACE, Recorder, open_trace
 
-__all__ = ["InferRequest", "InferResult", "infer", "predict"]
+__all__ = ["InferRequest", "InferResult", "beside", "infer", "predict"]
 
 Array = NDArray[Any]
 
@@ -150,7 +150,7 @@ def _preprocessor(request: InferRequest, source: Source, artifact: Artifact) -> 
     path, sidecar = request.preprocessor, artifact.sidecar
     if path is None:
         wanted = request.use_preprocessor and isinstance(source, ImageSource) and sidecar.backend == "tensorrt"
-        return _beside(artifact) if wanted else None
+        return beside(artifact) if wanted else None
     if not isinstance(source, ImageSource):
         raise UsageError("--preprocessor is for photographs, and the input holds none", "leave it out")
     if path.name.endswith(".engine"):
@@ -169,7 +169,7 @@ def _preprocessor(request: InferRequest, source: Source, artifact: Artifact) -> 
     return None
 
 
-def _beside(artifact: Artifact) -> Artifact | None:
+def beside(artifact: Artifact) -> Artifact | None:
     """The newest preprocessor's engine in the folder of an engine that fills its input; it is said."""
     there = artifacts.listed("preprocessor", artifact.path.parent, tell=lambda words: None)
     fitting = [each for each in there if _fills(each.sidecar.outputs[0], each.sidecar.preprocessing, artifact.sidecar)]

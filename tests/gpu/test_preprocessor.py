@@ -1,0 +1,201 @@
+"""The preprocessor's engine: Pillow's pixels, in their row of the model's input, whatever is in flight."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from scripts.photos import copy_photos
+from scripts.preprocessor_table import photograph, sizes
+from tests import models
+from tests.conftest import run_process
+from trtbatch import artifacts
+from trtbatch.artifacts import FileRecord, ModelRecord, Sidecar, TensorSpec, load
+from trtbatch.backends import open_engine, open_preprocessor
+from trtbatch.backends.tensorrt.engine import TensorRTSession
+from trtbatch.backends.tensorrt.preprocess import TensorRTPreprocessor
+from trtbatch.errors import ArtifactError
+from trtbatch.preprocessing import Preprocessing
+from trtbatch.preprocessor import PreprocessorRecord, describe, pixels_of
+
+RECIPE = Preprocessing(resize=40, crop=(32, 32))
+"""A sample is 12,288 bytes: rows lie where TensorRT wants addresses."""
+
+ODD = Preprocessing(resize=40, crop=(29, 31))
+"""A sample is 10,788 bytes: most rows don't."""
+
+
+def write(folder: Path, recipe: Preprocessing, name: str) -> Path:
+    """``NAME.onnx``, a classifier of what the recipe makes, with its sidecar."""
+    room = folder / "made"
+    room.mkdir()
+    height, width = recipe.crop
+    made = models.classifier(room / f"{name}.onnx", size=height)
+    if width != height:
+        model = onnx.load(str(made))
+        model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = width
+        onnx.save(model, str(made))
+    spec = TensorSpec("input", "float32", ("batch_size", 3, height, width))
+    sidecar = Sidecar(
+        kind="onnx",
+        artifact=artifacts.record_file(made),
+        inputs=(spec,),
+        outputs=(TensorSpec("output", "float32", ("batch_size", 5)),),
+        model=ModelRecord(name, "of the test"),
+        preprocessing=recipe,
+        created=artifacts.now(),
+    )
+    artifacts.publish(made, folder / f"{name}.onnx", sidecar)
+    room.rmdir()
+    return folder / f"{name}.onnx"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models and preprocessors of both recipes: ``even.engine``, ``even.pre.engine``, ``odd.…``."""
+    made = tmp_path_factory.mktemp("preprocessor")
+    for name, recipe in (("even", RECIPE), ("odd", ODD)):
+        write(made, recipe, name)
+        for line in (
+            ("build", f"{name}.onnx", "--max", 8, "--opt", 8, "--opt-level", 2, "--output", f"{name}.engine"),
+            ("export-preprocessor", f"{name}.engine", "--output", f"{name}.pre.onnx"),
+            ("build", f"{name}.pre.onnx"),
+        ):
+            done = run_process(*line, cwd=made)
+            print(done.stdout, done.stderr)
+            assert done.returncode == 0, done.stderr
+        assert "photographs of up to 4096×4096" in done.stdout
+    return made
+
+
+def opened(folder: Path, name: str) -> tuple[TensorRTPreprocessor, PreprocessorRecord]:
+    artifact = load(folder / f"{name}.pre.engine", "preprocessor")
+    return open_preprocessor(artifact), describe(load(folder / f"{name}.onnx", "onnx").sidecar)
+
+
+@pytest.fixture
+def even(folder: Path) -> Iterator[tuple[TensorRTPreprocessor, PreprocessorRecord]]:
+    preprocessor, record = opened(folder, "even")
+    with preprocessor:
+        preprocessor.open()
+        yield preprocessor, record
+        preprocessor.close()
+
+
+def test_photographs_of_all_sizes_have_pillows_pixels(
+    even: tuple[TensorRTPreprocessor, PreprocessorRecord],
+) -> None:
+    preprocessor, record = even
+    generator = np.random.default_rng(0)
+    worst, exact, count = 0.0, 0, 0
+    for height, width in [*sizes(generator, 120, 4096), (40, 4096), (4096, 40), (4096, 4096)]:
+        pixels = photograph(generator, height, width)
+        found = pixels_of(record, preprocessor.sample(pixels))
+        off = np.abs(found - RECIPE.pixels(Image.fromarray(pixels)))
+        worst, exact, count = max(worst, float(off.max())), exact + int((off < 0.01).sum()), count + off.size
+    print(f"largest difference {worst:.3f} of 255; {exact / count:.4%} of {count} values are the same")
+    assert worst < 1.1
+
+
+@pytest.mark.parametrize("name", ["even", "odd"])
+def test_rows_are_filled_where_they_belong(folder: Path, name: str) -> None:
+    """Sixteen photographs in flight into two slots, then the model on them: each row is that of its photograph."""
+    preprocessor, record = opened(folder, name)
+    generator = np.random.default_rng(1)
+    shots = [photograph(generator, *size) for size in list(sizes(generator, 18, 700))[2:]]
+    with (
+        open_engine(load(folder / f"{name}.engine", "engine")) as engine,
+        engine.session() as session,
+        preprocessor,
+    ):
+        assert isinstance(session, TensorRTSession)
+        slots = [session.slot(), session.slot()]
+        preprocessor.open()
+        found = []
+        for slot, first in zip(slots, (0, 8)):
+            slot.prepare(8)
+            for index in range(8):
+                preprocessor(preprocessor.prepare(shots[first + index]), slot.row_address("input", index))
+            events = preprocessor.events()
+            preprocessor.done(events)
+            slot.submit_after(events)
+        for slot in slots:
+            found.append(slot.wait()["output"].copy())
+        samples = np.stack([record.recipe(Image.fromarray(shot)) for shot in shots])
+        wanted = []
+        for part in (samples[:8], samples[8:]):
+            session.bind({"input": part})
+            session.run()
+            wanted.append(session.fetch()["output"])
+        preprocessor.close()
+    assert np.concatenate(found) == pytest.approx(np.concatenate(wanted), abs=1e-4)
+    assert len({row.tobytes() for row in np.concatenate(wanted).round(4)}) == 16
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_infer_fills_rows_on_the_gpu_and_predicts_the_same(folder: Path, tmp_path: Path, batch: int) -> None:
+    shots = tmp_path / "photos"
+    copy_photos(shots)
+    for index in range(40):
+        generator = np.random.default_rng(index)
+        shape = (30 + 7 * (index % 5), 90 - index, 3)
+        Image.fromarray(generator.integers(0, 256, shape, np.uint8)).save(shots / f"p{index:02}.jpg")
+    (shots / "p17.jpg").write_bytes((shots / "p17.jpg").read_bytes()[:700])
+    (shots / "p20.jpg").write_bytes(b"")
+    line = ("infer", folder / "even.engine", "--input", shots, "--batch", batch)
+    done = run_process(*line, "--output", "gpu.npz", "--trace", "trace.json", cwd=tmp_path)
+    print(done.stdout, done.stderr)
+    assert done.returncode == 1 and "2 of 50 inputs were skipped" in done.stderr
+    assert "preprocessor:" in done.stderr and "even.pre.engine" in done.stderr
+    other = run_process(*line, "--output", "pillow.npz", "--no-preprocessor", cwd=tmp_path)
+    assert other.returncode == 1 and "preprocessor" not in other.stderr
+    with np.load(tmp_path / "gpu.npz") as own, np.load(tmp_path / "pillow.npz") as pillow:
+        assert list(own) == list(pillow)
+        for key in own:
+            if own[key].dtype.kind == "f":
+                assert own[key].shape[0] == 48
+                assert own[key] == pytest.approx(pillow[key], abs=1e-4)
+            else:
+                assert (own[key] == pillow[key]).all()
+        assert len(own["file"]) == 48
+    spans = {event["name"] for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
+    assert {"read", "decode", "preprocess", "submit", "wait", "sink"} <= spans
+
+
+def test_a_preprocessor_of_another_model_is_refused_or_passed_over(folder: Path, tmp_path: Path) -> None:
+    shots = tmp_path / "photos"
+    copy_photos(shots)
+    line = ("infer", folder / "odd.engine", "--input", shots, "--preprocessor")
+    done = run_process(*line, folder / "even.pre.engine", cwd=tmp_path)
+    assert done.returncode == 2 and "differs from that of odd.engine" in done.stderr
+    done = run_process(*line[:-1], cwd=tmp_path)
+    assert done.returncode == 0 and "odd.pre.engine" in done.stderr and "even.pre" not in done.stderr
+
+
+def test_a_damaged_one_is_named(folder: Path, tmp_path: Path) -> None:
+    for name in ("even.engine", "even.pre.engine"):
+        for suffix in ("", ".json"):
+            (tmp_path / f"{name}{suffix}").write_bytes((folder / f"{name}{suffix}").read_bytes())
+    data = bytearray((tmp_path / "even.pre.engine").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "even.pre.engine").write_bytes(data)
+    shots = tmp_path / "photos"
+    copy_photos(shots)
+    done = run_process("infer", "even.engine", "--input", shots, cwd=tmp_path)
+    assert done.returncode == 1 and "even.pre.engine is not the file" in done.stderr
+
+
+def test_one_for_this_gpu_and_tensorrt_alone(folder: Path, tmp_path: Path) -> None:
+    artifact = load(folder / "even.pre.engine", "preprocessor")
+    foreign = replace(artifact.sidecar, tools={"tensorrt": "1.2.3"})
+    (tmp_path / "x.pre.engine").write_bytes(artifact.path.read_bytes())
+    assert isinstance(foreign.artifact, FileRecord)
+    with pytest.raises(ArtifactError, match=r"built with TensorRT 1\.2\.3"):
+        open_preprocessor(replace(artifact, sidecar=foreign))
