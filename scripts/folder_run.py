@@ -60,7 +60,8 @@ def report(result: InferResult, watch: Watch) -> dict[str, Any]:
         "busy": result.busy,
         "bound": result.bound,
         "threads": watch.threads,
-        "peak_bytes": own_memory("VmHWM"),
+        # Linux adds up what its cores counted: either may be some pages behind.
+        "peak_bytes": max(own_memory("VmHWM"), *watch.resident),
         "first_bytes": watch.resident[0],
         "last_bytes": watch.resident[-1],
         "growth_bytes": watch.resident[-1] - watch.resident[0],

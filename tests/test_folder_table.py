@@ -181,7 +181,7 @@ def test_a_small_folder_from_end_to_end(cli: Callable[..., Any], folder: Path, m
     assert set(data["figures"]) == {"folder_over_decoding", "folder_over_dataloader", "memory_all_over_few"}
     (run,), (few,) = data["rounds"]["folder"], data["rounds"]["few"]
     assert run["executed"] == {"4": 5} and few["samples"] == 2
-    assert run["peak_bytes"] >= run["last_bytes"] > 0
+    assert run["peak_bytes"] >= run["last_bytes"] > 2**20
     (loaded,) = data["rounds"]["dataloader"]
     assert loaded["samples"] == 20 and len(loaded["epochs_s"]) == 2
     assert [row["height"] for row in data["photograph"]] == [40]
