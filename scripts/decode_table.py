@@ -30,19 +30,26 @@ from trtbatch.preprocessing import Preprocessing
 
 RECIPE = Preprocessing(256, (224, 224))
 Pixels = NDArray[np.uint8]
+QUALITY = 90
+
+
+def photograph(seed: int, width: int, height: int) -> Pixels:
+    """Smooth colours, edges and grain; ``(height, width, 3)``."""
+    generator = np.random.default_rng(seed)
+    coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+    pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
+    pixels[height // 3 : height // 2, width // 4 : width // 2] //= 2
+    pixels += generator.normal(0, 6, pixels.shape).astype(np.int16)
+    made: Pixels = np.clip(pixels, 0, 255).astype(np.uint8)
+    return made
 
 
 def photographs(count: int, width: int, height: int) -> list[bytes]:
-    """JPEG files: smooth colours, edges and grain, seeded."""
+    """JPEG files, seeded."""
     made = []
     for index in range(count):
-        generator = np.random.default_rng(index)
-        coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3), dtype=np.uint8))
-        pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
-        pixels[height // 3 : height // 2, width // 4 : width // 2] //= 2
-        pixels += generator.normal(0, 6, pixels.shape).astype(np.int16)
         stream = io.BytesIO()
-        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(stream, "JPEG", quality=90)
+        Image.fromarray(photograph(index, width, height)).save(stream, "JPEG", quality=QUALITY)
         made.append(stream.getvalue())
     return made
 
