@@ -16,11 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trtbatch.pixels import Arena, Photograph, read_ahead, rounded
-from trtbatch.preprocessing import Preprocessing
-from trtbatch.preprocessor import Operands, operands
 from trtbatch.sources import Skipped
-
-RECIPE = Preprocessing(24, (20, 20))
 
 
 class Memory:
@@ -40,8 +36,14 @@ class Memory:
         return self.arena.bytes
 
 
-def prepare(pixels: NDArray[np.uint8]) -> Operands:
-    return operands(RECIPE, pixels)
+BESIDE = 1000
+
+
+def prepare(pixels: NDArray[np.uint8], beside: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The pixels, the memory beside them having been written to."""
+    assert beside.shape == (BESIDE,) and beside.ctypes.data % 4 == 0
+    beside[...] = 255
+    return pixels
 
 
 @pytest.fixture
@@ -56,9 +58,11 @@ def files(tmp_path: Path) -> list[Path]:
     return sorted(tmp_path.iterdir())
 
 
-def read(files: list[Path], memory: Memory, workers: int = 3, most: int = 1 << 30) -> list[Photograph | Skipped]:
+def read(
+    files: list[Path], memory: Memory, workers: int = 3, most: int = 1 << 30
+) -> list[Photograph[NDArray[np.uint8]] | Skipped]:
     names = [file.name for file in files]
-    return list(read_ahead(files, names, prepare, memory.arena, workers, most=most))
+    return list(read_ahead(files, names, prepare, BESIDE, memory.arena, workers, most=most))
 
 
 @pytest.mark.parametrize("workers", [1, 3, 16])
@@ -71,7 +75,7 @@ def test_photographs_come_in_order_and_give_their_memory_back(files: list[Path],
             assert isinstance(item, Skipped) and "not an image" in item.reason
         else:
             assert isinstance(item, Photograph)
-            assert np.abs(item.operands.image.astype(int) - index * 8).max() <= 3
+            assert np.abs(item.prepared.astype(int) - index * 8).max() <= 3
             item.release()
     assert memory.in_use() == 0
 
@@ -79,7 +83,7 @@ def test_photographs_come_in_order_and_give_their_memory_back(files: list[Path],
 def test_memory_is_used_again(files: list[Path]) -> None:
     memory = Memory()
     same = [files[0]] * 200
-    for item in read_ahead(same, [str(index) for index in range(200)], prepare, memory.arena, workers=2):
+    for item in read_ahead(same, [str(index) for index in range(200)], prepare, BESIDE, memory.arena, workers=2):
         assert isinstance(item, Photograph)
         item.release()
     assert len(memory.made) <= 30
@@ -89,17 +93,18 @@ def test_a_tight_budget_holds_readers_back_and_nobody_forever(files: list[Path])
     """Each photograph alone is over the budget: what is waited for is decoded all the same."""
     memory = Memory()
     most, names = 0, [file.name for file in files]
-    for item in read_ahead(files, names, prepare, memory.arena, workers=4, most=1):
+    for item in read_ahead(files, names, prepare, BESIDE, memory.arena, workers=4, most=1):
         if isinstance(item, Photograph):
             most = max(most, memory.arena.bytes)
             item.release()
-    assert most <= 8 * rounded(3 * 30 * 70)
+    assert most <= 8 * rounded(3 * 30 * 70 + 256 + BESIDE)
     assert memory.in_use() == 0
 
 
 def test_leaving_early_ends_the_threads_and_gives_the_memory_back(files: list[Path]) -> None:
     memory = Memory()
-    reader = read_ahead(files * 20, [file.name for file in files * 20], prepare, memory.arena, workers=4, most=40_000)
+    names = [file.name for file in files * 20]
+    reader = read_ahead(files * 20, names, prepare, BESIDE, memory.arena, workers=4, most=40_000)
     for item in itertools.islice(reader, 3):
         assert isinstance(item, Photograph)
         item.release()
@@ -110,12 +115,12 @@ def test_leaving_early_ends_the_threads_and_gives_the_memory_back(files: list[Pa
 
 
 def test_what_isnt_a_files_fault_is_raised(files: list[Path]) -> None:
-    def failing(pixels: NDArray[np.uint8]) -> Operands:
+    def failing(pixels: NDArray[np.uint8], beside: NDArray[np.uint8]) -> None:
         raise RuntimeError("not the file's fault")
 
     memory = Memory()
     with pytest.raises(RuntimeError, match="not the file's fault"):
-        list(read_ahead(files, [file.name for file in files], failing, memory.arena, workers=2))
+        list(read_ahead(files, [file.name for file in files], failing, BESIDE, memory.arena, workers=2))
     assert memory.in_use() == 0
 
 
@@ -154,5 +159,5 @@ def test_a_photograph_of_a_format_that_pillow_reads_lies_in_the_arena(tmp_path: 
     (tmp_path / "x.png").write_bytes(stream.getvalue())
     memory = Memory()
     (item,) = read([tmp_path / "x.png"], memory, workers=1)
-    assert isinstance(item, Photograph) and memory.made == [rounded(6000)]
+    assert isinstance(item, Photograph) and memory.made == [rounded(6144 + BESIDE)]
     item.release()

@@ -26,10 +26,12 @@ from trtbatch.notes import LOGGER
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.preprocessor import (
     OnnxPreprocessor,
+    Packing,
     PreprocessorRequest,
     build_graph,
     describe,
     export_preprocessor,
+    feeds,
     operands,
     pixels_of,
     prove,
@@ -143,6 +145,15 @@ class MatMul(OpRun):  # type: ignore[misc]
         return (np.matmul(cut(a), cut(b)),)
 
 
+class GatherElements(OpRun):  # type: ignore[misc]
+    """onnx's own takes one element of each line where the lines are as many (onnx 1.21)."""
+
+    op_domain = ""
+
+    def _run(self, data: NDArray[Any], indices: NDArray[Any], axis: int = 0) -> tuple[NDArray[Any]]:
+        return (np.take_along_axis(data, indices, axis),)
+
+
 def cut(values: NDArray[np.float32]) -> NDArray[np.float32]:
     kept: NDArray[np.float32] = (np.ascontiguousarray(values).view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
     return kept
@@ -151,27 +162,37 @@ def cut(values: NDArray[np.float32]) -> NDArray[np.float32]:
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
 def test_tf32_changes_no_pixel(interpolation: str) -> None:
     recipe = replace(SMALL, interpolation=interpolation, fused="NHWC")  # type: ignore[arg-type]
-    model = ReferenceEvaluator(onnx.load_from_string(build_graph(describe(sidecar(recipe)))), new_ops=[MatMul])
+    record = describe(sidecar(recipe))
+    model = ReferenceEvaluator(onnx.load_from_string(build_graph(record)), new_ops=[MatMul, GatherElements])
     generator = np.random.default_rng(3)
     assert cut(np.array([1 / 3], np.float32)) != np.float32(1 / 3)
     for size in ((40, 30), (7, 5), (300, 200), (90, 120), (33, 61)):
         pixels = generator.integers(0, 256, (*size, 3), np.uint8)
-        given = dict(zip(("image", "rows", "columns"), operands(recipe, pixels)))
-        np.testing.assert_array_equal(model.run(None, given)[0][0], recipe(Image.fromarray(pixels)))
+        found = model.run(None, feeds(record, operands(recipe, pixels)))[0][0]
+        np.testing.assert_array_equal(found, recipe(Image.fromarray(pixels)))
 
 
 def test_the_file_is_what_tensorrt_8_6_reads() -> None:
     model = onnx.load_from_string(build_graph(describe(sidecar(replace(SMALL, fused="NCHW")))))
     assert model.ir_version == 8 and [(each.domain, each.version) for each in model.opset_import] == [("", 17)]
     operators = {node.op_type for node in model.graph.node}
-    known = {"Cast", "MatMul", "Reshape", "Transpose", "Concat", "Split", "Add", "Sub", "Mul", "Div", "Clip", "Floor"}
-    assert operators <= known
+    known = {"Cast", "MatMul", "Reshape", "Transpose", "Split", "Add", "Sub", "Mul", "Div", "Clip", "Floor"}
+    assert operators <= {*known, "GatherElements"}
     uint8 = onnx.TensorProto.UINT8
     shapes = {
         info.name: [dim.dim_param or dim.dim_value for dim in info.type.tensor_type.shape.dim]
         for info in model.graph.input
     }
-    assert shapes == {"image": ["height", "width", 3], "rows": [16, "height"], "columns": [18, "width"]}
+    taps = 2 * int(np.ceil(4096 / 20 * 21 / 20)) + 3
+    assert shapes == {
+        "image": ["height", "width", 3],
+        "down": [1, "height"],
+        "across": [1, "width"],
+        "row_starts": [32, 1],
+        "row_taps": [32, taps],
+        "column_starts": [36, 1],
+        "column_taps": [36, taps],
+    }
     inferred = onnx.shape_inference.infer_shapes(model).graph
     assert not [info.name for info in inferred.value_info if info.type.tensor_type.elem_type == uint8]
     assert [node.op_type for node in model.graph.node if "image" in node.input or "sample" in node.output] == [
@@ -183,15 +204,46 @@ def test_only_the_part_that_the_crop_needs_goes_up() -> None:
     pixels = np.zeros((1000, 600, 3), np.uint8)
     image, rows, columns = operands(IMAGENET, pixels)
     assert image.base is pixels
-    assert image.shape == (rows.shape[1], columns.shape[1], 3) == (528, 528, 3)
+    assert image.shape == (rows.end - rows.first, columns.end - columns.first, 3) == (528, 528, 3)
+
+
+def test_what_lies_beside_the_photograph_counts_nothing(tmp_path: Path) -> None:
+    """As on the GPU, where a photograph lies in the corner of a larger room."""
+    pixels = photograph(np.random.default_rng(4), 50, 40)
+    with preprocessor_of(tmp_path, SMALL) as preprocess:
+        given = feeds(preprocess.record, operands(SMALL, pixels))
+        height, width = given["image"].shape[:2]
+        room = np.random.default_rng(5).integers(0, 256, (height + 9, width + 14, 3), np.uint8)
+        room[:height, :width] = given["image"]
+        given |= {"image": room}
+        for name, length in (("down", height + 9), ("across", width + 14)):
+            given[name] = np.arange(length, dtype=np.float32)[None]
+        model = ReferenceEvaluator(onnx.load_from_string(build_graph(preprocess.record)), new_ops=[GatherElements])
+        wanted = run(preprocess, pixels)
+        np.testing.assert_array_equal(model.run(None, given)[0], wanted)
+
+
+def test_the_small_inputs_lie_in_one_block() -> None:
+    record = describe(sidecar(SMALL))
+    packing = Packing(record)
+    assert all(offset % 256 == 0 for offset in packing.offsets.values()) and packing.bytes % 256 == 0
+    block = np.full(packing.bytes + 5, 255, np.uint8)
+    given = operands(SMALL, photograph(np.random.default_rng(4), 50, 40))
+    found = packing.fill(block, given)
+    for name, array in packing.views(block).items():
+        assert array.shape == packing.shapes[name] and np.isfinite(array).all()
+        np.testing.assert_array_equal(array, found[name])
+    np.testing.assert_array_equal(found["row_taps"][:, 1 : 1 + given.rows.taps.shape[1]], given.rows.taps)
+    assert not found["row_taps"][:, 0].any() and not found["row_taps"][:, -1].any()
+    assert (block[packing.bytes :] == 255).all()
 
 
 def test_a_part_that_is_too_large_is_resized_before(tmp_path: Path) -> None:
     pixels = photograph(np.random.default_rng(4), 90, 80)
     image, rows, columns = operands(SMALL, pixels, max_size=60)
     assert image.shape == (16, 18, 3)
-    np.testing.assert_array_equal(rows, np.eye(16, dtype=np.float32))
-    np.testing.assert_array_equal(columns, np.eye(18, dtype=np.float32))
+    assert rows.taps.shape == (32, 1) and columns.taps.shape == (36, 1)
+    np.testing.assert_array_equal(rows.starts[:16, 0], np.arange(16))
     with preprocessor_of(tmp_path, SMALL, max_size=60) as preprocess:
         np.testing.assert_allclose(run(preprocess, pixels)[0], SMALL(Image.fromarray(pixels)), rtol=0, atol=1e-6)
 
@@ -253,12 +305,12 @@ def test_wrong_pixels_leave_no_file(folder: Path, monkeypatch: pytest.MonkeyPatc
     write(folder)
     honest = resample._bilinear
     monkeypatch.setitem(resample._FILTERS, "bilinear", (lambda x: honest(x) ** 2, 1.0))
-    resample._band.cache_clear()
+    resample.side.cache_clear()
     try:
         with pytest.raises(ExportError, match="of 255 from Pillow's"):
             export_preprocessor(PreprocessorRequest(Path("engines/x.onnx")))
     finally:
-        resample._band.cache_clear()
+        resample.side.cache_clear()
     assert sorted(path.name for path in Path("engines").iterdir()) == ["x.onnx", "x.onnx.json"]
 
 
@@ -331,7 +383,8 @@ def test_other_files_are_refused(tmp_path: Path, written: Path) -> None:
     with pytest.raises(ArtifactError, match="is not a preprocessor"):
         OnnxPreprocessor(models.classifier(tmp_path / "model.onnx"))
     for change, told in (
-        ({"format_version": 99}, "has format 99"),
+        ({"format_version": 99}, "has format 99.*update trtbatch"),
+        ({"format_version": 1}, "has format 1.*run: trtbatch export-preprocessor"),
         ({"recipe": {}}, "is damaged: x.pre.onnx.recipe lacks 'resize'"),
     ):
         model = onnx.load(written)
@@ -402,7 +455,7 @@ def test_building_one_takes_tensorrt_and_no_options_of_models(
 def test_its_engine_takes_every_size() -> None:
     ranges = ranges_of(describe(sidecar(IMAGENET), 2000))
     assert ranges["image"].min == (1, 1, 3) and ranges["image"].max == (2000, 2000, 3)
-    assert ranges["rows"].opt == (224, 336) and ranges["columns"].max == (224, 2000)
+    assert ranges["down"].opt == (1, 336) and ranges["across"].max == (1, 2000)
     assert ranges_of(describe(sidecar(SMALL), 20))["image"].opt == (20, 20, 3)
 
 

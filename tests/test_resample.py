@@ -11,7 +11,7 @@ from PIL import Image
 
 from trtbatch import resample
 from trtbatch.preprocessing import Preprocessing
-from trtbatch.resample import FRACTION_BITS, bands, coefficients, matrices, needed_band, rows_first
+from trtbatch.resample import FRACTION_BITS, LOW_BITS, Side, most_taps, rows_first, side, sides
 
 FILTERS = ("nearest", "bilinear", "bicubic", "lanczos")
 SIZES = st.one_of(st.integers(1, 300), st.sampled_from([512, 777, 1024, 1500]))
@@ -28,6 +28,27 @@ def pillow(pixels: Pixels, height: int, width: int, interpolation: str) -> Pixel
     kind = Image.Resampling[interpolation.upper()]
     across = Image.fromarray(pixels).resize((width, pixels.shape[0]), kind)
     return np.asarray(across.resize((width, height), kind))
+
+
+def matrix(made: Side, size: int) -> NDArray[np.float32]:
+    """``(n, size)``: the coefficients of a side, all of them."""
+    lines = len(made.taps) // 2
+    values = made.taps[:lines].astype(np.float64) * (1 << LOW_BITS) + made.taps[lines:]
+    found = np.zeros((lines, made.first + size + made.taps.shape[1]))
+    at = made.first + made.starts[:lines].astype(int) + np.arange(made.taps.shape[1])
+    np.put_along_axis(found, at, values / (1 << FRACTION_BITS), axis=1)
+    assert not found[:, size:].any()
+    np.testing.assert_array_equal(made.starts[:lines], made.starts[lines:])
+    return found[:, :size].astype(np.float32)
+
+
+def matrices(recipe: Preprocessing, height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    rows, columns = sides(recipe, height, width)
+    return matrix(rows, height), matrix(columns, width)
+
+
+def whole(size: int, new_size: int, kind: str) -> NDArray[np.float32]:
+    return matrix(side(size, new_size, new_size, kind), size)
 
 
 def in_integers(matrix: NDArray[np.float32], pixels: Pixels) -> Pixels:
@@ -52,8 +73,8 @@ def in_floats(matrix: NDArray[np.float32], pixels: Pixels) -> Pixels:
 def test_both_passes_give_pillows_pixels(height: int, width: int, new_height: int, new_width: int, kind: str) -> None:
     """In integers exactly; in float32 within 1, where a sum lies so near a half that its rounding decides."""
     pixels = noise(height, width)
-    rows = coefficients(height, new_height, kind, 0, new_height)
-    columns = coefficients(width, new_width, kind, 0, new_width)
+    rows = whole(height, new_height, kind)
+    columns = whole(width, new_width, kind)
     wanted = pillow(pixels, new_height, new_width, kind)
     between = in_integers(columns, pixels.swapaxes(0, 1)).swapaxes(0, 1)
     np.testing.assert_array_equal(in_integers(rows, between), wanted)
@@ -84,14 +105,28 @@ def test_the_matrices_of_a_recipe_resize_and_crop(
 
 
 @pytest.mark.parametrize("size", [(375, 500), (500, 375), (4096, 1), (1, 4096), (3, 3), (256, 256), (4000, 3000)])
-def test_the_bands_are_the_matrices_without_what_the_crop_leaves_out(size: tuple[int, int]) -> None:
-    recipe = Preprocessing(256, (224, 224))
-    for band, whole in zip(bands(recipe, *size), matrices(recipe, *size)):
-        assert (band.first, band.end) == needed_band(whole)
-        np.testing.assert_array_equal(band.matrix, whole[:, band.first : band.end])
-        assert band.matrix.flags.c_contiguous and not band.matrix.flags.writeable
-    rows, columns = bands(recipe, 500, 375)
+@pytest.mark.parametrize("kind", FILTERS)
+def test_a_side_needs_no_more_than_its_lines_are_made_of(size: tuple[int, int], kind: str) -> None:
+    recipe = Preprocessing(256, (224, 224), interpolation=kind)  # type: ignore[arg-type]
+    for made, all_of_it in zip(sides(recipe, *size), matrices(recipe, *size)):
+        used = np.flatnonzero(all_of_it.any(axis=0))
+        assert made.first <= used[0] <= made.first + 1 and made.end - 1 <= used[-1] + 1 <= made.end
+        assert not made.taps.flags.writeable and not made.starts.flags.writeable
+        assert made.taps.shape[1] <= most_taps(recipe, max(size))
+    rows, columns = sides(Preprocessing(256, (224, 224)), 500, 375)
     assert rows.end - rows.first < 335 and (columns.first, columns.end) == (23, 352)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 6000), st.integers(1, 6000), st.integers(1, 400), st.sampled_from(FILTERS))
+def test_no_line_has_more_taps_than_there_is_room_for(height: int, width: int, resize: int, kind: str) -> None:
+    recipe = Preprocessing(resize, (7, 5), interpolation=kind)  # type: ignore[arg-type]
+    if max(height, width) > 30 * min(height, width):
+        return
+    for made in sides(recipe, height, width):
+        assert made.taps.shape[1] <= most_taps(recipe, max(height, width))
+        assert (np.abs(made.taps[: len(made.taps) // 2]) <= 2048).all()
+        assert (np.abs(made.taps) <= 2048).all() and (made.taps == np.rint(made.taps)).all()
 
 
 def test_a_side_that_is_not_resized_is_only_cropped() -> None:
@@ -104,14 +139,14 @@ def test_a_side_that_is_not_resized_is_only_cropped() -> None:
 def test_coefficients_are_multiples_of_a_power_of_two_and_sum_to_one() -> None:
     for kind in FILTERS:
         for size, new_size in ((500, 256), (100, 256), (4096, 31), (7, 5)):
-            fixed = coefficients(size, new_size, kind, 0, new_size).astype(np.float64) * (1 << FRACTION_BITS)
+            fixed = whole(size, new_size, kind).astype(np.float64) * (1 << FRACTION_BITS)
             np.testing.assert_array_equal(fixed, np.rint(fixed))
             assert np.abs(fixed.sum(axis=1) - (1 << FRACTION_BITS)).max() <= np.count_nonzero(fixed, axis=1).max() / 2
 
 
 def test_the_same_side_is_made_once() -> None:
     recipe = Preprocessing(256, (224, 224))
-    assert bands(recipe, 375, 500)[0].matrix is bands(recipe, 375, 501)[0].matrix
+    assert sides(recipe, 375, 500)[0] is sides(recipe, 375, 501)[0]
 
 
 def test_which_photographs_pillow_turns_round(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,4 +173,4 @@ def test_the_release_decides_the_order(monkeypatch: pytest.MonkeyPatch, version:
 
 def test_no_pixels_are_refused() -> None:
     with pytest.raises(ValueError, match="0×5 has no pixels"):
-        bands(Preprocessing(256, (224, 224)), 5, 0)
+        sides(Preprocessing(256, (224, 224)), 5, 0)

@@ -135,7 +135,11 @@ def infer(request: InferRequest) -> InferResult:
             open_engine(artifact, request.device) as engine,
             ExitStack() as opened,
         ):
-            on_gpu = None if own is None else opened.enter_context(open_preprocessor(own, request.device))
+            on_gpu = (
+                None
+                if own is None
+                else opened.enter_context(open_preprocessor(own, request.device, request.cuda_graphs))
+            )
             predict(engine, source, sink, sizes, request, result, trace, on_gpu)
     return result
 

@@ -31,7 +31,6 @@ from trtbatch.backends.base import Session, Slot, conform
 from trtbatch.batches import Profile, pick_profile
 from trtbatch.errors import InputError
 from trtbatch.pixels import Arena, read_ahead
-from trtbatch.preprocessor import Operands
 from trtbatch.sources import BlockSource, ImageSource, Skipped, Source
 from trtbatch.trace import NO_TRACE, Recorder
 
@@ -84,13 +83,15 @@ class Preprocessor(Protocol):
     """Fills rows of a slot's input on the GPU; between `open` and `close` it is used in one thread."""
 
     arena: Arena
+    beside: int
+    """Bytes that `prepare` uses."""
 
-    def prepare(self, pixels: NDArray[np.uint8]) -> Operands:
+    def prepare(self, pixels: NDArray[np.uint8], beside: NDArray[np.uint8]) -> Any:
         """What it takes of a photograph ``(H, W, 3)`` uint8; for any thread."""
 
     def open(self) -> None: ...
 
-    def __call__(self, given: Operands, address: int, release: Callable[[], None] = ...) -> None:
+    def __call__(self, given: Any, address: int, release: Callable[[], None] = ...) -> None:
         """Put the sample of a photograph at an address; `release` is called when its memory isn't needed any more."""
 
     def events(self) -> list[Any]:
@@ -490,7 +491,13 @@ class _DeviceFeed:
         self._trace = trace
         preprocessor.open()
         self._items = read_ahead(
-            source.files, source.names, preprocessor.prepare, preprocessor.arena, source.workers, trace
+            source.files,
+            source.names,
+            preprocessor.prepare,
+            preprocessor.beside,
+            preprocessor.arena,
+            source.workers,
+            trace,
         )
 
     def fill(self, room: _Room, size: int) -> list[str]:
@@ -508,7 +515,7 @@ class _DeviceFeed:
                 self._skip(item)
                 continue
             with self._trace.span("preprocess", file=item.name):
-                self._preprocessor(item.operands, slot.row_address(self._input, len(names)), item.release)
+                self._preprocessor(item.prepared, slot.row_address(self._input, len(names)), item.release)
             names.append(item.name)
         self._preprocessor.done(room.events)
         return names

@@ -13,19 +13,23 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.decoding import decode, read_bytes
 from trtbatch.errors import InputError
-from trtbatch.preprocessor import Operands
 from trtbatch.sources import Skipped
 from trtbatch.trace import NO_TRACE, Recorder
 
 __all__ = ["Arena", "Photograph", "read_ahead"]
 
 Bytes = NDArray[np.uint8]
+T = TypeVar("T")
+
+ALIGNMENT = 256
+"""Bytes, of what lies beside pixels."""
 
 CHUNK = 4
 """Files that a thread takes at once: what passing on costs is shared by them."""
@@ -95,11 +99,11 @@ def rounded(count: int) -> int:
 
 
 @dataclass
-class Photograph:
-    """A decoded photograph, as the preprocessor takes it; `release` gives its memory back, to be called once."""
+class Photograph(Generic[T]):
+    """A decoded photograph, as it was prepared; `release` gives its memory back, to be called once."""
 
     name: str
-    operands: Operands
+    prepared: T
     release: Callable[[], None]
 
 
@@ -146,24 +150,35 @@ class _Budget:
 class _Room:
     """Memory for one photograph, as :func:`trtbatch.decoding.decode` asks for it."""
 
-    def __init__(self, arena: Arena, budget: _Budget, turn: int) -> None:
+    def __init__(self, arena: Arena, budget: _Budget, turn: int, beside: int) -> None:
         self._arena = arena
         self._budget = budget
         self._turn = turn
+        self._beside = beside
+        self._end = 0
         self._block: Bytes | None = None
 
     def __call__(self, count: int) -> Bytes:
-        if self._block is not None and self._block.size < count:
+        self._end = -(-count // ALIGNMENT) * ALIGNMENT
+        wanted = self._end + self._beside
+        if self._block is not None and self._block.size < wanted:
             self.release()
         if self._block is None:
-            size = rounded(count)
+            size = rounded(wanted)
             self._budget.take(size, self._turn)
             try:
-                self._block = self._arena.take(count)
+                self._block = self._arena.take(wanted)
             except BaseException:
                 self._budget.give(size)
                 raise
         return self._block
+
+    def beside(self) -> Bytes:
+        """The bytes behind the pixels."""
+        if self._block is None:
+            self(0)
+        assert self._block is not None, "just taken"
+        return self._block[self._end :][: self._beside]
 
     def release(self) -> None:
         block, self._block = self._block, None
@@ -175,16 +190,18 @@ class _Room:
 def read_ahead(
     files: Sequence[Path],
     names: Sequence[str],
-    prepare: Callable[[Bytes], Operands],
+    prepare: Callable[[Bytes, Bytes], T],
+    beside: int,
     arena: Arena,
     workers: int,
     trace: Recorder = NO_TRACE,
     most: int = MOST_BYTES,
-) -> Generator[Photograph | Skipped, None, None]:
+) -> Generator[Photograph[T] | Skipped, None, None]:
     """The photographs in order; whoever takes one releases it. Closing the generator ends its threads.
 
     Args:
-        prepare: makes of pixels ``(H, W, 3)`` uint8 what the preprocessor takes.
+        prepare: makes of pixels ``(H, W, 3)`` uint8 what is to be had of them, and may use memory beside them.
+        beside: bytes of that memory, which lives as long as the pixels and is aligned as they are.
         workers: threads that read and decode.
         trace: takes the spans ``read`` and ``decode`` of each file.
         most: bytes of photographs that were decoded and not released.
@@ -192,8 +209,8 @@ def read_ahead(
     chunk = max(1, min(CHUNK, len(files) // (2 * workers)))
     turns = range(0, len(files), chunk)
     budget = _Budget(most)
-    reader = _Reader(prepare, arena, budget, trace)
-    waiting: deque[Future[list[Photograph | Skipped]]] = deque()
+    reader = _Reader(prepare, beside, arena, budget, trace)
+    waiting: deque[Future[list[Photograph[T] | Skipped]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="trtbatch-read")
     try:
         for first in turns:
@@ -213,8 +230,8 @@ def read_ahead(
 
 
 def _taken(
-    waiting: deque[Future[list[Photograph | Skipped]]], budget: _Budget, turn: int
-) -> Iterator[Photograph | Skipped]:
+    waiting: deque[Future[list[Photograph[T] | Skipped]]], budget: _Budget, turn: int
+) -> Iterator[Photograph[T] | Skipped]:
     budget.waits_for(turn)
     items = waiting.popleft().result()
     taken = 0
@@ -226,23 +243,26 @@ def _taken(
         _release(items[taken:])
 
 
-def _release(items: Sequence[Photograph | Skipped]) -> None:
+def _release(items: Sequence[Photograph[Any] | Skipped]) -> None:
     for item in items:
         if isinstance(item, Photograph):
             item.release()
 
 
-class _Reader:
+class _Reader(Generic[T]):
     """Reads and decodes the files of one turn."""
 
-    def __init__(self, prepare: Callable[[Bytes], Operands], arena: Arena, budget: _Budget, trace: Recorder) -> None:
+    def __init__(
+        self, prepare: Callable[[Bytes, Bytes], T], beside: int, arena: Arena, budget: _Budget, trace: Recorder
+    ) -> None:
         self._prepare = prepare
+        self._beside = beside
         self._arena = arena
         self._budget = budget
         self._trace = trace
 
-    def __call__(self, turn: int, files: Sequence[Path], names: Sequence[str]) -> list[Photograph | Skipped]:
-        done: list[Photograph | Skipped] = []
+    def __call__(self, turn: int, files: Sequence[Path], names: Sequence[str]) -> list[Photograph[T] | Skipped]:
+        done: list[Photograph[T] | Skipped] = []
         try:
             done.extend(self._one(turn, file, name) for file, name in zip(files, names))
         except BaseException:
@@ -250,17 +270,18 @@ class _Reader:
             raise
         return done
 
-    def _one(self, turn: int, file: Path, name: str) -> Photograph | Skipped:
-        room = _Room(self._arena, self._budget, turn)
+    def _one(self, turn: int, file: Path, name: str) -> Photograph[T] | Skipped:
+        room = _Room(self._arena, self._budget, turn, self._beside)
         try:
             with self._trace.span("read", file=name):
                 data = read_bytes(file)
             with self._trace.span("decode", file=name):
-                operands = self._prepare(decode(data, room))
+                pixels = decode(data, room)
+                prepared = self._prepare(pixels, room.beside())
         except InputError as error:
             room.release()
             return Skipped(name, error.problem)
         except BaseException:
             room.release()
             raise
-        return Photograph(name, operands, room.release)
+        return Photograph(name, prepared, room.release)

@@ -1,14 +1,9 @@
 """A photograph's way into the model's input as a model of its own: resize, crop and normalise, for any backend.
 
-``image (H, W, 3)`` uint8, ``rows (crop_h, H)`` and ``columns (crop_w, W)`` float32 become one sample of the model's
-input. H and W are those of the part of the photograph that the crop needs; the matrices come from
-:mod:`trtbatch.resample`, and :func:`operands` makes all three of a photograph.
-
-**Exact with 11 bits.** A coefficient of 22 bits is given to the product as two of at most 11, stacked into one matrix.
-Each half and each pixel is exact in TF32 too, and so are the sums, which are integers below 2²⁴ (where one pixel is
-made of more than some twenty in a row they may round, in the last of the 22 bits); put together again they are the
-integer that Pillow shifts and clips. So the same pixels come out whatever the order of the sums, and with TF32,
-TensorRT's default, which alone would round every coefficient to 11 bits.
+``image (H, W, 3)`` uint8 becomes one sample of the model's input. H and W are those of the part of the photograph that
+the crop needs, or more: what is beside it counts nothing. How it is resized comes as the taps of each line and their
+starts (:mod:`trtbatch.resample`), a few kilobytes of which the graph makes the matrices of two products itself;
+:func:`operands` makes all of a photograph.
 """
 
 from __future__ import annotations
@@ -31,7 +26,7 @@ from trtbatch.inspection import is_engine
 from trtbatch.notes import note
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import RecordError, decode, encode
-from trtbatch.resample import FRACTION_BITS, bands, rows_first
+from trtbatch.resample import FRACTION_BITS, LOW_BITS, Side, most_taps, rows_first, sides
 
 __all__ = [
     "MAX_SIZE",
@@ -39,12 +34,14 @@ __all__ = [
     "SUFFIX",
     "OnnxPreprocessor",
     "Operands",
+    "Packing",
     "PreprocessorRecord",
     "PreprocessorRequest",
     "build_graph",
     "describe",
     "differences",
     "export_preprocessor",
+    "feeds",
     "operands",
     "pixels_of",
     "prove",
@@ -61,11 +58,10 @@ _OPSET, _IR_VERSION = 17, 8
 """The newest that TensorRT 8.6 reads."""
 
 _KEY = "trtbatch.preprocessor"
-_HIGH_BITS = 10
-"""Fraction of the upper half. Coefficients may be a little over 1 at the edges, which 10 bits have room for."""
+_FORMAT_VERSION = 2
 
-_LOW_BITS = FRACTION_BITS - _HIGH_BITS
-_FORMAT_VERSION = 1
+_ALIGNMENT = 256
+"""Bytes, of an address that TensorRT takes (``IExecutionContext::setTensorAddress``)."""
 
 _LIMIT = 1.1
 """Of 255: one step of a pixel, and what float16 rounds."""
@@ -179,19 +175,22 @@ def _sample_shape(recipe: Preprocessing) -> tuple[int, ...]:
 
 
 class Operands(NamedTuple):
-    """The preprocessor's inputs for a photograph: the part that the crop needs, and the coefficients of its sides."""
+    """What is made of a photograph for the preprocessor: the part that the crop needs, and how its sides are resized.
+
+    Args:
+        image: ``(H, W, 3)`` uint8, a view of the photograph.
+    """
 
     image: NDArray[np.uint8]
-    rows: NDArray[np.float32]
-    columns: NDArray[np.float32]
+    rows: Side
+    columns: Side
 
 
 def operands(recipe: Preprocessing, pixels: NDArray[np.uint8], max_size: int = MAX_SIZE) -> Operands:
-    """The preprocessor's inputs for a photograph ``(H, W, 3)`` uint8: image, rows, columns.
+    """The operands of a photograph ``(H, W, 3)`` uint8.
 
-    The image is the part of the photograph that the crop needs, a view, so that what isn't needed isn't uploaded. Where
-    that part is over `max_size`, or Pillow resizes in another order (:func:`trtbatch.resample.rows_first`), Pillow does
-    it here, and what it makes passes through the preprocessor under the identity.
+    Where the part that the crop needs is over `max_size`, or Pillow resizes in another order
+    (:func:`trtbatch.resample.rows_first`), Pillow does it here, and what it makes passes through as it is.
 
     Raises:
         InputError: not the pixels of a colour photograph.
@@ -199,14 +198,67 @@ def operands(recipe: Preprocessing, pixels: NDArray[np.uint8], max_size: int = M
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         raise InputError(f"{pixels.dtype} {pixels.shape} is no photograph", "give RGB pixels (H, W, 3) uint8")
     height, width = pixels.shape[:2]
-    rows, columns = bands(recipe, height, width)
-    if rows_first(recipe, height, width) or max(rows.end - rows.first, columns.end - columns.first) > max_size:
+    rows, columns = sides(recipe, height, width)
+    most = most_taps(recipe, max_size)
+    too_large = max(rows.end - rows.first, columns.end - columns.first) > max_size
+    if too_large or max(rows.taps.shape[1], columns.taps.shape[1]) > most or rows_first(recipe, height, width):
         from PIL import Image
 
         pixels = recipe.pixels(Image.fromarray(np.ascontiguousarray(pixels)))
-        rows, columns = bands(_unresized(recipe), *recipe.crop)
-    image = pixels[rows.first : rows.end, columns.first : columns.end]
-    return Operands(image, rows.matrix, columns.matrix)
+        rows, columns = sides(_unresized(recipe), *recipe.crop)
+    return Operands(pixels[rows.first : rows.end, columns.first : columns.end], rows, columns)
+
+
+class Packing:
+    """How the small inputs of a preprocessor lie in one block, each at a multiple of 256 bytes.
+
+    Args:
+        bytes: of the block.
+        shapes, offsets: of each input, by name; all are float32.
+    """
+
+    def __init__(self, record: PreprocessorRecord) -> None:
+        height, width = record.recipe.crop
+        taps = most_taps(record.recipe, record.max_size) + 2  # a zero on either side
+        self.shapes = {
+            "row_starts": (2 * height, 1),
+            "row_taps": (2 * height, taps),
+            "column_starts": (2 * width, 1),
+            "column_taps": (2 * width, taps),
+        }
+        self.offsets: dict[str, int] = {}
+        self.bytes = 0
+        for name, (lines, length) in self.shapes.items():
+            self.offsets[name] = self.bytes
+            self.bytes += -(-4 * lines * length // _ALIGNMENT) * _ALIGNMENT
+
+    def views(self, block: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """The inputs as they lie in a block."""
+        return {
+            name: block[self.offsets[name] :][: 4 * lines * length].view(np.float32).reshape(lines, length)
+            for name, (lines, length) in self.shapes.items()
+        }
+
+    def fill(self, block: NDArray[np.uint8], given: Operands) -> dict[str, NDArray[np.float32]]:
+        """Write the small inputs of a photograph into a block of at least `bytes`; they are returned."""
+        block[: self.bytes] = 0
+        found = self.views(block)
+        for name, made in (("row", given.rows), ("column", given.columns)):
+            found[f"{name}_starts"][...] = made.starts
+            found[f"{name}_taps"][:, 1 : 1 + made.taps.shape[1]] = made.taps
+        return found
+
+
+def feeds(record: PreprocessorRecord, given: Operands) -> dict[str, Array]:
+    """All inputs of the preprocessor, contiguous, by name."""
+    packing = Packing(record)
+    height, width = given.image.shape[:2]
+    return {
+        "image": np.ascontiguousarray(given.image),
+        "down": np.arange(height, dtype=np.float32)[None],
+        "across": np.arange(width, dtype=np.float32)[None],
+        **packing.fill(np.empty(packing.bytes, np.uint8), given),
+    }
 
 
 def _unresized(recipe: Preprocessing) -> Preprocessing:
@@ -269,17 +321,18 @@ def build_graph(record: PreprocessorRecord) -> bytes:
     height, width = record.recipe.crop
     graph = _Graph()
     planes = graph.add("Transpose", graph.add("Cast", "image", to=tensor.FLOAT), perm=(2, 0, 1))
+    shapes = Packing(record).shapes
     # One product over all channels and rows: the image lies as (3·H, W).
-    across = graph.add("Transpose", _in_halves(graph, "columns"), perm=(1, 0))
+    across = graph.add("Transpose", _matrix(graph, "column", "across", shapes), perm=(1, 0))
     narrow = _rounded(graph, *graph.halves(graph.add("MatMul", planes, across), 2, width))
-    down = graph.add("MatMul", _in_halves(graph, "rows"), narrow)
+    down = graph.add("MatMul", _matrix(graph, "row", "down", shapes), narrow)
     _finish(graph, _rounded(graph, *graph.halves(down, 1, height)), record)
-    image = helper.make_tensor_value_info("image", tensor.UINT8, ["height", "width", 3])
-    rows = helper.make_tensor_value_info("rows", tensor.FLOAT, [height, "height"])
-    columns = helper.make_tensor_value_info("columns", tensor.FLOAT, [width, "width"])
+    inputs = {"down": (1, "height"), "across": (1, "width"), **shapes}
+    infos = [helper.make_tensor_value_info("image", tensor.UINT8, ["height", "width", 3])]
+    infos += [helper.make_tensor_value_info(name, tensor.FLOAT, shape) for name, shape in inputs.items()]
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(record.output.dtype))
     sample = helper.make_tensor_value_info(OUTPUT, kind, record.output.shape)
-    whole = helper.make_graph(graph.nodes, "preprocessor", [image, rows, columns], [sample], graph.constants)
+    whole = helper.make_graph(graph.nodes, "preprocessor", infos, [sample], graph.constants)
     opsets = [helper.make_opsetid("", _OPSET)]
     model = helper.make_model(whole, producer_name="trtbatch", opset_imports=opsets, ir_version=_IR_VERSION)
     helper.set_model_props(model, {_KEY: json.dumps(encode(record), ensure_ascii=False)})
@@ -287,12 +340,16 @@ def build_graph(record: PreprocessorRecord) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _in_halves(graph: _Graph, matrix: str) -> str:
-    """``(2n, …)``: the coefficients to 2⁻¹⁰, in units of that, above what is left, in units of 2⁻²²; integers."""
-    scaled = graph.add("Mul", matrix, float(1 << _HIGH_BITS))
-    high = graph.add("Floor", graph.add("Add", scaled, 0.5))
-    low = graph.add("Mul", graph.add("Sub", scaled, high), float(1 << _LOW_BITS))
-    return graph.add("Concat", high, low, axis=0)
+def _matrix(graph: _Graph, side: str, positions: str, shapes: dict[str, tuple[int, int]]) -> str:
+    """``(2n, size)``: of each line and each pixel, the tap that the pixel has in it; the upper halves, the lower ones.
+
+    Pixels before and behind a line's taps get the zeros at either end.
+    """
+    onnx = optional.require("onnx", "write ONNX files")
+    last = shapes[f"{side}_taps"][1] - 1
+    at = graph.add("Add", graph.add("Sub", positions, f"{side}_starts"), 1.0)
+    index = graph.add("Cast", graph.add("Clip", at, 0.0, float(last)), to=onnx.TensorProto.INT32)
+    return graph.add("GatherElements", f"{side}_taps", index, axis=1)
 
 
 def _rounded(graph: _Graph, high: str, low: str) -> str:
@@ -300,9 +357,9 @@ def _rounded(graph: _Graph, high: str, low: str) -> str:
 
     The whole part of `high` is set aside first: what is added then stays below 2²⁴, and exact.
     """
-    one, fraction = float(1 << _HIGH_BITS), float(1 << FRACTION_BITS)
+    one, fraction = float(1 << FRACTION_BITS - LOW_BITS), float(1 << FRACTION_BITS)
     whole = graph.add("Floor", graph.add("Mul", high, 1 / one))
-    rest = graph.add("Mul", graph.add("Sub", high, graph.add("Mul", whole, one)), float(1 << _LOW_BITS))
+    rest = graph.add("Mul", graph.add("Sub", high, graph.add("Mul", whole, one)), float(1 << LOW_BITS))
     half = graph.add("Add", graph.add("Add", rest, low), fraction / 2)
     carry = graph.add("Floor", graph.add("Mul", half, 1 / fraction))
     return graph.add("Clip", graph.add("Add", whole, carry), 0.0, 255.0)
@@ -357,8 +414,7 @@ class OnnxPreprocessor:
         if out.shape not in (spec.shape, spec.shape[1:]) or out.dtype != spec.dtype or not out.flags.c_contiguous:
             layout = "" if out.flags.c_contiguous else ", not contiguous"
             raise InputError(f"the sample is {spec}, out is {out.dtype} {out.shape}{layout}", "give a row of the input")
-        image, rows, columns = operands(self.record.recipe, pixels, self.record.max_size)
-        given: dict[str, Array] = {"image": np.ascontiguousarray(image), "rows": rows, "columns": columns}
+        given = feeds(self.record, operands(self.record.recipe, pixels, self.record.max_size))
         binding = self._session.io_binding()
         for name, array in given.items():
             binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
@@ -384,9 +440,10 @@ def _record_of(metadata: dict[str, str], path: Path) -> PreprocessorRecord:
     try:
         data = json.loads(metadata[_KEY])
         version = data.get("format_version") if isinstance(data, dict) else None
-        if isinstance(version, int) and version > _FORMAT_VERSION:
+        if isinstance(version, int) and version != _FORMAT_VERSION:
+            newer = version > _FORMAT_VERSION
             problem = f"{path} has format {version}; this trtbatch reads {_FORMAT_VERSION}"
-            raise ArtifactError(problem, "update trtbatch: pip install -U trtbatch")
+            raise ArtifactError(problem, "update trtbatch: pip install -U trtbatch" if newer else fix)
         return decode(PreprocessorRecord, data, path.name)
     except (RecordError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged: {error}", fix) from error

@@ -17,7 +17,7 @@ from trtbatch.backends.base import BuildPlan, Built, Range
 from trtbatch.batches import Profile
 from trtbatch.buildrequest import BuildRequest, refuse_target
 from trtbatch.errors import RowsError, UsageError
-from trtbatch.preprocessor import OUTPUT, SUFFIX, OnnxPreprocessor, PreprocessorRecord, differences
+from trtbatch.preprocessor import OUTPUT, SUFFIX, OnnxPreprocessor, Packing, PreprocessorRecord, differences
 
 __all__ = ["ENGINE_SUFFIX", "build_preprocessor", "is_preprocessor", "ranges_of"]
 
@@ -101,24 +101,23 @@ def _refuse_options(request: BuildRequest) -> None:
 
 
 def _specs(record: PreprocessorRecord) -> tuple[tuple[TensorSpec, ...], TensorSpec]:
-    height, width = record.recipe.crop
     inputs = (
         TensorSpec("image", "uint8", ("height", "width", 3), None),
-        TensorSpec("rows", "float32", (height, "height"), None),
-        TensorSpec("columns", "float32", (width, "width"), None),
+        TensorSpec("down", "float32", (1, "height"), None),
+        TensorSpec("across", "float32", (1, "width"), None),
+        *(TensorSpec(name, "float32", shape, None) for name, shape in Packing(record).shapes.items()),
     )
     return inputs, TensorSpec(OUTPUT, record.output.dtype, record.output.shape, None)
 
 
 def ranges_of(record: PreprocessorRecord) -> dict[str, Range]:
-    """The shapes that the engine takes, by input: the least, those that it is tuned for, and the largest."""
-    height, width = record.recipe.crop
+    """The shapes that the engine takes, by open input: the least, those that it is tuned for, and the largest."""
     most = record.max_size
-    tall, wide = (min(most, round(OPT_SHARE * side)) for side in (height, width))
+    tall, wide = (min(most, round(OPT_SHARE * side)) for side in record.recipe.crop)
     return {
         "image": Range((1, 1, 3), (tall, wide, 3), (most, most, 3)),
-        "rows": Range((height, 1), (height, tall), (height, most)),
-        "columns": Range((width, 1), (width, wide), (width, most)),
+        "down": Range((1, 1), (1, tall), (1, most)),
+        "across": Range((1, 1), (1, wide), (1, most)),
     }
 
 

@@ -3,7 +3,12 @@
 TensorRT's Resize doesn't antialias. But Pillow's resize is a product with one matrix from the left and one from the
 right, each followed by rounding to 8 bits, and a machine for matrix products can do that. The coefficients are those
 of Pillow's ``src/libImaging/Resample.c`` (``precompute_coeffs``, ``normalize_coeffs_8bpc``), in its fixed point of 22
-bits: float32 holds each of them exactly, so that what remains to go wrong is the rounding of their sums.
+bits. A line of a matrix is zero but for a few neighbours, its taps, so that these and where they begin are kept.
+
+**In halves of 11 bits.** A coefficient of 22 bits is kept as two integers of at most 11, so that each is exact in TF32
+too, TensorRT's default for products, and so are the sums: integers below 2²⁴ (where one pixel is made of more than some
+twenty in a row they may round, in the last of the 22 bits). Put together again they are the integer that Pillow shifts
+and clips, whatever the order of the sums.
 
 Columns come first, rows second, as in every Pillow before 13. Pillow 13 turns that round for photographs that are
 scaled down and more than twice as high as wide (:func:`rows_first`). The orders give different pixels, since what lies
@@ -23,29 +28,37 @@ from numpy.typing import NDArray
 from trtbatch import optional
 from trtbatch.preprocessing import Preprocessing
 
-__all__ = ["FRACTION_BITS", "Band", "bands", "coefficients", "matrices", "needed_band", "resized", "rows_first"]
+__all__ = ["FRACTION_BITS", "LOW_BITS", "Side", "most_taps", "resized", "rows_first", "side", "sides"]
 
 Floats = NDArray[np.float64]
 
-KEPT = 256
-"""Bands that are kept: 300 KB each, of photographs of 500×375."""
+KEPT = 4096
+"""Sides that are kept: 11 KB each, of photographs of 500×375."""
 
 FRACTION_BITS = 22
 """Coefficients are multiples of 2⁻²² (``PRECISION_BITS`` of Pillow's Resample.c: 32 − 8 − 2)."""
 
+LOW_BITS = 12
+"""Of these in the lower half. Coefficients may be a little over 1 at the edges, which the upper 10 have room for."""
+
 
 @dataclass(frozen=True)
-class Band:
-    """The part of one side of a photograph that the crop needs, and how the crop is made of it.
+class Side:
+    """One side of a photograph: the pixels that the crop needs of it, and the lines of the crop that come of them.
+
+    Line `i` of `n` is Σₖ (2¹²·taps[i, k] + taps[n + i, k])·2⁻²²·pixel[first + starts[i] + k]. A line without taps is
+    black.
 
     Args:
-        matrix: ``(crop, end − first)`` float32, read-only.
-        first, end: of the side's pixels, those that the matrix takes.
+        first, end: of the side's pixels, those that are needed.
+        starts: ``(2n, 1)`` float32, the second half as the first; read-only.
+        taps: ``(2n, k)`` float32, integers; read-only.
     """
 
-    matrix: NDArray[np.float32]
     first: int
     end: int
+    starts: NDArray[np.float32]
+    taps: NDArray[np.float32]
 
 
 def _bilinear(x: Floats) -> Floats:
@@ -95,22 +108,10 @@ def _turns_round() -> bool:
     return major.isdigit() and int(major) >= 13
 
 
-def matrices(preprocessing: Preprocessing, height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """What resizes and crops a photograph ``(height, width)``: ``rows (crop_h, H)`` and ``columns (crop_w, W)``.
+def sides(preprocessing: Preprocessing, height: int, width: int) -> tuple[Side, Side]:
+    """What resizes and crops a photograph ``(height, width)``: rows, and columns.
 
-    Lines of zeros stand where the resized image is smaller than the crop: black.
-
-    Raises:
-        ValueError: a side without pixels.
-    """
-    rows, columns = bands(preprocessing, height, width)
-    return _whole(rows, height), _whole(columns, width)
-
-
-def bands(preprocessing: Preprocessing, height: int, width: int) -> tuple[Band, Band]:
-    """The same, of the pixels that the crop needs alone: the bands of rows and of columns.
-
-    Each side's is kept for the next photograph with that side: photographs of one camera share them.
+    Each is kept for the next photograph with that side: photographs of one camera share them.
 
     Raises:
         ValueError: a side without pixels.
@@ -119,52 +120,54 @@ def bands(preprocessing: Preprocessing, height: int, width: int) -> tuple[Band, 
         raise ValueError(f"a photograph of {width}×{height} has no pixels")
     new_height, new_width = resized(preprocessing, height, width)
     crop_height, crop_width = preprocessing.crop
-    rows = _band(height, new_height, crop_height, preprocessing.interpolation)
-    return rows, _band(width, new_width, crop_width, preprocessing.interpolation)
+    rows = side(height, new_height, crop_height, preprocessing.interpolation)
+    return rows, side(width, new_width, crop_width, preprocessing.interpolation)
 
 
-def needed_band(matrix: NDArray[Any]) -> tuple[int, int]:
-    """First and end of the columns of a matrix that aren't all zero: the pixels that it needs; at least one."""
-    needed = np.flatnonzero(matrix.any(axis=0))
-    return (int(needed[0]), int(needed[-1]) + 1) if needed.size else (0, 1)
+def most_taps(preprocessing: Preprocessing, size: int) -> int:
+    """Taps of a line, at the most, where the side that is scaled down has so many pixels."""
+    if preprocessing.interpolation == "nearest":
+        return 1
+    support = _FILTERS[preprocessing.interpolation][1]
+    # The longer side is rounded down, and so scaled down by a little more than the shorter one.
+    scale = max(1.0, size / preprocessing.resize * (1 + 1 / preprocessing.resize))
+    return int(np.ceil(support * scale)) * 2 + 1
 
 
-def coefficients(size: int, new_size: int, interpolation: str, first: int, count: int) -> NDArray[np.float32]:
-    """Lines `first` to `first + count` of the matrix ``(new_size, size)`` that resizes one side; zeros outside it.
+@lru_cache(maxsize=KEPT)
+def side(size: int, new_size: int, crop: int, interpolation: str) -> Side:
+    """The central `crop` lines of `size` pixels that become `new_size`.
 
-    Where the side keeps its size it is the identity: Pillow leaves that pass out.
+    Where the side keeps its size every line is one pixel: Pillow leaves that pass out.
 
     Args:
         interpolation: Pillow's name of the filter, in lower case.
     """
-    found = np.zeros((count, size), np.float32)
-    lines = np.arange(max(first, 0), min(first + count, new_size))
+    offset = _offset(new_size, crop)
+    lines = np.arange(max(offset, 0), min(offset + crop, new_size))
+    first, end, weights = _lines(size, new_size, interpolation, lines)
+    begin = int(first.min())
+    high = np.floor(weights * 2.0**-LOW_BITS + 0.5)
+    starts, taps = np.zeros((2, crop, 1), np.float32), np.zeros((2, crop, weights.shape[1]), np.float32)
+    inside = slice(int(lines[0]) - offset, int(lines[-1]) - offset + 1)
+    starts[:, inside, 0] = first - begin
+    taps[0, inside] = high
+    taps[1, inside] = weights - high * 2.0**LOW_BITS
+    starts.flags.writeable = taps.flags.writeable = False
+    return Side(begin, max(begin + 1, int(end.max())), starts.reshape(2 * crop, 1), taps.reshape(2 * crop, -1))
+
+
+def _lines(
+    size: int, new_size: int, interpolation: str, lines: NDArray[Any]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+    """Of each line, the first pixel, the end, and the weights of the pixels from the first on, in units of 2⁻²²."""
+    unit = float(1 << FRACTION_BITS)
     if new_size == size:
-        found[lines - first, lines] = 1
-    elif interpolation == "nearest":
+        return lines, lines + 1, np.full((len(lines), 1), unit)
+    if interpolation == "nearest":
         nearest = _nearest(size, new_size)[lines]
-        inside = nearest < size
-        found[lines[inside] - first, nearest[inside]] = 1
-    else:
-        at, weights = _taps(size, new_size, interpolation, lines)
-        line, tap = np.nonzero(weights)
-        found[lines[line] - first, at[line, tap]] = weights[line, tap]
-    return found
-
-
-@lru_cache(maxsize=KEPT)
-def _band(size: int, new_size: int, crop: int, interpolation: str) -> Band:
-    matrix = coefficients(size, new_size, interpolation, _offset(new_size, crop), crop)
-    first, end = needed_band(matrix)
-    matrix = np.ascontiguousarray(matrix[:, first:end])
-    matrix.flags.writeable = False
-    return Band(matrix, first, end)
-
-
-def _whole(band: Band, size: int) -> NDArray[np.float32]:
-    whole = np.zeros((len(band.matrix), size), np.float32)
-    whole[:, band.first : band.end] = band.matrix
-    return whole
+        return np.minimum(nearest, size - 1), np.minimum(nearest + 1, size), unit * (nearest < size)[:, None]
+    return _taps(size, new_size, interpolation, lines)
 
 
 def _offset(size: int, crop: int) -> int:
@@ -186,8 +189,10 @@ def _nearest(size: int, new_size: int) -> NDArray[np.int64]:
     return np.cumsum(steps).astype(np.int64)
 
 
-def _taps(size: int, new_size: int, interpolation: str, lines: NDArray[Any]) -> tuple[NDArray[np.int64], Floats]:
-    """For each line of the result, pixels ``(n, taps)`` and their weights; taps over the edges weigh 0.
+def _taps(
+    size: int, new_size: int, interpolation: str, lines: NDArray[Any]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+    """As :func:`_lines`; taps from the end on weigh 0.
 
     Source: ``precompute_coeffs`` and ``normalize_coeffs_8bpc`` of Pillow's Resample.c.
     """
@@ -199,9 +204,10 @@ def _taps(size: int, new_size: int, interpolation: str, lines: NDArray[Any]) -> 
     first = np.maximum((centres - support + 0.5).astype(np.int64), 0)
     end = np.minimum((centres + support + 0.5).astype(np.int64), size)
     at = first[:, None] + np.arange(int(np.ceil(support)) * 2 + 1)
-    weights = np.where(at < end[:, None], weigh((at - centres[:, None] + 0.5) * (1.0 / widened)), 0.0)
+    weights = weigh((at - centres[:, None] + 0.5) * (1.0 / widened))
+    weights[at >= end[:, None]] = 0.0
     # One after the other, as Pillow adds them: numpy's own sum goes in pairs, and rounds otherwise.
     totals = np.cumsum(weights, axis=1)[:, -1:]
-    weights = weights / np.where(totals == 0.0, 1.0, totals)
-    unit = float(1 << FRACTION_BITS)
-    return np.minimum(at, size - 1), np.trunc(weights * unit + np.copysign(0.5, weights)) / unit
+    totals[totals == 0.0] = 1.0
+    weights /= totals
+    return first, end, np.trunc(weights * float(1 << FRACTION_BITS) + np.copysign(0.5, weights))

@@ -122,7 +122,8 @@ def test_rows_are_filled_where_they_belong(folder: Path, name: str) -> None:
         for slot, first in zip(slots, (0, 8)):
             slot.prepare(8)
             for index in range(8):
-                preprocessor(preprocessor.prepare(shots[first + index]), slot.row_address("input", index))
+                given = preprocessor.prepare(shots[first + index], np.empty(preprocessor.beside, np.uint8))
+                preprocessor(given, slot.row_address("input", index))
             events = preprocessor.events()
             preprocessor.done(events)
             slot.submit_after(events)

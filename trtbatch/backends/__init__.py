@@ -133,16 +133,17 @@ def open_engine(artifact: Artifact, device: int = 0, weights: Path | None = None
     raise ArtifactError(f"{artifact.path}: its sidecar names no backend", "build it again: trtbatch build")
 
 
-def open_preprocessor(artifact: Artifact, device: int = 0) -> TensorRTPreprocessor:
+def open_preprocessor(artifact: Artifact, device: int = 0, cuda_graphs: bool = True) -> TensorRTPreprocessor:
     """Load the engine of a preprocessor; what is compared first, and what is raised, is as for :func:`open_engine`."""
     from trtbatch.backends.tensorrt.preprocess import TensorRTPreprocessor
+    from trtbatch.preprocessor import PreprocessorRecord
 
-    recipe, most = artifact.sidecar.preprocessing, artifact.sidecar.build.get("max_size")
-    if recipe is None or not isinstance(most, int):
-        raise ArtifactError(
-            f"{artifact.path}: its sidecar says no recipe, or no size", "build it again: trtbatch build"
-        )
-    return TensorRTPreprocessor(_tensorrt(artifact, device), recipe, most)
+    sidecar = artifact.sidecar
+    recipe, most = sidecar.preprocessing, sidecar.build.get("max_size")
+    if recipe is None or not isinstance(most, int) or sidecar.source is None:
+        raise ArtifactError(f"{artifact.path}: its sidecar lacks the recipe or the size", "run: trtbatch build")
+    record = PreprocessorRecord(recipe, sidecar.outputs[0], most, sidecar.source)
+    return TensorRTPreprocessor(_tensorrt(artifact, device), record, cuda_graphs)
 
 
 def _tensorrt(artifact: Artifact, device: int, weights: Path | None = None) -> TensorRTEngine:

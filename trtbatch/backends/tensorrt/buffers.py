@@ -254,18 +254,18 @@ class DeviceMemory:
 
 
 class PlaneCopy:
-    """Copies the rows of a part of a photograph, side by side as they lie in it, to one block on the GPU."""
+    """Copies the rows of a part of a photograph, as they lie in it, to the GPU."""
 
     def __init__(self, driver: Any) -> None:
         self._copy = driver.Memcpy2D()
 
-    def up(self, pixels: NDArray[np.uint8], address: int, stream: Stream) -> None:
-        """Host to device, ordered on the stream; `pixels` ``(H, W, 3)`` with pixels side by side."""
+    def up(self, pixels: NDArray[np.uint8], address: int, pitch: int, stream: Stream) -> None:
+        """Host to device, ordered on the stream: pixels ``(H, W, 3)`` side by side, a row each `pitch` bytes."""
         copy, width = self._copy, pixels.shape[1] * pixels.shape[2]
         copy.set_src_host(pixels)
         copy.src_pitch = pixels.strides[0]
         copy.set_dst_device(address)
-        copy.dst_pitch = copy.width_in_bytes = width
+        copy.dst_pitch, copy.width_in_bytes = pitch, width
         copy.height = pixels.shape[0]
         copy(stream.pycuda)
 

@@ -1,17 +1,20 @@
-"""Photographs to rows of a model's input batch on the GPU, by a preprocessor engine: no copy between, no round trip.
+"""Photographs to rows of a model's input batch on the GPU, by a preprocessor engine: no round trip to the host.
 
-Several lanes, each a stream with an execution context and room for one photograph, take turns, so that the upload of
-one photograph runs beside the resizing of another and small kernels share the GPU. The coefficients of a side are
-uploaded once, and stay.
+Several lanes, each a stream with room for one photograph, take turns, so that the upload of one runs beside the
+resizing of another and small kernels share the GPU. What a photograph costs the host is what limits the rate: the
+engine's kernels launched one by one take longer there than on the GPU. So each lane keeps a CUDA graph for each size,
+and sizes are few: a photograph lies in the corner of the next of a few dozen, and nothing counts what is beside it.
+A graph writes where it was captured; its sample is then copied to the row, on the GPU, which takes a microsecond.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,25 +23,43 @@ from trtbatch import optional
 from trtbatch.backends.tensorrt import compat
 from trtbatch.backends.tensorrt.buffers import CudaEvent, DeviceMemory
 from trtbatch.backends.tensorrt.engine import TensorRTEngine
+from trtbatch.backends.tensorrt.graphs import CudaGraph
 from trtbatch.errors import ExecutionError
-from trtbatch.pixels import Arena
-from trtbatch.preprocessing import Preprocessing
-from trtbatch.preprocessor import OUTPUT, Operands, operands
+from trtbatch.notes import note
+from trtbatch.pixels import ALIGNMENT, Arena
+from trtbatch.preprocessor import OUTPUT, Packing, PreprocessorRecord, operands
 
-__all__ = ["TensorRTPreprocessor"]
+__all__ = ["TensorRTPreprocessor", "bucket"]
 
 Array = NDArray[Any]
+Size = tuple[int, int]
 
 LANES = 4
-"""At the most; fewer where their activations would take more than `LANES_BYTES`."""
+"""At the most; fewer where their activations would take more than `LANES_SHARE`."""
 
-LANES_BYTES = 1 << 30
+LANES_SHARE = 16
+"""Part of the free memory of the GPU that lanes' activations may take: one in so many."""
 
-COEFFICIENT_BYTES = 256 << 20
-"""Of the coefficients that stay on the GPU."""
+MOST_CONTEXTS = 32
+"""Sizes that a lane keeps a context and a graph for."""
 
-ALIGNMENT = 256
-"""Bytes, of an address that TensorRT takes (``IExecutionContext::setTensorAddress``)."""
+LEAST = 64
+"""Rows and columns of the smallest size."""
+
+
+def bucket(length: int, most: int) -> int:
+    """The size in which a photograph with so many rows (or columns) lies: four steps to each power of two."""
+    if length <= LEAST:
+        return min(LEAST, most)
+    step = 1 << max(0, (length - 1).bit_length() - 3)
+    return min(most, -(-length // step) * step)
+
+
+class Prepared(NamedTuple):
+    """A photograph, or the part of it that is needed, and how it is resized, packed."""
+
+    image: NDArray[np.uint8]
+    packed: NDArray[np.uint8]
 
 
 class TensorRTPreprocessor:
@@ -46,17 +67,20 @@ class TensorRTPreprocessor:
 
     Args:
         engine: of the preprocessor.
-        recipe: that it follows.
-        max_size: rows and columns of the largest photograph that it was built for.
+        record: of what it was built from.
+        cuda_graphs: whether it may run as CUDA graphs.
     """
 
-    def __init__(self, engine: TensorRTEngine, recipe: Preprocessing, max_size: int) -> None:
+    def __init__(self, engine: TensorRTEngine, record: PreprocessorRecord, cuda_graphs: bool = True) -> None:
         self._engine = engine
-        self._recipe = recipe
-        self._max_size = max_size
+        self._record = record
+        self._packing = Packing(record)
+        self._cuda_graphs = cuda_graphs
         self._lanes: list[_Lane] = []
         self._next = 0
-        self._coefficients: _Coefficients | None = None
+        self._positions: DeviceMemory | None = None
+        self.beside = self._packing.bytes
+        """Bytes that :meth:`prepare` uses."""
         self.arena = Arena(engine.device.page_locked, engine.device.free_page_locked)
         """Memory for photographs, page-locked."""
 
@@ -69,23 +93,32 @@ class TensorRTPreprocessor:
         device = self._engine.device
         device.enter_thread()
         try:
-            count = max(1, min(LANES, LANES_BYTES // max(1, self._engine.activation_bytes)))
-            self._coefficients = _Coefficients(self._engine, self.arena, self._settle)
+            room = device.free_memory() // LANES_SHARE
+            count = max(1, min(LANES, room // max(1, self._engine.activation_bytes)))
+            stream = device.stream()
+            line = np.arange(self._record.max_size, dtype=np.float32)
+            self._positions = device.memory(line.nbytes)
+            device.copies([(line, self._positions.address)]).up(stream)
+            stream.synchronize()
             for _ in range(count):
-                self._lanes.append(_Lane(self._engine))
+                self._lanes.append(
+                    _Lane(self._engine, self._packing, self._positions.address, self._record, self._cuda_graphs)
+                )
         except BaseException:
             self.close()
             raise
 
-    def prepare(self, pixels: NDArray[np.uint8]) -> Operands:
-        """What it takes of a photograph ``(H, W, 3)`` uint8; for any thread.
+    def prepare(self, pixels: NDArray[np.uint8], beside: NDArray[np.uint8]) -> Prepared:
+        """What it takes of a photograph ``(H, W, 3)`` uint8, and of `beside` bytes; for any thread.
 
         Raises:
             InputError: not the pixels of a photograph.
         """
-        return operands(self._recipe, pixels, self._max_size)
+        given = operands(self._record.recipe, pixels, self._record.max_size)
+        self._packing.fill(beside, given)
+        return Prepared(given.image, beside)
 
-    def __call__(self, given: Operands, address: int, release: Callable[[], None] = lambda: None) -> None:
+    def __call__(self, given: Prepared, address: int, release: Callable[[], None] = lambda: None) -> None:
         """Put the sample of a photograph at an address of the GPU, when :meth:`done` says so.
 
         Args:
@@ -94,34 +127,38 @@ class TensorRTPreprocessor:
         Raises:
             ExecutionError: TensorRT failed.
         """
-        assert self._coefficients is not None, "opened"
         lane = self._lanes[self._next]
         self._next = (self._next + 1) % len(self._lanes)
         lane.settle()
-        lane.hold(release)
-        lane.upload(given.image)
-        rows, columns = (self._coefficients.at(matrix, lane) for matrix in (given.rows, given.columns))
-        lane.run(rows, columns, address)
+        lane.release = release
+        lane.run(given, address)
 
     def sample(self, pixels: NDArray[np.uint8]) -> Array:
         """The sample of a photograph ``(H, W, 3)`` uint8, on the host; waits for it.
 
         Raises:
-            InputError, ExecutionError: as :meth:`prepare`, and where TensorRT fails.
+            InputError: not the pixels of a photograph.
+            ExecutionError: TensorRT failed.
         """
-        spec = self._engine.sidecar.outputs[0]
+        spec = self._record.output
         found = np.empty([int(size) for size in spec.shape], spec.dtype)
         device = self._engine.device
         memory = device.memory(found.nbytes)
         try:
-            self(self.prepare(pixels), memory.address)
-            self._settle()
+            self(self.prepare(pixels, np.empty(self.beside, np.uint8)), memory.address)
+            self.settle()
             lane = self._lanes[0]
             device.copies([(found, memory.address)]).down(lane.stream)
             lane.stream.synchronize()
         finally:
             memory.free()
         return found
+
+    def settle(self) -> None:
+        """Wait for all that was asked for."""
+        for lane in self._lanes:
+            lane.stream.synchronize()
+            lane.settle()
 
     def events(self) -> list[CudaEvent]:
         """Marks for :meth:`done`, one for each lane."""
@@ -132,20 +169,15 @@ class TensorRTPreprocessor:
         for event in events:
             event.record()
 
-    def _settle(self) -> None:
-        for lane in self._lanes:
-            lane.stream.synchronize()
-
     def close(self) -> None:
         """Wait for what runs, and free what :meth:`open` made; photographs' memory goes back to the arena."""
-        try:
-            for lane in self._lanes:
-                lane.close()
-            if self._coefficients is not None:
-                self._coefficients.close()
-        finally:
-            self._lanes, self._coefficients = [], None
-            self._engine.device.leave_thread()
+        with ExitStack() as steps:
+            steps.callback(self._engine.device.leave_thread)
+            if self._positions is not None:
+                steps.callback(self._positions.free)
+            while self._lanes:  # none may outlive the block: what it has on the GPU goes with it
+                steps.callback(self._lanes.pop().close)
+            self._positions = None
 
     def free(self) -> None:
         """Free the photographs' memory and the engine: at the end, in the thread that made them."""
@@ -162,153 +194,158 @@ class TensorRTPreprocessor:
 
 
 @dataclass
-class _Kept:
-    """A matrix, where it is on the GPU, and the lane that uploaded it, with a mark of when."""
+class _Ready:
+    """A context that has one size, and, from the second photograph of it on, a graph of its launch."""
 
-    matrix: Array
-    memory: DeviceMemory
-    lane: _Lane
-    uploaded: CudaEvent
-
-
-class _Coefficients:
-    """Matrices on the GPU, those used last kept; a matrix is known by its memory, which is kept with it."""
-
-    def __init__(self, engine: TensorRTEngine, arena: Arena, settle: Callable[[], None]) -> None:
-        self._device = engine.device
-        self._arena = arena
-        self._settle = settle
-        self._kept: OrderedDict[int, _Kept] = OrderedDict()
-        self._bytes = 0
-
-    def at(self, matrix: Array, lane: _Lane) -> int:
-        """The address of a matrix, there before what the lane does next; uploaded by the lane where it isn't."""
-        key = id(matrix)
-        kept = self._kept.get(key)
-        if kept is None:
-            kept = self._kept[key] = self._uploaded(matrix, lane)
-        else:
-            self._kept.move_to_end(key)
-            if kept.lane is not lane:
-                lane.stream.wait_for(kept.uploaded)
-        return kept.memory.address
-
-    def _uploaded(self, matrix: Array, lane: _Lane) -> _Kept:
-        if self._bytes + matrix.nbytes > COEFFICIENT_BYTES:
-            self._settle()  # they may be read just now
-            while self._kept and self._bytes + matrix.nbytes > COEFFICIENT_BYTES // 2:  # not soon again
-                _, old = self._kept.popitem(last=False)
-                self._bytes -= old.matrix.nbytes
-                old.memory.free()
-        memory = self._device.memory(matrix.nbytes)
-        self._bytes += matrix.nbytes
-        block = self._arena.take(matrix.nbytes)
-        there = block[: matrix.nbytes].view(matrix.dtype).reshape(matrix.shape)
-        there[...] = matrix
-        self._device.copies([(there, memory.address)]).up(lane.stream)
-        lane.hold(lambda: self._arena.give(block))
-        event = lane.stream.event(timed=False)
-        event.record()
-        return _Kept(matrix, memory, lane, event)
-
-    def close(self) -> None:
-        for kept in self._kept.values():
-            kept.memory.free()
-        self._kept.clear()
+    context: Any
+    graph: CudaGraph | None = None
 
 
 class _Lane:
-    """One photograph on its way: a stream, a context with activations of its own, and room for the pixels."""
+    """One photograph on its way: a stream, room for the pixels, activations, and a context for each size."""
 
-    def __init__(self, engine: TensorRTEngine) -> None:
+    def __init__(
+        self,
+        engine: TensorRTEngine,
+        packing: Packing,
+        positions: int,
+        record: PreprocessorRecord,
+        cuda_graphs: bool,
+    ) -> None:
         self._engine = engine
         self._device = engine.device
-        self._spec = engine.sidecar.outputs[0]
-        self._bytes = int(np.prod([int(size) for size in self._spec.shape])) * np.dtype(self._spec.dtype).itemsize
+        self._packing = packing
+        self._positions = positions
+        self._most = record.max_size
+        self._bytes = int(np.prod([int(size) for size in record.output.shape])) * np.dtype(record.output.dtype).itemsize
+        self._cuda_graphs = cuda_graphs
         self.stream = self._device.stream()
         self._handle = self.stream.handle
         self._copy = self._device.plane_copy()
-        self._pixels: Array | None = None
         self._uploaded = self.stream.event(timed=False)
+        self._given: Prepared | None = None
+        self.release: Callable[[], None] | None = None
+        """Gives the memory of the photograph that was uploaded last back."""
+        self._ready: OrderedDict[Size, _Ready] = OrderedDict()
         self._image: DeviceMemory | None = None
-        self._sample: DeviceMemory | None = None
+        self._sample = self._device.memory(self._bytes)
+        self._packed = self._device.memory(packing.bytes)
         self._activations = self._device.memory(engine.activation_bytes)
-        trt = optional.require("tensorrt", "run engines")
-        with engine.lock:
-            self._context = compat.create_context(trt, engine.cuda_engine, own_memory=False)
-        if self._context is None:
-            raise ExecutionError(f"TensorRT makes no execution context: {engine.complaint()}", "free GPU memory")
-        compat.give_memory(self._context, self._activations.address, self._activations.bytes)
-        self._context.set_optimization_profile_async(0, self._handle)
-        self.stream.synchronize()
-        self._shape: tuple[int, ...] = ()
-        self._held: list[Callable[[], None]] = []
-
-    def hold(self, release: Callable[[], None]) -> None:
-        """Call it when what is uploaded until :meth:`run` is there."""
-        self._held.append(release)
 
     def settle(self) -> None:
-        """Wait until what was uploaded last is there, and give its memory back."""
-        held, self._held = self._held, []
-        if held:
+        """Wait until the last photograph is uploaded, and give its memory back."""
+        release, self.release = self.release, None
+        if release is not None:
             self._uploaded.synchronize()
-        for release in held:
             release()
+        self._given = None
 
-    def upload(self, image: NDArray[np.uint8]) -> None:
-        """Begin to upload a photograph, or the part of it that is needed."""
-        memory = self._room(image.nbytes)
-        self._pixels = image  # alive until it is there
-        self._copy.up(image, memory.address, self.stream)
-        if image.shape != self._shape:
-            self._set_shapes(image.shape)
+    def run(self, given: Prepared, target: int) -> None:
+        """Upload a photograph and put its sample at an address.
 
-    def run(self, rows: int, columns: int, target: int) -> None:
-        """Put the sample of what was uploaded at an address, by the coefficients at two others."""
+        Raises:
+            ExecutionError: TensorRT failed.
+        """
+        rows, columns = given.image.shape[:2]
+        size = bucket(rows, self._most), bucket(columns, self._most)
+        image = self._room(size)
+        self._given = given  # alive until it is there
+        self._copy.up(given.image, image, 3 * size[1], self.stream)
+        self._device.copies([(given.packed, self._packed.address)]).up(self.stream)
         self._uploaded.record()
-        assert self._image is not None, "uploaded"
-        aligned = target % ALIGNMENT == 0
-        sample = target if aligned else self._sample_room().address
-        addresses = {"image": self._image.address, "rows": rows, "columns": columns, OUTPUT: sample}
-        for name, address in addresses.items():
-            if not self._context.set_tensor_address(name, address):
-                raise ExecutionError(
-                    f"TensorRT refuses an address for {name}: {self._engine.complaint()}", "build again"
-                )
-        if not self._context.execute_async_v3(self._handle):
-            raise ExecutionError(f"the preprocessor failed: {self._engine.complaint()}", "build it again")
-        if not aligned:
-            self._device.copy(target, sample, self._bytes, self.stream)
+        ready = self._ready.get(size)
+        if ready is None:
+            self._enqueue(self._made(size), target)
+            return
+        self._ready.move_to_end(size)
+        if ready.graph is None and self._cuda_graphs:
+            ready.graph = self._captured(ready)
+        if ready.graph is None:
+            self._enqueue(ready, target)
+        else:
+            ready.graph.launch()
+            self._device.copy(target, self._sample.address, self._bytes, self.stream)
 
-    def _room(self, count: int) -> DeviceMemory:
+    def _captured(self, ready: _Ready) -> CudaGraph | None:
+        """The graph of a launch that leaves the sample in the lane; None, said once, where there is none."""
+        self._set(ready, self._sample.address)
+        try:
+            return CudaGraph(self.stream, lambda: self._execute(ready))
+        except ExecutionError as error:
+            self._cuda_graphs = False
+            note(f"{self._engine.path.name} runs without CUDA graphs: {error.problem}")
+            return None
+
+    def _enqueue(self, ready: _Ready, target: int) -> None:
+        aligned = target % ALIGNMENT == 0
+        self._set(ready, target if aligned else self._sample.address)
+        self._execute(ready)
+        if not aligned:
+            self._device.copy(target, self._sample.address, self._bytes, self.stream)
+
+    def _set(self, ready: _Ready, sample: int) -> None:
+        assert self._image is not None, "there is a photograph"
+        packed = {name: self._packed.address + offset for name, offset in self._packing.offsets.items()}
+        addresses = {"image": self._image.address, "down": self._positions, "across": self._positions, OUTPUT: sample}
+        for name, address in {**packed, **addresses}.items():
+            if not ready.context.set_tensor_address(name, address):
+                raise ExecutionError(
+                    f"TensorRT refuses an address for {name}: {self._engine.complaint()}", "build it again"
+                )
+
+    def _execute(self, ready: _Ready) -> None:
+        if not ready.context.execute_async_v3(self._handle):
+            raise ExecutionError(f"the preprocessor failed: {self._engine.complaint()}", "build it again")
+
+    def _made(self, size: Size) -> _Ready:
+        """A context for a size; the one that wasn't used for longest gives way."""
+        if len(self._ready) >= MOST_CONTEXTS:
+            self.stream.synchronize()
+            self._drop(self._ready.popitem(last=False)[1])
+        trt = optional.require("tensorrt", "run engines")
+        with self._engine.lock:
+            context = compat.create_context(trt, self._engine.cuda_engine, own_memory=False)
+        if context is None:
+            raise ExecutionError(f"TensorRT makes no execution context: {self._engine.complaint()}", "free GPU memory")
+        compat.give_memory(context, self._activations.address, self._activations.bytes)
+        context.set_optimization_profile_async(0, self._handle)
+        shapes = {"image": (*size, 3), "down": (1, size[0]), "across": (1, size[1]), **self._packing.shapes}
+        for name, wanted in shapes.items():
+            if not context.set_input_shape(name, wanted):
+                raise ExecutionError(
+                    f"TensorRT refuses shape {wanted} for {name}: {self._engine.complaint()}", "build it again"
+                )
+        self._ready[size] = _Ready(context)
+        return self._ready[size]
+
+    def _room(self, size: Size) -> int:
+        """Where the pixels go; graphs hold the address, and go when it changes."""
+        count = 3 * size[0] * size[1]
         if self._image is None or self._image.bytes < count:
             self.stream.synchronize()
             if self._image is not None:
                 self._image.free()
+            for ready in self._ready.values():
+                self._forget(ready)
             self._image = self._device.memory(count)
-        return self._image
+        return self._image.address
 
-    def _sample_room(self) -> DeviceMemory:
-        if self._sample is None:
-            self._sample = self._device.memory(self._bytes)
-        return self._sample
+    def _forget(self, ready: _Ready) -> None:
+        if ready.graph is not None:
+            ready.graph.close()
+            ready.graph = None
 
-    def _set_shapes(self, shape: tuple[int, ...]) -> None:
-        crop = {spec.name: int(spec.shape[0]) for spec in self._engine.sidecar.inputs if spec.name != "image"}
-        shapes = {"image": shape, "rows": (crop["rows"], shape[0]), "columns": (crop["columns"], shape[1])}
-        for name, wanted in shapes.items():
-            if not self._context.set_input_shape(name, wanted):
-                raise ExecutionError(
-                    f"TensorRT refuses shape {wanted} for {name}: {self._engine.complaint()}", "build it again"
-                )
-        self._shape = shape
+    def _drop(self, ready: _Ready) -> None:
+        self._forget(ready)
+        ready.context = None
 
     def close(self) -> None:
+        """Wait, and free what there is on the GPU."""
         self.stream.synchronize()
         self.settle()
-        self._context = None
-        for memory in (self._image, self._sample, self._activations):
+        while self._ready:
+            self._drop(self._ready.popitem()[1])
+        for memory in (self._image, self._sample, self._packed, self._activations):
             if memory is not None:
                 memory.free()
         self.stream.close()

@@ -155,6 +155,10 @@ class TensorRTSlot:
             return
         context = prepared.context
         session.set_shapes(context, prepared.shapes)
+        if prepared.later:
+            # Of such an engine 8.6.0 runs the shapes before these unless it is asked what they lead to.
+            for spec in session.outputs:
+                context.get_tensor_shape(spec.name)
         for spec in prepared.later:
             self._allocate_later(context, spec)
         session.set_addresses(context, {name: self._buffers[name].address for name in prepared.addresses})
