@@ -1,7 +1,7 @@
 """What an input of bytes gains over one of floats: GPU time, and samples a second from host memory.
 
-    python scripts/bytes_table.py build [--model resnet18] [--calibration DIR]
-    python scripts/bytes_table.py measure [--rounds 10] [--json FILE]
+    python scripts/bytes_table.py build [--model resnet18] [--calibration DIR] [--inputs float32,NHWC,NCHW]
+    python scripts/bytes_table.py measure [--rounds 10] [--inputs float32,NHWC,NCHW] [--json FILE]
 
 ``build`` makes, of ``engines/MODEL_dynamic.onnx``, engines of one profile 1:128:128: fp16 and int8, each with the
 float32 input and with uint8 images in both layouts. ``measure`` takes every ratio in one run, engines in turns, rows
@@ -40,13 +40,13 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def names() -> list[tuple[str, str, str]]:
+def names(inputs: Sequence[str]) -> list[tuple[str, str, str]]:
     """(engine, precision, input) of each."""
-    return [(f"{precision}-{layout}", precision, layout) for precision in PRECISIONS for layout in LAYOUTS]
+    return [(f"{precision}-{layout}", precision, layout) for precision in PRECISIONS for layout in inputs]
 
 
-def build_all(model: str, calibration: str | None) -> None:
-    for name, precision, layout in names():
+def build_all(model: str, calibration: str | None, inputs: Sequence[str]) -> None:
+    for name, precision, layout in names(inputs):
         line = [sys.executable, "-m", "trtbatch", "build", f"engines/{model}_dynamic.onnx", "--precision", precision]
         line += [*LAYOUTS[layout], "--opt", str(BATCH), "--max", str(BATCH), "--output", f"engines/{name}.engine"]
         if precision == "int8" and calibration is not None:
@@ -56,7 +56,7 @@ def build_all(model: str, calibration: str | None) -> None:
         done.check_returncode()
 
 
-def require_same_rows(bench: Bench, precision: str) -> None:
+def require_same_rows(bench: Bench, precision: str, layouts: Sequence[str]) -> None:
     """Bytes and the floats that they stand for must give the same rows.
 
     Raises:
@@ -64,7 +64,7 @@ def require_same_rows(bench: Bench, precision: str) -> None:
     """
     plain, batch = f"{precision}-float32", 32
     session = bench.session(plain)
-    for layout in ("NHWC", "NCHW"):
+    for layout in layouts:
         name = f"{precision}-{layout}"
         inputs = bench.inputs(name, batch)
         floats = unfused_inputs(inputs, bench.artifacts[name].sidecar.preprocessing)
@@ -78,13 +78,13 @@ def require_same_rows(bench: Bench, precision: str) -> None:
             raise RowsError(f"{name} differs from {plain} by {errors.max():.1e}", "build again")
 
 
-def measure_all(rounds: int) -> dict[str, Any]:
+def measure_all(rounds: int, inputs: Sequence[str]) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
         bench = Bench(stack, ENGINES)
         for precision in PRECISIONS:
-            require_same_rows(bench, precision)
-            own = [name for name, kind, _ in names() if kind == precision]
+            require_same_rows(bench, precision, [each for each in inputs if each != "float32"])
+            own = [name for name, kind, _ in names(inputs) if kind == precision]
             gpu = medians({name: bench.graph(name, BATCH) for name in own}, rounds)
             pipes = {}
             for name in own:
@@ -142,12 +142,13 @@ def main() -> None:
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--calibration")
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--inputs", default=",".join(LAYOUTS), help="float32, and layouts of uint8")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if given.what == "build":
-        build_all(given.model, given.calibration)
+        build_all(given.model, given.calibration, given.inputs.split(","))
         return
-    data = {"script": "scripts/bytes_table.py", **measure_all(given.rounds)}
+    data = {"script": "scripts/bytes_table.py", **measure_all(given.rounds, given.inputs.split(","))}
     data |= {"environment": environment.describe(), "gpu": environment.gpu_state()}
     if given.json is not None:
         given.json.write_text(json.dumps(data, indent=1) + "\n")

@@ -1,7 +1,8 @@
 """How fast a folder of photographs is predicted, against decoding it alone, and against a DataLoader.
 
     python scripts/folder_table.py ENGINE [--preprocessor FILE] [--photos 10000] [--folder DIR] [--size 500x375]
-                                   [--workers N] [--batch 128] [--rounds 3] [--baseline-python PYTHON] [--json FILE]
+                                   [--workers N] [--batch 128] [--rounds 3] [--epochs 3] [--baseline-python PYTHON]
+                                   [--json FILE]
 
 JPEG files of photograph-like content are made first, where they are missing: sizes around ``--size``, lying and
 standing, quality 90, no two alike. Then, in turns:
@@ -11,14 +12,14 @@ standing, quality 90, no two alike. Then, in turns:
 - *dataloader*: torchvision's transforms in a DataLoader, of ``--baseline-python``, its best epoch. Nothing computes
   behind it, so that it is an upper bound of that way: with a model to feed it can't be faster.
 
-Last, per photograph and without decoding: Pillow's resize and crop on one core against the preprocessor. Without
+Last, per photograph and without decoding: Pillow's resize and crop on one core against the preprocessor, which on a GPU
+has several in flight. Without
 ``--workers``, decoding has as many threads as ``infer`` reads with, and the DataLoader a process for each core.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,6 +45,8 @@ from scripts.decode_table import QUALITY, photograph
 from scripts.performance import ratio
 from trtbatch import environment
 from trtbatch.artifacts import load
+from trtbatch.backends import open_preprocessor
+from trtbatch.decoding import read_pixels
 from trtbatch.errors import UsageError
 from trtbatch.images import image_input
 from trtbatch.preprocessing import Preprocessing
@@ -70,6 +74,9 @@ FILES_PER_TASK = 16
 SIZES: tuple[Size, ...] = ((375, 500), (500, 375), (1080, 1920), (3024, 4032))
 SECONDS = 0.2
 """Of each size's turn in a round."""
+
+IN_FLIGHT = 64
+"""Rows that samples are written to in turn."""
 
 
 # Making the folder.
@@ -139,19 +146,6 @@ def make_folder(folder: Path, count: int, width: int, height: int) -> list[Path]
 # The ways, each with its own rate.
 
 
-def _decoder() -> Callable[[Path], Pixels]:
-    """What ``infer`` decodes with."""
-    # Pillow stands in until trtbatch.decoding is there; then: from trtbatch.decoding import read_pixels.
-    try:
-        found: Callable[[Path], Pixels] = importlib.import_module("trtbatch.decoding").read_pixels
-        return found
-    except ImportError:
-        return lambda path: np.asarray(Preprocessing.rgb(Image.open(path)))
-
-
-read_pixels = _decoder()
-
-
 def decode(files: Sequence[Path]) -> int:
     """Decode them one after the other, and drop the pixels; their bytes."""
     return sum(read_pixels(file).nbytes for file in files)
@@ -197,6 +191,7 @@ def predicted(given: argparse.Namespace, count: int) -> dict[str, Any]:
 def loaded(given: argparse.Namespace, recipe: Preprocessing, workers: int) -> dict[str, Any]:
     line = [given.baseline_python, SCRIPTS / "dataloader_baseline.py", given.folder, "--count", given.photos]
     line += ["--workers", workers, "--batch", given.batch, "--resize", recipe.resize, "--crop", recipe.crop[0]]
+    line += ["--epochs", given.epochs]
     env = dict(os.environ)
     if shutil.which(given.baseline_python) != sys.executable:  # another Python has libraries of its own
         for name in ("PYTHONPATH", "LD_LIBRARY_PATH"):
@@ -243,19 +238,50 @@ def pillow_ms(recipe: Preprocessing, sizes: Sequence[Size], rounds: int) -> Iter
 
 
 def preprocessor_ms(path: Path, sizes: Sequence[Size], rounds: int) -> Iterator[dict[Size, float]]:
-    """In each round, the ms in which the preprocessor makes one photograph's sample: on the GPU its time there.
-
-    Raises:
-        UsageError: an engine of a preprocessor, which isn't timed yet.
-    """
-    if not path.name.endswith(SUFFIX):
-        raise UsageError(f"{path} isn't a {SUFFIX} file, which is what can be timed", f"pass one that ends in {SUFFIX}")
+    """In each round, the ms of one photograph's sample: in ONNX Runtime of one thread, on a GPU of many in flight."""
     pictures = {size: photograph(0, size[1], size[0]) for size in sizes}
+    if not path.name.endswith(SUFFIX):
+        yield from engine_ms(path, pictures, rounds)
+        return
     with OnnxPreprocessor(path, threads=1) as preprocess:
         spec = preprocess.record.output
         out = np.empty([int(length) for length in spec.shape], spec.dtype)
         for _ in range(rounds):
             yield {size: median_ms(partial(preprocess, pixels, out)) for size, pixels in pictures.items()}
+
+
+def engine_ms(path: Path, pictures: dict[Size, Pixels], rounds: int) -> Iterator[dict[Size, float]]:
+    """The same of a preprocessor's engine: wall time of many, upload from page-locked memory included, by their number.
+
+    The coefficients of a size are made once, as for a folder of photographs of one camera.
+    """
+    with open_preprocessor(load(path, "preprocessor")) as preprocessor, ExitStack() as stack:
+        preprocessor.open()
+        stack.callback(preprocessor.close)
+        spec = preprocessor.record.output
+        row = int(np.prod([int(size) for size in spec.shape])) * np.dtype(spec.dtype).itemsize
+        rows = preprocessor.device.memory(IN_FLIGHT * row)
+        stack.callback(rows.free)
+        given = {}
+        for size, pixels in pictures.items():
+            block = preprocessor.arena.take(pixels.size + 256 + preprocessor.beside)
+            there = block[: pixels.size].reshape(pixels.shape)
+            there[...] = pixels
+            given[size] = preprocessor.prepare(there, block[-(-pixels.size // 256) * 256 :][: preprocessor.beside])
+
+        def run(size: Size, count: int) -> float:
+            begun = time.perf_counter()
+            for index in range(count):
+                preprocessor(given[size], rows.address + index % IN_FLIGHT * row)
+            preprocessor.settle()
+            return (time.perf_counter() - begun) / count
+
+        for _ in range(rounds):
+            found = {}
+            for size in pictures:
+                each = run(size, 32)
+                found[size] = 1e3 * statistics.median(run(size, max(32, int(SECONDS / each / 5))) for _ in range(5))
+            yield found
 
 
 def one_photograph(recipe: Preprocessing, path: Path | None, rounds: int, sizes: Sequence[Size]) -> list[Any]:
@@ -399,6 +425,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=3, help="of the DataLoader in each round")
     parser.add_argument("--baseline-python", default=sys.executable)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()

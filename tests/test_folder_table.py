@@ -15,7 +15,7 @@ from PIL import Image
 
 from scripts import folder_table
 from scripts.folder_run import memory
-from scripts.folder_table import cut, figures, in_turns, make_folder, markdown, one_photograph, side, tasks
+from scripts.folder_table import cut, figures, in_turns, make_folder, markdown, side, tasks
 from trtbatch.errors import UsageError
 from trtbatch.preprocessing import Preprocessing
 
@@ -148,11 +148,6 @@ def test_memory_is_read_from_what_the_system_says() -> None:
         memory(status, "VmPeak")
 
 
-def test_a_preprocessor_engine_is_not_timed_yet(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"isn't a \.pre\.onnx file"):
-        one_photograph(RECIPE, tmp_path / "x.pre.engine", 1, ((40, 30),))
-
-
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_a_small_folder_from_end_to_end(cli: Callable[..., Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torchvision")
@@ -174,6 +169,7 @@ def test_a_small_folder_from_end_to_end(cli: Callable[..., Any], folder: Path, m
         workers=2,
         batch=4,
         rounds=1,
+        epochs=2,
         baseline_python=sys.executable,
     )
     data = json.loads(json.dumps(folder_table.measure(given)))

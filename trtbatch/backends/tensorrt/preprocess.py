@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from trtbatch import optional
 from trtbatch.backends.tensorrt import compat
-from trtbatch.backends.tensorrt.buffers import CudaEvent, DeviceMemory
+from trtbatch.backends.tensorrt.buffers import CudaEvent, Device, DeviceMemory
 from trtbatch.backends.tensorrt.engine import TensorRTEngine
 from trtbatch.backends.tensorrt.graphs import CudaGraph
 from trtbatch.errors import ExecutionError
@@ -73,7 +73,7 @@ class TensorRTPreprocessor:
 
     def __init__(self, engine: TensorRTEngine, record: PreprocessorRecord, cuda_graphs: bool = True) -> None:
         self._engine = engine
-        self._record = record
+        self.record = record
         self._packing = Packing(record)
         self._cuda_graphs = cuda_graphs
         self._lanes: list[_Lane] = []
@@ -83,6 +83,11 @@ class TensorRTPreprocessor:
         """Bytes that :meth:`prepare` uses."""
         self.arena = Arena(engine.device.page_locked, engine.device.free_page_locked)
         """Memory for photographs, page-locked."""
+
+    @property
+    def device(self) -> Device:
+        """The GPU that it runs on."""
+        return self._engine.device
 
     def open(self) -> None:
         """Make what runs it, in the thread that uses it.
@@ -96,13 +101,13 @@ class TensorRTPreprocessor:
             room = device.free_memory() // LANES_SHARE
             count = max(1, min(LANES, room // max(1, self._engine.activation_bytes)))
             stream = device.stream()
-            line = np.arange(self._record.max_size, dtype=np.float32)
+            line = np.arange(self.record.max_size, dtype=np.float32)
             self._positions = device.memory(line.nbytes)
             device.copies([(line, self._positions.address)]).up(stream)
             stream.synchronize()
             for _ in range(count):
                 self._lanes.append(
-                    _Lane(self._engine, self._packing, self._positions.address, self._record, self._cuda_graphs)
+                    _Lane(self._engine, self._packing, self._positions.address, self.record, self._cuda_graphs)
                 )
         except BaseException:
             self.close()
@@ -114,7 +119,7 @@ class TensorRTPreprocessor:
         Raises:
             InputError: not the pixels of a photograph.
         """
-        given = operands(self._record.recipe, pixels, self._record.max_size)
+        given = operands(self.record.recipe, pixels, self.record.max_size)
         self._packing.fill(beside, given)
         return Prepared(given.image, beside)
 
@@ -140,7 +145,7 @@ class TensorRTPreprocessor:
             InputError: not the pixels of a photograph.
             ExecutionError: TensorRT failed.
         """
-        spec = self._record.output
+        spec = self.record.output
         found = np.empty([int(size) for size in spec.shape], spec.dtype)
         device = self._engine.device
         memory = device.memory(found.nbytes)
