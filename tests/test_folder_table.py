@@ -169,7 +169,7 @@ def test_a_small_folder_from_end_to_end(cli: Callable[..., Any], folder: Path, m
         workers=2,
         batch=4,
         rounds=1,
-        epochs=2,
+        epochs=3,
         baseline_python=sys.executable,
     )
     data = json.loads(json.dumps(folder_table.measure(given)))
