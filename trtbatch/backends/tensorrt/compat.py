@@ -198,13 +198,11 @@ def device_memory(engine: Any) -> int:
     return int(engine.device_memory_size) if hasattr(engine, "device_memory_size") else 0
 
 
-def create_context(trt: Any, engine: Any, own_memory: bool) -> Any:
-    """An execution context, with activation memory of its own or one that is to be given it (:func:`give_memory`).
+def create_context(trt: Any, engine: Any) -> Any:
+    """An execution context that is to be given its activation memory (:func:`give_memory`); None where there is none.
 
-    None where there is none. Without memory: 8.6 and 10 have a method for it, from 10 on a strategy says it.
+    8.6 and 10 have a method for it, from 10 on a strategy says it.
     """
-    if own_memory:
-        return engine.create_execution_context()
     strategies = getattr(trt, "ExecutionContextAllocationStrategy", None)
     if strategies is not None:
         return engine.create_execution_context(strategies.USER_MANAGED)

@@ -278,19 +278,16 @@ class TensorRTSession:
 
     def _made(self, profile: int) -> Any:
         trt = optional.require("tensorrt", "run engines")
-        # 8.6 leaves outputs whose shape depends on the data unwritten where the context's memory isn't its own.
-        own_memory = any(_depends_on_data(spec) for spec in self.outputs)
-        if self._activations is None and not own_memory:
+        if self._activations is None:
             self._activations = self.device.memory(self._engine.activation_bytes)
         with self._engine.lock:  # two threads that make contexts at once get each other's errors
-            context = compat.create_context(trt, self._engine.cuda_engine, own_memory)
+            context = compat.create_context(trt, self._engine.cuda_engine)
         if context is None:
             raise ExecutionError(
                 f"TensorRT makes no execution context: {self._engine.complaint()}",
                 "free GPU memory (nvidia-smi shows who holds it), or build with a smaller --max",
             )
-        if self._activations is not None:
-            compat.give_memory(context, self._activations.address, self._activations.bytes)
+        compat.give_memory(context, self._activations.address, self._activations.bytes)
         if not context.set_optimization_profile_async(profile, self._handle):
             raise ExecutionError(f"profile {profile} can't be selected: {self._engine.complaint()}", "build again")
         self.computing.synchronize()

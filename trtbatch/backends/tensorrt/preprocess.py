@@ -309,7 +309,7 @@ class _Lane:
             self._drop(self._ready.popitem(last=False)[1])
         trt = optional.require("tensorrt", "run engines")
         with self._engine.lock:
-            context = compat.create_context(trt, self._engine.cuda_engine, own_memory=False)
+            context = compat.create_context(trt, self._engine.cuda_engine)
         if context is None:
             raise ExecutionError(f"TensorRT makes no execution context: {self._engine.complaint()}", "free GPU memory")
         compat.give_memory(context, self._activations.address, self._activations.bytes)
