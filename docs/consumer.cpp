@@ -17,6 +17,7 @@
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 using nlohmann::json;
@@ -40,7 +41,7 @@ std::vector<char> read(const std::string& path) {
 }
 
 // The profile of a batch, as trtbatch itself looks it up: a measured batch has its winner, one between two measured
-// ones that of the next larger, else of the next smaller; without measurements it is one that holds the batch.
+// ones that of the next larger, else of the next smaller; without measurements it is the one whose opt is nearest.
 int profileOf(const json& sidecar, int batch) {
     const json& profiles = sidecar.at("profiles");
     auto holds = [&](int index) {
@@ -52,9 +53,15 @@ int profileOf(const json& sidecar, int batch) {
     auto larger = std::find_if(table.begin(), table.end(), [&](const json& row) { return row.at("batch") >= batch; });
     if (larger != table.end() && holds(larger->at("profile"))) return larger->at("profile");
     if (larger != table.begin() && holds(std::prev(larger)->at("profile"))) return std::prev(larger)->at("profile");
+    int nearest = -1;
+    auto rank = [&](int index) {
+        const json& profile = profiles.at(index);
+        return std::make_pair(std::abs(profile.at("opt").get<int>() - batch), profile.at("max").get<int>());
+    };
     for (int index = 0; index < static_cast<int>(profiles.size()); ++index)
-        if (holds(index)) return index;
-    throw std::runtime_error("batch " + std::to_string(batch) + " is outside every profile");
+        if (holds(index) && (nearest < 0 || rank(index) < rank(nearest))) nearest = index;
+    require(nearest >= 0, "batch " + std::to_string(batch) + " is outside every profile");
+    return nearest;
 }
 
 std::int64_t volume(const nvinfer1::Dims& shape) {
