@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from trtbatch.backends.onnxruntime import OnnxRuntimeSession, OnnxRuntimeSlot
 from trtbatch.bench import BenchRequest, BenchResult, bench, measure
 from trtbatch.files import sidecar_path
 from trtbatch.records import decode, encode
+from trtbatch.series import rate
 
 Cli = Callable[..., Any]
 
@@ -331,3 +333,16 @@ def test_the_cache_is_flushed_before_every_launch_and_waited_for_where_that_is_t
     assert "L2 cache flushed" in result.timed["execute_v2"]
     bench(BenchRequest(engine, [2], ["async"], iterations=1, warmup=0, flush_l2=True))
     assert device.log[-5:] == ["flush", "record", "launch", "record", "synchronize"]
+
+
+def test_table_chart_and_record_have_the_same_figures(cli: Callable[..., Any], engine: Path, folder: Path) -> None:
+    printed = cli("bench", "--batch", "1,2,4,8", "--iterations", 7, "--json", "r.json").output
+    table = dict(re.findall(r"^│ +(\d+) │ +([\d,.]+) │", printed, re.MULTILINE))
+    chart = dict(re.findall(r"^ *(\d+) [▏▎▍▌▋▊▉█#]+ ([\d,.]+)", printed, re.MULTILINE))
+    assert len(table) == 4 and table == chart, printed
+    for row in json.loads((folder / "r.json").read_text())["batches"]:
+        assert row["samples_per_s"] == row["batch"] / np.median(row["samples_ms"]) * 1e3
+
+
+def test_samples_per_second_are_written_in_one_way() -> None:
+    assert [rate(value) for value in (0.1234, 9.996, 99.96, 100.4, 1234.5)] == ["0.123", "10", "100", "100", "1,234"]

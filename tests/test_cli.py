@@ -105,6 +105,34 @@ def test_help_tells_the_engine_that_is_taken(cli: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "allowed"),
+    [
+        ("build m.onnx --opt-level 9", "give 0 to 5"),
+        ("plan --traffic t.csv --max-profiles 0", "give 1 to 64"),
+        ("infer --input random --topk 0", "give 1 or more"),
+        ("infer --input random --batch 0", "give a number from 1 to 1000000"),
+        ("deploy triton --repository models --instances 0", "give 1 to 1024"),
+        ("deploy triton --repository models --max-queue-delay 2h", "up to 60s"),
+        ("bench --batch 0", "give sizes from 1 to 1000000"),
+        ("bench --batch 1-20000", "1 to 10000 sizes"),
+        ("bench --max-noise 200%", "over 0, below 100%"),
+        ("bench --percentile 101", "over 0, up to 100"),
+        ("bench --min-time 0", "give 0.01 or more"),
+        ("tune --latency 0ms", "over 0"),
+        ("tune --latency 5ms --streams 65", "from 1 to 64"),
+        ("tune --latency 5ms --percentile 100", "over 0 and below 100"),
+        ("compare a.json b.json --fail-if-slower 200%", "from 0, below 100%"),
+        ("verify --rtol inf", "from 0 on"),
+    ],
+)
+def test_a_fix_names_the_range_that_is_allowed(cli: Cli, line: str, allowed: str) -> None:
+    result = cli(*line.split())
+    assert result.exit_code in (1, 2)
+    fix = result.output.strip().splitlines()[-1]
+    assert fix.startswith("fix: ") and allowed in fix, result.output
+
+
+@pytest.mark.parametrize(
     ("line", "told"),
     [
         (["build", "m.onnx", "--opt-level", "9"], "--opt-level 9: "),

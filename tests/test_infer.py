@@ -73,7 +73,12 @@ def test_a_static_engine_pads_the_last_batch_and_trims_it(cli: Cli, folder: Path
 def test_auto_is_the_profiles_opt(cli: Cli, engine: Path) -> None:
     result = cli("infer", "--input", "random", "--count", 9)
     assert "executed batches: 4×2 1" in result.output
-    refused(cli("infer", "--input", "random", "--batch", 2_000_000), 2, "--batch 2000000 is over 1000000")
+    refused(
+        cli("infer", "--input", "random", "--batch", 2_000_000),
+        2,
+        "--batch '2000000' is not a batch size",
+        "from 1 to 1000000",
+    )
     refused(cli("infer", "--input", "random", "--batch", "x"), 2, "--batch 'x'")
 
 
@@ -235,7 +240,9 @@ def test_images_for_a_model_without_preprocessing(cli: Cli, engine: Path, photos
 def test_arrays_are_checked_before_they_run(cli: Cli, engine: Path, folder: Path) -> None:
     good = np.random.default_rng(1).standard_normal((5, 3, 8, 8))
     np.save(folder / "wide.npy", good)
-    refused(cli("infer", "--input", "wide.npy"), 1, "float64", "would change values")
+    refused(
+        cli("infer", "--input", "wide.npy"), 1, "wide.npy: input is float64", "would change values", "astype('float32')"
+    )
     np.save(folder / "same.npy", good.astype(np.float32).astype(np.float64))
     assert cli("infer", "--input", "same.npy").exit_code == 0
     np.save(folder / "shape.npy", good[:, :, :4].astype(np.float32))
@@ -243,7 +250,16 @@ def test_arrays_are_checked_before_they_run(cli: Cli, engine: Path, folder: Path
     np.save(folder / "text.npy", np.array(["a"]))
     refused(cli("infer", "--input", "text.npy"), 1, "text.npy")
     np.save(folder / "object.npy", np.array([object()]), allow_pickle=True)
-    refused(cli("infer", "--input", "object.npy"), 1, "object.npy can't be read")
+    refused(
+        cli("infer", "--input", "object.npy"), 1, "object.npy can't be read: it holds Python objects", "save numbers"
+    )
+    np.savez(folder / "object.npz", x=np.array([object()]))
+    refused(
+        cli("infer", "--input", "object.npz"), 1, "object.npz can't be read: it holds Python objects", "numpy.stack"
+    )
+    (folder / "text.npy").write_text("hello")
+    refused(cli("infer", "--input", "text.npy"), 1, "text.npy can't be read: not an array file")
+    refused(cli("verify", "--input", "wide.npy"), 1, "wide.npy: input is float64", "would change values")
     (folder / "cut.npy").write_bytes((folder / "same.npy").read_bytes()[:200])
     refused(cli("infer", "--input", "cut.npy"), 1, "cut.npy can't be read")
     (folder / "cut.npz").write_bytes(b"PK\x03\x04 no")

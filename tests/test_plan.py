@@ -247,7 +247,7 @@ def test_a_traffic_is_read_and_lines_of_one_size_added_up(tmp_path: Path) -> Non
         ("batch,count\neight,1\n", "line 2: batch 'eight'"),
         ("batch,count\n8,1e3\n", "line 2: count '1e3'"),
         ("batch,count\n8,٣\n", "line 2: count '٣'"),
-        ("batch,count\n9999999,1\n", "line 2: batch 9999999 is over 1000000"),
+        ("batch,count\n9999999,1\n", "line 2: batch 9999999 is no batch size"),
         ("batch,count\n" + "".join(f"{n},1\n" for n in range(1, MOST_SIZES + 2)), f"over {MOST_SIZES}"),
     ],
 )
@@ -381,3 +381,16 @@ def test_wrong_words(cli: Cli, auto: Path, folder: Path, args: tuple[object, ...
     traffic(folder, {1: 1})
     (folder / "wrong.csv").write_text("batch,count\n8,-1\n")
     refused(cli("plan", *args), code, told)
+
+
+def test_a_build_line_whose_onnx_file_is_gone_is_told(cli: Cli, engine: Path, folder: Path) -> None:
+    (folder / "t.csv").write_text("batch,count\n3,5\n")
+    line = ("plan", "engines/small.ort.onnx", "--traffic", "t.csv", "--no-save")
+    assert "isn't there" not in cli(*line).output
+    (folder / "small.onnx").rename(folder / "elsewhere.onnx")
+    result = cli(*line)
+    assert result.exit_code == 0 and "trtbatch build small.onnx" in result.output
+    assert "warning: small.onnx (SHA-256 " in result.output and "isn't there: bring it there before" in result.output
+    beside = sidecar_path(engine)
+    beside.write_text(json.dumps(json.loads(beside.read_text()) | {"source_path": None}))
+    assert "isn't recorded: name it in the build line" in cli(*line).output

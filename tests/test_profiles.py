@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtbatch.batches import Profile, pick_profile
+from trtbatch import profiles as profiles_module
+from trtbatch.batches import MAX_BATCH, Profile, pick_profile
 from trtbatch.errors import ProfileError
 from trtbatch.profiles import (
     Measured,
@@ -124,6 +126,37 @@ def test_a_rest_that_needs_padding_costs_what_its_padding_costs() -> None:
     assert split_batch(10, [Profile(4, 4, 4)], {4: 1.0}) == [4, 4, 2]
     pieces = split_batch(9, [Profile(4, 4, 8)], {4: 1.0, 8: 1.5})
     assert sum(pieces) == 9 and pieces in ([8, 1], [5, 4])
+
+
+@pytest.mark.parametrize(
+    "profiles",
+    [
+        [Profile(1, 16, 32)],
+        [Profile(1, 700, 1024)],
+        [Profile(1, 8000, 8192)],
+        [Profile(1, 1, 100_000)],
+        [Profile(4, 4, 4), Profile(900_000, 900_000, 999_999)],
+    ],
+)
+def test_a_huge_batch_is_split_quickly(profiles: list[Profile], monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[int] = []
+    least = profiles_module._least
+
+    def counted(batch: int, cost: Any) -> list[int]:
+        searched.append(batch)
+        return least(batch, cost)
+
+    monkeypatch.setattr(profiles_module, "_least", counted)
+    pieces = split_batch(MAX_BATCH, profiles, {1: 1.0, 32: 8.0})
+    assert sum(pieces) == MAX_BATCH and pieces == sorted(pieces, reverse=True)
+    assert max(pieces) <= profiles[-1].max and sum(searched) <= profiles_module.SEARCHED
+
+
+@given(st.integers(9, 600), st.lists(st.floats(0.1, 5.0), min_size=8, max_size=8))
+def test_a_batch_of_many_pieces_still_takes_least_time(batch: int, costs: list[float]) -> None:
+    times = dict(zip(range(1, 9), costs))
+    spent = sum(times[size] for size in split_batch(batch, [Profile(1, 4, 8)], times))
+    assert spent == pytest.approx(brute_force(batch, list(range(1, 9)), times))
 
 
 def test_every_profile_list_is_covered_without_a_gap() -> None:

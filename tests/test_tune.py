@@ -24,7 +24,7 @@ from trtbatch.cli.tune import parse_latency
 from trtbatch.errors import ArtifactError, ExecutionError, UsageError
 from trtbatch.files import sidecar_path
 from trtbatch.quantiles import percentile_interval, runs_needed
-from trtbatch.tuning import Goal, Outcome, Trial, search
+from trtbatch.tuning import MOST_ROUNDS, Goal, Outcome, Trial, search
 from trtbatch.underload import load_loop, throughput
 
 Cli = Callable[..., Any]
@@ -135,6 +135,39 @@ def test_a_choice_that_meets_the_budget_by_luck_is_dropped_when_it_is_measured_a
     found = search(POWERS, [1], Scripted(lucky), Goal(2.0))
     assert pair(found.chosen) == (8, 1) and found.chosen is not None and found.chosen.confirmed
     assert times[32, 1] == 2
+
+
+def test_a_choice_is_compared_with_what_was_measured_at_the_same_time() -> None:
+    """The machine is twice as fast while it searches; later the same budget allows less."""
+    asked: list[tuple[int, int]] = []
+
+    def slower(batch: int, streams: int) -> tuple[float, float]:
+        asked.append((batch, streams))
+        latency, high = affine(batch, streams)
+        late = 0.5 if asked.count((batch, streams)) == 1 else 1.0
+        return late * latency, late * high
+
+    found = search(POWERS, [1], Scripted(slower), Goal(3.0))
+    assert pair(found.chosen) == (16, 1) and found.chosen is not None
+    smaller, larger = found.neighbours()
+    assert smaller is not None and larger is not None
+    assert smaller.round == larger.round == found.chosen.round > 1, "the first round was of 32 and its neighbours"
+    assert larger.median_ms == affine(larger.batch, 1)[0]
+    assert all(trial.round == 0 and trial.median_ms == 0.5 * affine(trial.batch, 1)[0] for trial in found.searched)
+    assert found.knee() in found.searched
+
+
+def test_contenders_that_change_without_end_are_measured_a_few_times() -> None:
+    generator = np.random.default_rng(0)
+
+    def wild(batch: int, streams: int) -> tuple[float, float]:
+        latency = generator.uniform(1.0, 3.0)
+        return latency, latency
+
+    measure = Scripted(wild)
+    found = search([1, 2, 3, 4, 5, 6, 7, 8], [1, 2], measure, Goal())
+    assert found.chosen is None or found.chosen.confirmed
+    assert max(Counter(measure.asked).values()) <= MOST_ROUNDS + 2
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -377,6 +410,7 @@ def test_the_choice_is_kept_in_the_sidecar_and_infer_takes_it(cli: Cli, engine: 
     assert set(done.executed) == {tuned.batch}
     data = json.loads((folder / "r.json").read_text())
     assert data["chosen"]["batch"] == tuned.batch and data["chosen"]["confirmed"] is True
+    assert data["chosen"]["round"] >= 1 and "again: measured after the search" in result.output
     assert {(row["batch"], row["streams"]) for row in data["trials"]} == {(b, s) for b in (2, 3) for s in (1, 2)}
     assert all(len(row["latencies_ms"]) == row["runs"] for row in data["trials"])
     for words in ("chosen", "knee", "sure", f"batch {tuned.batch}", "p99", "1 batch in flight", "2 batches in flight"):

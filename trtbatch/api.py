@@ -33,9 +33,6 @@ __all__ = ["DeviceSession", "LoadedEngine", "load"]
 
 Array = NDArray[Any]
 
-SEARCHED = 8
-"""Largest profiles' worth of samples that the best split is searched for; what is beyond runs at the best batch."""
-
 
 @runtime_checkable
 class DeviceSession(Protocol):
@@ -204,11 +201,7 @@ class LoadedEngine:
     def _split(self, batch: int) -> list[int]:
         """The numbers of samples to run one after the other; each fits a profile once padded."""
         if batch not in self._splits:
-            profiles, times = self.sidecar.profiles, self.sidecar.times
-            whole = max(0, batch // self.sidecar.best_batch - SEARCHED)
-            head = [self.sidecar.best_batch] * whole
-            rest = batch - sum(head)
-            self._splits[batch] = head + (split_batch(rest, profiles, times) if rest else [])
+            self._splits[batch] = split_batch(batch, self.sidecar.profiles, self.sidecar.times) if batch else []
         return self._splits[batch]
 
     def _executed(self, count: int) -> int:

@@ -35,6 +35,8 @@ _NUMBER = re.compile(r"[0-9]+", re.ASCII)
 _RANGE = re.compile(r"([0-9]+)-([0-9]+)", re.ASCII)
 _DOTS = frozenset({"...", "…"})
 _HELP = "write batch sizes like 1,2,4,...,32 or 8,16,...,64 or 1-4"
+_SIZES = f"give sizes from 1 to {MAX_BATCH}"
+_SHORTER = f"write a list of 1 to {MAX_LENGTH} sizes"
 
 
 def parse_batches(text: str) -> list[int]:
@@ -65,7 +67,7 @@ def parse_batches(text: str) -> list[int]:
             position += 1
         found += new
         if len(found) > MAX_LENGTH:
-            raise BatchListError(f"batch list {text!r} is longer than {MAX_LENGTH} sizes", "write a shorter list")
+            raise BatchListError(f"batch list {text!r} is longer than {MAX_LENGTH} sizes", _SHORTER)
     return list(dict.fromkeys(found))
 
 
@@ -76,7 +78,7 @@ def _number(term: str, text: str) -> int:
         raise BatchListError(f"batch list {text!r}: {term!r} is not a batch size", _HELP)
     value = int(term) if len(term) <= 12 else MAX_BATCH + 1
     if not 1 <= value <= MAX_BATCH:
-        raise BatchListError(f"batch list {text!r}: {term} is not between 1 and {MAX_BATCH}", _HELP)
+        raise BatchListError(f"batch list {text!r}: {term} is not between 1 and {MAX_BATCH}", _SIZES)
     return value
 
 
@@ -84,7 +86,7 @@ def _range(first: int, last: int, text: str) -> list[int]:
     if first > last:
         raise BatchListError(f"batch list {text!r}: the range {first}-{last} is empty", f"write {last}-{first}")
     if last - first >= MAX_LENGTH:
-        raise BatchListError(f"batch list {text!r}: {first}-{last} is longer than {MAX_LENGTH} sizes", _HELP)
+        raise BatchListError(f"batch list {text!r}: {first}-{last} is longer than {MAX_LENGTH} sizes", _SHORTER)
     return list(range(first, last + 1))
 
 

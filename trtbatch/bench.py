@@ -135,7 +135,8 @@ def bench(request: BenchRequest) -> BenchResult:
 def _measure(loop: Loop, batch: int, request: BenchRequest, stand: Stand, watch: ClockWatch) -> BatchResult:
     samples = collect(loop, request.rule, request.warmup, watch)
     parts = loop.parts()
-    summary = summarize(samples.kept(samples.ms), request.percentiles, request.max_noise)
+    recorded = rounded(samples.ms)  # the figures are of the record, so that whoever reads that gets the same ones
+    summary = summarize(samples.kept(np.asarray(recorded)), request.percentiles, request.max_noise)
     enqueue = float(np.median(samples.kept(samples.enqueue_ms))) if samples.enqueue_ms.size else None
     return BatchResult(
         batch=batch,
@@ -147,7 +148,7 @@ def _measure(loop: Loop, batch: int, request: BenchRequest, stand: Stand, watch:
         speedup=1.0,
         speedup_over=batch,
         summary=summary,
-        samples_ms=rounded(samples.ms),
+        samples_ms=recorded,
         verdict=THROTTLED if samples.throttled else summary.verdict,
         bound=_bound(summary, enqueue, parts),
         enqueue_ms=enqueue,

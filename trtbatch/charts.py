@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trtbatch.series import Series
+from trtbatch.series import Series, rate
 
 __all__ = ["Bar", "bars", "rate_chart"]
 
@@ -68,11 +68,7 @@ def rate_chart(series: Sequence[Series], names: Sequence[str], width: int, ascii
                 if point.batch == batch:
                     label = f"{shown} {name:<{wide}}" if len(series) > 1 else shown
                     mark = "  knee" if line.knee == batch else ""
-                    found.append(Bar(label, point.samples_per_s, f"{_rate(point.samples_per_s)}{mark}"))
+                    found.append(Bar(label, point.samples_per_s, f"{rate(point.samples_per_s)}{mark}"))
                     shown = " " * digits
     drawn = bars(found, width, ascii_only)
     return ["samples/s by batch size", *drawn] if drawn else []
-
-
-def _rate(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from trtbatch import artifacts, environment
-from trtbatch.artifacts import Artifact, ModelRecord
+from trtbatch.artifacts import Artifact, ModelRecord, Sidecar
 from trtbatch.backends import resolve_engine
 from trtbatch.batches import Profile
 from trtbatch.bench import BenchRequest, rounded
@@ -97,9 +97,10 @@ class ProfileLine:
 
     Args:
         ms: by index of the profile.
-        fastest: index of the profile with the least time.
+        fastest: index of the profile with the least time; None on ONNX Runtime, where a profile is a range that is
+            allowed, and nothing else.
         widest: index of the profile, of these, that holds the most batch sizes.
-        relative: the widest one's time over the fastest one's.
+        relative: the widest one's time over the fastest one's; None where no profile is the fastest.
         rounds_ms: the median of each round, by index of the profile.
         bad: rounds in which the GPU's clocks didn't hold; they aren't in the figures.
     """
@@ -107,9 +108,9 @@ class ProfileLine:
     batch: int
     mode: str
     ms: dict[str, float]
-    fastest: int
+    fastest: int | None
     widest: int
-    relative: Relative
+    relative: Relative | None
     rounds_ms: dict[str, tuple[float, ...]]
     bad: tuple[int, ...] = ()
 
@@ -262,7 +263,7 @@ def compare_profiles(request: BenchRequest) -> ProfilesResult:
                 turns = [_on_profile(stand, batch, mode, index) for index in holding]
                 timed[mode] = turns[0]().timed
                 rounds = _take_turns(turns, request, watch)
-                lines.append(_profile_line(batch, mode, sidecar.profiles, holding, rounds))
+                lines.append(_profile_line(batch, mode, sidecar, holding, rounds))
     return ProfilesResult(
         engine=artifact.path.name,
         backend=sidecar.backend or "",
@@ -285,9 +286,8 @@ def _on_profile(stand: Stand, batch: int, mode: str, profile: int) -> Callable[[
     return lambda: stand.loop(batch, mode, profile)
 
 
-def _profile_line(
-    batch: int, mode: str, profiles: Sequence[Profile], holding: Sequence[int], rounds: _Rounds
-) -> ProfileLine:
+def _profile_line(batch: int, mode: str, sidecar: Sidecar, holding: Sequence[int], rounds: _Rounds) -> ProfileLine:
+    profiles, differ = sidecar.profiles, sidecar.backend == "tensorrt"
     places = range(len(holding))
     fastest = min(places, key=rounds.median)
     widest = max(places, key=lambda place: profiles[holding[place]].max - profiles[holding[place]].min)
@@ -295,9 +295,9 @@ def _profile_line(
         batch=batch,
         mode=mode,
         ms={str(holding[place]): float(f"{rounds.median(place):.6g}") for place in places},
-        fastest=holding[fastest],
+        fastest=holding[fastest] if differ else None,
         widest=holding[widest],
-        relative=rounds.compare(widest, fastest),
+        relative=rounds.compare(widest, fastest) if differ else None,
         rounds_ms={str(holding[place]): rounds.ms[place] for place in places},
         bad=rounds.bad,
     )

@@ -210,7 +210,7 @@ def _sizes(batch: int | None, sidecar: Sidecar, name: str) -> list[int]:
         refuse_outside(sidecar.profiles, [batch], name)
         return [batch]
     if batch > MAX_BATCH:
-        raise ProfileError(f"--batch {batch} is over {MAX_BATCH}", "pass a smaller one")
+        raise ProfileError(f"--batch {batch} is over {MAX_BATCH}", f"pass one from 1 to {MAX_BATCH}")
     pieces = split_batch(batch, sidecar.profiles, sidecar.times)
     note(f"batch {batch} is larger than every profile of {name}: it runs as {_listed(pieces)}")
     return pieces

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from trtbatch.bench import BenchResult
 from trtbatch.files import atomic_file
 from trtbatch.results import clean
-from trtbatch.series import KNEE_LIMIT, Point, Series, gpu_of, version_of
+from trtbatch.series import KNEE_LIMIT, Point, Series, gpu_of, rate, version_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,10 +51,9 @@ def columns(series: Sequence[Series]) -> list[str]:
 
 def cells(line: Series, point: Point) -> dict[str, str]:
     """What stands in each column; empty where it isn't known."""
-    rate = point.samples_per_s
     return {
         "batch": str(point.batch),
-        "samples/s": f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}",
+        "samples/s": rate(point.samples_per_s),
         "ms/batch": f"{point.ms:.3f}",
         "p99": "" if point.p99 is None else f"{point.p99:.3f}",
         "ms/sample": f"{point.ms / point.batch:.4f}",

@@ -310,7 +310,7 @@ class Pipeline:
             rows: dict[str, Array] = {}
             for spec in self._inputs:
                 if spec.batch_axis is None:
-                    _write(inputs[spec.name], self._source.constants[spec.name], spec)
+                    _write(inputs[spec.name], self._source.constants[spec.name], spec, "the input")
                 else:
                     rows[spec.name] = np.moveaxis(inputs[spec.name], spec.batch_axis, 0)
             self._line.free.put(_Room(slot, rows))
@@ -424,7 +424,7 @@ class _BlockFeed(_HostFeed):
         block = self._source.block(self._next, size)
         count = len(block.names)
         for spec in self._specs:
-            _write(room.rows[spec.name][:count], block.rows[spec.name], spec)
+            _write(room.rows[spec.name][:count], block.rows[spec.name], spec, self._source.name)
         self._next += count
         return block.names
 
@@ -463,7 +463,7 @@ class _RowFeed(_HostFeed):
                 continue
             for spec in self._specs:
                 # A part of the array, not a row of it: a row of a scalar per sample would be a copy.
-                _write(rows[spec.name][len(names) : len(names) + 1], item.rows[spec.name][None], spec)
+                _write(rows[spec.name][len(names) : len(names) + 1], item.rows[spec.name][None], spec, item.name)
             names.append(item.name)
         return names
 
@@ -530,12 +530,12 @@ class _DeviceFeed:
             self._preprocessor.close()
 
 
-def _write(target: Array, array: Array, spec: TensorSpec) -> None:
-    """Copy into a slot; a cast must keep every value.
+def _write(target: Array, array: Array, spec: TensorSpec, where: str) -> None:
+    """Copy into a slot what is from `where`; a cast must keep every value.
 
     Raises:
         InputError: another shape, or values that the input's type doesn't hold.
     """
     if array.shape != target.shape:
-        raise InputError(f"{spec.name} has shape {array.shape}, wanted {target.shape}", "reshape it")
-    np.copyto(target, array if array.dtype == target.dtype else conform(array, spec))
+        raise InputError(f"{where}: {spec.name} has shape {array.shape}, wanted {target.shape}", "reshape it")
+    np.copyto(target, array if array.dtype == target.dtype else conform(array, spec, where))

@@ -156,6 +156,7 @@ def plan(request: PlanRequest) -> PlanResult:
         created=artifacts.now(),
         saved=request.save,
     )
+    _tell_missing(artifact)
     if request.save:
         artifacts.rewrite(artifact, planned=_planned(found))
     return found
@@ -221,6 +222,17 @@ def _source(artifact: Artifact) -> list[str]:
     """The ONNX file, as seen from here; left out where it isn't known."""
     source = artifact.sidecar.source_path
     return [] if source is None else [os.path.normpath(artifact.path.parent / source)]
+
+
+def _tell_missing(artifact: Artifact) -> None:
+    """Warn where the build line can't run as it stands: its ONNX file isn't there, or isn't known."""
+    source = artifact.sidecar.source
+    named = _source(artifact)
+    if not named:
+        warn(f"the ONNX file that {artifact.path.name} was built from isn't recorded: name it in the build line")
+    elif not Path(named[0]).is_file():
+        known = f" (SHA-256 {source.sha256[:12]}…)" if source is not None else ""
+        warn(f"{named[0]}{known} isn't there: bring it there before you run the build line, or name it where it is")
 
 
 def _precision(sidecar: Sidecar) -> list[str]:

@@ -31,6 +31,9 @@ __all__ = [
 MAX_PROFILES = 8
 """Profiles that ``--profiles auto`` makes at the most: each takes as long to build as the first."""
 
+SEARCHED = 8192
+"""Samples of a huge batch for which the best split is searched; the others run at the size that is best by far."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -168,6 +171,11 @@ def split_batch(batch: int, profiles: Sequence[Profile], times: Mapping[int, flo
     Times between measured sizes are interpolated; without any, time is taken to be proportional to the next power
     of two, so that few large pieces win. What a rest under the smallest minimum costs is its padding's time.
 
+    Of a huge batch, all but a rest runs at the size that takes the least time per sample, c. With a rest of c times the
+    largest size that is the best split there is: of any c pieces some add up to a multiple of c, which pieces of c run
+    as fast. The rest is at most :data:`SEARCHED` samples, so that the search is short; where c is more than that, it is
+    one piece.
+
     Args:
         times: ms by measured batch size.
 
@@ -179,15 +187,36 @@ def split_batch(batch: int, profiles: Sequence[Profile], times: Mapping[int, flo
         return [batch]
     sizes = np.arange(1, largest + 1)
     cost = _interpolated(sizes, times)
-    for size in sizes[::-1]:
-        if pick_profile(profiles, int(size)) is None:
-            larger = [profile.min for profile in profiles if profile.min > size]
-            cost[size - 1] = cost[min(larger) - 1] if larger else np.inf
+    _add_padding(cost, profiles)
+    per_sample = cost / sizes
+    common = largest - int(np.argmin(per_sample[::-1]))  # of equal ones the largest
+    if common > SEARCHED:
+        whole, rest = divmod(batch, common)
+        return [common] * whole + [rest] * (rest > 0)
+    whole = max(0, -((min(common * largest, SEARCHED) - batch) // common))
+    return sorted([common] * whole + _least(batch - whole * common, cost), reverse=True)
+
+
+def _add_padding(cost: NDArray[np.float64], profiles: Sequence[Profile]) -> None:
+    """Let a size that no profile holds take what the next larger size takes that one does hold."""
+    held = np.zeros(len(cost), np.bool_)
+    for profile in profiles:
+        held[profile.min - 1 : profile.max] = True
+    places = np.flatnonzero(held)  # the largest size is one of them
+    cost[:] = cost[places[np.searchsorted(places, np.arange(len(cost)))]]
+
+
+def _least(batch: int, cost: NDArray[np.float64]) -> list[int]:
+    """The pieces of a batch that take the least time, by dynamic programming.
+
+    Args:
+        cost: time of a piece of 1, 2, … samples.
+    """
     # best[n]: the least time for n samples; each n is a last piece and the best for the rest.
     best = np.zeros(batch + 1)
     last = np.zeros(batch + 1, np.int64)
     for count in range(1, batch + 1):
-        reach = min(count, largest)
+        reach = min(count, len(cost))
         totals = best[count - reach : count][::-1] + cost[:reach]
         last[count] = reach - int(np.argmin(totals[::-1]))  # of equal ones the largest piece
         best[count] = totals[last[count] - 1]
@@ -195,7 +224,7 @@ def split_batch(batch: int, profiles: Sequence[Profile], times: Mapping[int, flo
     while batch:
         pieces.append(int(last[batch]))
         batch -= pieces[-1]
-    return sorted(pieces, reverse=True)
+    return pieces
 
 
 def _interpolated(sizes: NDArray[np.int64], times: Mapping[int, float]) -> NDArray[np.float64]:

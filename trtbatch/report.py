@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from trtbatch.artifacts import ModelRecord
 from trtbatch.bench import THROTTLED, BatchResult, BenchResult
 from trtbatch.comparison import OutputResult
-from trtbatch.duel import Contender, DuelResult, ProfilesResult
+from trtbatch.duel import Contender, DuelResult, ProfileLine, ProfilesResult
 from trtbatch.files import atomic_file
 from trtbatch.jsonfile import write_record
 from trtbatch.rows import named_rows
+from trtbatch.series import rate
 from trtbatch.stats import DRIFT_LIMIT, ENQUEUE_LIMIT, MIN_ROUNDS, NOISE_LIMIT, SAME_LIMIT
 from trtbatch.verify import VerifyResult
 
@@ -109,7 +110,7 @@ def _cells(row: BatchResult, over: str) -> dict[str, str]:
         "batch": str(row.batch),
         "mode": row.mode,
         "profile": str(row.profile),
-        "samples/s": f"{row.samples_per_s:,.0f}" if row.samples_per_s >= 100 else f"{row.samples_per_s:.3g}",
+        "samples/s": rate(row.samples_per_s),
         "ms/batch": f"{summary.median:.3f}",
         **{name: f"{value:.3f}" for name, value in summary.percentiles.items()},
         "ms/sample": f"{row.ms_per_sample:.4f}",
@@ -142,21 +143,39 @@ def parts_table(result: BenchResult) -> Table | None:
 def profiles_table(result: ProfilesResult, brief: bool = False) -> Table:
     """The table of a comparison of profiles: ms per batch on each that holds it; `brief` without the single ones."""
     several = len({line.mode for line in result.lines}) > 1
-    profiles = [] if brief else [f"{index} ({profile})" for index, profile in enumerate(result.profiles)]
-    columns = ("batch", *(("mode",) if several else ()), *profiles, "fastest", "ms/batch", "widest", "costs", "verdict")
+    profiles = (
+        []
+        if brief and _profiles_differ(result)
+        else [f"{index} ({profile})" for index, profile in enumerate(result.profiles)]
+    )
+    verdicts = ("fastest", "ms/batch", "widest", "costs", "verdict") if _profiles_differ(result) else ()
+    columns = ("batch", *(("mode",) if several else ()), *profiles, *verdicts)
     table = _table(_title(result.model, result.backend, result.precision, result.device), columns)
     for line in result.lines:
         table.add_row(
             str(line.batch),
             *((line.mode,) if several else ()),
             *(f"{line.ms[str(index)]:.3f}" if str(index) in line.ms else "" for index in range(len(profiles))),
-            str(line.fastest),
-            f"{line.ms[str(line.fastest)]:.3f}",
-            str(line.widest),
-            _percent(line.relative.ratio),
-            "" if line.widest == line.fastest else line.relative.verdict,
+            *(_fastest(line) if verdicts else ()),
         )
     return table
+
+
+def _profiles_differ(result: ProfilesResult) -> bool:
+    """Whether a profile can be faster than another: not on ONNX Runtime."""
+    return any(line.fastest is not None for line in result.lines)
+
+
+def _fastest(line: ProfileLine) -> tuple[str, ...]:
+    if line.fastest is None or line.relative is None:
+        return ("",) * 5
+    return (
+        str(line.fastest),
+        f"{line.ms[str(line.fastest)]:.3f}",
+        str(line.widest),
+        _percent(line.relative.ratio),
+        "" if line.widest == line.fastest else line.relative.verdict,
+    )
 
 
 def duel_table(result: DuelResult) -> Table:
@@ -321,9 +340,17 @@ def profiles_notes(result: ProfilesResult) -> list[str]:
     return [
         *_timed(result),
         f"Each figure is the median of {result.settings['rounds']} rounds, the profiles in turns.",
+        *_told_apart(result),
+        *_bad_rounds(result),
+    ]
+
+
+def _told_apart(result: ProfilesResult) -> list[str]:
+    if not _profiles_differ(result):
+        return ["ONNX Runtime runs all profiles alike: what differs here is chance, and none is the fastest."]
+    return [
         "widest: of the profiles that hold the batch, the one that holds the most batch sizes; costs: its time over "
         "the fastest one's, as a median of the rounds; " + _rule("it is"),
-        *_bad_rounds(result),
     ]
 
 
@@ -408,6 +435,6 @@ def _duel_lines(result: DuelResult) -> Iterable[Sequence[object]]:
 def _profile_lines(result: ProfilesResult) -> Iterable[Sequence[object]]:
     yield "batch", "mode", "profile", "range", "ms_per_batch", "over_fastest"
     for line in result.lines:
-        fastest = line.ms[str(line.fastest)]
         for index, ms in line.ms.items():
-            yield line.batch, line.mode, index, result.profiles[int(index)], f"{ms:.6g}", f"{ms / fastest - 1:.4g}"
+            over = "" if line.fastest is None else f"{ms / line.ms[str(line.fastest)] - 1:.4g}"
+            yield line.batch, line.mode, index, result.profiles[int(index)], f"{ms:.6g}", over

@@ -82,6 +82,8 @@ class Source(Protocol):
 class BlockSource(Protocol):
     """A source whose samples lie together, so that many are copied in one go; all of them can be used."""
 
+    name: str
+
     def block(self, first: int, count: int) -> Block:
         """Up to `count` samples from number `first` on, shared with the source; none beyond the end."""
 
@@ -142,7 +144,7 @@ def read_samples(
     for spec in sidecar.inputs:
         if spec.batch_axis is not None:
             rows = np.stack([sample.rows[spec.name] for sample in samples], axis=spec.batch_axis)
-            stacked[spec.name] = conform(rows, spec)
+            stacked[spec.name] = conform(rows, spec, text)
     return stacked, [sample.name for sample in samples]
 
 
@@ -279,19 +281,22 @@ class ArraySource:
             raise InputError(f"{path}: the inputs have different numbers of samples: {lengths}", "make them equal")
         length = next(iter(lengths.values()))
         self.total = length if count is None else min(length, count)
-        self._stem = path.name
+        self.name = path.name
 
     def __iter__(self) -> Iterator[Sample | Skipped]:
         for index in range(self.total):
             rows = {spec.name: self._arrays[spec.name].take(index, axis=spec.batch_axis) for spec in self._specs}
-            yield Sample(f"{self._stem}[{index}]", rows)
+            yield Sample(f"{self.name}[{index}]", rows)
 
     def block(self, first: int, count: int) -> Block:
         end = min(first + count, self.total)
         rows = {
             spec.name: np.moveaxis(self._arrays[spec.name], spec.batch_axis or 0, 0)[first:end] for spec in self._specs
         }
-        return Block([f"{self._stem}[{index}]" for index in range(first, end)], rows)
+        return Block([f"{self.name}[{index}]" for index in range(first, end)], rows)
+
+
+_NUMBERS = "save numbers, all samples of one shape: numpy.save(FILE, numpy.stack(samples).astype('float32'))"
 
 
 def _load_arrays(path: Path, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
@@ -314,6 +319,8 @@ def _load_arrays(path: Path, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
                 )
             return {name: archive[name] for name in names}
     except (OSError, ValueError, EOFError, KeyError) as error:
+        if str(error).startswith("Object arrays") or "Python objects" in str(error):
+            raise InputError(f"{path} can't be read: it holds Python objects, not numbers", _NUMBERS) from error
         raise InputError(f"{path} can't be read: {plain(error)}", "save it with numpy.save or numpy.savez") from error
     except Exception as error:
         if isinstance(error, (InputError, UsageError)):

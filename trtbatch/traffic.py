@@ -41,7 +41,9 @@ def read_traffic(path: Path) -> dict[int, int]:
                         raise UsageError(f"{where}: {','.join(cells)!r} has {len(cells)} values, not 2", _HELP)
                     batch = _whole(cells[0], "batch", where)
                     if batch > MAX_BATCH:
-                        raise UsageError(f"{where}: batch {batch} is over {MAX_BATCH}", _HELP)
+                        raise UsageError(
+                            f"{where}: batch {batch} is no batch size", f"give sizes from 1 to {MAX_BATCH}"
+                        )
                     counts[batch] += _whole(cells[1], "count", where)
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} isn't text: {error.reason} at byte {error.start}", _HELP) from error
@@ -50,7 +52,9 @@ def read_traffic(path: Path) -> dict[int, int]:
     if not counts:
         raise UsageError(f"{path} holds no requests", _HELP)
     if len(counts) > MOST_SIZES:
-        raise UsageError(f"{path} holds {len(counts)} batch sizes, over {MOST_SIZES}", "round them to fewer sizes")
+        raise UsageError(
+            f"{path} holds {len(counts)} batch sizes, over {MOST_SIZES}", f"round them to 1 to {MOST_SIZES} sizes"
+        )
     return dict(sorted(counts.items()))
 
 

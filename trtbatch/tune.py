@@ -167,9 +167,9 @@ def _refuse_numbers(request: TuneRequest) -> None:
     if not 0 < request.percentile < 100:
         raise UsageError(f"--percentile {request.percentile:g} has no interval", "give a number over 0 and below 100")
     if request.latency_ms is not None and not 0 < request.latency_ms < math.inf:
-        raise UsageError(f"--latency {request.latency_ms:g} ms is no budget", "write it like 5ms, 500us or 0.005s")
+        raise UsageError(f"--latency {request.latency_ms:g} ms is no budget", "give one over 0")
     if not request.streams or min(request.streams) < 1:
-        raise UsageError(f"--streams {list(request.streams)}: not numbers of streams", "write them like 1,2,4")
+        raise UsageError(f"--streams {list(request.streams)}: not numbers of streams", "give numbers from 1 on")
 
 
 def _usual(sidecar: Sidecar) -> list[int]:

@@ -2,14 +2,16 @@
 
 Every size of a coarse list is measured with every number of streams; then the gaps on both sides of the winner are
 halved until its neighbours are near. What wins is measured once more, from fresh samples, and the figures are those of
-that time: the best of many noisy measurements is partly the luckiest. With a budget a choice must have met it both
-times, which also guards against hiccups that come in clumps, of which the one or the other measurement saw none.
+that time: the best of many noisy measurements is partly the luckiest. What it is compared with, its neighbours and the
+best, is measured again in the same round, so that nothing is held against figures of an earlier, busier or cooler time.
+With a budget a choice must have met it both times, which also guards against hiccups that come in clumps, of which the
+one or the other measurement saw none.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from trtbatch.artifacts import Interval
@@ -26,6 +28,10 @@ MOST_REFINED = 16
 """Choices that are measured beside the coarse list, at the most."""
 
 
+MOST_ROUNDS = 3
+"""After so many rounds of the contenders, which noise may change each time, only what wins is measured again."""
+
+
 @dataclass(frozen=True)
 class Trial:
     """One batch size with one number of streams, as measured.
@@ -38,6 +44,7 @@ class Trial:
         runs: batches whose latency was taken.
         failed: why it doesn't run, where it doesn't.
         confirmed: whether these are the figures of a second measurement.
+        round: in which it was measured: 0 is the search, 1 and later ones are of contenders, side by side.
         faults: why the GPU's clocks didn't hold.
         latencies_ms: every raw sample.
     """
@@ -53,6 +60,7 @@ class Trial:
     confirmed: bool = False
     faults: tuple[str, ...] = ()
     latencies_ms: tuple[float, ...] = ()
+    round: int = 0
 
     @classmethod
     def failure(cls, batch: int, streams: int, profile: int, reason: str) -> Trial:
@@ -93,15 +101,26 @@ class Goal:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a search has found; the trials by streams, then batch."""
+    """What a search has found.
+
+    Args:
+        trials: as last measured, by streams, then batch.
+        searched: the same as the search itself measured them, before any was measured again.
+    """
 
     trials: tuple[Trial, ...]
     chosen: Trial | None
     best: Trial | None
+    searched: tuple[Trial, ...] = ()
 
     def line(self, streams: int) -> tuple[Trial, ...]:
         """The trials with so many streams that ran, by batch."""
-        return tuple(trial for trial in self.trials if trial.streams == streams and trial.failed is None)
+        return _ran(self.trials, streams)
+
+    def contenders(self) -> tuple[Trial, ...]:
+        """What the verdict compares: the choice, the best, and the neighbours of the choice; each once."""
+        found = (self.chosen, self.best, *self.neighbours())
+        return tuple({(each.streams, each.batch): each for each in found if each is not None}.values())
 
     def neighbours(self) -> tuple[Trial | None, Trial | None]:
         """The next smaller and the next larger batch that were measured with the chosen number of streams."""
@@ -116,17 +135,22 @@ class Outcome:
 
         Below it a larger batch gains more throughput, relatively, than it costs in latency; above it less. This is
         Kleinrock's *power* (Power and deterministic rules of thumb for probabilistic problems in computer
-        communications, ICC 1979); the latency is the median, which is less noisy than a high percentile.
+        communications, ICC 1979); the latency is the median, which is less noisy than a high percentile. All figures
+        are those of the search.
         """
         if self.chosen is None:
             return None
-        line = self.line(self.chosen.streams)
+        line = _ran(self.searched or self.trials, self.chosen.streams)
         return max(line, key=lambda trial: (trial.samples_per_s.value / trial.median_ms, -trial.batch))
 
     def nearest(self) -> Trial | None:
         """Of what runs, the choice with the least latency; None where nothing runs."""
         ran = [trial for trial in self.trials if trial.failed is None]
         return min(ran, key=lambda each: (each.latency_ms.value, each.batch, each.streams), default=None)
+
+
+def _ran(trials: Sequence[Trial], streams: int) -> tuple[Trial, ...]:
+    return tuple(trial for trial in trials if trial.streams == streams and trial.failed is None)
 
 
 def search(
@@ -136,12 +160,12 @@ def search(
     goal: Goal,
     inside: Callable[[int], bool] | None = None,
 ) -> Outcome:
-    """Measure, refine, confirm, choose.
+    """Measure, refine, measure the contenders again side by side, choose.
 
     Args:
         batches: the coarse list.
         streams: numbers of batches in flight.
-        measure: of a batch size and a number of streams; called a second time for a pair that wins.
+        measure: of a batch size and a number of streams; called again for pairs that win, and for those beside them.
         inside: whether a batch size between two others can be run; None keeps to the coarse list.
     """
     found = _Found(measure)
@@ -154,13 +178,19 @@ def search(
             if wanted is None:
                 break
             found.add(*wanted)
+    number = 0
     while True:
-        trials = found.trials
-        winners = [each for each in (goal.choice(trials), goal.fastest(trials)) if each is not None]
-        doubtful = next((each for each in winners if not each.confirmed), None)
-        if doubtful is None:
-            return Outcome(trials, goal.choice(trials), goal.fastest(trials))
-        found.confirm(doubtful)
+        outcome = found.outcome(goal)
+        contenders = outcome.contenders()
+        if all(each.round == number > 0 for each in contenders):
+            return outcome
+        winners = [each for each in (outcome.chosen, outcome.best) if each is not None]
+        doubtful = [each for each in winners if not each.confirmed]
+        if number >= MOST_ROUNDS and not doubtful:
+            return outcome
+        number += 1
+        for each in contenders if number <= MOST_ROUNDS else doubtful[:1]:
+            found.again(each, number)
 
 
 class _Found:
@@ -169,16 +199,27 @@ class _Found:
     def __init__(self, measure: Callable[[int, int], Trial]) -> None:
         self._measure = measure
         self._by_pair: dict[tuple[int, int], Trial] = {}
+        self._searched: dict[tuple[int, int], Trial] = {}
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        return tuple(self._by_pair[pair] for pair in sorted(self._by_pair))
+        return _sorted(self._by_pair)
 
     def add(self, batch: int, streams: int) -> None:
-        self._by_pair[streams, batch] = self._measure(batch, streams)
+        found = self._measure(batch, streams)
+        self._by_pair[streams, batch] = self._searched[streams, batch] = found
 
-    def confirm(self, trial: Trial) -> None:
-        self._by_pair[trial.streams, trial.batch] = replace(self._measure(trial.batch, trial.streams), confirmed=True)
+    def again(self, trial: Trial, number: int) -> None:
+        fresh = self._measure(trial.batch, trial.streams)
+        self._by_pair[trial.streams, trial.batch] = replace(fresh, confirmed=True, round=number)
+
+    def outcome(self, goal: Goal) -> Outcome:
+        trials = self.trials
+        return Outcome(trials, goal.choice(trials), goal.fastest(trials), _sorted(self._searched))
+
+
+def _sorted(by_pair: Mapping[tuple[int, int], Trial]) -> tuple[Trial, ...]:
+    return tuple(by_pair[pair] for pair in sorted(by_pair))
 
 
 def _next_probe(trials: Sequence[Trial], goal: Goal, inside: Callable[[int], bool]) -> tuple[int, int] | None:

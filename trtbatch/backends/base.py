@@ -347,8 +347,11 @@ def batch_of(inputs: Mapping[str, Array], specs: Sequence[TensorSpec]) -> int:
     return next(iter(sizes.values()), 1)
 
 
-def conform(array: Array, spec: TensorSpec) -> Array:
+def conform(array: Array, spec: TensorSpec, where: str = "") -> Array:
     """The array C-contiguous and of the input's dtype; shared where it is so already.
+
+    Args:
+        where: the array is from, for the error.
 
     Raises:
         InputError: the cast would change a value (float64 noise to float32, 2**40 to int32).
@@ -363,7 +366,8 @@ def conform(array: Array, spec: TensorSpec) -> Array:
         equal = np.array_equal(back, array, equal_nan=array.dtype.kind == "f" and dtype.kind == "f")
         if not equal or not np.array_equal(cast < 0, array < 0):  # 2**63 survives uint64 → int64 → uint64
             raise InputError(
-                f"{spec.name} is {array.dtype} and the engine takes {dtype}: the cast would change values",
+                f"{where and f'{where}: '}{spec.name} is {array.dtype} and the engine takes {dtype}: the cast would "
+                "change values",
                 f"cast it yourself if that is meant: array.astype({str(dtype)!r})",
             )
     return cast

@@ -60,7 +60,7 @@ class _Group(TyperGroup):
             path = context.command_path if context is not None else "trtbatch"
             if message():  # without arguments the help has been shown, and there is nothing to say
                 given = sys.argv[1:] if args is None else args
-                show_error(UsageError(_with_value(message(), given), f"see {path} --help"))
+                show_error(UsageError(_with_value(message(), given), f"{_allowed(error)}see {path} --help"))
             sys.exit(UsageError.exit_code)
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -115,6 +115,22 @@ def _with_value(message: str, given: Sequence[str]) -> str:
     after = next((value for name, value in itertools.pairwise(given) if name == option), None)
     value = joined if joined is not None else after
     return message if value is None else f"{option} {value}: {message[match.end() :]}"
+
+
+def _allowed(error: Exception) -> str:
+    """The range of the number that the parser complains of; empty where it is something else."""
+    parameter = getattr(error, "param", None)
+    holder = parameter if hasattr(parameter, "min") else getattr(parameter, "type", None)  # Typer before its own parser
+    low, high = getattr(holder, "min", None), getattr(holder, "max", None)
+    if low is None and high is None:
+        return ""
+    return (
+        f"give {high} or less; "
+        if low is None
+        else f"give {low} or more; "
+        if high is None
+        else f"give {low} to {high}; "
+    )
 
 
 def _version(value: bool) -> None:

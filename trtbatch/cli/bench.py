@@ -162,7 +162,7 @@ def _refuse_contradictions(
         raise UsageError("--iterations and --time-out contradict each other", "give one of them")
     for name, value in (("--min-time", min_time), ("--time-out", time_out), ("--warmup", warmup)):
         if value is not None and not math.isfinite(value):
-            raise UsageError(f"{name} {value} never ends", "give a number of seconds (--warmup: milliseconds)")
+            raise UsageError(f"{name} {value} never ends", "give a finite number of seconds (--warmup: milliseconds)")
     shortest = 1.0 if min_time is None else min_time
     if time_out is not None and time_out < shortest:
         raise UsageError(
@@ -201,7 +201,9 @@ def _share(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < 1:
-        raise UsageError(f"--max-noise {text!r} is not a share of the median", "write it like 1% or 0.01")
+        raise UsageError(
+            f"--max-noise {text!r} is not a share of the median", "write it like 1% or 0.01: over 0, below 100%"
+        )
     return value
 
 

@@ -243,7 +243,7 @@ def _finite(tolerance: float | None) -> float | None:
     from trtbatch.errors import UsageError
 
     if tolerance is not None and not math.isfinite(tolerance):
-        raise UsageError(f"--tolerance {tolerance} lets everything pass", "give a number")
+        raise UsageError(f"--tolerance {tolerance} lets everything pass", "give a finite number from 0 on")
     return tolerance
 
 

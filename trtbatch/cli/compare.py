@@ -71,5 +71,7 @@ def _share(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < 1:
-        raise UsageError(f"--fail-if-slower {text!r} is not a share of A's time", "write it like 5% or 0.05")
+        raise UsageError(
+            f"--fail-if-slower {text!r} is not a share of A's time", "write it like 5% or 0.05: from 0, below 100%"
+        )
     return value

@@ -153,7 +153,7 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg]i?)?b?", text.strip().lower(), re.ASCII)
     value = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
     if value <= 0:
-        raise UsageError(f"{text!r} is not a size", "write it like 4GiB, 512MB or 1000000")
+        raise UsageError(f"{text!r} is not a size", "write it like 4GiB, 512MB or 1000000: 1 byte or more")
     return value
 
 

@@ -182,12 +182,13 @@ def _with_ray(
 
 
 def _batch(text: str) -> int | None:
+    from trtbatch.batches import MAX_BATCH
     from trtbatch.errors import UsageError
 
     if text == "auto":
         return None
-    if not text.isascii() or not text.isdigit() or len(text) > 9 or int(text) < 1:
-        raise UsageError(f"--batch {text!r} is not a batch size", "give a number from 1, or auto")
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not 1 <= int(text) <= MAX_BATCH:
+        raise UsageError(f"--batch {text!r} is not a batch size", f"give a number from 1 to {MAX_BATCH}, or auto")
     return int(text)
 
 

@@ -115,7 +115,9 @@ def parse_latency(text: str) -> float:
     match = _LATENCY.fullmatch(text.strip().lower())
     value = float(match[1]) * _MILLISECONDS[match[2]] if match else 0.0
     if not 0 < value < 1e9:
-        raise UsageError(f"--latency {text!r} is not a time", "write it like 5ms, 500us or 0.005s")
+        raise UsageError(
+            f"--latency {text!r} is not a time", "write it like 5ms, 500us or 0.005s: over 0, below 1000000s"
+        )
     return value
 
 
@@ -137,7 +139,9 @@ def _streams_of(text: str) -> list[int]:
     except BatchListError:
         found = []
     if not found or max(found) > MOST_STREAMS:
-        raise UsageError(f"--streams {text!r}: not numbers of streams, 1 to {MOST_STREAMS}", "write them like 1,2,4")
+        raise UsageError(
+            f"--streams {text!r}: not numbers of streams", f"write them like 1,2,4: from 1 to {MOST_STREAMS}"
+        )
     return found
 
 
@@ -201,12 +205,15 @@ def _remark(trial: Trial, result: TuneResult) -> str:
         *(["[bold green]chosen[/]"] if _is(trial, result.chosen) else []),
         *(["best"] if _is(trial, result.best) and not _is(trial, result.chosen) else []),
         *(["knee"] if _is(trial, result.knee) else []),
+        *(["again"] if trial.confirmed else []),
     ]
     return ", ".join(marks)
 
 
 def _rate(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    from trtbatch.series import rate
+
+    return rate(value)
 
 
 def _ms(value: float) -> str:
@@ -267,6 +274,14 @@ def _notes(result: TuneResult) -> Sequence[str]:
     for trial in result.trials:
         if trial.faults:
             lines.append(f"batch {trial.batch}, {_streams(trial.streams)}: the GPU's clocks: {', '.join(trial.faults)}")
+    lines.append(
+        "again: measured after the search, one after the other; the choice is compared with these. The other rows, "
+        "and the knee, are of the search."
+    )
+    compared = [each for each in (result.best, result.smaller, result.larger) if each is not None]
+    for trial in compared:
+        if trial.round != result.chosen.round:
+            lines.append(f"batch {trial.batch}, {_streams(trial.streams)}: measured at another time than the choice")
     if result.saved:
         lines.append("kept in the engine's sidecar: infer --batch auto takes it")
     return lines

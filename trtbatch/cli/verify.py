@@ -56,7 +56,7 @@ def command(
     refuse_outputs((json_, ".json"), inputs=read)
     for name, value in (("--rtol", rtol), ("--atol", atol)):
         if value is not None and not math.isfinite(value):
-            raise UsageError(f"{name} {value} lets everything pass", "give a number")
+            raise UsageError(f"{name} {value} lets everything pass", "give a finite number from 0 on")
     with show_progress() as (_, progress):
         result = verify(
             VerifyRequest(
