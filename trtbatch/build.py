@@ -21,15 +21,16 @@ from trtbatch.buildrequest import (
     refuse_conversion_of,
     refuse_precision,
     refuse_target,
+    refuse_tries,
     source_of,
     stem_of,
 )
-from trtbatch.candidates import Candidate
+from trtbatch.candidates import Candidate, Try, fastest_try
 from trtbatch.errors import AccuracyError, BuildError, ExecutionError, MissingPackageError, PrecisionError, RowsError
 from trtbatch.examine import Examination, Examined, examine, explained
 from trtbatch.forecast import forecast
 from trtbatch.fusing import fuse
-from trtbatch.notes import note
+from trtbatch.notes import note, warn
 from trtbatch.onnxfile import load_onnx, what_fixes_the_batch
 from trtbatch.planning import plan_axes, prepared
 from trtbatch.precision import CONVERTED, PRECISIONS, ConversionRequest, convert, is_random, refuse_reduced
@@ -62,6 +63,7 @@ def build(request: BuildRequest) -> Artifact:
         refuse_gpu(request.device)
         note_unused(request)
     refuse_precision(request, builder)
+    refuse_tries(request)
     source = source_of(request)
     if request.fuse_preprocess is not None:
         folder = ENGINES if request.output is None else request.output.parent
@@ -72,7 +74,8 @@ def build(request: BuildRequest) -> Artifact:
         refuse_reduced(load_onnx(source.path), source.path.name)
     target = request.output or ENGINES / f"{stem_of(source.path, request)}{builder.suffix}"
     refuse_target(target, source.path, builder.suffix)
-    make = _build_best if request.precision == "best" else _build_one
+    several = request.tries > 1 and builder.name == "tensorrt"
+    make = _build_best if request.precision == "best" else _build_again if several else _build_one
     with files.scratch(target) as folder:
         files.require_space(target, source.sidecar.artifact.bytes)
         made = make(request, builder, source, target, folder)
@@ -110,6 +113,37 @@ def _build_best(request: BuildRequest, builder: Builder, source: Artifact, targe
     chosen = made[best.precision]
     facts = chosen.sidecar.build | {"candidates": [encode(each) for each in tried], "tolerance": limit}
     return Artifact(chosen.path, replace(chosen.sidecar, precision_asked="best", build=facts))
+
+
+def _build_again(request: BuildRequest, builder: Builder, source: Artifact, target: Path, folder: Path) -> Artifact:
+    """Build several times, tactics timed anew, and keep the fastest engine.
+
+    Raises:
+        RowsError, BuildError: of the last, where none is right.
+    """
+    tries: list[Try] = []
+    made: list[Artifact | None] = []
+    for number in range(1, request.tries + 1):
+        room = folder / f"try{number}"
+        room.mkdir()
+        once = replace(request, keep_timings=False, progress=_named(f"{number} of {request.tries}", request.progress))
+        try:
+            one = _build_one(once, builder, source, target, room)
+        except (RowsError, PrecisionError, BuildError, ExecutionError) as error:
+            if number == request.tries and not any(made):
+                raise
+            warn(f"build {number} of {request.tries} is out: {error.problem}")
+            tries.append(Try(0.0, {}, error.problem))
+            made.append(None)
+            continue
+        facts = one.sidecar.build
+        tries.append(Try(facts["build_seconds"], {str(row.batch): row.ms for row in one.sidecar.table}))
+        made.append(one)
+    chosen = made[fastest_try(tries)]
+    assert chosen is not None, "what is out is never the fastest"
+    total = sum(each.sidecar.build["total_seconds"] for each in made if each is not None)
+    facts = chosen.sidecar.build | {"tries": [encode(each) for each in tries], "total_seconds": round(total, 3)}
+    return Artifact(chosen.path, replace(chosen.sidecar, build=facts))
 
 
 def _weights(sidecar: Sidecar, source: Artifact, target: Path) -> Path:

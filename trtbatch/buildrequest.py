@@ -26,6 +26,7 @@ __all__ = [
     "refuse_conversion_of",
     "refuse_precision",
     "refuse_target",
+    "refuse_tries",
     "source_of",
     "stem_of",
 ]
@@ -49,6 +50,7 @@ class BuildRequest:
         keep_timings: whether there is a timing cache at all.
         own_kernels: whether TensorRT's own tactics alone are tried, not those of cuDNN and cuBLAS.
         timing_iterations: runs that the time of a tactic is averaged over; None is TensorRT's own number.
+        tries: how often the engine is built, the fastest being kept.
         shapes: sizes of the axes other than the batch, by input.
         output: None is ``engines/NAME.engine`` (``engines/NAME.ort.onnx`` for ONNX Runtime).
         verify: whether the rows are checked; the engine is run at min, opt and max either way.
@@ -77,6 +79,7 @@ class BuildRequest:
     keep_timings: bool = True
     own_kernels: bool = False
     timing_iterations: int | None = None
+    tries: int = 1
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     output: Path | None = None
     verify: bool = True
@@ -101,10 +104,25 @@ def note_unused(request: BuildRequest) -> None:
         "--no-timing-cache": None if request.keep_timings else True,
         "--own-kernels": request.own_kernels or None,
         "--timing-iterations": request.timing_iterations,
+        "--tries": request.tries if request.tries > 1 else None,
     }
     names = [name for name, value in given.items() if value is not None]
     if names:
         note(f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} no effect on ONNX Runtime")
+
+
+def refuse_tries(request: BuildRequest) -> None:
+    """Raise where an engine that is to be built several times is to be something that excludes it.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    if request.tries > 1 and request.timing_cache is not None:
+        raise UsageError(
+            f"--tries {request.tries} times the tactics anew each time, which --timing-cache spares", "give one of them"
+        )
+    if request.tries > 1 and request.precision == "best":
+        raise UsageError("--tries and --precision best both build several engines", "give one of them")
 
 
 def refuse_target(target: Path, source: Path, suffix: str) -> None:

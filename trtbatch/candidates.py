@@ -13,7 +13,7 @@ from trtbatch.backends import open_engine
 from trtbatch.bench import measure
 from trtbatch.rows import random_inputs
 
-__all__ = ["TOLERANCE", "Candidate", "fastest", "timed"]
+__all__ = ["TOLERANCE", "Candidate", "Try", "fastest", "fastest_try", "timed"]
 
 TOLERANCE = 1e-2
 """Largest L2-relative error of a row for ``--precision best``: what float16 is allowed, by :func:`rows.tolerance`."""
@@ -43,6 +43,34 @@ class Candidate:
         if self.ms is None or self.refused is not None:
             return float("inf")
         return float(np.mean([time / int(batch) for batch, time in self.ms.items()]))
+
+
+@dataclass(frozen=True)
+class Try:
+    """One of several builds of the same engine.
+
+    Args:
+        ms: time of one run by batch size, each on its fastest profile.
+        refused: why it is out; None where it is in.
+    """
+
+    build_seconds: float
+    ms: dict[str, float]
+    refused: str | None = None
+
+
+def fastest_try(tries: Sequence[Try]) -> int:
+    """Index of the build with the least geometric mean of its times; of those that are out only where all are.
+
+    Two builds differ by a few per cent, at some batches the one way and at others the other way: ratios count, so that
+    small batches count as much as large ones.
+    """
+
+    def mean(index: int) -> float:
+        each = tries[index]
+        return float(np.mean(np.log(list(each.ms.values())))) if each.ms and each.refused is None else float("inf")
+
+    return min(range(len(tries)), key=mean)
 
 
 def timed(name: str, artifact: Artifact, device: int, weights: Path) -> Candidate:

@@ -75,6 +75,18 @@ def test_an_engine_of_tensorrts_own_kernels_alone(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_of_several_builds_the_fastest_is_kept(tmp_path: Path) -> None:
+    onnx = models.classifier(tmp_path / "m.onnx")
+    done = run_process("build", onnx, "--static", 4, "--tries", 2, "--output", "m.engine", cwd=tmp_path)
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0, done.stderr
+    assert "build 1" in done.stdout and "build 2" in done.stdout
+    sidecar = load(tmp_path / "m.engine", "engine").sidecar
+    times = [each["ms"]["4"] for each in sidecar.build["tries"]]
+    assert len(times) == 2 and sidecar.times[4] == min(times)
+    assert not list(tmp_path.glob("*.timing"))
+
+
 def test_every_profile_gives_right_rows_in_every_way_of_running(folder: Path, artifact: Artifact) -> None:
     oracle = OnnxReference(folder / "m.onnx")
     with open_engine(artifact) as engine, engine.session() as session:

@@ -73,6 +73,10 @@ def command(
         Optional[int],
         typer.Option(min=1, metavar="N", help="Runs that a tactic's time is averaged over. \\[default: TensorRT's, 1]"),
     ] = None,
+    tries: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Build so often and keep the fastest: no two builds are alike."),
+    ] = 1,
     shape: Annotated[
         Optional[list[str]],
         typer.Option(metavar="NAME=C,H,W", help="Sizes of an input's open axes other than the batch."),
@@ -201,6 +205,7 @@ def command(
                 keep_timings=not no_timing_cache,
                 own_kernels=own_kernels,
                 timing_iterations=timing_iterations,
+                tries=tries,
                 shapes=dict(_shape(text) for text in shape or []),
                 output=output,
                 verify=verify,
@@ -300,7 +305,7 @@ def _show(artifact: Any) -> None:
     )
     where = sidecar.device.get("gpu") or sidecar.device.get("cpu", "")
     tools = " ".join(f"{name} {version}" for name, version in sidecar.tools.items())
-    for line in _candidates(facts.get("candidates", [])):
+    for line in (*_candidates(facts.get("candidates", [])), *_tries(facts.get("tries", []))):
         console.print(f"  {line}", markup=False)
     lines = [
         ("backend", f"{sidecar.backend} {sidecar.precision_realised} on {where} ({tools})"),
@@ -361,6 +366,16 @@ def _candidates(tried: list[dict[str, Any]]) -> list[str]:
         accuracy = each.get("accuracy")
         error = "" if accuracy is None else f", off by {float(accuracy['l2_rel']):.1e}"
         lines.append(f"{each['precision']:5} {times}{error}")
+    return lines
+
+
+def _tries(tries: list[dict[str, Any]]) -> list[str]:
+    """A line for each build of several."""
+    lines = []
+    for number, each in enumerate(tries, 1):
+        times = ", ".join(f"{batch}: {ms:.3f}" for batch, ms in each["ms"].items())
+        refused = each.get("refused")
+        lines.append(f"build {number}  " + (f"ms at batch {times}" if refused is None else f"out: {refused}"))
     return lines
 
 
