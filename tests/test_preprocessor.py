@@ -18,21 +18,19 @@ from PIL import Image
 
 from scripts.preprocessor_table import photograph, sizes
 from tests import models
-from trtbatch import artifacts, preprocessor, resample
+from trtbatch import artifacts, resample
 from trtbatch.artifacts import Artifact, FileRecord, ModelRecord, Sidecar, TensorSpec
 from trtbatch.errors import ArtifactError, ExportError, InputError, UsageError
 from trtbatch.infer import beside
 from trtbatch.notes import LOGGER
+from trtbatch.operands import Packing, feeds, operands
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.preprocessor import (
     OnnxPreprocessor,
-    Packing,
     PreprocessorRequest,
     build_graph,
     describe,
     export_preprocessor,
-    feeds,
-    operands,
     pixels_of,
     prove,
 )
@@ -407,7 +405,6 @@ def test_the_table_counts_what_it_saw(tmp_path: Path, written: Path) -> None:
         found = table(preprocess, None, count=6, largest=60, seed=0, timed=((40, 30),))
     assert found["photographs"] == 6 and found["max_difference"] <= 1 and found["exact_share"] == 1
     assert [row["height"] for row in found["times"]] == [40] and found["top1_agreement"] is None
-    assert preprocessor.MAX_SIZE == 4096
 
 
 def test_infer_gives_the_same_predictions_with_it(cli: Callable[..., Any], folder: Path, photos: Path) -> None:

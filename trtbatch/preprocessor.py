@@ -3,92 +3,58 @@
 ``image (H, W, 3)`` uint8 becomes one sample of the model's input. H and W are those of the part of the photograph that
 the crop needs, or more: what is beside it counts nothing. How it is resized comes as the taps of each line and their
 starts (:mod:`trtbatch.resample`), a few kilobytes of which the graph makes the matrices of two products itself;
-:func:`operands` makes all of a photograph.
+:func:`trtbatch.operands.operands` makes all of a photograph.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch import artifacts, files, optional
-from trtbatch.artifacts import ENGINES, Artifact, FileRecord, Sidecar, TensorSpec
+from trtbatch.artifacts import ENGINES, Artifact, Sidecar, TensorSpec
 from trtbatch.backends import onnxruntime
 from trtbatch.errors import ArtifactError, ExportError, InputError, UsageError
 from trtbatch.inspection import is_engine
 from trtbatch.notes import note
+from trtbatch.operands import FORMAT_VERSION, MAX_SIZE, OPSET, OUTPUT, Packing, PreprocessorRecord, feeds, operands
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import RecordError, decode, encode
-from trtbatch.resample import FRACTION_BITS, LOW_BITS, Side, most_taps, rows_first, sides
+from trtbatch.resample import FRACTION_BITS, LOW_BITS
 
 __all__ = [
-    "MAX_SIZE",
-    "OUTPUT",
     "SUFFIX",
     "OnnxPreprocessor",
-    "Operands",
-    "Packing",
-    "PreprocessorRecord",
     "PreprocessorRequest",
     "build_graph",
     "describe",
     "differences",
     "export_preprocessor",
-    "feeds",
-    "operands",
     "pixels_of",
     "prove",
 ]
 
 Array = NDArray[Any]
 
-OUTPUT = "sample"
 SUFFIX = ".pre.onnx"
-MAX_SIZE = 4096
-"""Rows and columns of the largest photograph, unless asked otherwise."""
 
-_OPSET, _IR_VERSION = 17, 8
+_IR_VERSION = 8
 """The newest that TensorRT 8.6 reads."""
 
 _KEY = "trtbatch.preprocessor"
-_FORMAT_VERSION = 2
-
-_ALIGNMENT = 256
-"""Bytes, of an address that TensorRT takes (``IExecutionContext::setTensorAddress``)."""
 
 _LIMIT = 1.1
 """Of 255: one step of a pixel, and what float16 rounds."""
 
 _PROVEN = ((1, 1), (2, 7), (90, 60), (224, 224), (375, 500), (480, 360), (601, 1200))
 """Heights and widths of the photographs that a new preprocessor is tried on."""
-
-
-@dataclass(frozen=True)
-class PreprocessorRecord:
-    """What a preprocessor is, kept in its ONNX file and in the JSON file beside it.
-
-    Args:
-        recipe: that it follows.
-        output: one sample of the model's input, ``(1, 3, H, W)``, or uint8 as `recipe` says.
-        max_size: rows and columns of the largest part of a photograph that it is to be built for.
-        source: the artifact whose input it fills.
-    """
-
-    recipe: Preprocessing
-    output: TensorSpec
-    max_size: int
-    source: FileRecord
-    opset: int = _OPSET
-    tools: dict[str, str] = field(default_factory=dict)
-    created: str = ""
-    format_version: int = _FORMAT_VERSION
 
 
 @dataclass(frozen=True)
@@ -174,98 +140,6 @@ def _sample_shape(recipe: Preprocessing) -> tuple[int, ...]:
     return (1, *recipe.crop, 3) if recipe.fused == "NHWC" else (1, 3, *recipe.crop)
 
 
-class Operands(NamedTuple):
-    """What is made of a photograph for the preprocessor: the part that the crop needs, and how its sides are resized.
-
-    Args:
-        image: ``(H, W, 3)`` uint8, a view of the photograph.
-    """
-
-    image: NDArray[np.uint8]
-    rows: Side
-    columns: Side
-
-
-def operands(recipe: Preprocessing, pixels: NDArray[np.uint8], max_size: int = MAX_SIZE) -> Operands:
-    """The operands of a photograph ``(H, W, 3)`` uint8.
-
-    Where the part that the crop needs is over `max_size`, or Pillow resizes in another order
-    (:func:`trtbatch.resample.rows_first`), Pillow does it here, and what it makes passes through as it is.
-
-    Raises:
-        InputError: not the pixels of a colour photograph.
-    """
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
-        raise InputError(f"{pixels.dtype} {pixels.shape} is no photograph", "give RGB pixels (H, W, 3) uint8")
-    height, width = pixels.shape[:2]
-    rows, columns = sides(recipe, height, width)
-    most = most_taps(recipe, max_size)
-    too_large = max(rows.end - rows.first, columns.end - columns.first) > max_size
-    if too_large or max(rows.taps.shape[1], columns.taps.shape[1]) > most or rows_first(recipe, height, width):
-        from PIL import Image
-
-        pixels = recipe.pixels(Image.fromarray(np.ascontiguousarray(pixels)))
-        rows, columns = sides(_unresized(recipe), *recipe.crop)
-    return Operands(pixels[rows.first : rows.end, columns.first : columns.end], rows, columns)
-
-
-class Packing:
-    """How the small inputs of a preprocessor lie in one block, each at a multiple of 256 bytes.
-
-    Args:
-        bytes: of the block.
-        shapes, offsets: of each input, by name; all are float32.
-    """
-
-    def __init__(self, record: PreprocessorRecord) -> None:
-        height, width = record.recipe.crop
-        taps = most_taps(record.recipe, record.max_size) + 2  # a zero on either side
-        self.shapes = {
-            "row_starts": (2 * height, 1),
-            "row_taps": (2 * height, taps),
-            "column_starts": (2 * width, 1),
-            "column_taps": (2 * width, taps),
-        }
-        self.offsets: dict[str, int] = {}
-        self.bytes = 0
-        for name, (lines, length) in self.shapes.items():
-            self.offsets[name] = self.bytes
-            self.bytes += -(-4 * lines * length // _ALIGNMENT) * _ALIGNMENT
-
-    def views(self, block: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """The inputs as they lie in a block."""
-        return {
-            name: block[self.offsets[name] :][: 4 * lines * length].view(np.float32).reshape(lines, length)
-            for name, (lines, length) in self.shapes.items()
-        }
-
-    def fill(self, block: NDArray[np.uint8], given: Operands) -> dict[str, NDArray[np.float32]]:
-        """Write the small inputs of a photograph into a block of at least `bytes`; they are returned."""
-        block[: self.bytes] = 0
-        found = self.views(block)
-        for name, made in (("row", given.rows), ("column", given.columns)):
-            found[f"{name}_starts"][...] = made.starts
-            found[f"{name}_taps"][:, 1 : 1 + made.taps.shape[1]] = made.taps
-        return found
-
-
-def feeds(record: PreprocessorRecord, given: Operands) -> dict[str, Array]:
-    """All inputs of the preprocessor, contiguous, by name."""
-    packing = Packing(record)
-    height, width = given.image.shape[:2]
-    return {
-        "image": np.ascontiguousarray(given.image),
-        "down": np.arange(height, dtype=np.float32)[None],
-        "across": np.arange(width, dtype=np.float32)[None],
-        **packing.fill(np.empty(packing.bytes, np.uint8), given),
-    }
-
-
-def _unresized(recipe: Preprocessing) -> Preprocessing:
-    """The recipe for what has the size of the crop already."""
-    return Preprocessing(min(recipe.crop), recipe.crop, interpolation=recipe.interpolation)
-
-
 def pixels_of(record: PreprocessorRecord, sample: Array) -> NDArray[np.float64]:
     """The pixels ``(H, W, 3)``, 0 to 255, that a sample was made of: what "1 of 255" is counted in."""
     recipe = record.recipe
@@ -333,7 +207,7 @@ def build_graph(record: PreprocessorRecord) -> bytes:
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(record.output.dtype))
     sample = helper.make_tensor_value_info(OUTPUT, kind, record.output.shape)
     whole = helper.make_graph(graph.nodes, "preprocessor", infos, [sample], graph.constants)
-    opsets = [helper.make_opsetid("", _OPSET)]
+    opsets = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(whole, producer_name="trtbatch", opset_imports=opsets, ir_version=_IR_VERSION)
     helper.set_model_props(model, {_KEY: json.dumps(encode(record), ensure_ascii=False)})
     onnx.checker.check_model(model, full_check=True)
@@ -440,9 +314,9 @@ def _record_of(metadata: dict[str, str], path: Path) -> PreprocessorRecord:
     try:
         data = json.loads(metadata[_KEY])
         version = data.get("format_version") if isinstance(data, dict) else None
-        if isinstance(version, int) and version != _FORMAT_VERSION:
-            newer = version > _FORMAT_VERSION
-            problem = f"{path} has format {version}; this trtbatch reads {_FORMAT_VERSION}"
+        if isinstance(version, int) and version != FORMAT_VERSION:
+            newer = version > FORMAT_VERSION
+            problem = f"{path} has format {version}; this trtbatch reads {FORMAT_VERSION}"
             raise ArtifactError(problem, "update trtbatch: pip install -U trtbatch" if newer else fix)
         return decode(PreprocessorRecord, data, path.name)
     except (RecordError, ValueError, RecursionError) as error:

@@ -17,7 +17,8 @@ from trtbatch.backends.base import BuildPlan, Built, Range
 from trtbatch.batches import Profile
 from trtbatch.buildrequest import BuildRequest, refuse_target
 from trtbatch.errors import RowsError, UsageError
-from trtbatch.preprocessor import OUTPUT, SUFFIX, OnnxPreprocessor, Packing, PreprocessorRecord, differences
+from trtbatch.operands import OUTPUT, Packing, PreprocessorRecord
+from trtbatch.preprocessor import SUFFIX, OnnxPreprocessor, differences
 
 __all__ = ["ENGINE_SUFFIX", "build_preprocessor", "is_preprocessor", "ranges_of"]
 

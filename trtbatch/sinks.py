@@ -43,16 +43,20 @@ def top_predictions(scores: Array, k: int, classes: Sequence[str] | None) -> lis
     Scores are taken as they are where they are probabilities (not negative, sum 1 ± 1e-3); anything else is
     taken for logits and given as softmax.
     """
-    wide = scores.astype(np.float64)
-    sums = wide.sum(axis=1, keepdims=True)
-    are_probabilities = (wide.min(axis=1, keepdims=True) >= 0) & (np.abs(sums - 1) < 1e-3)
-    shifted = np.exp(wide - wide.max(axis=1, keepdims=True))
-    shown = np.where(are_probabilities, wide, shifted / shifted.sum(axis=1, keepdims=True))
-    order = _best(-wide, k)
+    # What is done to every score is done in float32, where that is its type: it takes as long as the GPU's computing.
+    values = scores if scores.dtype == np.float64 else scores.astype(np.float32, copy=False)
+    order = _best(-values, k)
+    best = np.take_along_axis(values, order, axis=1).astype(np.float64)
+    sums = values.sum(axis=1, keepdims=True, dtype=np.float64)
+    are_probabilities = (values.min(axis=1, keepdims=True) >= 0) & (np.abs(sums - 1) < 1e-3)
+    if not are_probabilities.all():
+        most = values.max(axis=1, keepdims=True)
+        totals = np.exp(values - most).sum(axis=1, keepdims=True, dtype=np.float64)
+        best = np.where(are_probabilities, best, np.exp(best - most) / totals)
     names = classes if classes is not None and len(classes) == scores.shape[1] else None
     return [
-        [Prediction(int(i), names[i] if names else str(i), float(shown[row, i])) for i in indices]
-        for row, indices in enumerate(order)
+        [Prediction(i, names[i] if names else str(i), score) for i, score in zip(indices, row)]
+        for indices, row in zip(order.tolist(), best.tolist())
     ]
 
 

@@ -26,8 +26,8 @@ from trtbatch.backends.tensorrt.engine import TensorRTEngine
 from trtbatch.backends.tensorrt.graphs import CudaGraph
 from trtbatch.errors import ExecutionError
 from trtbatch.notes import note
+from trtbatch.operands import OUTPUT, Packing, PreprocessorRecord, operands
 from trtbatch.pixels import ALIGNMENT, Arena
-from trtbatch.preprocessor import OUTPUT, Packing, PreprocessorRecord, operands
 
 __all__ = ["TensorRTPreprocessor", "bucket"]
 
