@@ -18,7 +18,7 @@ from trtbatch.backends.base import Description, Event, Mode, batch_of, conform
 from trtbatch.backends.tensorrt import compat
 from trtbatch.backends.tensorrt.buffers import Device, DeviceMemory, Stream
 from trtbatch.backends.tensorrt.graphs import CudaGraph, GraphCache
-from trtbatch.backends.tensorrt.slots import Prepared, TensorRTSlot
+from trtbatch.backends.tensorrt.slots import ALIGNMENT, Prepared, TensorRTSlot
 from trtbatch.batches import refuse_no_profile, refuse_outside
 from trtbatch.errors import ArtifactError, ExecutionError
 from trtbatch.notes import note
@@ -163,6 +163,10 @@ def _onnx_of(artifact: Artifact) -> Path:
         f"{artifact.path} holds no weights; they are in {record.file}, which isn't in {artifact.path.parent}",
         "put that file there, or build without --strip-weights",
     )
+
+
+def _bytes(spec: TensorSpec, shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
 
 
 def _depends_on_data(spec: TensorSpec) -> bool:
@@ -380,6 +384,8 @@ class TensorRTSession:
     def run_at(self, addresses: Mapping[str, int], batch: int) -> None:
         """Run a batch on bindings that lie at these addresses of the GPU, inputs and outputs, and wait for the end.
 
+        What doesn't lie where TensorRT takes it (at multiples of `ALIGNMENT`) is copied, on the GPU.
+
         Raises:
             ProfileError: no profile holds the batch.
             ExecutionError: an output's shape depends on the data, or the run failed.
@@ -390,9 +396,24 @@ class TensorRTSession:
             )
         context = self.context(self.pick(batch))
         self.set_shapes(context, {spec.name: tuple(int(size) for size in spec.at(batch)) for spec in self.inputs})
-        self.set_addresses(context, addresses)
-        self.enqueue(context)
-        self.computing.synchronize()
+        astray = [spec for spec in (*self.inputs, *self.outputs) if addresses[spec.name] % ALIGNMENT]
+        sizes = {spec.name: _bytes(spec, tuple(map(int, spec.at(batch)))) for spec in astray}
+        rooms = {name: self.device.memory(size) for name, size in sizes.items()}
+        try:
+            for spec in self.inputs:
+                if spec.name in rooms:
+                    place = rooms[spec.name].address
+                    self.device.copy(place, addresses[spec.name], sizes[spec.name], self.computing)
+            self.set_addresses(context, {**addresses, **{name: room.address for name, room in rooms.items()}})
+            self.enqueue(context)
+            for spec in self.outputs:
+                if spec.name in rooms:
+                    place = rooms[spec.name].address
+                    self.device.copy(addresses[spec.name], place, sizes[spec.name], self.computing)
+            self.computing.synchronize()
+        finally:
+            for room in rooms.values():
+                room.free()
 
     def bind(self, inputs: Mapping[str, Array]) -> None:
         batch = batch_of(inputs, self.inputs)

@@ -29,6 +29,9 @@ __all__ = ["Prepared", "TensorRTSlot"]
 
 Array = NDArray[Any]
 
+ALIGNMENT = 256
+"""Bytes, of an address that TensorRT takes (``IExecutionContext::setTensorAddress``)."""
+
 MOST_SEEN = 256
 """Batch sizes that a slot remembers; more are taken for a loop over all of them."""
 

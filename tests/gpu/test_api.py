@@ -1,0 +1,106 @@
+"""``trtbatch.load`` on tensors that lie on the GPU: bound where they lie, outputs left there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from onnx import helper
+
+import trtbatch
+from tests import models
+from tests.conftest import run_process
+from trtbatch.api import LoadedEngine
+from trtbatch.backends.onnxruntime import OnnxReference
+from trtbatch.dlpack import CUDA, DeviceArray
+from trtbatch.errors import InputError, UsageError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``m.onnx`` and ``m.engine``, profile 1:8:8."""
+    made = tmp_path_factory.mktemp("api")
+    models.classifier(made / "m.onnx")
+    done = run_process("build", "m.onnx", "--opt", 8, "--max", 8, "--output", "m.engine", cwd=made)
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+def on_gpu(engine: LoadedEngine, array: NDArray[Any], offset: int = 0) -> DeviceArray:
+    """A tensor on the engine's GPU, so many bytes from where memory begins."""
+    import pycuda.driver as cuda
+
+    session: Any = engine._session
+    memory = session.device_memory(array.nbytes + offset)
+    cuda.memcpy_htod(memory.address + offset, array)
+    return DeviceArray(memory.address + offset, array.shape, str(array.dtype), memory, (CUDA, session.gpu))
+
+
+def to_host(tensor: DeviceArray) -> NDArray[Any]:
+    import pycuda.driver as cuda
+
+    found = np.empty(tensor.shape, tensor.dtype)
+    cuda.memcpy_dtoh(found, tensor.address)
+    return found
+
+
+def samples(count: int) -> NDArray[np.float32]:
+    return np.random.default_rng(count).standard_normal((count, 3, 8, 8)).astype(np.float32)
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 20])
+@pytest.mark.parametrize("offset", [0, 4])
+def test_outputs_stay_on_the_gpu_and_are_those_of_the_reference(folder: Path, count: int, offset: int) -> None:
+    """At 20 it runs in pieces, whose outputs begin where TensorRT takes none; so does the input with an offset."""
+    given = samples(count)
+    wanted = OnnxReference(folder / "m.onnx")({"input": given})["output"]
+    with trtbatch.load(folder / "m.engine") as engine:
+        found = engine(on_gpu(engine, given, offset))
+        assert isinstance(found, DeviceArray) and found.__dlpack_device__() == (CUDA, 0)
+        assert to_host(found) == pytest.approx(wanted, abs=2e-3)
+        again = engine(given)
+        assert isinstance(again, np.ndarray) and again == pytest.approx(wanted, abs=2e-3)
+        del found
+
+
+def test_one_engine_feeds_another_through_dlpack(folder: Path, tmp_path: Path) -> None:
+    """What one returns is the other's input: the scores of the classifier, put through a second model."""
+    models.save(
+        tmp_path / "next.onnx",
+        [helper.make_node("Mul", ["input", "two"], ["output"], name="/double")],
+        {"input": ["batch_size", 5]},
+        {"output": ["batch_size", 5]},
+        {"two": np.array(2, np.float32)},
+    )
+    done = run_process("build", "next.onnx", "--opt", 8, "--max", 8, "--output", "next.engine", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    given = samples(8)
+    with trtbatch.load(folder / "m.engine") as first, trtbatch.load(tmp_path / "next.engine") as second:
+        between = first(on_gpu(first, given))
+        last = second(between)
+        assert to_host(last) == pytest.approx(2 * to_host(between), rel=1e-6)
+        del between, last
+
+
+def test_torch_takes_what_is_returned(folder: Path) -> None:
+    torch = pytest.importorskip("torch")
+    given = samples(8)
+    with trtbatch.load(folder / "m.engine") as engine:
+        found = torch.from_dlpack(engine(torch.from_numpy(given).cuda()))
+        wanted = OnnxReference(folder / "m.onnx")({"input": given})["output"]
+        assert found.is_cuda and found.cpu().numpy() == pytest.approx(wanted, abs=2e-3)
+        del found
+
+
+def test_what_can_not_be_bound_says_why(folder: Path) -> None:
+    with trtbatch.load(folder / "m.engine") as engine:
+        with pytest.raises(InputError, match="float64"):
+            engine(on_gpu(engine, samples(2).astype(np.float64)))
+        with pytest.raises(InputError, match="shape"):
+            engine(on_gpu(engine, samples(2)[:, :2].copy()))
+        tensor = on_gpu(engine, samples(2))
+    with pytest.raises(UsageError, match="is closed"):
+        engine(tensor)
