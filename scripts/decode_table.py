@@ -5,7 +5,8 @@
 JPEG files of photograph-like content are made first (quality 90, 4:2:0) and read from memory. *decode* is bytes to RGB
 pixels; *sample* is that and the model's resize and crop, by Pillow. Ways: Pillow; Pillow's ``draft``, which lets
 libjpeg-turbo scale by a power of two while it decodes, and changes pixels; simplejpeg and OpenCV, where they are
-installed. Each way has its turn in every round. Python's interpreter lock is free while a library decodes.
+installed. nvImageCodec, where it and a GPU are there, takes batches of 64, and leaves the pixels on the GPU. Each way
+has its turn in every round. Python's interpreter lock is free while a library decodes.
 """
 
 from __future__ import annotations
@@ -103,6 +104,58 @@ class Task:
         return work(self.name, self.with_sample, data)
 
 
+LIBRARIES = ("pillow", "simplejpeg", "opencv-python-headless", "nvidia-nvimgcodec-cu12")
+
+BATCH = 64
+"""Files that nvImageCodec is given at once."""
+
+
+class OnGpu:
+    """nvImageCodec's decoder; pixels stay on the GPU."""
+
+    def __init__(self) -> None:
+        codec: Any = importlib.import_module("nvidia.nvimgcodec")
+        self._decoder = codec.Decoder(device_id=0)
+        # Interpolated chroma, as libjpeg-turbo has it, where a decoder can do that.
+        self._smooth = codec.Decoder(device_id=0, options=":fancy_upsampling=1")
+        self._rgb = codec.DecodeParams(apply_exif_orientation=True, sample_format=codec.SampleFormat.I_RGB)
+
+    def __call__(self, files: Sequence[bytes]) -> list[Any]:
+        """Images on the GPU.
+
+        Raises:
+            ValueError: one can't be decoded.
+        """
+        images = self._decoder.decode(list(files), params=self._rgb)
+        if any(image is None for image in images):
+            raise ValueError("nvImageCodec can't decode one of the files")
+        return list(images)
+
+    def largest_difference(self, data: bytes) -> tuple[int, int]:
+        """Of a pixel from Pillow's, of 255: as it decodes by itself, and with smooth chroma."""
+        wanted = by_pillow(data).astype(int)
+        found = (decoder.decode(data, params=self._rgb) for decoder in (self._decoder, self._smooth))
+        plain, smooth = (int(np.abs(np.asarray(image.cpu()).astype(int) - wanted).max()) for image in found)
+        return plain, smooth
+
+
+def gpu_decoder() -> OnGpu | None:
+    """None where nvImageCodec or a GPU isn't there."""
+    try:
+        decoder = OnGpu()
+        decoder([photographs(1, 64, 48)[0]])
+    except Exception:  # whatever its libraries raise where they aren't whole
+        return None
+    return decoder
+
+
+def gpu_rate(decoder: OnGpu, files: Sequence[bytes]) -> float:
+    begun = time.perf_counter()
+    for first in range(0, len(files), BATCH):
+        decoder(files[first : first + BATCH])[-1].cpu()  # which waits
+    return len(files) / (time.perf_counter() - begun)
+
+
 def rate(pool: Executor, task: Task, files: Sequence[bytes]) -> float:
     begun = time.perf_counter()
     for _ in pool.map(task, files, chunksize=8):
@@ -110,7 +163,7 @@ def rate(pool: Executor, task: Task, files: Sequence[bytes]) -> float:
     return len(files) / (time.perf_counter() - begun)
 
 
-def measure(files: Sequence[bytes], workers: int, rounds: int) -> list[dict[str, Any]]:
+def measure(files: Sequence[bytes], workers: int, rounds: int, on_gpu: OnGpu | None = None) -> list[dict[str, Any]]:
     names = [name for name, (package, _) in DECODERS.items() if optional.is_installed(package)]
     tasks = [Task(name, with_sample) for with_sample in (False, True) for name in names]
     with ThreadPoolExecutor(workers) as threads, ProcessPoolExecutor(workers) as processes:
@@ -122,6 +175,9 @@ def measure(files: Sequence[bytes], workers: int, rounds: int) -> list[dict[str,
                     speed = rate(pool, task, files)
                     if turn:  # the first round warms up
                         found.setdefault((task.name, task.with_sample, kind), []).append(speed)
+            speed = 0.0 if on_gpu is None else gpu_rate(on_gpu, files)
+            if turn and on_gpu is not None:
+                found.setdefault(("nvImageCodec", False, "GPU"), []).append(speed)
     return [
         {
             "way": name,
@@ -162,7 +218,8 @@ def main() -> None:
     given = parser.parse_args()
     width, height = (int(part) for part in given.size.split("x"))
     files = photographs(given.photos, width, height)
-    rows = measure(files, given.workers, given.rounds)
+    on_gpu = gpu_decoder()
+    rows = measure(files, given.workers, given.rounds, on_gpu)
     print(markdown(rows))
     if given.json is not None:
         result = {
@@ -171,7 +228,8 @@ def main() -> None:
             "photos": given.photos,
             "mean_bytes": float(np.mean([len(data) for data in files])),
             "workers": given.workers,
-            "libraries": {name: optional.version(name) for name in ("pillow", "simplejpeg", "opencv-python-headless")},
+            "libraries": {name: optional.version(name) for name in LIBRARIES},
+            "nvimagecodec_differs_by": None if on_gpu is None else on_gpu.largest_difference(files[0]),
             "libjpeg_turbo": features.version("libjpeg_turbo"),
             "environment": environment.describe(),
             "rows": rows,
