@@ -1,0 +1,35 @@
+"""The script that compares several actors with one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scripts.scale_table import markdown, measure, steady_rate, write_samples
+from trtbatch.artifacts import load
+
+
+def test_the_rate_is_that_between_first_and_last_results() -> None:
+    assert steady_rate([(10.0, 100), (10.5, 200), (12.0, 500)]) == 200
+    with pytest.raises(ValueError, match="give more --samples"):
+        steady_rate([(10.0, 100)])
+
+
+def test_samples_are_those_of_the_engine(engine: Path, tmp_path: Path) -> None:
+    write_samples(tmp_path / "samples", load(engine, "engine").sidecar, 1500)
+    shapes = [np.load(path).shape for path in sorted((tmp_path / "samples").iterdir())]
+    assert shapes == [(1024, 3, 8, 8), (476, 3, 8, 8)]
+
+
+def test_one_and_two_actors_predict_everything(engine: Path, folder: Path) -> None:
+    pytest.importorskip("ray")
+    given = argparse.Namespace(engine=engine.resolve(), actors=2, samples=3000, batch=8, rounds=1)
+    data = json.loads(json.dumps(measure(given)))
+    runs = [run for several in data["rounds"].values() for run in several]
+    assert [run["actors"] for run in runs] == [1, 2] and all(run["rows"] == 3000 for run in runs)
+    assert data["several_over_one"] == pytest.approx(runs[1]["rows_per_s"] / runs[0]["rows_per_s"])
+    assert "| 2 |" in markdown(data) and not list(folder.glob("samples-*"))
