@@ -82,7 +82,7 @@ def test_every_bound_is_in_the_table_and_named_with_its_threshold() -> None:
     notes = "\n".join(report.footnotes(FULL))
     assert "enqueue-bound (batch 1 (async)): the CPU's median time of a launch is over 0.8 × the GPU's" in notes
     assert "copy-bound (batch 1 (latency), 32 (throughput)): the larger of h2d and d2h takes at least as long" in notes
-    assert "compute-bound (batch 1 (graph)): neither" in notes
+    assert "compute-bound (batch 1 (graph)): none of these" in notes
 
 
 def test_the_brief_table_fits_eighty_columns_with_every_mode() -> None:

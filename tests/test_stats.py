@@ -70,6 +70,16 @@ def test_the_largest_noise_that_is_stable_is_a_choice() -> None:
 
 
 @pytest.mark.parametrize(
+    ("memory", "wanted"), [(0.61, "memory-bound"), (0.60, "compute-bound"), (None, "compute-bound")]
+)
+def test_the_gpus_memory_bounds_what_nothing_else_does(memory: float | None, wanted: str) -> None:
+    assert bound_by(1.0, 0.1, None, memory) == wanted
+    assert bound_by(1.0, None, {"h2d": 0.5, "gpu": 1.0, "d2h": 0.1}, memory) == wanted
+    assert bound_by(1.0, 0.9, None, memory) == "enqueue-bound"
+    assert bound_by(1.0, None, {"h2d": 1.5, "gpu": 1.0, "d2h": 0.1}, memory) == "copy-bound"
+
+
+@pytest.mark.parametrize(
     ("gpu", "enqueue", "parts", "wanted"),
     [
         (1.0, 0.81, None, "enqueue-bound"),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from trtbatch import artifacts, environment
-from trtbatch.artifacts import Accuracy, ModelRecord
+from trtbatch.artifacts import Accuracy, ModelRecord, Sidecar
 from trtbatch.backends import resolve_engine
 from trtbatch.batches import Profile
 from trtbatch.benchrequest import BenchRequest, refuse_batches, refuse_modes
@@ -20,6 +20,7 @@ from trtbatch.clocks import ClockWatch
 from trtbatch.loops import Loop, Milliseconds, collect, measure
 from trtbatch.stand import Stand, open_stand
 from trtbatch.stats import Summary, bound_by, summarize
+from trtbatch.workload import ProductBytes
 
 __all__ = ["THROTTLED", "BatchResult", "BenchRequest", "BenchResult", "bench", "measure", "rounded"]
 
@@ -39,9 +40,11 @@ class BatchResult:
         summary: of the samples that aren't bad; of all where more than half are.
         samples_ms: every raw sample, in order.
         verdict: ``stable``, ``throttled``, or what was not reached.
-        bound: ``enqueue-bound``, ``copy-bound``, ``compute-bound``; None where that isn't known.
+        bound: ``enqueue-bound``, ``copy-bound``, ``memory-bound``, ``compute-bound``; None where that isn't known.
         enqueue_ms: median CPU time of a launch, where launches are asynchronous.
         parts_ms: medians of ``h2d``, ``gpu`` and ``d2h``, each run alone, where batches are copied.
+        memory_ms: that moving what the products read and write takes at the full bandwidth of the GPU's memory; None
+            where that isn't known.
         window: batches that one sample is the mean of.
         bad: ``(first, end)`` of the ranges of samples in which the GPU's clocks didn't hold.
         faults: why they are bad.
@@ -61,6 +64,7 @@ class BatchResult:
     bound: str | None = None
     enqueue_ms: float | None = None
     parts_ms: dict[str, float] = field(default_factory=dict)
+    memory_ms: float | None = None
     window: int = 1
     bad: tuple[tuple[int, int], ...] = ()
     faults: tuple[str, ...] = ()
@@ -101,6 +105,7 @@ def bench(request: BenchRequest) -> BenchResult:
     sidecar = artifact.sidecar
     refuse_batches(request, sidecar, artifact.path.name)
     gpu = sidecar.backend == "tensorrt"
+    bandwidth = environment.memory_bandwidth(request.device) if gpu else None
     found: list[BatchResult] = []
     timed: dict[str, str] = {}
     with open_stand(artifact, request) as stand, ClockWatch(request.device if gpu else None) as watch:
@@ -111,7 +116,7 @@ def bench(request: BenchRequest) -> BenchResult:
                 request.progress(f"batch {batch}: timing {mode}", None)
                 loop = stand.loop(batch, mode)
                 timed[mode] = loop.timed
-                found.append(_measure(loop, batch, request, stand, watch))
+                found.append(_measure(loop, batch, request, stand, watch, memory_ms(sidecar, batch, bandwidth)))
         after = environment.gpu_state(request.device) if gpu else {}
     return BenchResult(
         engine=artifact.path.name,
@@ -132,7 +137,9 @@ def bench(request: BenchRequest) -> BenchResult:
     )
 
 
-def _measure(loop: Loop, batch: int, request: BenchRequest, stand: Stand, watch: ClockWatch) -> BatchResult:
+def _measure(
+    loop: Loop, batch: int, request: BenchRequest, stand: Stand, watch: ClockWatch, memory: float | None
+) -> BatchResult:
     samples = collect(loop, request.rule, request.warmup, watch)
     parts = loop.parts()
     recorded = rounded(samples.ms)  # the figures are of the record, so that whoever reads that gets the same ones
@@ -150,7 +157,8 @@ def _measure(loop: Loop, batch: int, request: BenchRequest, stand: Stand, watch:
         summary=summary,
         samples_ms=recorded,
         verdict=THROTTLED if samples.throttled else summary.verdict,
-        bound=_bound(summary, enqueue, parts),
+        bound=_bound(summary, enqueue, parts, memory),
+        memory_ms=memory,
         enqueue_ms=enqueue,
         parts_ms=parts,
         window=loop.window,
@@ -159,11 +167,19 @@ def _measure(loop: Loop, batch: int, request: BenchRequest, stand: Stand, watch:
     )
 
 
-def _bound(summary: Summary, enqueue: float | None, parts: dict[str, float]) -> str | None:
+def _bound(summary: Summary, enqueue: float | None, parts: dict[str, float], memory: float | None) -> str | None:
     """What bounds a line; None for synchronous calls, of which only the whole is known."""
     if parts:
-        return bound_by(parts["gpu"], parts_ms=parts)
-    return None if enqueue is None else bound_by(summary.median, enqueue_ms=enqueue)
+        return bound_by(parts["gpu"], parts_ms=parts, memory_ms=memory)
+    return None if enqueue is None else bound_by(summary.median, enqueue_ms=enqueue, memory_ms=memory)
+
+
+def memory_ms(sidecar: Sidecar, batch: int, bandwidth: float | None) -> float | None:
+    """Time that the GPU's memory takes for a batch at `bandwidth`, bytes a second; None where either isn't known."""
+    moved = sidecar.build.get("product_bytes")
+    if bandwidth is None or not isinstance(moved, dict):
+        return None
+    return float(f"{ProductBytes(int(moved['weights']), int(moved['per_sample'])).ms(batch, bandwidth):.5g}")
 
 
 def rounded(values: Milliseconds | Sequence[float]) -> tuple[float, ...]:

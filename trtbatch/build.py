@@ -38,6 +38,7 @@ from trtbatch.preprocessorbuild import build_preprocessor, is_preprocessor
 from trtbatch.profiles import gaps, powers_of_two
 from trtbatch.records import encode
 from trtbatch.typedgraph import float_types, kinds, products
+from trtbatch.workload import product_bytes
 
 __all__ = ["BuildRequest", "build"]
 
@@ -172,6 +173,7 @@ def _build_one(request: BuildRequest, builder: Builder, source: Artifact, target
     onnx, external = prepared(typed.path, inputs, outputs, folder)
     graph = load_onnx(onnx)
     held, computes = kinds(graph), products(graph)
+    moved = product_bytes(load_onnx(onnx), inputs)
     conversion = typed.sidecar.conversion
     kept = set(conversion.kept) if conversion is not None else set()
     # Without strong types int8 files leave their float layers to flags: half precision is allowed, but for those kept.
@@ -231,7 +233,11 @@ def _build_one(request: BuildRequest, builder: Builder, source: Artifact, target
         raise
     except (RowsError, ExecutionError) as error:
         raise explained(error, onnx) from error
-    facts = {"build_seconds": round(seconds, 3), "total_seconds": round(time.perf_counter() - started, 3)}
+    facts: dict[str, Any] = {
+        "build_seconds": round(seconds, 3),
+        "total_seconds": round(time.perf_counter() - started, 3),
+        **({} if moved is None else {"product_bytes": encode(moved)}),
+    }
     return Artifact(built.file, _with_seen(sidecar, seen, facts, original.path, target))
 
 

@@ -106,6 +106,21 @@ def gpu_state(index: int = 0) -> dict[str, Any]:
     return ask_nvml(lambda nvml: _nvml_state(nvml, nvml_handle(nvml, index))) or {}
 
 
+def memory_bandwidth(index: int = 0) -> float | None:
+    """Bytes a second between a GPU and its memory, at the most; None without NVML.
+
+    Two transfers a clock, as wide as the bus (CUDA's sample ``deviceQuery``, and its best practices guide, "Theoretical
+    Bandwidth Calculation").
+    """
+
+    def ask(nvml: Any) -> float:
+        handle = nvml_handle(nvml, index)
+        hertz = 1e6 * nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM)
+        return float(2 * hertz * nvml.nvmlDeviceGetMemoryBusWidth(handle) / 8)
+
+    return ask_nvml(ask) or None
+
+
 def ask_nvml(question: Callable[[Any], T]) -> T | None:
     """The answer to one question to NVML; None without NVML, or where it doesn't answer."""
     nvml = open_nvml()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,12 @@ from trtbatch.backends import open_engine
 from trtbatch.backends.onnxruntime import fold
 from trtbatch.errors import ArtifactError, TrtbatchError, UsageError
 from trtbatch.onnxfile import FixedBatch, fixed_batch_nodes, load_onnx, opset_of, read_specs
+from trtbatch.workload import bytes_moved, macs_of
 
 __all__ = ["Difference", "EngineReport", "Layer", "OnnxReport", "inspect_engine", "inspect_onnx", "is_engine"]
 
 UNTOLD = "—"
 """Stands for what one side doesn't tell, such as ONNX Runtime the profiles."""
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -159,61 +158,7 @@ def _work(path: Path, model: Any, inputs: Iterable[TensorSpec], folder: Path) ->
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except Exception:  # whatever stops the inference: the figures are then unknown
         return None, None
-    types, shapes = _tensors(model)
-    macs = [_macs(node, shapes) for node in model.graph.node]
-    moved = [_bytes(name, types, shapes) for node in model.graph.node for name in (*node.input, *node.output) if name]
-    return _sum(macs), _sum(moved)
-
-
-def _sum(values: list[int | None]) -> int | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
-
-
-def _tensors(model: Any) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
-    """Element types and shapes by name, where all sizes are known."""
-    graph = model.graph
-    kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    for info in (*graph.input, *graph.value_info, *graph.output):
-        tensor = info.type.tensor_type
-        sizes = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim]
-        kinds[info.name] = tensor.elem_type
-        if tensor.HasField("shape") and min(sizes, default=0) >= 0:
-            shapes[info.name] = tuple(sizes)
-    for node in graph.node:
-        if node.op_type == "Constant":
-            for attribute in node.attribute:
-                if attribute.name == "value":
-                    kinds[node.output[0]] = attribute.t.data_type
-                    shapes[node.output[0]] = tuple(attribute.t.dims)
-    return kinds, shapes
-
-
-def _macs(node: Any, shapes: Shapes) -> int | None:
-    """Multiply-accumulates of one node, by the definition of its operator; 0 for all that multiply no matrices.
-
-    Conv: an output element takes C/group · kernel of them. ConvTranspose: an input element, as many. Gemm and
-    MatMul: an output element takes the length of the axis that is summed over.
-    """
-    if node.op_type not in ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"):
-        return 0
-    first, second, out = (shapes.get(name) for name in (node.input[0], node.input[1], node.output[0]))
-    if first is None or second is None or out is None:
-        return None
-    if "ConvTranspose" in node.op_type:
-        return math.prod(first) * math.prod(second[1:])
-    if "Conv" in node.op_type:
-        return math.prod(out) * math.prod(second[1:])
-    transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
-    return math.prod(out) * (first[0] if transposed else first[-1])
-
-
-def _bytes(name: str, kinds: Mapping[str, int], shapes: Shapes) -> int | None:
-    onnx = optional.require("onnx", "read ONNX files")
-    if name not in shapes or not kinds.get(name):
-        return None
-    return math.prod(shapes[name]) * int(onnx.helper.tensor_dtype_to_np_dtype(kinds[name]).itemsize)
+    return macs_of(model), bytes_moved(model)
 
 
 def inspect_engine(path: Path) -> EngineReport:

@@ -11,6 +11,7 @@ from trtbatch.bench import BenchResult
 from trtbatch.files import atomic_file
 from trtbatch.results import clean
 from trtbatch.series import KNEE_LIMIT, Point, Series, gpu_of, rate, version_of
+from trtbatch.stats import MEMORY_LIMIT
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -149,8 +150,9 @@ def notes(series: Sequence[Series]) -> list[str]:
     if any(point.bound for point in points):
         told.append(
             "Bound: launch, where the CPU takes over 0.8 of the GPU's time to launch (enqueue-bound); copy, where one "
-            "direction of the copies takes at least as long as the GPU; compute, where neither does: the GPU's own "
-            "time, be it arithmetic or memory, which these results don't tell apart."
+            "direction of the copies takes at least as long as the GPU; memory, where it is known that moving what the "
+            f"products read and write takes over {MEMORY_LIMIT:g} of the GPU's time at the full bandwidth of its memory; "
+            "compute, where none of these is so."
         )
     unknown = [line.key for line in series if line.result is not None and not any(p.bound for p in line.points)]
     if unknown:

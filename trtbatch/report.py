@@ -16,7 +16,7 @@ from trtbatch.files import atomic_file
 from trtbatch.jsonfile import write_record
 from trtbatch.rows import named_rows
 from trtbatch.series import rate
-from trtbatch.stats import DRIFT_LIMIT, ENQUEUE_LIMIT, MIN_ROUNDS, NOISE_LIMIT, SAME_LIMIT
+from trtbatch.stats import DRIFT_LIMIT, ENQUEUE_LIMIT, MEMORY_LIMIT, MIN_ROUNDS, NOISE_LIMIT, SAME_LIMIT
 from trtbatch.verify import VerifyResult
 
 if TYPE_CHECKING:
@@ -271,7 +271,9 @@ def _bounds(result: BenchResult) -> list[str]:
         "or larger batches",
         "copy-bound": "the larger of h2d and d2h takes at least as long as gpu: move fewer bytes (uint8 inputs), or "
         "overlap the copies (--mode throughput)",
-        "compute-bound": f"neither: launches take up to {ENQUEUE_LIMIT:g} × the GPU's time, copies less than gpu",
+        "memory-bound": f"moving what the products read and write takes over {MEMORY_LIMIT:g} × the GPU's time at the "
+        "full bandwidth of its memory: narrower types, or fewer bytes between layers",
+        "compute-bound": f"none of these: launches take up to {ENQUEUE_LIMIT:g} × the GPU's time, copies less than gpu",
     }
     lines = []
     for bound, rule in rules.items():

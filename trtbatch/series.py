@@ -46,8 +46,7 @@ BOUNDS = {
     "compute-bound": "compute",
     "copy-bound": "copy",
 }
-"""Bounds that results name, and what is short for them. ``bench`` calls a line compute-bound where neither launches
-nor copies bound it: it doesn't tell the GPU's arithmetic from the GPU's memory."""
+"""Bounds that results name, and what is short for them."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 __all__ = [
     "DRIFT_LIMIT",
     "ENQUEUE_LIMIT",
+    "MEMORY_LIMIT",
     "MIN_ROUNDS",
     "NOISE_LIMIT",
     "SAME_LIMIT",
@@ -38,6 +39,10 @@ DRIFT_LIMIT = 0.03
 
 ENQUEUE_LIMIT = 0.8
 """A launch is enqueue-bound over this share of the GPU's time (where trtexec warns, ``sampleReporting.cpp``)."""
+
+MEMORY_LIMIT = 0.6
+"""A batch is memory-bound where moving what its products read and write takes over this share of the GPU's time at the
+full bandwidth of its memory: kernels that do nothing but copy reach about 0.9 of that."""
 
 SAME_LIMIT = 0.01
 """Two engines are as fast as each other where the interval of their ratio lies within 1 ∓ this."""
@@ -132,22 +137,31 @@ def summarize(
     )
 
 
-def bound_by(gpu_ms: float, enqueue_ms: float | None = None, parts_ms: Mapping[str, float] | None = None) -> str:
-    """What to make faster: ``enqueue-bound``, ``copy-bound`` or ``compute-bound``.
+def bound_by(
+    gpu_ms: float,
+    enqueue_ms: float | None = None,
+    parts_ms: Mapping[str, float] | None = None,
+    memory_ms: float | None = None,
+) -> str:
+    """What to make faster: ``enqueue-bound``, ``copy-bound``, ``memory-bound`` or ``compute-bound``.
 
     As trtexec warns (``sampleReporting.cpp``): the CPU takes more than :data:`ENQUEUE_LIMIT` of the GPU's time to
-    launch; or one direction of the copies takes at least as long as the compute.
+    launch; or one direction of the copies takes at least as long as the compute. Then the GPU's memory, by
+    :data:`MEMORY_LIMIT`.
 
     Args:
         gpu_ms: median GPU time of a batch, without copies.
         enqueue_ms: median CPU time of a launch; None where launches don't matter.
         parts_ms: medians of ``h2d`` and ``d2h``, where what is timed copies.
+        memory_ms: that the GPU's memory takes at its full bandwidth; None where that isn't known.
     """
     if enqueue_ms is not None and enqueue_ms > ENQUEUE_LIMIT * gpu_ms:
         return "enqueue-bound"
     parts = parts_ms or {}
     if parts and max(parts.get("h2d", 0.0), parts.get("d2h", 0.0)) >= gpu_ms:
         return "copy-bound"
+    if memory_ms is not None and memory_ms > MEMORY_LIMIT * gpu_ms:
+        return "memory-bound"
     return "compute-bound"
 
 
