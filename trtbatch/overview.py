@@ -151,7 +151,7 @@ def notes(series: Sequence[Series]) -> list[str]:
         told.append(
             "Bound: launch, where the CPU takes over 0.8 of the GPU's time to launch (enqueue-bound); copy, where one "
             "direction of the copies takes at least as long as the GPU; memory, where it is known that moving what the "
-            f"products read and write takes over {MEMORY_LIMIT:g} of the GPU's time at the full bandwidth of its memory; "
+            f"products read and write takes over {MEMORY_LIMIT:g} of the GPU's time at its memory's full bandwidth; "
             "compute, where none of these is so."
         )
     unknown = [line.key for line in series if line.result is not None and not any(p.bound for p in line.points)]
