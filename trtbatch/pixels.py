@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from trtbatch.decoding import decode, read_bytes
 from trtbatch.errors import InputError
-from trtbatch.sources import Skipped
+from trtbatch.images import Skipped
 from trtbatch.trace import NO_TRACE, Recorder
 
 __all__ = ["Arena", "Photograph", "read_ahead"]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +24,10 @@ from trtbatch.backends import onnxruntime
 from trtbatch.errors import ArtifactError, ExportError, InputError, UsageError
 from trtbatch.inspection import is_engine
 from trtbatch.notes import note
+from trtbatch.operands import MAX_SIZE, Operands, Packing, operands
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import RecordError, decode, encode
-from trtbatch.resample import FRACTION_BITS, LOW_BITS, Side, most_taps, rows_first, sides
+from trtbatch.resample import FRACTION_BITS, LOW_BITS
 
 __all__ = [
     "MAX_SIZE",
@@ -51,17 +52,11 @@ Array = NDArray[Any]
 
 OUTPUT = "sample"
 SUFFIX = ".pre.onnx"
-MAX_SIZE = 4096
-"""Rows and columns of the largest photograph, unless asked otherwise."""
-
 _OPSET, _IR_VERSION = 17, 8
 """The newest that TensorRT 8.6 reads."""
 
 _KEY = "trtbatch.preprocessor"
 _FORMAT_VERSION = 2
-
-_ALIGNMENT = 256
-"""Bytes, of an address that TensorRT takes (``IExecutionContext::setTensorAddress``)."""
 
 _LIMIT = 1.1
 """Of 255: one step of a pixel, and what float16 rounds."""
@@ -174,81 +169,6 @@ def _sample_shape(recipe: Preprocessing) -> tuple[int, ...]:
     return (1, *recipe.crop, 3) if recipe.fused == "NHWC" else (1, 3, *recipe.crop)
 
 
-class Operands(NamedTuple):
-    """What is made of a photograph for the preprocessor: the part that the crop needs, and how its sides are resized.
-
-    Args:
-        image: ``(H, W, 3)`` uint8, a view of the photograph.
-    """
-
-    image: NDArray[np.uint8]
-    rows: Side
-    columns: Side
-
-
-def operands(recipe: Preprocessing, pixels: NDArray[np.uint8], max_size: int = MAX_SIZE) -> Operands:
-    """The operands of a photograph ``(H, W, 3)`` uint8.
-
-    Where the part that the crop needs is over `max_size`, or Pillow resizes in another order
-    (:func:`trtbatch.resample.rows_first`), Pillow does it here, and what it makes passes through as it is.
-
-    Raises:
-        InputError: not the pixels of a colour photograph.
-    """
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
-        raise InputError(f"{pixels.dtype} {pixels.shape} is no photograph", "give RGB pixels (H, W, 3) uint8")
-    height, width = pixels.shape[:2]
-    rows, columns = sides(recipe, height, width)
-    most = most_taps(recipe, max_size)
-    too_large = max(rows.end - rows.first, columns.end - columns.first) > max_size
-    if too_large or max(rows.taps.shape[1], columns.taps.shape[1]) > most or rows_first(recipe, height, width):
-        from PIL import Image
-
-        pixels = recipe.pixels(Image.fromarray(np.ascontiguousarray(pixels)))
-        rows, columns = sides(_unresized(recipe), *recipe.crop)
-    return Operands(pixels[rows.first : rows.end, columns.first : columns.end], rows, columns)
-
-
-class Packing:
-    """How the small inputs of a preprocessor lie in one block, each at a multiple of 256 bytes.
-
-    Args:
-        bytes: of the block.
-        shapes, offsets: of each input, by name; all are float32.
-    """
-
-    def __init__(self, record: PreprocessorRecord) -> None:
-        height, width = record.recipe.crop
-        taps = most_taps(record.recipe, record.max_size) + 2  # a zero on either side
-        self.shapes = {
-            "row_starts": (2 * height, 1),
-            "row_taps": (2 * height, taps),
-            "column_starts": (2 * width, 1),
-            "column_taps": (2 * width, taps),
-        }
-        self.offsets: dict[str, int] = {}
-        self.bytes = 0
-        for name, (lines, length) in self.shapes.items():
-            self.offsets[name] = self.bytes
-            self.bytes += -(-4 * lines * length // _ALIGNMENT) * _ALIGNMENT
-
-    def views(self, block: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """The inputs as they lie in a block."""
-        return {
-            name: block[self.offsets[name] :][: 4 * lines * length].view(np.float32).reshape(lines, length)
-            for name, (lines, length) in self.shapes.items()
-        }
-
-    def fill(self, block: NDArray[np.uint8], given: Operands) -> dict[str, NDArray[np.float32]]:
-        """Write the small inputs of a photograph into a block of at least `bytes`; they are returned."""
-        block[: self.bytes] = 0
-        found = self.views(block)
-        for name, made in (("row", given.rows), ("column", given.columns)):
-            found[f"{name}_starts"][...] = made.starts
-            found[f"{name}_taps"][:, 1 : 1 + made.taps.shape[1]] = made.taps
-        return found
-
-
 def feeds(record: PreprocessorRecord, given: Operands) -> dict[str, Array]:
     """All inputs of the preprocessor, contiguous, by name."""
     packing = Packing(record)
@@ -259,11 +179,6 @@ def feeds(record: PreprocessorRecord, given: Operands) -> dict[str, Array]:
         "across": np.arange(width, dtype=np.float32)[None],
         **packing.fill(np.empty(packing.bytes, np.uint8), given),
     }
-
-
-def _unresized(recipe: Preprocessing) -> Preprocessing:
-    """The recipe for what has the size of the crop already."""
-    return Preprocessing(min(recipe.crop), recipe.crop, interpolation=recipe.interpolation)
 
 
 def pixels_of(record: PreprocessorRecord, sample: Array) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from trtbatch.artifacts import Sidecar, TensorSpec
 from trtbatch.backends.base import conform
 from trtbatch.errors import InputError, UsageError
-from trtbatch.images import plain, unusable
+from trtbatch.images import Skipped, plain, unusable
 from trtbatch.notes import warn
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.rows import random_inputs
@@ -49,14 +49,6 @@ class Sample:
 
     name: str
     rows: dict[str, Array]
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """An input that can't be used, and why; the rest goes on."""
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True)
