@@ -107,7 +107,7 @@ def test_imports_point_one_way() -> None:
     import ast
 
     ground = {"errors", "optional", "batches", "profiles", "artifacts", "records", "preprocessing", "notes"}
-    ground |= {"environment", "files", "interrupts", "operands", "resample"}
+    ground |= {"environment", "files", "interrupts", "operands", "preprocessorrecord", "resample"}
     stages = {"export", "build", "infer", "bench", "verify", "report", "sinks", "sources", "inspection", "doctor"}
     stages |= {"examine", "forecast", "timetable", "stand", "loops", "duel", "benchrequest", "pipeline"}
     stages |= {"results", "series", "looks", "charts", "svg", "plot", "page", "overview"}

@@ -23,7 +23,7 @@ from trtbatch.artifacts import Artifact, FileRecord, ModelRecord, Sidecar, Tenso
 from trtbatch.errors import ArtifactError, ExportError, InputError, UsageError
 from trtbatch.infer import beside
 from trtbatch.notes import LOGGER
-from trtbatch.operands import Packing, feeds, operands
+from trtbatch.operands import Packing, operands
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.preprocessor import (
     OnnxPreprocessor,
@@ -31,6 +31,7 @@ from trtbatch.preprocessor import (
     build_graph,
     describe,
     export_preprocessor,
+    feeds,
     pixels_of,
     prove,
 )

@@ -18,15 +18,17 @@ from numpy.typing import NDArray
 
 from trtbatch import optional
 from trtbatch.errors import InputError
-from trtbatch.images import open_image
+from trtbatch.images import open_image, plain, unusable
 from trtbatch.preprocessing import Preprocessing, orientation_of
 
-__all__ = ["decode", "read_bytes", "read_pixels"]
+__all__ = ["decode", "read_bytes", "read_pixels", "read_sample"]
 
 Pixels = NDArray[np.uint8]
 
 Room = Callable[[int], Pixels]
 """Gives memory of at least so many bytes, flat."""
+
+_FIX = "mend it, or leave it out"
 
 _JPEG = b"\xff\xd8\xff"
 _EXIF = b"Exif\0\0"
@@ -58,7 +60,27 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(error.strerror or str(error), "mend it, or leave it out") from error
+        raise InputError(error.strerror or str(error), _FIX) from error
+
+
+def read_sample(path: Path, make: Callable[[Any], NDArray[Any]]) -> NDArray[Any]:
+    """What is made of an image file's Pillow image.
+
+    Raises:
+        InputError: as :func:`read_pixels`, or `make` failed on it.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            reason = unusable(image)
+            if reason is not None:
+                raise InputError(reason, _FIX)
+            return make(image)
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever their format makes them
+        raise InputError(plain(error), _FIX) from error
 
 
 def decode(data: bytes, room: Room | None = None) -> Pixels:

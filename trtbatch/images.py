@@ -6,16 +6,19 @@ import io
 import os
 import warnings
 from collections.abc import Sequence
-from typing import Any, Union
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch.artifacts import Sidecar, TensorSpec
 from trtbatch.errors import InputError, UsageError
 from trtbatch.preprocessing import Preprocessing
 
-__all__ = ["ImageLike", "image_input", "open_image", "plain", "stacked", "unusable"]
+if TYPE_CHECKING:  # which would bring artifacts into every process that decodes
+    from trtbatch.artifacts import Sidecar, TensorSpec
+
+__all__ = ["ImageLike", "Skipped", "image_input", "open_image", "plain", "stacked", "unusable"]
 
 Array = NDArray[Any]
 
@@ -23,6 +26,14 @@ ImageLike = Union[str, "os.PathLike[str]", bytes, Array, Any]
 """A path, an encoded file, pixels ``(H, W, 3)`` or ``(H, W)`` uint8, or a Pillow image."""
 
 _FIX = "mend it, or leave it out"
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An input that can't be used, and why; the rest goes on."""
+
+    name: str
+    reason: str
 
 
 def image_input(sidecar: Sidecar) -> tuple[TensorSpec, Preprocessing]:

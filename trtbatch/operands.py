@@ -1,67 +1,34 @@
-"""What a preprocessor takes of a photograph: the pixels that the crop needs, and how they are resized.
+"""What a photograph gives the preprocessor: the part that the crop needs, and the taps of its lines, packed.
 
-The record of a preprocessor says which recipe it follows; its graph is made in :mod:`trtbatch.preprocessor`.
+Light to import: a process that does nothing else needs neither ONNX nor a runtime.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch.artifacts import FileRecord, TensorSpec
 from trtbatch.errors import InputError
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.resample import Side, most_taps, rows_first, sides
 
-__all__ = [
-    "FORMAT_VERSION",
-    "MAX_SIZE",
-    "OPSET",
-    "OUTPUT",
-    "Operands",
-    "Packing",
-    "PreprocessorRecord",
-    "feeds",
-    "operands",
-]
+__all__ = ["MAX_SIZE", "Operands", "Packing", "band_bytes", "operands"]
 
-Array = NDArray[Any]
-
-OUTPUT = "sample"
 MAX_SIZE = 4096
 """Rows and columns of the largest photograph, unless asked otherwise."""
-
-OPSET = 17
-"""The newest that TensorRT 8.6 reads."""
-
-FORMAT_VERSION = 2
 
 _ALIGNMENT = 256
 """Bytes, of an address that TensorRT takes (``IExecutionContext::setTensorAddress``)."""
 
 
-@dataclass(frozen=True)
-class PreprocessorRecord:
-    """What a preprocessor is, kept in its ONNX file and in the JSON file beside it.
+class _Described(Protocol):
+    @property
+    def recipe(self) -> Preprocessing: ...
 
-    Args:
-        recipe: that it follows.
-        output: one sample of the model's input, ``(1, 3, H, W)``, or uint8 as `recipe` says.
-        max_size: rows and columns of the largest part of a photograph that it is to be built for.
-        source: the artifact whose input it fills.
-    """
-
-    recipe: Preprocessing
-    output: TensorSpec
-    max_size: int
-    source: FileRecord
-    opset: int = OPSET
-    tools: dict[str, str] = field(default_factory=dict)
-    created: str = ""
-    format_version: int = FORMAT_VERSION
+    @property
+    def max_size(self) -> int: ...
 
 
 class Operands(NamedTuple):
@@ -89,14 +56,30 @@ def operands(recipe: Preprocessing, pixels: NDArray[np.uint8], max_size: int = M
         raise InputError(f"{pixels.dtype} {pixels.shape} is no photograph", "give RGB pixels (H, W, 3) uint8")
     height, width = pixels.shape[:2]
     rows, columns = sides(recipe, height, width)
-    most = most_taps(recipe, max_size)
-    too_large = max(rows.end - rows.first, columns.end - columns.first) > max_size
-    if too_large or max(rows.taps.shape[1], columns.taps.shape[1]) > most or rows_first(recipe, height, width):
+    if _is_resized_here(recipe, rows, columns, height, width, max_size):
         from PIL import Image
 
         pixels = recipe.pixels(Image.fromarray(np.ascontiguousarray(pixels)))
         rows, columns = sides(_unresized(recipe), *recipe.crop)
     return Operands(pixels[rows.first : rows.end, columns.first : columns.end], rows, columns)
+
+
+def _is_resized_here(recipe: Preprocessing, rows: Side, columns: Side, height: int, width: int, max_size: int) -> bool:
+    too_large = max(rows.end - rows.first, columns.end - columns.first) > max_size
+    too_many = max(rows.taps.shape[1], columns.taps.shape[1]) > most_taps(recipe, max_size)
+    return too_large or too_many or rows_first(recipe, height, width)
+
+
+def band_bytes(recipe: Preprocessing, height: int, width: int, max_size: int = MAX_SIZE) -> int:
+    """Bytes of the image that :func:`operands` makes of a photograph ``(height, width, 3)``.
+
+    Raises:
+        ValueError: a side without pixels.
+    """
+    rows, columns = sides(recipe, height, width)
+    if _is_resized_here(recipe, rows, columns, height, width, max_size):
+        rows, columns = sides(_unresized(recipe), *recipe.crop)
+    return 3 * (rows.end - rows.first) * (columns.end - columns.first)
 
 
 class Packing:
@@ -107,7 +90,7 @@ class Packing:
         shapes, offsets: of each input, by name; all are float32.
     """
 
-    def __init__(self, record: PreprocessorRecord) -> None:
+    def __init__(self, record: _Described) -> None:
         height, width = record.recipe.crop
         taps = most_taps(record.recipe, record.max_size) + 2  # a zero on either side
         self.shapes = {
@@ -137,18 +120,6 @@ class Packing:
             found[f"{name}_starts"][...] = made.starts
             found[f"{name}_taps"][:, 1 : 1 + made.taps.shape[1]] = made.taps
         return found
-
-
-def feeds(record: PreprocessorRecord, given: Operands) -> dict[str, Array]:
-    """All inputs of the preprocessor, contiguous, by name."""
-    packing = Packing(record)
-    height, width = given.image.shape[:2]
-    return {
-        "image": np.ascontiguousarray(given.image),
-        "down": np.arange(height, dtype=np.float32)[None],
-        "across": np.arange(width, dtype=np.float32)[None],
-        **packing.fill(np.empty(packing.bytes, np.uint8), given),
-    }
 
 
 def _unresized(recipe: Preprocessing) -> Preprocessing:

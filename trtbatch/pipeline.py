@@ -29,8 +29,9 @@ from numpy.typing import NDArray
 from trtbatch.artifacts import TensorSpec
 from trtbatch.backends.base import Session, Slot, conform
 from trtbatch.batches import Profile, pick_profile
+from trtbatch.decoders import PackedReader, are_wanted, packed_ahead
 from trtbatch.errors import InputError
-from trtbatch.pixels import Arena, read_ahead
+from trtbatch.pixels import read_ahead
 from trtbatch.sources import BlockSource, ImageSource, Skipped, Source
 from trtbatch.trace import NO_TRACE, Recorder
 
@@ -79,15 +80,8 @@ class FillableSlot(Slot, Protocol):
         """As :meth:`submit`, the inputs being on the GPU when these events have come."""
 
 
-class Preprocessor(Protocol):
+class Preprocessor(PackedReader, Protocol):
     """Fills rows of a slot's input on the GPU; between `open` and `close` it is used in one thread."""
-
-    arena: Arena
-    beside: int
-    """Bytes that `prepare` uses."""
-
-    def prepare(self, pixels: NDArray[np.uint8], beside: NDArray[np.uint8]) -> Any:
-        """What it takes of a photograph ``(H, W, 3)`` uint8; for any thread."""
 
     def open(self) -> None: ...
 
@@ -443,7 +437,7 @@ class _RowFeed(_HostFeed):
         line: _Line,
         trace: Recorder,
     ) -> None:
-        self._items = iter(source)
+        self._items = source.lent() if isinstance(source, ImageSource) else iter(source)
         self._specs = specs
         self._skip = skip
         self._line = line
@@ -464,6 +458,7 @@ class _RowFeed(_HostFeed):
             for spec in self._specs:
                 # A part of the array, not a row of it: a row of a scalar per sample would be a copy.
                 _write(rows[spec.name][len(names) : len(names) + 1], item.rows[spec.name][None], spec, item.name)
+            item.release()
             names.append(item.name)
         return names
 
@@ -490,15 +485,11 @@ class _DeviceFeed:
         self._line = line
         self._trace = trace
         preprocessor.open()
-        self._items = read_ahead(
-            source.files,
-            source.names,
-            preprocessor.prepare,
-            preprocessor.beside,
-            preprocessor.arena,
-            source.workers,
-            trace,
-        )
+        if are_wanted(len(source.files), source.processes):
+            self._items = packed_ahead(source.files, source.names, preprocessor, source.workers, trace)
+        else:
+            prepare, beside, arena = preprocessor.prepare, preprocessor.beside, preprocessor.arena
+            self._items = read_ahead(source.files, source.names, prepare, beside, arena, source.workers, trace)
 
     def fill(self, room: _Room, size: int) -> list[str]:
         slot: Any = room.slot

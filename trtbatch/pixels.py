@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from trtbatch.decoding import decode, read_bytes
 from trtbatch.errors import InputError
-from trtbatch.sources import Skipped
+from trtbatch.images import Skipped
 from trtbatch.trace import NO_TRACE, Recorder
 
-__all__ = ["Arena", "Photograph", "read_ahead"]
+__all__ = ["ALIGNMENT", "MOST_BYTES", "Arena", "Budget", "Photograph", "Reader", "read_ahead"]
 
 Bytes = NDArray[np.uint8]
 T = TypeVar("T")
@@ -111,7 +111,7 @@ class _StoppedError(Exception):
     """Nobody wants the photographs any more."""
 
 
-class _Budget:
+class Budget:
     """Holds those back who would decode too much; he whose turn it is goes through."""
 
     def __init__(self, most: int) -> None:
@@ -150,7 +150,7 @@ class _Budget:
 class _Room:
     """Memory for one photograph, as :func:`trtbatch.decoding.decode` asks for it."""
 
-    def __init__(self, arena: Arena, budget: _Budget, turn: int, beside: int) -> None:
+    def __init__(self, arena: Arena, budget: Budget, turn: int, beside: int) -> None:
         self._arena = arena
         self._budget = budget
         self._turn = turn
@@ -208,8 +208,8 @@ def read_ahead(
     """
     chunk = max(1, min(CHUNK, len(files) // (2 * workers)))
     turns = range(0, len(files), chunk)
-    budget = _Budget(most)
-    reader = _Reader(prepare, beside, arena, budget, trace)
+    budget = Budget(most)
+    reader = Reader(prepare, beside, arena, budget, trace)
     waiting: deque[Future[list[Photograph[T] | Skipped]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="trtbatch-read")
     try:
@@ -230,7 +230,7 @@ def read_ahead(
 
 
 def _taken(
-    waiting: deque[Future[list[Photograph[T] | Skipped]]], budget: _Budget, turn: int
+    waiting: deque[Future[list[Photograph[T] | Skipped]]], budget: Budget, turn: int
 ) -> Iterator[Photograph[T] | Skipped]:
     budget.waits_for(turn)
     items = waiting.popleft().result()
@@ -249,11 +249,11 @@ def _release(items: Sequence[Photograph[Any] | Skipped]) -> None:
             item.release()
 
 
-class _Reader(Generic[T]):
-    """Reads and decodes the files of one turn."""
+class Reader(Generic[T]):
+    """Reads and decodes the files of one turn; for any thread."""
 
     def __init__(
-        self, prepare: Callable[[Bytes, Bytes], T], beside: int, arena: Arena, budget: _Budget, trace: Recorder
+        self, prepare: Callable[[Bytes, Bytes], T], beside: int, arena: Arena, budget: Budget, trace: Recorder
     ) -> None:
         self._prepare = prepare
         self._beside = beside

@@ -24,8 +24,9 @@ from trtbatch.backends import onnxruntime
 from trtbatch.errors import ArtifactError, ExportError, InputError, UsageError
 from trtbatch.inspection import is_engine
 from trtbatch.notes import note
-from trtbatch.operands import FORMAT_VERSION, MAX_SIZE, OPSET, OUTPUT, Packing, PreprocessorRecord, feeds, operands
+from trtbatch.operands import MAX_SIZE, Operands, Packing, operands
 from trtbatch.preprocessing import Preprocessing
+from trtbatch.preprocessorrecord import FORMAT_VERSION, OPSET, OUTPUT, PreprocessorRecord
 from trtbatch.records import RecordError, decode, encode
 from trtbatch.resample import FRACTION_BITS, LOW_BITS
 
@@ -37,6 +38,7 @@ __all__ = [
     "describe",
     "differences",
     "export_preprocessor",
+    "feeds",
     "pixels_of",
     "prove",
 ]
@@ -138,6 +140,18 @@ def describe(sidecar: Sidecar, max_size: int = MAX_SIZE) -> PreprocessorRecord:
 
 def _sample_shape(recipe: Preprocessing) -> tuple[int, ...]:
     return (1, *recipe.crop, 3) if recipe.fused == "NHWC" else (1, 3, *recipe.crop)
+
+
+def feeds(record: PreprocessorRecord, given: Operands) -> dict[str, Array]:
+    """All inputs of the preprocessor, contiguous, by name."""
+    packing = Packing(record)
+    height, width = given.image.shape[:2]
+    return {
+        "image": np.ascontiguousarray(given.image),
+        "down": np.arange(height, dtype=np.float32)[None],
+        "across": np.arange(width, dtype=np.float32)[None],
+        **packing.fill(np.empty(packing.bytes, np.uint8), given),
+    }
 
 
 def pixels_of(record: PreprocessorRecord, sample: Array) -> NDArray[np.float64]:

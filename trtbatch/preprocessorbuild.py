@@ -17,8 +17,9 @@ from trtbatch.backends.base import BuildPlan, Built, Range
 from trtbatch.batches import Profile
 from trtbatch.buildrequest import BuildRequest, refuse_target
 from trtbatch.errors import RowsError, UsageError
-from trtbatch.operands import OUTPUT, Packing, PreprocessorRecord
+from trtbatch.operands import Packing
 from trtbatch.preprocessor import SUFFIX, OnnxPreprocessor, differences
+from trtbatch.preprocessorrecord import OUTPUT, PreprocessorRecord
 
 __all__ = ["ENGINE_SUFFIX", "build_preprocessor", "is_preprocessor", "ranges_of"]
 

@@ -6,8 +6,9 @@ import glob
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,11 +16,14 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from trtbatch import decoders
 from trtbatch.artifacts import Sidecar, TensorSpec
 from trtbatch.backends.base import conform
+from trtbatch.decoding import read_sample
 from trtbatch.errors import InputError, UsageError
-from trtbatch.images import plain, unusable
+from trtbatch.images import Skipped, plain
 from trtbatch.notes import warn
+from trtbatch.pixels import Photograph
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.rows import random_inputs
 from trtbatch.trace import NO_TRACE, Recorder
@@ -43,20 +47,18 @@ RANDOM_COUNT = 64
 """Samples of ``--input random`` where ``--count`` says nothing."""
 
 
+def _keep() -> None:
+    """There is nothing to give back."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """One sample: its name, and one row for each input that has a batch axis."""
 
     name: str
     rows: dict[str, Array]
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """An input that can't be used, and why; the rest goes on."""
-
-    name: str
-    reason: str
+    release: Callable[[], None] = field(default=_keep, compare=False, repr=False)
+    """Gives the rows' memory back, where it is lent (:meth:`ImageSource.lent`); to be called once."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ PixelsToSample = Callable[[NDArray[np.uint8], Array], None]
 
 @dataclass
 class ImageSource:
-    """Photographs, read and preprocessed by a few threads a bounded distance ahead of the consumer."""
+    """Photographs, read and preprocessed a bounded distance ahead of the consumer, by threads or processes."""
 
     files: Sequence[Path]
     names: Sequence[str]
@@ -218,15 +220,50 @@ class ImageSource:
     trace: Recorder = NO_TRACE
     preprocessor: PixelsToSample | None = None
     """Resizes and normalises in Pillow's place."""
+    processes: bool | None = None
+    """Whether processes do it rather than threads; None goes by the number of cores and photographs."""
 
     @property
     def total(self) -> int:
         return len(self.files)
 
     def __iter__(self) -> Iterator[Sample | Skipped]:
+        with closing(self.lent()) as items:
+            for item in items:
+                if isinstance(item, Sample) and self._is_lent:
+                    owned = Sample(item.name, {name: row.copy() for name, row in item.rows.items()})
+                    item.release()
+                    yield owned
+                else:
+                    yield item
+
+    def lent(self) -> Generator[Sample | Skipped, None, None]:
+        """The same; rows may lie in memory that is used again once they are released."""
+        return self._by_processes() if self._is_lent else self._by_threads()
+
+    @property
+    def _is_lent(self) -> bool:
+        return self.preprocessor is None and decoders.are_wanted(len(self.files), self.processes)
+
+    def _by_processes(self) -> Generator[Sample | Skipped, None, None]:
+        def read(file: Path, name: str) -> Photograph[Array] | Skipped:
+            item = self._traced(file, name)
+            return Photograph(name, item.rows[self.spec.name], item.release) if isinstance(item, Sample) else item
+
+        made = decoders.samples_ahead(
+            self.files, self.names, self.preprocessing, self.spec.dtype, read, self.workers, self.trace
+        )
+        with closing(made) as items:
+            for item in items:
+                if isinstance(item, Photograph):
+                    yield Sample(item.name, {self.spec.name: item.prepared}, item.release)
+                else:
+                    yield item
+
+    def _by_threads(self) -> Generator[Sample | Skipped, None, None]:
         from PIL import Image
 
-        # Pillow only warns between its limit and twice that; here the limit holds as it is, see _read.
+        # Pillow only warns between its limit and twice that; here the limit holds as it is, see read_sample.
         warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
         ahead = 4 * self.workers
         waiting: deque[Future[Sample | Skipped]] = deque()
@@ -252,18 +289,12 @@ class ImageSource:
         return sample
 
     def _read(self, file: Path, name: str) -> Sample | Skipped:
-        from PIL import Image
-
         try:
-            with Image.open(file) as image:
-                reason = unusable(image)
-                if reason is not None:
-                    return Skipped(name, reason)
-                made = self.preprocessing(image) if self.preprocessor is None else self._preprocessed(image)
-                kind = self.spec.dtype if self.spec.dtype.startswith("float") and made.dtype.kind == "f" else made.dtype
-                return Sample(name, {self.spec.name: made.astype(kind, copy=False)})
-        except Exception as error:  # Pillow's decoders raise whatever their format makes them
-            return Skipped(name, plain(error))
+            made = read_sample(file, self.preprocessing if self.preprocessor is None else self._preprocessed)
+        except InputError as error:
+            return Skipped(name, error.problem)
+        kind = self.spec.dtype if self.spec.dtype.startswith("float") and made.dtype.kind == "f" else made.dtype
+        return Sample(name, {self.spec.name: made.astype(kind, copy=False)})
 
 
 class ArraySource:

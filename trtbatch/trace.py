@@ -42,6 +42,16 @@ class Recorder(Protocol):
     def span(self, name: str, **args: Value) -> Span:
         """A span to be entered; `args` are shown with it."""
 
+    def record(
+        self, name: str, begun: int, ended: int, args: dict[str, Value], thread: tuple[int, str] | None = None
+    ) -> None:
+        """A span between two readings of ``time.perf_counter_ns``.
+
+        Args:
+            thread: number and name of the one that it happened in, where that isn't the calling one; of a thread of
+                another process, too, whose clock is the same.
+        """
+
 
 class _NoSpan:
     __slots__ = ()
@@ -65,6 +75,11 @@ class _NoTrace:
     def span(self, name: str, **args: Value) -> Span:
         return self._span
 
+    def record(
+        self, name: str, begun: int, ended: int, args: dict[str, Value], thread: tuple[int, str] | None = None
+    ) -> None:
+        return
+
 
 NO_TRACE: Recorder = _NoTrace()
 """Records nothing, at the cost of a call."""
@@ -84,16 +99,17 @@ class TraceFile:
     def span(self, name: str, **args: Value) -> Span:
         return _TimedSpan(self, name, dict(args))
 
-    def record(self, name: str, begun: int, ended: int, args: dict[str, Value]) -> None:
-        """A span of the calling thread, between two readings of ``time.perf_counter_ns``."""
-        tid = threading.get_native_id()
+    def record(
+        self, name: str, begun: int, ended: int, args: dict[str, Value], thread: tuple[int, str] | None = None
+    ) -> None:
+        """As :meth:`Recorder.record`."""
+        tid, label = thread or (threading.get_native_id(), threading.current_thread().name)
         times = {"ts": begun / 1000, "dur": (ended - begun) / 1000}
         text = json.dumps({"ph": "X", "name": name, "pid": self._pid, "tid": tid, **times, "args": args})
         with self._lock:
             if tid not in self._named:
                 self._named.add(tid)
-                label = {"name": threading.current_thread().name}
-                named = {"ph": "M", "name": "thread_name", "pid": self._pid, "tid": tid, "args": label}
+                named = {"ph": "M", "name": "thread_name", "pid": self._pid, "tid": tid, "args": {"name": label}}
                 self._stream.write(",\n" + json.dumps(named))
             self._stream.write(",\n" + text)
 

@@ -22,9 +22,9 @@ from trtbatch.backends import open_engine, open_preprocessor
 from trtbatch.backends.tensorrt.engine import TensorRTSession
 from trtbatch.backends.tensorrt.preprocess import TensorRTPreprocessor
 from trtbatch.errors import ArtifactError
-from trtbatch.operands import PreprocessorRecord
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.preprocessor import describe, pixels_of
+from trtbatch.preprocessorrecord import PreprocessorRecord
 
 RECIPE = Preprocessing(resize=40, crop=(32, 32))
 """A sample is 12,288 bytes: rows lie where TensorRT wants addresses."""

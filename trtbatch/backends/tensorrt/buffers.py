@@ -125,6 +125,32 @@ class Device:
         finally:
             self.leave_thread()
 
+    def page_lock(self, memory: NDArray[np.uint8]) -> Callable[[], None]:
+        """Let copies from whole pages of host memory run beside other work; for any thread.
+
+        Returns:
+            what undoes it, for any thread, before the memory goes.
+
+        Raises:
+            ExecutionError: it can't be done.
+        """
+        self.enter_thread()
+        try:
+            locked: Any = self._driver.register_host_memory(memory).base
+        except self._driver.Error as error:
+            raise ExecutionError(f"{memory.size} bytes can't be page-locked: {error}", "free memory") from error
+        finally:
+            self.leave_thread()
+
+        def unlock() -> None:
+            self.enter_thread()
+            try:
+                locked.unregister()
+            finally:
+                self.leave_thread()
+
+        return unlock
+
     def copies(self, pairs: Sequence[tuple[NDArray[Any], int]]) -> Copies:
         return Copies(self._driver, pairs)
 

@@ -26,8 +26,10 @@ from trtbatch.backends.tensorrt.engine import TensorRTEngine
 from trtbatch.backends.tensorrt.graphs import CudaGraph
 from trtbatch.errors import ExecutionError
 from trtbatch.notes import note
-from trtbatch.operands import OUTPUT, Packing, PreprocessorRecord, operands
+from trtbatch.operands import Packing, operands
 from trtbatch.pixels import ALIGNMENT, Arena
+from trtbatch.preprocessing import Preprocessing
+from trtbatch.preprocessorrecord import OUTPUT, PreprocessorRecord
 
 __all__ = ["TensorRTPreprocessor", "bucket"]
 
@@ -85,6 +87,16 @@ class TensorRTPreprocessor:
         """Memory for photographs, page-locked."""
 
     @property
+    def recipe(self) -> Preprocessing:
+        """What it does to a photograph."""
+        return self.record.recipe
+
+    @property
+    def max_size(self) -> int:
+        """Rows and columns of the largest part of a photograph that it takes."""
+        return self.record.max_size
+
+    @property
     def device(self) -> Device:
         """The GPU that it runs on."""
         return self._engine.device
@@ -122,6 +134,18 @@ class TensorRTPreprocessor:
         given = operands(self.record.recipe, pixels, self.record.max_size)
         self._packing.fill(beside, given)
         return Prepared(given.image, beside)
+
+    def prepared(self, image: NDArray[np.uint8], packed: NDArray[np.uint8]) -> Prepared:
+        """The same of operands that are made and packed already."""
+        return Prepared(image, packed)
+
+    def lock(self, memory: NDArray[np.uint8]) -> Callable[[], None]:
+        """Page-lock memory for photographs; what is returned undoes that, in any thread.
+
+        Raises:
+            ExecutionError: it can't be done.
+        """
+        return self._engine.device.page_lock(memory)
 
     def __call__(self, given: Prepared, address: int, release: Callable[[], None] = lambda: None) -> None:
         """Put the sample of a photograph at an address of the GPU, when :meth:`done` says so.
