@@ -426,6 +426,33 @@ class _BlockFeed(_HostFeed):
         return
 
 
+class _Usable(Generic[T]):
+    """Items as they come, but for those that can't be used: of these somebody is told."""
+
+    def __init__(
+        self, items: Iterator[T | Skipped], skip: Callable[[Skipped], None], line: _Line, trace: Recorder
+    ) -> None:
+        self._items = items
+        self._skip = skip
+        self._line = line
+        self._trace = trace
+
+    def next(self) -> T | None:
+        """The next one; None at the end."""
+        while True:
+            self._line.leave_if_stopped()
+            with self._trace.span("next"):  # where it is long, the filler waits for the readers
+                item = next(self._items, None)
+            if not isinstance(item, Skipped):
+                return item
+            self._skip(item)
+
+    def close(self) -> None:
+        """Let the readers end: here, not whenever they are collected."""
+        if isinstance(self._items, Generator):
+            self._items.close()
+
+
 class _RowFeed(_HostFeed):
     """Samples copied one by one, as they come; those that can't be used are left out."""
 
@@ -437,24 +464,14 @@ class _RowFeed(_HostFeed):
         line: _Line,
         trace: Recorder,
     ) -> None:
-        self._items = source.lent() if isinstance(source, ImageSource) else iter(source)
+        items = source.lent() if isinstance(source, ImageSource) else iter(source)
+        self._items = _Usable(items, skip, line, trace)
         self._specs = specs
-        self._skip = skip
-        self._line = line
-        self._trace = trace
 
     def fill(self, room: _Room, size: int) -> list[str]:
         names: list[str] = []
         rows = room.rows
-        while len(names) < size:
-            self._line.leave_if_stopped()
-            with self._trace.span("next"):  # where it is long, the filler waits for the readers
-                item = next(self._items, None)
-            if item is None:
-                break
-            if isinstance(item, Skipped):
-                self._skip(item)
-                continue
+        while len(names) < size and (item := self._items.next()) is not None:
             for spec in self._specs:
                 # A part of the array, not a row of it: a row of a scalar per sample would be a copy.
                 _write(rows[spec.name][len(names) : len(names) + 1], item.rows[spec.name][None], spec, item.name)
@@ -463,9 +480,7 @@ class _RowFeed(_HostFeed):
         return names
 
     def close(self) -> None:
-        """Let the source end its threads: here, not whenever it is collected."""
-        if isinstance(self._items, Generator):
-            self._items.close()
+        self._items.close()
 
 
 class _DeviceFeed:
@@ -481,30 +496,21 @@ class _DeviceFeed:
     ) -> None:
         self._input = source.spec.name
         self._preprocessor = preprocessor
-        self._skip = skip
-        self._line = line
         self._trace = trace
         preprocessor.open()
         if are_wanted(len(source.files), source.processes):
-            self._items = packed_ahead(source.files, source.names, preprocessor, source.workers, trace)
+            items = packed_ahead(source.files, source.names, preprocessor, source.workers, trace)
         else:
             prepare, beside, arena = preprocessor.prepare, preprocessor.beside, preprocessor.arena
-            self._items = read_ahead(source.files, source.names, prepare, beside, arena, source.workers, trace)
+            items = read_ahead(source.files, source.names, prepare, beside, arena, source.workers, trace)
+        self._items = _Usable(items, skip, line, trace)
 
     def fill(self, room: _Room, size: int) -> list[str]:
         slot: Any = room.slot
         if not room.events:
             room.events = self._preprocessor.events()
         names: list[str] = []
-        while len(names) < size:
-            self._line.leave_if_stopped()
-            with self._trace.span("next"):  # where it is long, the filler waits for the readers
-                item = next(self._items, None)
-            if item is None:
-                break
-            if isinstance(item, Skipped):
-                self._skip(item)
-                continue
+        while len(names) < size and (item := self._items.next()) is not None:
             with self._trace.span("preprocess", file=item.name):
                 self._preprocessor(item.prepared, slot.row_address(self._input, len(names)), item.release)
             names.append(item.name)
