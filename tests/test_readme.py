@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from scripts import article_table, bench_overhead, build_times, decode_table, performance, precision_table
+from scripts import article_table, bench_overhead, build_times, decode_table, folder_table, performance, precision_table
 from tests.conftest import COMMANDS, ROOT
 from trtbatch.cli.app import app
 
@@ -163,6 +163,12 @@ def test_the_preprocessors_figures_are_those_that_were_kept() -> None:
     assert kept["max_difference"] == 0 and kept["exact_share"] == 1.0
     own = kept["photographs"] - kept["of_them_resized_by_pillow"]
     assert f"Of {kept['photographs']:,} generated photographs" in README and f"it resized {own:,} without" in README
+
+
+def test_photographs_have_the_figures_that_were_kept() -> None:
+    kept = json.loads((ROOT / "docs" / "gpu" / "folder.json").read_text())
+    assert folder_table.markdown(kept).split("\n\n")[0] in PERFORMANCE
+    assert all(row["pillow_over_preprocessor"] >= 20 for row in kept["photograph"])
 
 
 def test_decoding_has_the_figures_that_were_kept() -> None:
