@@ -27,7 +27,7 @@ from trtbatch import decoders
 from trtbatch.artifacts import TensorSpec
 from trtbatch.decoder_worker import HEADER
 from trtbatch.decoders import are_wanted, packed_ahead
-from trtbatch.errors import ExecutionError
+from trtbatch.errors import ArtifactError, ExecutionError
 from trtbatch.images import Skipped
 from trtbatch.operands import Packing, operands
 from trtbatch.pixels import Photograph, read_ahead
@@ -280,6 +280,43 @@ def test_leaving_early_ends_the_processes(folder_of_all: Path, taken: int) -> No
     assert not children() and reader.locked == [] and reader.memory.in_use() == 0
 
 
+@pytest.mark.parametrize("taken", [0, 2])
+def test_a_team_started_before_is_used_and_ends_with_or_without_work(folder_of_all: Path, taken: int) -> None:
+    files, names = listed(folder_of_all)
+    reader = Reader()
+    team = decoders.packed_team(reader.recipe, reader.max_size, 2)
+    early = children()
+    assert len(early) == 2
+    items = packed_ahead(files, names, reader, 2, team=team)
+    for item in itertools.islice(items, taken):
+        assert children() == early, "no others are started"
+        if isinstance(item, Photograph):
+            item.release()
+    items.close()
+    team.close()
+    assert not children() and reader.locked == [] and reader.memory.in_use() == 0
+
+
+def test_an_engine_that_does_not_load_leaves_no_process(
+    cli: Cli,
+    photo_engine: Path,  # noqa: F811
+    folder_of_all: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(decoders, "LEAST_CORES", 1)
+    monkeypatch.setattr(decoders, "LEAST_FILES", 1)
+    started: list[int] = []
+
+    def damaged(*args: Any) -> None:
+        started.extend(children())
+        raise ArtifactError("it is damaged", "build it again")
+
+    monkeypatch.setattr("trtbatch.infer.open_engine", damaged)
+    result = cli("infer", "--input", folder_of_all)
+    assert result.exit_code == 1 and "it is damaged" in result.output
+    assert started and not children()
+
+
 def test_a_slow_consumer_is_not_run_away_from(folder_of_all: Path, tmp_path: Path) -> None:
     """Rings bound memory; tasks bound what is read ahead, as the trace tells when each file was read."""
     files, names = [folder_of_all / "plain00.jpg"] * 400, [str(number) for number in range(400)]
@@ -506,9 +543,9 @@ def test_infer_writes_the_same_either_way(
     started: list[Any] = []
     samples_ahead = decoders.samples_ahead
 
-    def counted(*args: Any) -> Any:
-        started.append(args)
-        return samples_ahead(*args)
+    def counted(*args: Any, **options: Any) -> Any:
+        started.append(options["team"])
+        return samples_ahead(*args, **options)
 
     monkeypatch.setattr(decoders, "samples_ahead", counted)
     for name, cores in (("threads", 1 << 20), ("processes", 1)):
@@ -516,7 +553,7 @@ def test_infer_writes_the_same_either_way(
         monkeypatch.setattr(decoders, "LEAST_FILES", 1)
         result = cli("infer", "--input", folder_of_all, "--output", f"{name}.csv", "--trace", f"{name}.json")
         assert result.exit_code == 1 and "7 of 40 inputs were skipped" in result.output
-        assert len(started) == (name == "processes")
+        assert len(started) == (name == "processes") and None not in started
     assert (folder / "threads.csv").read_bytes() == (folder / "processes.csv").read_bytes()
     labels = {name.rpartition("-")[0] for name in thread_names(folder / "processes.json").values()}
     assert "trtbatch-decode" in labels and json.loads((folder / "threads.json").read_text())

@@ -48,13 +48,12 @@ from trtbatch.decoder_worker import (
 from trtbatch.errors import ExecutionError
 from trtbatch.images import Skipped
 from trtbatch.notes import note, warn
-from trtbatch.operands import Packing
 from trtbatch.pixels import MOST_BYTES, Arena, Budget, Photograph, Reader
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import encode
 from trtbatch.trace import NO_TRACE, Recorder
 
-__all__ = ["PackedReader", "are_wanted", "packed_ahead", "samples_ahead"]
+__all__ = ["PackedReader", "Team", "are_wanted", "packed_ahead", "packed_team", "sample_team", "samples_ahead"]
 
 Array = NDArray[Any]
 Bytes = NDArray[np.uint8]
@@ -135,6 +134,64 @@ class PackedReader(Protocol):
         """
 
 
+class Team:
+    """Processes that have been started, and wait for work: they take as long to start as an engine takes to load.
+
+    Args:
+        order: that they follow.
+        workers: how many.
+    """
+
+    def __init__(self, order: Order, workers: int) -> None:
+        self.order = order
+        self._text = json.dumps(encode(_with_pillows(order)))
+        self._idle: deque[_Worker[Any]] = deque()
+        self._started = 0
+        try:
+            for _ in range(workers):
+                worker = self._start()
+                if worker is None:
+                    break
+                self._idle.append(worker)
+        except BaseException:
+            self.close()
+            raise
+
+    def take(self) -> _Worker[Any] | None:
+        """A process without work, started now where none waits; None, said, where none can be started."""
+        return self._idle.popleft() if self._idle else self._start()
+
+    def _start(self) -> _Worker[Any] | None:
+        try:
+            worker: _Worker[Any] = _Worker(self.order, self._text, self._started)
+        except OSError as error:
+            warn(f"a process to decode photographs can't be started: {error.strerror}")
+            return None
+        self._started += 1
+        return worker
+
+    def close(self) -> None:
+        """End those that nobody took."""
+        with ExitStack() as steps:
+            while self._idle:
+                worker = self._idle.pop()
+                steps.callback(worker.ring.close)
+                steps.callback(worker.end)
+
+
+def packed_team(recipe: Preprocessing, max_size: int, workers: int, ring: int = RING_BYTES) -> Team:
+    """Processes for :func:`packed_ahead`, of a preprocessor with this recipe and size."""
+    ring = aligned(ring)
+    return Team(Order("packed", recipe, ring, ring // _SHARE, max_size), workers)
+
+
+def sample_team(recipe: Preprocessing, dtype: str, workers: int, ring: int = RING_BYTES) -> Team:
+    """Processes for :func:`samples_ahead`, for an input of this type."""
+    count = aligned(int(np.prod(sample_shape(recipe))) * sample_type(recipe, dtype).itemsize)
+    ring = max(aligned(ring), min(_SAMPLE_SHARE * count, aligned(MOST_BYTES // workers)))
+    return Team(Order("sample", recipe, ring, ring // _SAMPLE_SHARE, dtype=dtype), workers)
+
+
 def packed_ahead(
     files: Sequence[Path],
     names: Sequence[str],
@@ -142,6 +199,7 @@ def packed_ahead(
     workers: int,
     trace: Recorder = NO_TRACE,
     ring: int = RING_BYTES,
+    team: Team | None = None,
 ) -> Generator[Photograph[Any] | Skipped, None, None]:
     """Photographs as a preprocessor takes them, in order, decoded by processes; :func:`trtbatch.pixels.read_ahead`
     does the same in threads. Closing the generator ends the processes.
@@ -150,10 +208,10 @@ def packed_ahead(
         workers: processes.
         trace: takes the spans ``read`` and ``decode`` of each file, in threads of their own.
         ring: bytes of one process's photographs, decoded and not released.
+        team: of :func:`packed_team`, for this preprocessor; None starts the processes when the first photograph is
+            asked for.
     """
-    ring = aligned(ring)
-    order = Order("packed", preprocessor.recipe, ring, ring // _SHARE, preprocessor.max_size)
-    beside = Packing(order).bytes
+    beside = preprocessor.beside
     budget = Budget(MOST_BYTES)
     reader = Reader(preprocessor.prepare, preprocessor.beside, preprocessor.arena, budget, trace)
 
@@ -165,7 +223,10 @@ def packed_ahead(
     def read(turn: int, file: Path, name: str) -> Photograph[Any] | Skipped:
         return reader(turn, [file], [name])[0]
 
-    return _ahead(_Job(order, files, names, view, read, budget, workers, trace, preprocessor.lock))
+    def start() -> Team:
+        return team or packed_team(preprocessor.recipe, preprocessor.max_size, min(workers, len(files)), ring)
+
+    return _ahead(_Job(start, files, names, view, read, budget, workers, trace, preprocessor.lock))
 
 
 def samples_ahead(
@@ -177,6 +238,7 @@ def samples_ahead(
     workers: int,
     trace: Recorder = NO_TRACE,
     ring: int = RING_BYTES,
+    team: Team | None = None,
 ) -> Generator[Photograph[Array] | Skipped, None, None]:
     """Samples of a recipe, in order, made by processes. Closing the generator ends these.
 
@@ -185,11 +247,10 @@ def samples_ahead(
         read: makes one here.
         trace: takes the span ``read`` of each file, in threads of their own.
         ring: bytes of one process's samples, made and not released; more where a sample is large.
+        team: of :func:`sample_team`, for this recipe and type; None starts the processes when the first sample is asked
+            for.
     """
     shape, kind = sample_shape(recipe), sample_type(recipe, dtype)
-    count = aligned(int(np.prod(shape)) * kind.itemsize)
-    ring = max(aligned(ring), min(_SAMPLE_SHARE * count, aligned(MOST_BYTES // workers)))
-    order = Order("sample", recipe, ring, ring // _SAMPLE_SHARE, dtype=dtype)
 
     def view(data: Bytes, at: int, rows: int, columns: int) -> Array:
         found: Array = np.ndarray(shape, kind, data, at)
@@ -198,7 +259,10 @@ def samples_ahead(
     def read_here(turn: int, file: Path, name: str) -> Photograph[Array] | Skipped:
         return read(file, name)
 
-    return _ahead(_Job(order, files, names, view, read_here, Budget(MOST_BYTES), workers, trace))
+    def start() -> Team:
+        return team or sample_team(recipe, dtype, min(workers, len(files)), ring)
+
+    return _ahead(_Job(start, files, names, view, read_here, Budget(MOST_BYTES), workers, trace))
 
 
 @dataclass
@@ -206,13 +270,14 @@ class _Job(Generic[T]):
     """What is to be done.
 
     Args:
+        start: gives the processes.
         view: of a ring's photographs, the position in bytes, and the numbers of the item, makes what is had of it.
         read: reads a file here, in a thread; its turn is the number of the first file of its task.
         budget: that `read` goes by.
         lock: page-locks a ring.
     """
 
-    order: Order
+    start: Callable[[], Team]
     files: Sequence[Path]
     names: Sequence[str]
     view: Callable[[Bytes, int, int, int], T]
@@ -346,9 +411,8 @@ class _Worker(Generic[T]):
         OSError: it can't be started.
     """
 
-    def __init__(self, job: _Job[T], order: str, number: int) -> None:
-        self.number = number
-        self.ring = _Ring(job.order.ring)
+    def __init__(self, order: Order, text: str, number: int) -> None:
+        self.ring = _Ring(order.ring)
         self.tasks: deque[tuple[_Task[T], int]] = deque()
         """Each with the number behind the last file of it that was asked for."""
         self.has_begun = False
@@ -356,7 +420,7 @@ class _Worker(Generic[T]):
         """Items."""
         self._answer = b""
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        command = [sys.executable, "-m", "trtbatch.decoder_worker", order, str(self.ring.file)]
+        command = [sys.executable, "-m", "trtbatch.decoder_worker", text, str(self.ring.file)]
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a process inherits
         try:
             self.process = subprocess.Popen(
@@ -454,7 +518,7 @@ class _Crew(Generic[T]):
 
     def __init__(self, job: _Job[T]) -> None:
         self._job = job
-        self._order = json.dumps(encode(_with_pillows(job.order)))
+        self._team: Team | None = None
         self._count = max(1, min(job.workers, len(job.files)))
         self._chunk = max(1, min(CHUNK, len(job.files) // (2 * self._count)))
         self._ahead = AHEAD * self._count
@@ -472,21 +536,20 @@ class _Crew(Generic[T]):
         self._traced = job.trace is not NO_TRACE
 
     def start(self) -> None:
-        """Start the processes, and hand out tasks at once."""
-        started = [self._add(number) for number in range(self._count)]
+        """Take the processes, and hand out tasks at once."""
+        self._team = self._job.start()
+        started = [self._add() for _ in range(self._count)]
         self._hand_out()
         for worker in started:  # which takes a while, in which they begin
             if worker is not None:
                 self._page_lock(worker.ring)
 
-    def _add(self, number: int) -> _Worker[T] | None:
-        try:
-            worker = _Worker(self._job, self._order, number)
-        except OSError as error:
-            warn(f"a process to decode photographs can't be started: {error.strerror}")
-            return None
-        self._workers[worker.answers_pipe] = worker
-        self._poll.register(worker.answers_pipe, select.POLLIN)
+    def _add(self) -> _Worker[T] | None:
+        assert self._team is not None, "started"
+        worker: _Worker[T] | None = self._team.take()
+        if worker is not None:
+            self._workers[worker.answers_pipe] = worker
+            self._poll.register(worker.answers_pipe, select.POLLIN)
         return worker
 
     def _page_lock(self, ring: _Ring) -> None:
@@ -617,7 +680,7 @@ class _Crew(Generic[T]):
             warn(f"a process that decodes photographs ended {how}; the run goes on without it")
         self._again.extendleft(task for task in reversed(tasks) if not task.is_done)
         if worker.has_begun and (self._again or self._next < len(self._job.files)):
-            added = self._add(worker.number)
+            added = self._add()
             self._hand_out()
             if added is not None:
                 self._page_lock(added.ring)
@@ -639,6 +702,8 @@ class _Crew(Generic[T]):
                 steps.callback(worker.ring.close)
                 steps.callback(worker.end)
                 worker.process.kill()  # all of them, and only then wait for each
+            if self._team is not None:
+                steps.callback(self._team.close)
             steps.callback(self._release)
 
     def _release(self) -> None:

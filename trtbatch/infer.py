@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,7 @@ def infer(request: InferRequest) -> InferResult:
         source = open_source(request.input, sidecar, request.count, request.seed, trace=trace)
         own = _preprocessor(request, source, artifact)
         with (
+            _started(source, own),
             open_sink(request.output, sidecar) as sink,
             open_engine(artifact, request.device) as engine,
             ExitStack() as opened,
@@ -142,6 +143,19 @@ def infer(request: InferRequest) -> InferResult:
             )
             predict(engine, source, sink, sizes, request, result, trace, on_gpu)
     return result
+
+
+@contextmanager
+def _started(source: Source, preprocessor: Artifact | None) -> Iterator[None]:
+    """Processes that read photographs start beside the loading of the engine."""
+    if not isinstance(source, ImageSource):
+        yield
+        return
+    source.start(None if preprocessor is None else preprocessor.sidecar.build["max_size"])
+    try:
+        yield
+    finally:
+        source.stop()
 
 
 def _preprocessor(request: InferRequest, source: Source, artifact: Artifact) -> Artifact | None:

@@ -499,7 +499,7 @@ class _DeviceFeed:
         self._trace = trace
         preprocessor.open()
         if are_wanted(len(source.files), source.processes):
-            items = packed_ahead(source.files, source.names, preprocessor, source.workers, trace)
+            items = packed_ahead(source.files, source.names, preprocessor, source.workers, trace, team=source.team)
         else:
             prepare, beside, arena = preprocessor.prepare, preprocessor.beside, preprocessor.arena
             items = read_ahead(source.files, source.names, prepare, beside, arena, source.workers, trace)

@@ -222,10 +222,30 @@ class ImageSource:
     """Resizes and normalises in Pillow's place."""
     processes: bool | None = None
     """Whether processes do it rather than threads; None goes by the number of cores and photographs."""
+    team: decoders.Team | None = None
+    """Processes that were started already."""
 
     @property
     def total(self) -> int:
         return len(self.files)
+
+    def start(self, max_size: int | None = None) -> None:
+        """Start the processes that read, where there are to be any; they begin when the first item is asked for.
+
+        Args:
+            max_size: of the preprocessor on a GPU that takes the photographs; None where there is none.
+        """
+        if self.preprocessor is None and decoders.are_wanted(len(self.files), self.processes):
+            workers = min(self.workers, len(self.files))
+            if max_size is not None:
+                self.team = decoders.packed_team(self.preprocessing, max_size, workers)
+            else:
+                self.team = decoders.sample_team(self.preprocessing, self.spec.dtype, workers)
+
+    def stop(self) -> None:
+        """End processes that were started and have not begun."""
+        if self.team is not None:
+            self.team.close()
 
     def __iter__(self) -> Iterator[Sample | Skipped]:
         with closing(self.lent()) as items:
@@ -251,7 +271,7 @@ class ImageSource:
             return Photograph(name, item.rows[self.spec.name], item.release) if isinstance(item, Sample) else item
 
         made = decoders.samples_ahead(
-            self.files, self.names, self.preprocessing, self.spec.dtype, read, self.workers, self.trace
+            self.files, self.names, self.preprocessing, self.spec.dtype, read, self.workers, self.trace, team=self.team
         )
         with closing(made) as items:
             for item in items:
