@@ -107,13 +107,13 @@ def test_imports_point_one_way() -> None:
     import ast
 
     ground = {"errors", "optional", "batches", "profiles", "artifacts", "records", "preprocessing", "notes"}
-    ground |= {"environment", "files", "interrupts", "operands", "preprocessorrecord", "resample"}
+    ground |= {"environment", "files", "arena", "interrupts", "operands", "preprocessorrecord", "resample"}
     stages = {"export", "build", "infer", "bench", "verify", "report", "sinks", "sources", "inspection", "doctor"}
     stages |= {"examine", "forecast", "timetable", "stand", "loops", "duel", "benchrequest", "pipeline"}
     stages |= {"results", "series", "looks", "charts", "svg", "plot", "page", "overview"}
     stages |= {"independent", "gate", "gatereport"}
     stages |= {"capacity", "underload", "optchoice", "plan", "timemodel", "traffic", "tune", "tuning"}
-    stages |= {"preprocessor", "preprocessorbuild", "decoding"}
+    stages |= {"preprocessor", "preprocessorbuild", "decoding", "pixels", "decoders", "decoder_worker", "workload"}
     stages |= {"api", "dlpack", "images", "ray", "rayresults", "rayrows", "scale", "store", "triton"}
     for file in (ROOT / "trtbatch").rglob("*.py"):
         parts = file.relative_to(ROOT / "trtbatch").with_suffix("").parts

@@ -31,6 +31,7 @@ from typing import Any, Generic, Protocol, TypeVar, Union
 import numpy as np
 from numpy.typing import NDArray
 
+from trtbatch.arena import Arena
 from trtbatch.decoder_worker import (
     ANSWER,
     HEADER,
@@ -48,7 +49,7 @@ from trtbatch.decoder_worker import (
 from trtbatch.errors import ExecutionError
 from trtbatch.images import Skipped
 from trtbatch.notes import note, warn
-from trtbatch.pixels import MOST_BYTES, Arena, Budget, Photograph, Reader
+from trtbatch.pixels import MOST_BYTES, Budget, Photograph, Reader
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import encode
 from trtbatch.trace import NO_TRACE, Recorder

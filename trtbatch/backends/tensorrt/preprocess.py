@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch import optional
+from trtbatch.arena import ALIGNMENT, Arena
 from trtbatch.backends.tensorrt import compat
 from trtbatch.backends.tensorrt.buffers import CudaEvent, Device, DeviceMemory
 from trtbatch.backends.tensorrt.engine import TensorRTEngine
@@ -27,7 +28,6 @@ from trtbatch.backends.tensorrt.graphs import CudaGraph
 from trtbatch.errors import ExecutionError
 from trtbatch.notes import note
 from trtbatch.operands import Packing, operands
-from trtbatch.pixels import ALIGNMENT, Arena
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.preprocessorrecord import OUTPUT, PreprocessorRecord
 
