@@ -439,7 +439,8 @@ def test_memory_with_a_file_behind_it(folder_of_all: Path, monkeypatch: pytest.M
 
 
 RUN = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 from pathlib import Path
 from tests.test_decoders import Reader
 from trtbatch.decoders import packed_ahead
@@ -479,7 +480,10 @@ def test_a_signal_ends_all_processes_without_a_word(
         assert process.stdout.readline() == "begun\n"
     assert len(in_session(process.pid)) == 4
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-    _, words = process.communicate(timeout=30)
+    try:
+        _, words = process.communicate(timeout=30)
+    finally:
+        process.kill()
     deadline = time.monotonic() + 30
     while in_session(process.pid) and time.monotonic() < deadline:
         time.sleep(0.01)
