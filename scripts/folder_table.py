@@ -44,6 +44,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.decode_table import QUALITY, photograph
 from scripts.performance import ratio
 from trtbatch import environment
+from trtbatch.arena import aligned
 from trtbatch.artifacts import load
 from trtbatch.backends import open_preprocessor
 from trtbatch.decoding import read_pixels
@@ -264,10 +265,10 @@ def engine_ms(path: Path, pictures: dict[Size, Pixels], rounds: int) -> Iterator
         stack.callback(rows.free)
         given = {}
         for size, pixels in pictures.items():
-            block = preprocessor.arena.take(pixels.size + 256 + preprocessor.beside)
+            block = preprocessor.arena.take(aligned(pixels.size) + preprocessor.beside)
             there = block[: pixels.size].reshape(pixels.shape)
             there[...] = pixels
-            given[size] = preprocessor.prepare(there, block[-(-pixels.size // 256) * 256 :][: preprocessor.beside])
+            given[size] = preprocessor.prepare(there, block[aligned(pixels.size) :][: preprocessor.beside])
 
         def run(size: Size, count: int) -> float:
             begun = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,9 @@ from typer.testing import CliRunner
 from scripts.photos import PHOTOS, copy_photos
 from tests import models
 from trtbatch.cli.app import app
+from trtbatch.files import sidecar_path
+from trtbatch.preprocessing import Preprocessing
+from trtbatch.records import encode
 
 __all__ = ["PHOTOS", "ROOT", "child_environment", "run_process"]
 
@@ -76,6 +80,19 @@ def run_process(
 def child_environment() -> dict[str, str]:
     """This process's environment, with the package in reach."""
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+
+
+PREPROCESSING = Preprocessing(10, (8, 8))
+CLASSES = ["ant", "bee", "cat", "dog", "elk"]
+
+
+@pytest.fixture
+def photo_engine(engine: Path) -> Path:
+    """The small engine, with preprocessing and classes in its sidecar."""
+    beside = sidecar_path(engine)
+    data = json.loads(beside.read_text()) | {"preprocessing": encode(PREPROCESSING), "classes": CLASSES}
+    beside.write_text(json.dumps(data))
+    return engine
 
 
 @pytest.hookimpl(wrapper=True)

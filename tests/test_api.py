@@ -18,7 +18,7 @@ from PIL import Image
 
 import trtbatch
 from tests import models
-from tests.conftest import PHOTOS
+from tests.conftest import CLASSES, PHOTOS, PREPROCESSING
 from trtbatch import dlpack
 from trtbatch.api import LoadedEngine
 from trtbatch.artifacts import TensorSpec
@@ -29,8 +29,6 @@ from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import encode
 
 Cli = Callable[..., Any]
-PREPROCESSING = Preprocessing(10, (8, 8))
-CLASSES = ["ant", "bee", "cat", "dog", "elk"]
 
 
 def images(count: int, seed: int = 0) -> Any:
@@ -305,14 +303,6 @@ def test_capsules_keep_type_shape_and_address(dtype: str) -> None:
 
 
 # Photographs.
-
-
-@pytest.fixture
-def photo_engine(engine: Path) -> Path:
-    beside = sidecar_path(engine)
-    data = json.loads(beside.read_text()) | {"preprocessing": encode(PREPROCESSING), "classes": CLASSES}
-    beside.write_text(json.dumps(data))
-    return engine
 
 
 def test_predict_takes_paths_images_bytes_and_pixels(photo_engine: Path, folder: Path, photos: Path) -> None:

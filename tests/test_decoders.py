@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.conftest import child_environment
-from tests.test_infer import photo_engine  # noqa: F401 - a fixture
 from tests.test_pixels import Memory
 from tests.test_trace import refuse_crossings, spans, thread_names
 from trtbatch import decoders
@@ -299,7 +298,7 @@ def test_a_team_started_before_is_used_and_ends_with_or_without_work(folder_of_a
 
 def test_an_engine_that_does_not_load_leaves_no_process(
     cli: Cli,
-    photo_engine: Path,  # noqa: F811
+    photo_engine: Path,
     folder_of_all: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -539,7 +538,7 @@ def test_what_this_process_tells_pillow_holds_there(folder_of_all: Path, monkeyp
 
 def test_infer_writes_the_same_either_way(
     cli: Cli,
-    photo_engine: Path,  # noqa: F811
+    photo_engine: Path,
     folder_of_all: Path,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -18,29 +18,15 @@ import pytest
 from PIL import Image
 
 from tests import models
-from tests.conftest import PHOTOS
+from tests.conftest import CLASSES, PHOTOS, PREPROCESSING
 from tests.test_build import refused
 from trtbatch.artifacts import load
 from trtbatch.backends.onnxruntime import OnnxReference
-from trtbatch.files import sidecar_path
 from trtbatch.infer import InferResult
-from trtbatch.preprocessing import Preprocessing
-from trtbatch.records import encode
 from trtbatch.sinks import open_sink, top_predictions
 from trtbatch.sources import Sample, Skipped, open_source
 
 Cli = Callable[..., Any]
-PREPROCESSING = Preprocessing(10, (8, 8))
-CLASSES = ["ant", "bee", "cat", "dog", "elk"]
-
-
-@pytest.fixture
-def photo_engine(engine: Path) -> Path:
-    """The small engine, with preprocessing and classes in its sidecar."""
-    beside = sidecar_path(engine)
-    data = json.loads(beside.read_text()) | {"preprocessing": encode(PREPROCESSING), "classes": CLASSES}
-    beside.write_text(json.dumps(data))
-    return engine
 
 
 def oracle(folder: Path, samples: Any) -> Any:

@@ -17,29 +17,15 @@ from PIL import Image
 
 import trtbatch
 from tests import models
-from tests.conftest import PHOTOS
+from tests.conftest import CLASSES, PHOTOS, PREPROCESSING
 from tests.test_build import refused
 from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import ExecutionError, InputError, UsageError
-from trtbatch.files import sidecar_path
-from trtbatch.preprocessing import Preprocessing
 from trtbatch.ray import Predictor
-from trtbatch.records import encode
 from trtbatch.scale import RayRequest, infer_with_ray
 
 Cli = Callable[..., Any]
-PREPROCESSING = Preprocessing(10, (8, 8))
-CLASSES = ["ant", "bee", "cat", "dog", "elk"]
 MANY = 5000
-
-
-@pytest.fixture
-def photo_engine(engine: Path) -> Path:
-    """The small engine, with preprocessing and classes in its sidecar."""
-    beside = sidecar_path(engine)
-    data = json.loads(beside.read_text()) | {"preprocessing": encode(PREPROCESSING), "classes": CLASSES}
-    beside.write_text(json.dumps(data))
-    return engine
 
 
 def classes(folder: Path, pictures: list[Any]) -> list[str]:

@@ -8,12 +8,17 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ALIGNMENT", "Arena", "rounded"]
+__all__ = ["ALIGNMENT", "Arena", "aligned", "rounded"]
 
 Bytes = NDArray[np.uint8]
 
 ALIGNMENT = 256
-"""Bytes, of what lies beside pixels."""
+"""Bytes, of an address that TensorRT takes (``IExecutionContext::setTensorAddress``)."""
+
+
+def aligned(count: int) -> int:
+    """The next multiple of :data:`ALIGNMENT`."""
+    return -(-count // ALIGNMENT) * ALIGNMENT
 
 
 class Arena:

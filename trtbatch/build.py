@@ -15,6 +15,7 @@ from trtbatch.backends.base import Builder, BuildPlan, Built, Progress
 from trtbatch.batches import Profile, pick_profile, refuse_outside
 from trtbatch.buildrequest import (
     BuildRequest,
+    builder_settings,
     not_tried,
     note_unused,
     original_of,
@@ -173,7 +174,6 @@ def _build_one(request: BuildRequest, builder: Builder, source: Artifact, target
     onnx, external = prepared(typed.path, inputs, outputs, folder)
     graph = load_onnx(onnx)
     held, computes = kinds(graph), products(graph)
-    moved = product_bytes(load_onnx(onnx), inputs)
     conversion = typed.sidecar.conversion
     kept = set(conversion.kept) if conversion is not None else set()
     # Without strong types int8 files leave their float layers to flags: half precision is allowed, but for those kept.
@@ -181,6 +181,7 @@ def _build_one(request: BuildRequest, builder: Builder, source: Artifact, target
     types = float_types(graph) if "fp16" in (*held, *allowed) else {}
     if allowed:
         types = {name: kind for name, kind in types.items() if name in kept}
+    moved = product_bytes(graph, inputs)  # which changes the graph
     plan = BuildPlan(
         onnx=onnx,
         name=target.name,
@@ -188,18 +189,11 @@ def _build_one(request: BuildRequest, builder: Builder, source: Artifact, target
         outputs=outputs,
         profiles=profiles,
         external_weights=external,
-        workspace=request.workspace,
-        opt_level=request.opt_level,
-        timing_cache=request.timing_cache,
-        cache_folder=target.parent if request.keep_timings else None,
-        own_kernels=request.own_kernels,
-        timing_iterations=request.timing_iterations,
-        device=request.device,
+        **builder_settings(request, target.parent),
         tf32=request.precision != "fp32",
         kinds=tuple(sorted(held)),
         allowed=allowed,
         node_types=types,
-        options=request.options,
     )
     began = time.perf_counter()
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from trtbatch import artifacts, files
 from trtbatch.artifacts import Artifact, ModelRecord, Sidecar
@@ -19,6 +19,7 @@ from trtbatch.precision import CONVERTED, QUANTIZED, is_random
 
 __all__ = [
     "BuildRequest",
+    "builder_settings",
     "foreign",
     "not_tried",
     "note_unused",
@@ -93,6 +94,24 @@ class BuildRequest:
     options: BuilderOptions = field(default_factory=BuilderOptions)
     device: int = 0
     progress: Callable[[str, float | None], None] = lambda words, share: None
+
+
+def builder_settings(request: BuildRequest, folder: Path) -> dict[str, Any]:
+    """What a request says of how to build, whatever is built: fields of :class:`trtbatch.backends.base.BuildPlan`.
+
+    Args:
+        folder: of the engine, where the timing cache lies.
+    """
+    return {
+        "workspace": request.workspace,
+        "opt_level": request.opt_level,
+        "timing_cache": request.timing_cache,
+        "cache_folder": folder if request.keep_timings else None,
+        "own_kernels": request.own_kernels,
+        "timing_iterations": request.timing_iterations,
+        "device": request.device,
+        "options": request.options,
+    }
 
 
 def note_unused(request: BuildRequest) -> None:

@@ -37,6 +37,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from trtbatch.arena import aligned
 from trtbatch.decoding import decode, read_bytes, read_sample
 from trtbatch.errors import InputError
 from trtbatch.operands import MAX_SIZE, Operands, Packing, band_bytes, operands
@@ -54,7 +55,6 @@ __all__ = [
     "SKIPPED",
     "TASK",
     "Order",
-    "aligned",
     "main",
     "sample_shape",
     "sample_type",
@@ -80,8 +80,6 @@ began, decoding began (0: it is part of reading) and all ended, by ``time.perf_c
 LAID, SKIPPED, LEFT = range(3)
 """It lies in the ring (rows and columns of the image, where there is one); it can't be used (bytes of the words that
 say why); it is left to the parent."""
-
-_ALIGNMENT = 256
 
 _PAUSE = 1
 """Milliseconds between two looks at how far the parent has released."""
@@ -115,11 +113,6 @@ class Order:
     dtype: str = "float32"
     max_pixels: int | None = None
     truncated: bool = False
-
-
-def aligned(count: int) -> int:
-    """The next multiple of 256 bytes."""
-    return -(-count // _ALIGNMENT) * _ALIGNMENT
 
 
 def sample_shape(recipe: Preprocessing) -> tuple[int, ...]:

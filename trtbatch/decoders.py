@@ -31,7 +31,8 @@ from typing import Any, Generic, Protocol, TypeVar, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch.arena import Arena
+from trtbatch import environment
+from trtbatch.arena import Arena, aligned
 from trtbatch.decoder_worker import (
     ANSWER,
     HEADER,
@@ -42,7 +43,6 @@ from trtbatch.decoder_worker import (
     SKIPPED,
     TASK,
     Order,
-    aligned,
     sample_shape,
     sample_type,
 )
@@ -491,8 +491,7 @@ def _environment() -> dict[str, str]:
     """This process's, with its modules in reach; numpy's threads, which nothing here uses, would be one for each core
     in each process."""
     threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
-    return os.environ | threads | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+    return os.environ | threads | {"PYTHONPATH": environment.module_path(), "PYTHONSAFEPATH": "1"}
 
 
 def _ahead(job: _Job[T]) -> Generator[Photograph[T] | Skipped, None, None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -104,6 +105,11 @@ def visible_device(device: int, visible: str | None) -> int | str:
 def gpu_state(index: int = 0) -> dict[str, Any]:
     """What NVML says of a GPU now: clocks (MHz), temperature (°C), power (W), throttle reasons; empty without NVML."""
     return ask_nvml(lambda nvml: _nvml_state(nvml, nvml_handle(nvml, index))) or {}
+
+
+def module_path() -> str:
+    """``PYTHONPATH`` of a child process that is to find this one's modules."""
+    return os.pathsep.join(folder or os.getcwd() for folder in sys.path)
 
 
 def memory_bandwidth(index: int = 0) -> float | None:

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from trtbatch.arena import aligned
 from trtbatch.errors import InputError
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.resample import Side, most_taps, rows_first, sides
@@ -18,9 +19,6 @@ __all__ = ["MAX_SIZE", "Operands", "Packing", "band_bytes", "operands"]
 
 MAX_SIZE = 4096
 """Rows and columns of the largest photograph, unless asked otherwise."""
-
-_ALIGNMENT = 256
-"""Bytes, of an address that TensorRT takes (``IExecutionContext::setTensorAddress``)."""
 
 
 class _Described(Protocol):
@@ -103,7 +101,7 @@ class Packing:
         self.bytes = 0
         for name, (lines, length) in self.shapes.items():
             self.offsets[name] = self.bytes
-            self.bytes += -(-4 * lines * length // _ALIGNMENT) * _ALIGNMENT
+            self.bytes += aligned(4 * lines * length)
 
     def views(self, block: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """The inputs as they lie in a block."""

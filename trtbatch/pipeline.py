@@ -21,7 +21,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -335,8 +335,7 @@ class Pipeline:
         if batch.executed < self._largest:
             self._pack(room, inputs, batch.executed)
         if room.events:
-            slot: Any = room.slot
-            slot.submit_after(room.events)
+            cast(FillableSlot, room.slot).submit_after(room.events)
         else:
             room.slot.submit()
 
@@ -506,7 +505,7 @@ class _DeviceFeed:
         self._items = _Usable(items, skip, line, trace)
 
     def fill(self, room: _Room, size: int) -> list[str]:
-        slot: Any = room.slot
+        slot = cast(FillableSlot, room.slot)
         if not room.events:
             room.events = self._preprocessor.events()
         names: list[str] = []

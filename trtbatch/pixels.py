@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch.arena import ALIGNMENT, Arena, rounded
+from trtbatch.arena import Arena, aligned, rounded
 from trtbatch.decoding import decode, read_bytes
 from trtbatch.errors import InputError
 from trtbatch.images import Skipped
@@ -97,7 +97,7 @@ class _Room:
         self._block: Bytes | None = None
 
     def __call__(self, count: int) -> Bytes:
-        self._end = -(-count // ALIGNMENT) * ALIGNMENT
+        self._end = aligned(count)
         wanted = self._end + self._beside
         if self._block is not None and self._block.size < wanted:
             self.release()

@@ -15,7 +15,7 @@ from trtbatch.artifacts import Artifact, ModelRecord, Sidecar, TensorSpec
 from trtbatch.backends import choose_builder, open_preprocessor
 from trtbatch.backends.base import BuildPlan, Built, Range
 from trtbatch.batches import Profile
-from trtbatch.buildrequest import BuildRequest, refuse_target
+from trtbatch.buildrequest import BuildRequest, builder_settings, refuse_target
 from trtbatch.errors import RowsError, UsageError
 from trtbatch.operands import Packing
 from trtbatch.preprocessor import SUFFIX, OnnxPreprocessor, differences
@@ -69,14 +69,7 @@ def build_preprocessor(request: BuildRequest) -> Artifact:
             outputs=(output,),
             profiles=(Profile(1, 1, 1),),
             ranges=ranges_of(record),
-            workspace=request.workspace,
-            opt_level=request.opt_level,
-            timing_cache=request.timing_cache,
-            cache_folder=target.parent if request.keep_timings else None,
-            own_kernels=request.own_kernels,
-            timing_iterations=request.timing_iterations,
-            device=request.device,
-            options=request.options,
+            **builder_settings(request, target.parent),
         )
         began = time.perf_counter()
         built = builder.build(plan, folder, request.progress)

@@ -235,7 +235,7 @@ class ImageSource:
         Args:
             max_size: of the preprocessor on a GPU that takes the photographs; None where there is none.
         """
-        if self.preprocessor is None and decoders.are_wanted(len(self.files), self.processes):
+        if self._is_lent:
             workers = min(self.workers, len(self.files))
             if max_size is not None:
                 self.team = decoders.packed_team(self.preprocessing, max_size, workers)
@@ -248,9 +248,10 @@ class ImageSource:
             self.team.close()
 
     def __iter__(self) -> Iterator[Sample | Skipped]:
+        is_lent = self._is_lent
         with closing(self.lent()) as items:
             for item in items:
-                if isinstance(item, Sample) and self._is_lent:
+                if isinstance(item, Sample) and is_lent:
                     owned = Sample(item.name, {name: row.copy() for name, row in item.rows.items()})
                     item.release()
                     yield owned

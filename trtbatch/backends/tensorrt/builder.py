@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from trtbatch import optional
+from trtbatch import environment, optional
 from trtbatch.backends.base import OPSETS, BuilderOptions, BuildPlan, Built, Progress, option_flag
 from trtbatch.backends.tensorrt import buffers, compat, numbers, wheel
 from trtbatch.backends.tensorrt.worker import WorkerRequest
@@ -110,13 +110,13 @@ def _run_worker(request: WorkerRequest, progress: Progress) -> Built:
     """
     file = request.folder / "request.json"
     file.write_text(json.dumps(encode(request)), encoding="utf-8")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    variables = os.environ | {"PYTHONPATH": environment.module_path()}
     command = [sys.executable, "-m", "trtbatch.backends.tensorrt.worker", str(file)]
     pipe = subprocess.PIPE
     log = request.folder / "worker.log"
     with (
         log.open("wb") as stderr,
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=stderr, text=True, env=environment) as worker,
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=stderr, text=True, env=variables) as worker,
     ):
         try:
             last = _listen(worker, progress)

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch import optional
+from trtbatch.arena import ALIGNMENT
 from trtbatch.artifacts import Artifact, TensorSpec, record_file
 from trtbatch.backends.base import Description, Event, Mode, batch_of, conform
 from trtbatch.backends.tensorrt import compat
 from trtbatch.backends.tensorrt.buffers import Device, DeviceMemory, Stream
 from trtbatch.backends.tensorrt.graphs import CudaGraph, GraphCache
-from trtbatch.backends.tensorrt.slots import ALIGNMENT, Prepared, TensorRTSlot
+from trtbatch.backends.tensorrt.slots import Prepared, TensorRTSlot, bytes_of
 from trtbatch.batches import refuse_no_profile, refuse_outside
 from trtbatch.errors import ArtifactError, ExecutionError
 from trtbatch.notes import note
@@ -96,6 +97,51 @@ class TensorRTEngine:
         """Device memory of one execution context."""
         return compat.device_memory(self.cuda_engine)
 
+    def context(self, profile: int, stream: Stream, activations: DeviceMemory) -> Any:
+        """An execution context of a profile, selected on `stream`, that keeps its activations in this memory.
+
+        Raises:
+            ExecutionError: out of memory, or TensorRT refuses.
+        """
+        trt = optional.require("tensorrt", "run engines")
+        with self.lock:  # two threads that make contexts at once get each other's errors
+            context = compat.create_context(trt, self.cuda_engine)
+        if context is None:
+            raise ExecutionError(
+                f"TensorRT makes no execution context: {self.complaint()}",
+                "free GPU memory (nvidia-smi shows who holds it), or build with a smaller --max",
+            )
+        compat.give_memory(context, activations.address, activations.bytes)
+        if not context.set_optimization_profile_async(profile, stream.handle):
+            raise ExecutionError(f"profile {profile} can't be selected: {self.complaint()}", "build again")
+        stream.synchronize()
+        return context
+
+    def set_shapes(self, context: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Give a context its input shapes.
+
+        Raises:
+            ExecutionError: TensorRT refuses one.
+        """
+        for name, shape in shapes.items():
+            if not context.set_input_shape(name, shape):
+                raise ExecutionError(
+                    f"TensorRT refuses shape {shape} for {name}: {self.complaint()}", "check the inputs"
+                )
+
+    def set_addresses(self, context: Any, addresses: Mapping[str, int]) -> None:
+        """Tell a context where its bindings are on the GPU.
+
+        Raises:
+            ExecutionError: TensorRT refuses one.
+        """
+        for name, address in addresses.items():
+            if not context.set_tensor_address(name, address):
+                raise ExecutionError(
+                    f"TensorRT refuses the address {address:#x} for {name}: {self.complaint()}",
+                    "give it memory of the engine's own GPU",
+                )
+
     def session(self, cuda_graphs: bool = True) -> TensorRTSession:
         return TensorRTSession(self, cuda_graphs)
 
@@ -163,10 +209,6 @@ def _onnx_of(artifact: Artifact) -> Path:
         f"{artifact.path} holds no weights; they are in {record.file}, which isn't in {artifact.path.parent}",
         "put that file there, or build without --strip-weights",
     )
-
-
-def _bytes(spec: TensorSpec, shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
 
 
 def _depends_on_data(spec: TensorSpec) -> bool:
@@ -281,21 +323,9 @@ class TensorRTSession:
         return self._graph_contexts[key]
 
     def _made(self, profile: int) -> Any:
-        trt = optional.require("tensorrt", "run engines")
         if self._activations is None:
             self._activations = self.device.memory(self._engine.activation_bytes)
-        with self._engine.lock:  # two threads that make contexts at once get each other's errors
-            context = compat.create_context(trt, self._engine.cuda_engine)
-        if context is None:
-            raise ExecutionError(
-                f"TensorRT makes no execution context: {self._engine.complaint()}",
-                "free GPU memory (nvidia-smi shows who holds it), or build with a smaller --max",
-            )
-        compat.give_memory(context, self._activations.address, self._activations.bytes)
-        if not context.set_optimization_profile_async(profile, self._handle):
-            raise ExecutionError(f"profile {profile} can't be selected: {self._engine.complaint()}", "build again")
-        self.computing.synchronize()
-        return context
+        return self._engine.context(profile, self.computing, self._activations)
 
     def set_shapes(self, context: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Give a context its input shapes.
@@ -303,11 +333,7 @@ class TensorRTSession:
         Raises:
             ExecutionError: TensorRT refuses one.
         """
-        for name, shape in shapes.items():
-            if not context.set_input_shape(name, shape):
-                raise ExecutionError(
-                    f"TensorRT refuses shape {shape} for {name}: {self._engine.complaint()}", "check the inputs"
-                )
+        self._engine.set_shapes(context, shapes)
         for profile, known in self._contexts.items():
             if known is context:
                 self._active[profile] = None  # until its addresses are set too
@@ -318,12 +344,7 @@ class TensorRTSession:
         Raises:
             ExecutionError: TensorRT refuses one.
         """
-        for name, address in addresses.items():
-            if not context.set_tensor_address(name, address):
-                raise ExecutionError(
-                    f"TensorRT refuses the address {address:#x} for {name}: {self._engine.complaint()}",
-                    "give it memory of the engine's own GPU",
-                )
+        self._engine.set_addresses(context, addresses)
 
     def is_active(self, prepared: Prepared) -> bool:
         """Whether its context has its shapes and addresses now."""
@@ -397,7 +418,7 @@ class TensorRTSession:
         context = self.context(self.pick(batch))
         self.set_shapes(context, {spec.name: tuple(int(size) for size in spec.at(batch)) for spec in self.inputs})
         astray = [spec for spec in (*self.inputs, *self.outputs) if addresses[spec.name] % ALIGNMENT]
-        sizes = {spec.name: _bytes(spec, tuple(map(int, spec.at(batch)))) for spec in astray}
+        sizes = {spec.name: bytes_of(spec, tuple(map(int, spec.at(batch)))) for spec in astray}
         rooms = {name: self.device.memory(size) for name, size in sizes.items()}
         try:
             for spec in self.inputs:

@@ -19,12 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch import optional
 from trtbatch.arena import ALIGNMENT, Arena
-from trtbatch.backends.tensorrt import compat
 from trtbatch.backends.tensorrt.buffers import CudaEvent, Device, DeviceMemory
 from trtbatch.backends.tensorrt.engine import TensorRTEngine
 from trtbatch.backends.tensorrt.graphs import CudaGraph
+from trtbatch.backends.tensorrt.slots import bytes_of
 from trtbatch.errors import ExecutionError
 from trtbatch.notes import note
 from trtbatch.operands import Packing, operands
@@ -246,7 +245,7 @@ class _Lane:
         self._packing = packing
         self._positions = positions
         self._most = record.max_size
-        self._bytes = int(np.prod([int(size) for size in record.output.shape])) * np.dtype(record.output.dtype).itemsize
+        self._bytes = bytes_of(record.output, tuple(map(int, record.output.shape)))
         self._cuda_graphs = cuda_graphs
         self.stream = self._device.stream()
         self._handle = self.stream.handle
@@ -316,11 +315,7 @@ class _Lane:
         assert self._image is not None, "there is a photograph"
         packed = {name: self._packed.address + offset for name, offset in self._packing.offsets.items()}
         addresses = {"image": self._image.address, "down": self._positions, "across": self._positions, OUTPUT: sample}
-        for name, address in {**packed, **addresses}.items():
-            if not ready.context.set_tensor_address(name, address):
-                raise ExecutionError(
-                    f"TensorRT refuses an address for {name}: {self._engine.complaint()}", "build it again"
-                )
+        self._engine.set_addresses(ready.context, {**packed, **addresses})
 
     def _execute(self, ready: _Ready) -> None:
         if not ready.context.execute_async_v3(self._handle):
@@ -331,19 +326,9 @@ class _Lane:
         if len(self._ready) >= MOST_CONTEXTS:
             self.stream.synchronize()
             self._drop(self._ready.popitem(last=False)[1])
-        trt = optional.require("tensorrt", "run engines")
-        with self._engine.lock:
-            context = compat.create_context(trt, self._engine.cuda_engine)
-        if context is None:
-            raise ExecutionError(f"TensorRT makes no execution context: {self._engine.complaint()}", "free GPU memory")
-        compat.give_memory(context, self._activations.address, self._activations.bytes)
-        context.set_optimization_profile_async(0, self._handle)
+        context = self._engine.context(0, self.stream, self._activations)
         shapes = {"image": (*size, 3), "down": (1, size[0]), "across": (1, size[1]), **self._packing.shapes}
-        for name, wanted in shapes.items():
-            if not context.set_input_shape(name, wanted):
-                raise ExecutionError(
-                    f"TensorRT refuses shape {wanted} for {name}: {self._engine.complaint()}", "build it again"
-                )
+        self._engine.set_shapes(context, shapes)
         self._ready[size] = _Ready(context)
         return self._ready[size]
 

@@ -25,12 +25,9 @@ from trtbatch.errors import ExecutionError
 if TYPE_CHECKING:
     from trtbatch.backends.tensorrt.engine import TensorRTSession
 
-__all__ = ["Prepared", "TensorRTSlot"]
+__all__ = ["Prepared", "TensorRTSlot", "bytes_of"]
 
 Array = NDArray[Any]
-
-ALIGNMENT = 256
-"""Bytes, of an address that TensorRT takes (``IExecutionContext::setTensorAddress``)."""
 
 MOST_SEEN = 256
 """Batch sizes that a slot remembers; more are taken for a loop over all of them."""
@@ -114,7 +111,7 @@ class TensorRTSlot:
         session.open_outputs.update(name for name, shape in found.items() if min(shape, default=0) < 0)
         known = [spec for spec in self._specs if spec.name not in session.open_outputs]
         later = tuple(spec for spec in self._specs if spec.name in session.open_outputs)
-        sizes = {spec.name: _bytes(spec, found[spec.name]) for spec in known}
+        sizes = {spec.name: bytes_of(spec, found[spec.name]) for spec in known}
         sizes |= {spec.name: int(context.get_max_output_size(spec.name)) for spec in later}
         if len(self._seen) >= MOST_SEEN or not all(self._buffers[name].holds(size) for name, size in sizes.items()):
             self.forget()  # other addresses: whatever was prepared holds the old ones
@@ -327,5 +324,6 @@ class TensorRTSlot:
             buffer.free()
 
 
-def _bytes(spec: TensorSpec, shape: tuple[int, ...]) -> int:
+def bytes_of(spec: TensorSpec, shape: tuple[int, ...]) -> int:
+    """Of a tensor of this shape."""
     return int(np.prod(shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
