@@ -79,10 +79,12 @@ class Reader:
 
 def children() -> set[int]:
     """Processes that this one has started, those that nobody has waited for included."""
-    found = ""
-    for task in Path("/proc/self/task").iterdir():
-        found += (task / "children").read_text()
-    return set(map(int, found.split()))
+    while True:
+        try:
+            found = [(task / "children").read_text() for task in Path("/proc/self/task").iterdir()]
+        except (FileNotFoundError, ProcessLookupError):  # a thread ended meanwhile; another has its children now
+            continue
+        return set(map(int, " ".join(found).split()))
 
 
 @pytest.fixture(autouse=True)
