@@ -63,7 +63,7 @@ T = TypeVar("T")
 LEAST_CORES = 4
 """From which on processes are faster than threads; with 2, they were slower."""
 
-LEAST_FILES = 1024
+LEAST_FILES = 512
 """From which on starting processes pays."""
 
 CHUNK = 16
