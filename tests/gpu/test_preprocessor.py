@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import mmap
+import os
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +19,12 @@ from scripts.photos import copy_photos
 from scripts.preprocessor_table import photograph, sizes
 from tests import models
 from tests.conftest import run_process
-from trtbatch import artifacts
+from trtbatch import artifacts, decoders
 from trtbatch.artifacts import FileRecord, ModelRecord, Sidecar, TensorSpec, load
 from trtbatch.backends import open_engine, open_preprocessor
 from trtbatch.backends.tensorrt.engine import TensorRTSession
 from trtbatch.backends.tensorrt.preprocess import TensorRTPreprocessor
-from trtbatch.errors import ArtifactError
+from trtbatch.errors import ArtifactError, ExecutionError
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.preprocessor import describe, pixels_of
 from trtbatch.preprocessorrecord import PreprocessorRecord
@@ -169,6 +172,60 @@ def test_infer_fills_rows_on_the_gpu_and_predicts_the_same(folder: Path, tmp_pat
         assert len(own["file"]) == 48
     spans = {event["name"] for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
     assert {"read", "decode", "preprocess", "submit", "wait", "sink"} <= spans
+
+
+def test_many_photographs_are_decoded_by_processes_with_the_same_predictions(folder: Path, tmp_path: Path) -> None:
+    if (os.cpu_count() or 1) < decoders.LEAST_CORES:
+        pytest.skip(f"fewer than {decoders.LEAST_CORES} cores")
+    shots = tmp_path / "photos"
+    shots.mkdir()
+    count = decoders.LEAST_FILES + 100
+    for index in range(count):
+        generator = np.random.default_rng(index)
+        shape = (60 + 7 * (index % 9), 90 - index % 40, 3)
+        Image.fromarray(generator.integers(0, 256, shape, np.uint8)).save(shots / f"p{index:04}.jpg")
+    (shots / "p0017.jpg").write_bytes(b"")
+    found = {}
+    for name, options in (("gpu", ()), ("pillow", ("--no-preprocessor",))):
+        line = ("infer", folder / "even.engine", "--input", shots, "--batch", 8, *options)
+        done = run_process(*line, "--output", f"{name}.npz", "--trace", f"{name}.json", cwd=tmp_path)
+        print(done.stdout, done.stderr)
+        assert done.returncode == 1 and f"1 of {count} inputs were skipped" in done.stderr
+        assert "page-locked" not in done.stderr
+        events = json.loads((tmp_path / f"{name}.json").read_text())["traceEvents"]
+        threads = {event["args"]["name"] for event in events if event["name"] == "thread_name"}
+        assert any(thread.startswith("trtbatch-decode-") for thread in threads), threads
+        with np.load(tmp_path / f"{name}.npz") as arrays:
+            found[name] = {key: arrays[key] for key in arrays}
+    for key, array in found["gpu"].items():
+        assert len(array) == count - 1
+        if array.dtype.kind == "f":
+            assert array == pytest.approx(found["pillow"][key], abs=1e-4)
+        else:
+            assert (array == found["pillow"][key]).all()
+
+
+def test_memory_is_page_locked_while_it_is_asked_for(folder: Path) -> None:
+    preprocessor, _ = opened(folder, "even")
+    with preprocessor:
+        device = preprocessor.device
+        block = np.frombuffer(mmap.mmap(-1, 1 << 20), np.uint8)
+        unlock = device.page_lock(block)
+        with pytest.raises(ExecutionError, match="can't be page-locked"):
+            device.page_lock(block)
+        block[:] = np.arange(block.size, dtype=np.uint32).astype(np.uint8)
+        memory, stream, back = device.memory(block.size), device.stream(), np.zeros(block.size, np.uint8)
+        try:
+            device.copies([(block, memory.address)]).up(stream)
+            device.copies([(back, memory.address)]).down(stream)
+            stream.synchronize()
+        finally:
+            memory.free()
+        assert (back == block).all()
+        other = threading.Thread(target=unlock)
+        other.start()
+        other.join()
+        device.page_lock(block)()  # it can be again
 
 
 def test_a_preprocessor_of_another_model_is_refused_or_passed_over(folder: Path, tmp_path: Path) -> None:

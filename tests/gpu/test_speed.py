@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import deque
 from pathlib import Path
 
@@ -195,7 +196,10 @@ def test_infer_keeps_order_and_rows_at_any_batch(folder: Path, tmp_path: Path, o
         print(done.stdout, done.stderr)
         assert done.returncode == 0, done.stderr
         assert row_errors(np.load(tmp_path / "out.npz")["output"], expected).max() < LIMIT
-    assert "8, 8, 4" in run_process(*line[:4], "--batch", 20, cwd=tmp_path).stderr
+    said = re.search(r"batch 20 .* runs as ([\d, ]+)", run_process(*line[:4], "--batch", 20, cwd=tmp_path).stderr)
+    assert said is not None
+    pieces = [int(piece) for piece in said[1].split(",")]
+    assert sum(pieces) == 20 and max(pieces) <= 8  # which ones, the times decide
 
 
 def test_bench_has_every_mode(folder: Path) -> None:

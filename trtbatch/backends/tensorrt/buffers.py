@@ -134,20 +134,26 @@ class Device:
         Raises:
             ExecutionError: it can't be done.
         """
-        self.enter_thread()
+        # Not pycuda's register_host_memory: it gives an array a second base, which ends the process (2026.1, numpy 2).
         try:
-            locked: Any = self._driver.register_host_memory(memory).base
-        except self._driver.Error as error:
-            raise ExecutionError(f"{memory.size} bytes can't be page-locked: {error}", "free memory") from error
-        finally:
-            self.leave_thread()
+            driver: Any = optional.require("cuda.bindings.driver", "page-lock memory that is there")
+        except MissingPackageError as error:
+            raise ExecutionError(error.problem, error.fix) from error
 
-        def unlock() -> None:
+        def call(function: Callable[..., tuple[Any]], *arguments: int) -> Any:
             self.enter_thread()
             try:
-                locked.unregister()
+                return function(*arguments)[0]
             finally:
                 self.leave_thread()
+
+        address = int(memory.ctypes.data)
+        answer = call(driver.cuMemHostRegister, address, memory.size, 0)
+        if answer != driver.CUresult.CUDA_SUCCESS:
+            raise ExecutionError(f"{memory.size} bytes can't be page-locked: {answer.name}", "free memory")
+
+        def unlock() -> None:
+            call(driver.cuMemHostUnregister, address)  # refused where the GPU failed before: told then
 
         return unlock
 
