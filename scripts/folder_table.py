@@ -8,7 +8,8 @@ JPEG files of photograph-like content are made first, where they are missing: si
 standing, quality 90, no two alike. Then, in turns:
 
 - *folder*: ``infer`` over all of them, in a process of its own; *few*, over a tenth of them, for the memory;
-- *decoding*: the same files to RGB pixels in threads, 16 files a task, and nothing else;
+- *decoding*: the same files to RGB pixels in threads, 16 files a task, and nothing else; *decoding_processes*: the same
+  in as many processes, started before the clock;
 - *dataloader*: torchvision's transforms in a DataLoader, of ``--baseline-python``, its best epoch. Nothing computes
   behind it, so that it is an upper bound of that way: with a model to feed it can't be faster.
 
@@ -164,6 +165,15 @@ def decoding(files: Sequence[Path], threads: int) -> dict[str, Any]:
     return {"images_per_s": len(files) / seconds, "seconds": seconds, "bytes": decoded, "threads": threads}
 
 
+def decoding_processes(files: Sequence[Path], workers: int) -> dict[str, Any]:
+    with ProcessPoolExecutor(workers) as pool:
+        list(pool.map(decode, [files[:1]] * 8 * workers))  # all of them are there, and have imported what they use
+        begun = time.perf_counter()
+        decoded = sum(pool.map(decode, tasks(files)))
+        seconds = time.perf_counter() - begun
+    return {"images_per_s": len(files) / seconds, "seconds": seconds, "bytes": decoded, "processes": workers}
+
+
 def told(line: Sequence[str | Path | int], env: dict[str, str] | None = None) -> dict[str, Any]:
     """The JSON object on the last line that a process prints.
 
@@ -317,6 +327,7 @@ def figures(rounds: Rounds) -> dict[str, float]:
     """Medians over the rounds of the ratios in each, of the ways that ended."""
     wanted = {
         "folder_over_decoding": ("folder", "decoding", "images_per_s"),
+        "folder_over_decoding_processes": ("folder", "decoding_processes", "images_per_s"),
         "folder_over_dataloader": ("folder", "dataloader", "images_per_s"),
         "memory_all_over_few": ("folder", "few", "peak_bytes"),
     }
@@ -338,7 +349,11 @@ def markdown(data: dict[str, Any]) -> str:
     rounds, reached = data["rounds"], data["figures"]
     rates = {name: f"{spread(values(rounds, name, 'images_per_s'))} images/s" for name in rounds}
     lines = ["| what | reached | raw figures |", "|---|---:|---|"]
-    for name, what, kind in (("decoding", "decoding alone", "threads"), ("dataloader", "DataLoader", "workers")):
+    for name, what, kind in (
+        ("decoding", "decoding alone", "threads"),
+        ("decoding_processes", "decoding alone", "processes"),
+        ("dataloader", "DataLoader", "workers"),
+    ):
         if f"folder_over_{name}" in reached:
             under = f"{what} on {rounds[name][0][kind]} {kind}"
             raw = f"{rates['folder']}; {rates[name]}"
@@ -386,6 +401,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             "folder": lambda: predicted(given, len(files)),
             "few": lambda: predicted(given, max(1, len(files) // 10)),
             "decoding": lambda: decoding(files, threads),
+            "decoding_processes": lambda: decoding_processes(files, threads),
             "dataloader": lambda: loaded(given, recipe, workers),
         },
         given.rounds,

@@ -19,7 +19,16 @@ from trtbatch.cli.app import app
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GPU = ROOT / "docs" / "gpu"
 PERFORMANCE = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-GPU_TESTS = ("test_engines", "test_models", "test_pipeline", "test_precision", "test_stress")
+GPU_TESTS = (
+    "test_engines",
+    "test_models",
+    "test_pipeline",
+    "test_precision",
+    "test_stress",
+    "test_api",
+    "test_consumer",
+    "test_preprocessor",
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -121,7 +130,7 @@ def test_the_articles_table_is_the_kept_result() -> None:
 def test_the_overhead_is_the_kept_result_and_within_two_per_cent() -> None:
     rows = json.loads((GPU / "overhead.json").read_text())["rows"]
     assert bench_overhead.markdown(rows) in README
-    assert {row["mode"] for row in rows} == {"execute_v2", "async"}
+    assert {row["mode"] for row in rows} == {"execute_v2", "async", "graph"}
     assert max(row["ratio"] for row in rows) <= 1.02
 
 
@@ -136,7 +145,9 @@ def test_the_table_of_precisions_is_the_kept_result_and_holds_its_ratios() -> No
 
 def test_every_kept_result_names_its_script_commit_gpu_driver_and_versions() -> None:
     kept = sorted(GPU.glob("*.json"))
-    assert {path.name for path in kept} >= {f"{name}.json" for name in ("article", "overhead", *GPU_TESTS)}
+    assert {path.name for path in kept} >= {
+        f"{name}.json" for name in ("article", "overhead", *(f"test_{name}" for name in GPU_TESTS))
+    }
     for path in kept:
         data = json.loads(path.read_text())
         assert (ROOT / data["script"].split()[0]).is_file(), path
@@ -174,3 +185,6 @@ def test_photographs_have_the_figures_that_were_kept() -> None:
 def test_decoding_has_the_figures_that_were_kept() -> None:
     rows = json.loads((ROOT / "docs" / "cpu" / "decode.json").read_text())["rows"]
     assert decode_table.markdown([row for row in rows if row["pool"] == "threads"]) in PERFORMANCE
+    kept = json.loads((ROOT / "docs" / "cpu" / "decode_16_cores.json").read_text())
+    assert kept["environment"]["cores"] == 16 and decode_table.markdown(kept["rows"]) in PERFORMANCE
+    assert f"up to {max(kept['nvimagecodec_differs_by'])} of 255" in PERFORMANCE
