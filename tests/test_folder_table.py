@@ -67,6 +67,8 @@ def test_every_file_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [len(chunk) for chunk in chunks] == [16, 16, 8]
     assert [file for chunk in chunks for file in chunk] == [Path(str(index)) for index in range(40)]
     files = make_folder(tmp_path, 5, *SMALL)
+    found = folder_table.decoding_processes(files, 2)
+    assert found["bytes"] == folder_table.decode(files) and found["images_per_s"] > 0
     found = folder_table.decoding(files, threads=2)
     parts = [cut(index, *SMALL) for index in range(5)]
     assert found["bytes"] == sum(3 * part.width * part.height for part in parts)
@@ -174,7 +176,12 @@ def test_a_small_folder_from_end_to_end(cli: Callable[..., Any], folder: Path, m
     )
     data = json.loads(json.dumps(folder_table.measure(given)))
     assert data["failed"] == {}
-    assert set(data["figures"]) == {"folder_over_decoding", "folder_over_dataloader", "memory_all_over_few"}
+    assert set(data["figures"]) == {
+        "folder_over_decoding",
+        "folder_over_decoding_processes",
+        "folder_over_dataloader",
+        "memory_all_over_few",
+    }
     (run,), (few,) = data["rounds"]["folder"], data["rounds"]["few"]
     assert run["executed"] == {"4": 5} and few["samples"] == 2
     assert run["peak_bytes"] >= run["last_bytes"] > 2**20

@@ -145,9 +145,8 @@ def test_the_table_of_precisions_is_the_kept_result_and_holds_its_ratios() -> No
 
 def test_every_kept_result_names_its_script_commit_gpu_driver_and_versions() -> None:
     kept = sorted(GPU.glob("*.json"))
-    assert {path.name for path in kept} >= {
-        f"{name}.json" for name in ("article", "overhead", *(f"test_{name}" for name in GPU_TESTS))
-    }
+    names = ("article", "overhead", *(f"test_{name}" for name in GPU_TESTS))
+    assert {path.name for path in kept} >= {f"{name}.json" for name in names}
     for path in kept:
         data = json.loads(path.read_text())
         assert (ROOT / data["script"].split()[0]).is_file(), path
