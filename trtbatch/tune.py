@@ -6,7 +6,7 @@ What is measured is defined in :mod:`trtbatch.load`, how it is searched in :mod:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ from trtbatch.capacity import Largest, attempt, find_largest
 from trtbatch.clocks import ClockWatch
 from trtbatch.errors import ExecutionError, TrtbatchError, UsageError
 from trtbatch.loops import MIN_ITERATIONS, TIME_OUT, Loop, Samples, StopRule, collect
+from trtbatch.notes import note
 from trtbatch.profiles import powers_of_two
 from trtbatch.quantiles import percentile_interval, runs_needed
 from trtbatch.stats import median_interval
-from trtbatch.tuning import Goal, Outcome, Trial, search
+from trtbatch.tuning import Goal, Outcome, Trial, budget_for, search
 from trtbatch.underload import Load, throughput
 
 __all__ = ["PATIENCE", "TuneRequest", "TuneResult", "asked_for", "largest_batch", "tune"]
@@ -34,6 +35,10 @@ PATIENCE = 30.0
 
 PROBE = 20
 """Runs after which a choice is given up whose *median* latency is over the budget already, with its interval."""
+
+RULED_OUT = 2.0
+"""A batch size isn't tried whose time alone, as the build measured it, is more than so many times the budget: a machine
+that was busy then, or is faster now, is no twice as fast."""
 
 MOST_SIZES = 12
 """Measured sizes of a table that the search begins with; of a longer one, evenly chosen ones."""
@@ -95,6 +100,7 @@ class TuneResult:
         knee: where throughput over latency is the largest.
         smaller, larger: the next batch sizes that were measured with as many streams.
         trials: all that was measured.
+        alike: what counts too, and whose throughput's interval overlaps with the choice's.
         timed: what a latency covers, in words, by number of streams.
     """
 
@@ -117,6 +123,7 @@ class TuneResult:
     environment: dict[str, Any]
     created: str
     saved: bool
+    alike: tuple[Trial, ...] = ()
     format_version: int = 1
 
 
@@ -142,16 +149,22 @@ def tune(request: TuneRequest) -> TuneResult:
     batches = list(request.batches or _usual(sidecar))
     inside = None if request.batches is not None else lambda batch: pick_profile(sidecar.profiles, batch) is not None
     gpu = sidecar.backend == "tensorrt"
+    device = _device(sidecar, request.device)
+    left_out = {} if request.batches is not None else _ruled_out(sidecar, batches, request.latency_ms, device)
+    if left_out:
+        times = ", ".join(f"{batch} ({sidecar.times[batch]:.4g} ms)" for batch in left_out)
+        note(f"left out, for their time at the build is over {RULED_OUT:g} × the budget: batch {times}")
+    goal = Goal(request.latency_ms)
     with (
         open_engine(artifact, request.device) as engine,
         Load(engine, artifact, max(batches), request.cuda_graphs, request.seed) as load,
         ClockWatch(request.device if gpu else None) as watch,
     ):
-        bench = _Bench(request, load, watch)
-        outcome = search(batches, request.streams, bench.measure, Goal(request.latency_ms), inside)
-    if outcome.chosen is None or outcome.best is None:
-        raise _unmet(request, outcome, artifact)
-    device = _device(sidecar, request.device)
+        bench = _Bench(request, load, watch, left_out)
+        outcome = search(batches, request.streams, bench.measure, goal, inside)
+        if outcome.chosen is None or outcome.best is None:
+            patient = _Bench(replace(request, latency_ms=math.inf), load, watch, {})
+            raise _unmet(request, outcome, artifact, patient.measure)
     found = _result(request, artifact, outcome, bench.timed, device)
     if request.save:
         artifacts.rewrite(artifact, tuned=_tuned(found, request.percentile))
@@ -188,16 +201,19 @@ def _usual(sidecar: Sidecar) -> list[int]:
 class _Bench:
     """Measures one choice after the other."""
 
-    def __init__(self, request: TuneRequest, load: Load, watch: ClockWatch) -> None:
+    def __init__(self, request: TuneRequest, load: Load, watch: ClockWatch, left_out: Mapping[int, str]) -> None:
         self._request = request
+        self._left_out = left_out
         self._load = load
         self._watch = watch
         self.timed: dict[str, str] = {}
 
     def measure(self, batch: int, streams: int) -> Trial:
         """A trial; one that doesn't run is a trial too, and the next one gets fresh sessions."""
-        self._request.progress(f"batch {batch}, {streams} in flight", None)
         profile = self._load.sidecar.profile_for(batch) or 0
+        if batch in self._left_out:
+            return Trial.failure(batch, streams, profile, self._left_out[batch], left_out=True)
+        self._request.progress(f"batch {batch}, {streams} in flight", None)
         try:
             loop = self._load.loop(batch, streams)
             self.timed[str(streams)] = loop.timed
@@ -242,11 +258,13 @@ class _Bench:
         )
 
 
-def _unmet(request: TuneRequest, outcome: Outcome, artifact: Artifact) -> TrtbatchError:
-    """Why nothing was chosen."""
+def _unmet(
+    request: TuneRequest, outcome: Outcome, artifact: Artifact, measure: Callable[[int, int], Trial]
+) -> TrtbatchError:
+    """Why nothing was chosen, and a budget that can be met: the nearest choice is measured anew, by `measure`."""
     nearest = outcome.nearest()
     if nearest is None:
-        reason = outcome.trials[0].failed
+        reason = next(trial.failed for trial in outcome.trials if not trial.left_out)
         return ExecutionError(f"{artifact.path.name} runs at no batch size: {reason}", "see trtbatch doctor")
     latency, what = nearest.latency_ms, f"p{request.percentile:g}"
     shown = f"{what} {latency.value:.4g} ms" + ("" if math.isinf(latency.high) else f", up to {latency.high:.4g}")
@@ -258,10 +276,39 @@ def _unmet(request: TuneRequest, outcome: Outcome, artifact: Artifact) -> Trtbat
     if nearest.runs < needed and latency.value < (request.latency_ms or 0.0):
         few = f"{nearest.runs} runs; {what} needs {needed} to be known from above"
         return TrtbatchError(f"{problem}; {few})", "raise --min-time, or lower --percentile")
-    above = latency.value if math.isinf(latency.high) else latency.high
+    problem = f"{problem}, of {nearest.runs} runs)"
+    enough = budget_for(nearest, measure)
+    if math.isinf(enough):
+        return TrtbatchError(
+            f"{problem}; {what} needs {needed} runs to be known from above, which take longer than --min-time allows",
+            "raise --min-time, or lower --percentile, and raise --latency",
+        )
     smallest = min(outcome.trials, key=lambda trial: trial.batch).batch
     smaller = ", or try smaller batches with --batch" if smallest > artifact.sidecar.corners[0] else ""
-    return TrtbatchError(f"{problem}, of {nearest.runs} runs)", f"pass a --latency over {above:.4g}ms{smaller}")
+    return TrtbatchError(problem, f"pass a --latency of about {_plainly(enough)}ms{smaller}")
+
+
+def _plainly(value: float) -> str:
+    """A number as ``--latency`` takes it: no exponent."""
+    return np.format_float_positional(value, trim="-")
+
+
+def _ruled_out(
+    sidecar: Sidecar, batches: Sequence[int], budget_ms: float | None, device: Mapping[str, str]
+) -> dict[int, str]:
+    """The sizes that needn't be tried, and why; the smallest one always is.
+
+    The build's time is of one run alone, and a latency covers that run and more. Times of another device say nothing,
+    and a size that wasn't measured is never left out, whatever those around it took.
+    """
+    kind = "gpu" if sidecar.backend == "tensorrt" else "cpu"
+    if budget_ms is None or sidecar.device.get(kind) != device.get(kind):
+        return {}
+    return {
+        batch: f"it took {sidecar.times[batch]:.4g} ms alone when the engine was built"
+        for batch in batches
+        if batch != min(batches) and sidecar.times.get(batch, 0.0) > RULED_OUT * budget_ms
+    }
 
 
 def _streams(count: int) -> str:
@@ -304,6 +351,7 @@ def _result(
         environment=environment.describe(),
         created=artifacts.now(),
         saved=request.save,
+        alike=tuple(replace(each, latencies_ms=()) for each in outcome.alike(Goal(request.latency_ms))),
     )
 
 
