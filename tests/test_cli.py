@@ -177,9 +177,9 @@ def threads_of_progress() -> list[threading.Thread]:
 def test_a_long_tune_shows_signs_of_life_in_a_pipe(cli: Cli, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = ("tune", "--max-throughput", "--batch", "2,4", "--min-time", 0.05, "--no-save")
     monkeypatch.setattr(console, "EVERY", 1e6)
-    assert " s: batch" not in cli(*line).output, "no command that is done soon says so"
+    assert " s: measurement" not in cli(*line).output, "no command that is done soon says so"
     monkeypatch.setattr(console, "EVERY", 0.01)
     result = cli(*line)
     assert result.exit_code == 0
-    assert re.search(r"^[0-9]+ s: batch [24], 1 in flight$", result.stderr, re.MULTILINE)
+    assert re.search(r"^[0-9]+ s: measurement [0-9]+: batch [24], 1 in flight$", result.stderr, re.MULTILINE)
     assert not re.search(r"^[0-9]+ s: ", result.stdout, re.MULTILINE), "results alone go there"

@@ -207,13 +207,15 @@ class _Bench:
         self._load = load
         self._watch = watch
         self.timed: dict[str, str] = {}
+        self._count = 0
 
     def measure(self, batch: int, streams: int) -> Trial:
         """A trial; one that doesn't run is a trial too, and the next one gets fresh sessions."""
         profile = self._load.sidecar.profile_for(batch) or 0
         if batch in self._left_out:
             return Trial.failure(batch, streams, profile, self._left_out[batch], left_out=True)
-        self._request.progress(f"batch {batch}, {streams} in flight", None)
+        self._count += 1
+        self._request.progress(f"measurement {self._count}: batch {batch}, {streams} in flight", None)
         try:
             loop = self._load.loop(batch, streams)
             self.timed[str(streams)] = loop.timed
@@ -235,11 +237,11 @@ class _Bench:
         probe = collect(loop, StopRule(iterations=PROBE), request.warmup, self._watch)
         if request.latency_ms is not None and median_interval(probe.ms)[0] > request.latency_ms:
             return probe
-        pace = max(float(probe.ms.mean()) / streams, 1e-6)
-        within = int(PATIENCE * request.min_time * 1e3 / pace)
-        least = min(runs_needed(request.percentile), within) if request.latency_ms is not None else 0
         rule = StopRule(
-            min_time=request.min_time, time_out=TIME_OUT * request.min_time, least=max(MIN_ITERATIONS, least)
+            min_time=request.min_time,
+            time_out=TIME_OUT * request.min_time,
+            least=MIN_ITERATIONS if request.latency_ms is None else runs_needed(request.percentile),
+            patience=PATIENCE * request.min_time,
         )
         return collect(loop, rule, 0.0, self._watch)
 

@@ -162,9 +162,18 @@ class Outcome:
         )
 
     def nearest(self) -> Trial | None:
-        """Of what runs, the choice with the least latency; None where nothing runs."""
+        """Of what runs, the choice with the least latency; None where nothing runs.
+
+        Those whose percentile is known from above come first: of a few runs it is too small. Of the others the median
+        decides, which is better known.
+        """
         ran = [trial for trial in self.trials if trial.failed is None]
-        return min(ran, key=lambda each: (each.latency_ms.value, each.batch, each.streams), default=None)
+        return min(ran, key=_latency_known, default=None)
+
+
+def _latency_known(trial: Trial) -> tuple[bool, float, int, int]:
+    unknown = math.isinf(trial.latency_ms.high)
+    return unknown, trial.median_ms if unknown else trial.latency_ms.value, trial.batch, trial.streams
 
 
 def _ran(trials: Sequence[Trial], streams: int) -> tuple[Trial, ...]:
