@@ -37,8 +37,8 @@ PROBE = 20
 """Runs after which a choice is given up whose *median* latency is over the budget already, with its interval."""
 
 RULED_OUT = 2.0
-"""A batch size isn't tried whose time alone, as the build measured it, is more than so many times the budget: a machine
-that was busy then, or is faster now, is no twice as fast."""
+"""A batch size isn't tried whose time alone, as the build measured it, is more than so many times the budget. Where the
+smaller ones run faster now than the build said, on a machine that was busy then, its time counts as so much less."""
 
 MOST_SIZES = 12
 """Measured sizes of a table that the search begins with; of a longer one, evenly chosen ones."""
@@ -150,17 +150,14 @@ def tune(request: TuneRequest) -> TuneResult:
     inside = None if request.batches is not None else lambda batch: pick_profile(sidecar.profiles, batch) is not None
     gpu = sidecar.backend == "tensorrt"
     device = _device(sidecar, request.device)
-    left_out = {} if request.batches is not None else _ruled_out(sidecar, batches, request.latency_ms, device)
-    if left_out:
-        times = ", ".join(f"{batch} ({sidecar.times[batch]:.4g} ms)" for batch in left_out)
-        note(f"left out, for their time at the build is over {RULED_OUT:g} × the budget: batch {times}")
+    known = _known_times(sidecar, device) if request.batches is None else {}
     goal = Goal(request.latency_ms)
     with (
         open_engine(artifact, request.device) as engine,
         Load(engine, artifact, max(batches), request.cuda_graphs, request.seed) as load,
         ClockWatch(request.device if gpu else None) as watch,
     ):
-        bench = _Bench(request, load, watch, left_out)
+        bench = _Bench(request, load, watch, known)
         outcome = search(batches, request.streams, bench.measure, goal, inside)
         if outcome.chosen is None or outcome.best is None:
             patient = _Bench(replace(request, latency_ms=math.inf), load, watch, {})
@@ -201,9 +198,11 @@ def _usual(sidecar: Sidecar) -> list[int]:
 class _Bench:
     """Measures one choice after the other."""
 
-    def __init__(self, request: TuneRequest, load: Load, watch: ClockWatch, left_out: Mapping[int, str]) -> None:
+    def __init__(self, request: TuneRequest, load: Load, watch: ClockWatch, known: Mapping[int, float]) -> None:
         self._request = request
-        self._left_out = left_out
+        self._known = known
+        self._left_out: dict[int, str] = {}
+        self._pace = math.inf
         self._load = load
         self._watch = watch
         self.timed: dict[str, str] = {}
@@ -212,7 +211,7 @@ class _Bench:
     def measure(self, batch: int, streams: int) -> Trial:
         """A trial; one that doesn't run is a trial too, and the next one gets fresh sessions."""
         profile = self._load.sidecar.profile_for(batch) or 0
-        if batch in self._left_out:
+        if self._is_ruled_out(batch):
             return Trial.failure(batch, streams, profile, self._left_out[batch], left_out=True)
         self._count += 1
         self._request.progress(f"measurement {self._count}: batch {batch}, {streams} in flight", None)
@@ -223,9 +222,25 @@ class _Bench:
         except (ExecutionError, MemoryError) as error:
             reason = error.problem if isinstance(error, ExecutionError) else f"out of memory: {error}"
         else:
-            return self._trial(batch, streams, profile, samples)
+            trial = self._trial(batch, streams, profile, samples)
+            self._pace = min(self._pace, trial.median_ms / self._known.get(batch, trial.median_ms))
+            return trial
         self._load.reset()
         return Trial.failure(batch, streams, profile, reason)
+
+    def _is_ruled_out(self, batch: int) -> bool:
+        """Whether a size needn't be tried; nothing is before the first one, the smallest, has run.
+
+        The build's time is of one run alone, and a latency covers that run and more. A size that the build didn't time
+        is never left out, whatever those around it took.
+        """
+        time, budget = self._known.get(batch), self._request.latency_ms
+        if batch in self._left_out or time is None or budget is None or math.isinf(self._pace):
+            return batch in self._left_out
+        if time * min(1.0, self._pace) > RULED_OUT * budget:
+            self._left_out[batch] = f"it took {time:.4g} ms alone when the engine was built"
+            note(f"batch {batch} is left out: {self._left_out[batch]}, over {RULED_OUT:g} × the budget")
+        return batch in self._left_out
 
     def _take(self, loop: Loop, streams: int) -> Samples:
         """Latencies: enough for the percentile, unless even the median is over the budget.
@@ -240,7 +255,7 @@ class _Bench:
         rule = StopRule(
             min_time=request.min_time,
             time_out=TIME_OUT * request.min_time,
-            least=MIN_ITERATIONS if request.latency_ms is None else runs_needed(request.percentile),
+            least=max(MIN_ITERATIONS, 0 if request.latency_ms is None else runs_needed(request.percentile)),
             patience=PATIENCE * request.min_time,
         )
         return collect(loop, rule, 0.0, self._watch)
@@ -295,22 +310,10 @@ def _plainly(value: float) -> str:
     return np.format_float_positional(value, trim="-")
 
 
-def _ruled_out(
-    sidecar: Sidecar, batches: Sequence[int], budget_ms: float | None, device: Mapping[str, str]
-) -> dict[int, str]:
-    """The sizes that needn't be tried, and why; the smallest one always is.
-
-    The build's time is of one run alone, and a latency covers that run and more. Times of another device say nothing,
-    and a size that wasn't measured is never left out, whatever those around it took.
-    """
+def _known_times(sidecar: Sidecar, device: Mapping[str, str]) -> dict[int, float]:
+    """The build's times by batch size, ms; none where the engine was built for another device."""
     kind = "gpu" if sidecar.backend == "tensorrt" else "cpu"
-    if budget_ms is None or sidecar.device.get(kind) != device.get(kind):
-        return {}
-    return {
-        batch: f"it took {sidecar.times[batch]:.4g} ms alone when the engine was built"
-        for batch in batches
-        if batch != min(batches) and sidecar.times.get(batch, 0.0) > RULED_OUT * budget_ms
-    }
+    return sidecar.times if sidecar.device.get(kind) == device.get(kind) else {}
 
 
 def _streams(count: int) -> str:
