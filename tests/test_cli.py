@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 
 import trtbatch
 from tests.conftest import ROOT, child_environment, run_process
+from trtbatch.cli import console
 from trtbatch.cli.console import parse_bytes, parse_shape, size
 from trtbatch.errors import UsageError
 
@@ -145,3 +149,37 @@ def test_a_value_out_of_range_is_shown_with_its_option(folder: Path, line: list[
     done = run_process(*line, cwd=folder)
     assert done.returncode == 2 and told in done.stderr.splitlines()[0], done.stderr
     assert "Value error" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_is_being_done_is_said_now_and_then_where_no_spinner_turns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "EVERY", 0.005)
+    told, deadline = "", time.monotonic() + 60
+    with console.show_progress() as (_, report):
+        assert not threads_of_progress(), "nothing is told, and nothing runs"
+        report("batch 8 [bold]", None)
+        while told.count("\n") < 2 and time.monotonic() < deadline:
+            told += capsys.readouterr().err
+        report("timing tactics", 0.4)
+        while "tactics" not in told and time.monotonic() < deadline:
+            told += capsys.readouterr().err
+    assert not threads_of_progress()
+    lines = told.splitlines()
+    assert re.fullmatch(r"[0-9]+ s: batch 8 \[bold\]", lines[0]) and lines[1].endswith(" s: batch 8 [bold]")
+    assert lines[-1].endswith(" s: timing tactics, 40%")
+
+
+def threads_of_progress() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "progress"]
+
+
+def test_a_long_tune_shows_signs_of_life_in_a_pipe(cli: Cli, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = ("tune", "--max-throughput", "--batch", "2,4", "--min-time", 0.05, "--no-save")
+    monkeypatch.setattr(console, "EVERY", 1e6)
+    assert " s: measurement" not in cli(*line).output, "no command that is done soon says so"
+    monkeypatch.setattr(console, "EVERY", 0.01)
+    result = cli(*line)
+    assert result.exit_code == 0
+    assert re.search(r"^[0-9]+ s: measurement [0-9]+: batch [24], 1 in flight$", result.stderr, re.MULTILINE)
+    assert not re.search(r"^[0-9]+ s: ", result.stdout, re.MULTILINE), "results alone go there"

@@ -163,3 +163,27 @@ def test_it_goes_on_until_the_noise_is_as_low_as_wanted_or_the_time_is_out() -> 
     assert summarize(samples.ms, max_noise=0.02).stable and not summarize(samples.ms[:20]).stable
     ended = collect(noisy, StopRule(None, 0.0, 0.0, 1e-9), 0.0, ClockWatch())
     assert ended.ms.size == loops.MIN_ITERATIONS
+
+
+@pytest.mark.parametrize(
+    ("seconds", "patience", "count"),
+    [
+        (0.25, 30.0, 120),  # patience ends, with too few
+        (0.25, float("inf"), 368),  # there is no end to it
+        (0.05, 30.0, 368),  # enough in time
+        (5.0, 30.0, loops.MIN_ITERATIONS),  # fewer than these are no measurement
+    ],
+)
+def test_samples_that_become_slow_end_when_patience_does(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, patience: float, count: int
+) -> None:
+    now = 0.0
+
+    def take(size: int) -> Taken:
+        nonlocal now
+        now += size * seconds
+        return steady(seconds * 1e3, size)
+
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    rule = StopRule(min_time=1.0, time_out=3.0, least=368, patience=patience)
+    assert collect(Loop("load", "", take), rule, 0.0, ClockWatch()).ms.size == count

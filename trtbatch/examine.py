@@ -15,6 +15,7 @@ from trtbatch import environment
 from trtbatch.artifacts import Accuracy, Artifact, Sidecar, TensorSpec
 from trtbatch.backends import open_engine
 from trtbatch.backends.base import Engine, Progress, Session
+from trtbatch.batches import Profile
 from trtbatch.checks import RowChecker
 from trtbatch.comparison import OutputResult, compare_outputs
 from trtbatch.errors import AccuracyError, PrecisionError, RowsError, TrtbatchError
@@ -34,7 +35,7 @@ __all__ = ["Examination", "Examined", "examine", "explained"]
 Array = NDArray[Any]
 
 ACCURACY_SAMPLES = 32
-"""At most so many samples are compared with the reference, which runs on the CPU."""
+"""So many samples are compared with the reference, which runs on the CPU; a larger batch takes them in turn."""
 
 _LOOK = "make the model treat each sample alone; to look at every row, build with --no-verify and run trtbatch verify"
 
@@ -188,22 +189,27 @@ def explained(error: TrtbatchError, onnx: Path) -> TrtbatchError:
 
 
 def _accuracy(session: Session, sidecar: Sidecar, what: Examination) -> Accuracy | None:
-    """Compare with the reference, on as many samples as one run holds.
+    """Compare with the reference, on a batch of as many samples as are compared and one run holds.
 
     Raises:
         AccuracyError: a row is further from the reference than the tolerance.
     """
-    batch = max((size for size in sidecar.corners if size <= ACCURACY_SAMPLES), default=sidecar.corners[0])
-    inputs, count, words = _samples(sidecar, what, batch)
     reference = OnnxFileReference(what.reference)
-    wanted = reference(inputs, batch)
+    batch = _compared_batch(sidecar.profiles)
+    alike = reference.is_dynamic and all(spec.batch_axis is not None for spec in sidecar.outputs)
+    rows = min(batch, ACCURACY_SAMPLES) if alike else batch
+    drawn, count, words = _samples(sidecar, what, rows)
+    wanted = reference(drawn, rows)
+    inputs = _in_turn(drawn, sidecar.inputs, batch, rows)
     session.bind(inputs)
     session.run()
     limit = None if what.tolerance is None else Limit(what.tolerance)
-    results = compare_outputs(session.fetch(), wanted, batch, sidecar.outputs, sidecar.precision, limit)
-    others = _other_profiles(session, sidecar, inputs, wanted, batch, limit)
+    expected = _in_turn(wanted, sidecar.outputs, batch, rows)
+    results = compare_outputs(session.fetch(), expected, batch, sidecar.outputs, sidecar.precision, limit)
+    others = _other_profiles(session, sidecar, drawn, wanted, rows, limit)
     _tell_constant(wanted, sidecar.outputs, what.name)
-    overflow = _overflow(sidecar, inputs, batch, what) if "fp16" in what.products.values() else None
+    some = rows if sidecar.is_dynamic else batch
+    overflow = _overflow(sidecar, inputs, some, what) if "fp16" in what.products.values() else None
     _require_near([*results, *others], what, overflow)
     if overflow is not None and sidecar.backend == "onnxruntime":
         raise _overflowing(f"{what.name} is right on the CPU alone, which computes it in float32", overflow)
@@ -223,32 +229,55 @@ def _accuracy(session: Session, sidecar: Sidecar, what: Examination) -> Accuracy
     )
 
 
+def _compared_size(profile: Profile) -> int:
+    """The batch at which a profile is compared: the number of samples to compare, or the nearest that it takes."""
+    return max(profile.min, min(profile.max, ACCURACY_SAMPLES))
+
+
+def _compared_batch(profiles: Sequence[Profile]) -> int:
+    """The largest batch, up to the number of samples to compare, that a profile holds, corner or not.
+
+    Where that would be a single sample it is the least that the other profiles hold: in a batch of one no row can be
+    another's.
+    """
+    sizes = sorted({_compared_size(profile) for profile in profiles})
+    several = [size for size in sizes if size > 1]
+    return max((size for size in several if size <= ACCURACY_SAMPLES), default=min(several, default=1))
+
+
+def _in_turn(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], batch: int, rows: int) -> dict[str, Array]:
+    """A batch of the first samples of `rows`, which begin again where the batch is larger."""
+    if batch == rows:
+        return dict(arrays)
+    turns = np.arange(batch) % rows
+    known = [spec for spec in specs if spec.name in arrays]
+    return {spec.name: np.ascontiguousarray(_part(arrays[spec.name], spec, turns)) for spec in known}
+
+
 def _other_profiles(
     session: Session,
     sidecar: Sidecar,
     inputs: Mapping[str, Array],
     wanted: Mapping[str, Array],
-    batch: int,
+    rows: int,
     limit: Limit | None,
 ) -> list[OutputResult]:
-    """Each profile but the one that ran, on as many of the samples as it takes, against the same reference.
+    """Each profile but the one that ran, on a batch of the samples that it takes, against the same reference.
 
     A profile has kernels of its own: that one is near says nothing of the next.
     """
     if sidecar.backend != "tensorrt" or len(sidecar.profiles) == 1 or not sidecar.is_dynamic:
         return []
-    outputs = tuple(spec for spec in sidecar.outputs if spec.batch_axis is not None)
+    outputs = tuple(spec for spec in sidecar.outputs if spec.batch_axis is not None and spec.name in wanted)
+    wanted = {spec.name: wanted[spec.name] for spec in outputs}
     results: list[OutputResult] = []
     for index, profile in enumerate(sidecar.profiles):
-        count = min(batch, profile.max)
-        if count < profile.min:
-            continue
+        batch = _compared_size(profile)
         session.use_profile(index)
-        session.bind({spec.name: _part(inputs[spec.name], spec, range(count)) for spec in sidecar.inputs})
+        session.bind(_in_turn(inputs, sidecar.inputs, batch, rows))
         session.run()
-        found = session.fetch()
-        few = {spec.name: _part(wanted[spec.name], spec, range(count)) for spec in outputs if spec.name in wanted}
-        results += compare_outputs(found, few, count, outputs, sidecar.precision, limit)
+        expected = _in_turn(wanted, outputs, batch, rows)
+        results += compare_outputs(session.fetch(), expected, batch, outputs, sidecar.precision, limit)
     session.use_profile(None)
     return results
 
@@ -265,7 +294,7 @@ def _tell_constant(wanted: Mapping[str, Array], outputs: Sequence[TensorSpec], n
 def _samples(sidecar: Sidecar, what: Examination, batch: int) -> tuple[dict[str, Array], int, str]:
     """A batch of samples, how many of them differ, and what they are."""
     if what.samples is None:
-        return random_inputs(sidecar.inputs, batch, seed=1), batch, f"{batch} random samples"
+        return random_inputs(sidecar.inputs, batch, seed=1), batch, _counted(batch, "random sample")
     wide = {"float16": "float32"}  # samples are float32, whatever the engine takes
     specs = tuple(replace(spec, dtype=wide.get(spec.dtype, spec.dtype)) for spec in sidecar.inputs)
     given, names = read_samples(what.samples, replace(sidecar, inputs=specs), batch, option="--calibration")
@@ -275,14 +304,18 @@ def _samples(sidecar: Sidecar, what: Examination, batch: int) -> tuple[dict[str,
         array = given[spec.name].astype(spec.dtype, copy=False)
         repeated = array if spec.batch_axis is None else array.take(turns, axis=spec.batch_axis)
         inputs[spec.name] = np.ascontiguousarray(repeated)
-    return inputs, len(names), f"{len(names)} samples of {what.samples}"
+    return inputs, len(names), f"{_counted(len(names), 'sample')} of {what.samples}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 SCANNED = 4
 """Samples at once in the search for overflows, where every tensor of the graph is kept."""
 
 
-def _part(array: Array, spec: TensorSpec, samples: range) -> Array:
+def _part(array: Array, spec: TensorSpec, samples: range | NDArray[np.int64]) -> Array:
     """These samples of an input or output; the whole of one that has no batch axis."""
     return array if spec.batch_axis is None else array.take(samples, axis=spec.batch_axis)
 

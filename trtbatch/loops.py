@@ -8,6 +8,7 @@ one is already queued. *Throughput*: batches in flight on several lanes; what is
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -97,6 +98,7 @@ class StopRule:
         time_out: seconds after which it ends, stable or not.
         max_noise: of the median, that is stable.
         least: samples, at least.
+        patience: seconds after which it does with fewer than these, but for :data:`MIN_ITERATIONS`.
     """
 
     iterations: int | None = None
@@ -104,6 +106,7 @@ class StopRule:
     time_out: float = TIME_OUT
     max_noise: float = NOISE_LIMIT
     least: int = MIN_ITERATIONS
+    patience: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,8 @@ def collect(loop: Loop, rule: StopRule, warmup_ms: float, watch: ClockWatch) -> 
                 return _samples(taken, faults)
             continue
         elapsed = time.perf_counter() - begun
-        if elapsed < rule.min_time or count < rule.least:
+        wanted = rule.least if elapsed < rule.patience else min(rule.least, MIN_ITERATIONS)
+        if elapsed < rule.min_time or count < wanted:
             continue
         samples = _samples(taken, faults)
         if elapsed >= rule.time_out or _is_stable(samples, rule.max_noise):

@@ -87,6 +87,11 @@ class OnnxFileReference:
         self._inputs, _ = read_specs(load_onnx(path), path.name)
         self._run = OnnxReference(path)
 
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether it takes any number of samples."""
+        return all(spec.batch_axis is not None and spec.fixed_batch is None for spec in self._inputs)
+
     def __call__(self, inputs: Mapping[str, Array], batch: int) -> dict[str, Array]:
         missing = [spec.name for spec in self._inputs if spec.name not in inputs]
         if missing:

@@ -6,7 +6,7 @@ What is measured is defined in :mod:`trtbatch.load`, how it is searched in :mod:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ from trtbatch.capacity import Largest, attempt, find_largest
 from trtbatch.clocks import ClockWatch
 from trtbatch.errors import ExecutionError, TrtbatchError, UsageError
 from trtbatch.loops import MIN_ITERATIONS, TIME_OUT, Loop, Samples, StopRule, collect
+from trtbatch.notes import note
 from trtbatch.profiles import powers_of_two
 from trtbatch.quantiles import percentile_interval, runs_needed
 from trtbatch.stats import median_interval
-from trtbatch.tuning import Goal, Outcome, Trial, search
+from trtbatch.tuning import Goal, Outcome, Trial, budget_for, search
 from trtbatch.underload import Load, throughput
 
 __all__ = ["PATIENCE", "TuneRequest", "TuneResult", "asked_for", "largest_batch", "tune"]
@@ -34,6 +35,10 @@ PATIENCE = 30.0
 
 PROBE = 20
 """Runs after which a choice is given up whose *median* latency is over the budget already, with its interval."""
+
+RULED_OUT = 2.0
+"""A batch size isn't tried whose time alone, as the build measured it, is more than so many times the budget. Where the
+smaller ones run faster now than the build said, on a machine that was busy then, its time counts as so much less."""
 
 MOST_SIZES = 12
 """Measured sizes of a table that the search begins with; of a longer one, evenly chosen ones."""
@@ -95,6 +100,7 @@ class TuneResult:
         knee: where throughput over latency is the largest.
         smaller, larger: the next batch sizes that were measured with as many streams.
         trials: all that was measured.
+        alike: what counts too, and whose throughput's interval overlaps with the choice's.
         timed: what a latency covers, in words, by number of streams.
     """
 
@@ -117,6 +123,7 @@ class TuneResult:
     environment: dict[str, Any]
     created: str
     saved: bool
+    alike: tuple[Trial, ...] = ()
     format_version: int = 1
 
 
@@ -142,16 +149,19 @@ def tune(request: TuneRequest) -> TuneResult:
     batches = list(request.batches or _usual(sidecar))
     inside = None if request.batches is not None else lambda batch: pick_profile(sidecar.profiles, batch) is not None
     gpu = sidecar.backend == "tensorrt"
+    device = _device(sidecar, request.device)
+    known = _known_times(sidecar, device) if request.batches is None else {}
+    goal = Goal(request.latency_ms)
     with (
         open_engine(artifact, request.device) as engine,
         Load(engine, artifact, max(batches), request.cuda_graphs, request.seed) as load,
         ClockWatch(request.device if gpu else None) as watch,
     ):
-        bench = _Bench(request, load, watch)
-        outcome = search(batches, request.streams, bench.measure, Goal(request.latency_ms), inside)
-    if outcome.chosen is None or outcome.best is None:
-        raise _unmet(request, outcome, artifact)
-    device = _device(sidecar, request.device)
+        bench = _Bench(request, load, watch, known)
+        outcome = search(batches, request.streams, bench.measure, goal, inside)
+        if outcome.chosen is None or outcome.best is None:
+            patient = _Bench(replace(request, latency_ms=math.inf), load, watch, {})
+            raise _unmet(request, outcome, artifact, patient.measure)
     found = _result(request, artifact, outcome, bench.timed, device)
     if request.save:
         artifacts.rewrite(artifact, tuned=_tuned(found, request.percentile))
@@ -188,16 +198,23 @@ def _usual(sidecar: Sidecar) -> list[int]:
 class _Bench:
     """Measures one choice after the other."""
 
-    def __init__(self, request: TuneRequest, load: Load, watch: ClockWatch) -> None:
+    def __init__(self, request: TuneRequest, load: Load, watch: ClockWatch, known: Mapping[int, float]) -> None:
         self._request = request
+        self._known = known
+        self._left_out: dict[int, str] = {}
+        self._pace = math.inf
         self._load = load
         self._watch = watch
         self.timed: dict[str, str] = {}
+        self._count = 0
 
     def measure(self, batch: int, streams: int) -> Trial:
         """A trial; one that doesn't run is a trial too, and the next one gets fresh sessions."""
-        self._request.progress(f"batch {batch}, {streams} in flight", None)
         profile = self._load.sidecar.profile_for(batch) or 0
+        if self._is_ruled_out(batch):
+            return Trial.failure(batch, streams, profile, self._left_out[batch], left_out=True)
+        self._count += 1
+        self._request.progress(f"measurement {self._count}: batch {batch}, {streams} in flight", None)
         try:
             loop = self._load.loop(batch, streams)
             self.timed[str(streams)] = loop.timed
@@ -205,9 +222,25 @@ class _Bench:
         except (ExecutionError, MemoryError) as error:
             reason = error.problem if isinstance(error, ExecutionError) else f"out of memory: {error}"
         else:
-            return self._trial(batch, streams, profile, samples)
+            trial = self._trial(batch, streams, profile, samples)
+            self._pace = min(self._pace, trial.median_ms / self._known.get(batch, trial.median_ms))
+            return trial
         self._load.reset()
         return Trial.failure(batch, streams, profile, reason)
+
+    def _is_ruled_out(self, batch: int) -> bool:
+        """Whether a size needn't be tried; nothing is before the first one, the smallest, has run.
+
+        The build's time is of one run alone, and a latency covers that run and more. A size that the build didn't time
+        is never left out, whatever those around it took.
+        """
+        time, budget = self._known.get(batch), self._request.latency_ms
+        if batch in self._left_out or time is None or budget is None or math.isinf(self._pace):
+            return batch in self._left_out
+        if time * min(1.0, self._pace) > RULED_OUT * budget:
+            self._left_out[batch] = f"it took {time:.4g} ms alone when the engine was built"
+            note(f"batch {batch} is left out: {self._left_out[batch]}, over {RULED_OUT:g} × the budget")
+        return batch in self._left_out
 
     def _take(self, loop: Loop, streams: int) -> Samples:
         """Latencies: enough for the percentile, unless even the median is over the budget.
@@ -219,11 +252,11 @@ class _Bench:
         probe = collect(loop, StopRule(iterations=PROBE), request.warmup, self._watch)
         if request.latency_ms is not None and median_interval(probe.ms)[0] > request.latency_ms:
             return probe
-        pace = max(float(probe.ms.mean()) / streams, 1e-6)
-        within = int(PATIENCE * request.min_time * 1e3 / pace)
-        least = min(runs_needed(request.percentile), within) if request.latency_ms is not None else 0
         rule = StopRule(
-            min_time=request.min_time, time_out=TIME_OUT * request.min_time, least=max(MIN_ITERATIONS, least)
+            min_time=request.min_time,
+            time_out=TIME_OUT * request.min_time,
+            least=max(MIN_ITERATIONS, 0 if request.latency_ms is None else runs_needed(request.percentile)),
+            patience=PATIENCE * request.min_time,
         )
         return collect(loop, rule, 0.0, self._watch)
 
@@ -242,11 +275,13 @@ class _Bench:
         )
 
 
-def _unmet(request: TuneRequest, outcome: Outcome, artifact: Artifact) -> TrtbatchError:
-    """Why nothing was chosen."""
+def _unmet(
+    request: TuneRequest, outcome: Outcome, artifact: Artifact, measure: Callable[[int, int], Trial]
+) -> TrtbatchError:
+    """Why nothing was chosen, and a budget that can be met: the nearest choice is measured anew, by `measure`."""
     nearest = outcome.nearest()
     if nearest is None:
-        reason = outcome.trials[0].failed
+        reason = next(trial.failed for trial in outcome.trials if not trial.left_out)
         return ExecutionError(f"{artifact.path.name} runs at no batch size: {reason}", "see trtbatch doctor")
     latency, what = nearest.latency_ms, f"p{request.percentile:g}"
     shown = f"{what} {latency.value:.4g} ms" + ("" if math.isinf(latency.high) else f", up to {latency.high:.4g}")
@@ -258,10 +293,27 @@ def _unmet(request: TuneRequest, outcome: Outcome, artifact: Artifact) -> Trtbat
     if nearest.runs < needed and latency.value < (request.latency_ms or 0.0):
         few = f"{nearest.runs} runs; {what} needs {needed} to be known from above"
         return TrtbatchError(f"{problem}; {few})", "raise --min-time, or lower --percentile")
-    above = latency.value if math.isinf(latency.high) else latency.high
+    problem = f"{problem}, of {nearest.runs} runs)"
+    enough = budget_for(nearest, measure)
+    if math.isinf(enough):
+        return TrtbatchError(
+            f"{problem}; {what} needs {needed} runs to be known from above, which take longer than --min-time allows",
+            "raise --min-time, or lower --percentile, and raise --latency",
+        )
     smallest = min(outcome.trials, key=lambda trial: trial.batch).batch
     smaller = ", or try smaller batches with --batch" if smallest > artifact.sidecar.corners[0] else ""
-    return TrtbatchError(f"{problem}, of {nearest.runs} runs)", f"pass a --latency over {above:.4g}ms{smaller}")
+    return TrtbatchError(problem, f"pass a --latency of about {_plainly(enough)}ms{smaller}")
+
+
+def _plainly(value: float) -> str:
+    """A number as ``--latency`` takes it: no exponent."""
+    return np.format_float_positional(value, trim="-")
+
+
+def _known_times(sidecar: Sidecar, device: Mapping[str, str]) -> dict[int, float]:
+    """The build's times by batch size, ms; none where the engine was built for another device."""
+    kind = "gpu" if sidecar.backend == "tensorrt" else "cpu"
+    return sidecar.times if sidecar.device.get(kind) == device.get(kind) else {}
 
 
 def _streams(count: int) -> str:
@@ -304,6 +356,7 @@ def _result(
         environment=environment.describe(),
         created=artifacts.now(),
         saved=request.save,
+        alike=tuple(replace(each, latencies_ms=()) for each in outcome.alike(Goal(request.latency_ms))),
     )
 
 

@@ -6,6 +6,10 @@ that time: the best of many noisy measurements is partly the luckiest. What it i
 best, is measured again in the same round, so that nothing is held against figures of an earlier, busier or cooler time.
 With a budget a choice must have met it both times, which also guards against hiccups that come in clumps, of which the
 one or the other measurement saw none.
+
+With a budget the choice is the largest throughput as measured, also where its interval overlaps with others': those are
+named (:meth:`Outcome.alike`), not taken. Intervals are wide where little was measured, and to take the smallest batch
+that can't be told from the best would give up more throughput the noisier the machine is.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from dataclasses import dataclass, replace
 
 from trtbatch.artifacts import Interval
 
-__all__ = ["NEAR", "Goal", "Outcome", "Trial", "search"]
+__all__ = ["NEAR", "Goal", "Outcome", "Trial", "budget_for", "search"]
 
 NEAR = 0.02
 """Of the best throughput: what is within this of it counts as good as it."""
@@ -42,7 +46,8 @@ class Trial:
         latency_ms: the percentile asked for.
         samples_per_s: throughput of the same load.
         runs: batches whose latency was taken.
-        failed: why it doesn't run, where it doesn't.
+        failed: why it doesn't run, or is left out, where that is so.
+        left_out: whether it wasn't tried: what is known of it rules it out.
         confirmed: whether these are the figures of a second measurement.
         round: in which it was measured: 0 is the search, 1 and later ones are of contenders, side by side.
         faults: why the GPU's clocks didn't hold.
@@ -61,12 +66,15 @@ class Trial:
     faults: tuple[str, ...] = ()
     latencies_ms: tuple[float, ...] = ()
     round: int = 0
+    left_out: bool = False
 
     @classmethod
-    def failure(cls, batch: int, streams: int, profile: int, reason: str) -> Trial:
-        """A choice that doesn't run."""
+    def failure(cls, batch: int, streams: int, profile: int, reason: str, left_out: bool = False) -> Trial:
+        """A choice that doesn't run, or that isn't tried."""
         never = Interval(math.inf, -math.inf, math.inf)
-        return cls(batch, streams, profile, math.inf, never, Interval(0.0, 0.0, 0.0), 0, reason)
+        return cls(
+            batch, streams, profile, math.inf, never, Interval(0.0, 0.0, 0.0), 0, failed=reason, left_out=left_out
+        )
 
 
 @dataclass(frozen=True)
@@ -143,10 +151,29 @@ class Outcome:
         line = _ran(self.searched or self.trials, self.chosen.streams)
         return max(line, key=lambda trial: (trial.samples_per_s.value / trial.median_ms, -trial.batch))
 
+    def alike(self, goal: Goal) -> tuple[Trial, ...]:
+        """Of the others that count, those whose throughput's interval overlaps with the choice's."""
+        if self.chosen is None:
+            return ()
+        own, pair = self.chosen.samples_per_s, (self.chosen.batch, self.chosen.streams)
+        counting = (trial for trial in self.trials if goal.meets(trial) and (trial.batch, trial.streams) != pair)
+        return tuple(
+            trial for trial in counting if trial.samples_per_s.low <= own.high and own.low <= trial.samples_per_s.high
+        )
+
     def nearest(self) -> Trial | None:
-        """Of what runs, the choice with the least latency; None where nothing runs."""
+        """Of what runs, the choice with the least latency; None where nothing runs.
+
+        Those whose percentile is known from above come first: of a few runs it is too small. Of the others the median
+        decides, which is better known.
+        """
         ran = [trial for trial in self.trials if trial.failed is None]
-        return min(ran, key=lambda each: (each.latency_ms.value, each.batch, each.streams), default=None)
+        return min(ran, key=_latency_known, default=None)
+
+
+def _latency_known(trial: Trial) -> tuple[bool, float, int, int]:
+    unknown = math.isinf(trial.latency_ms.high)
+    return unknown, trial.median_ms if unknown else trial.latency_ms.value, trial.batch, trial.streams
 
 
 def _ran(trials: Sequence[Trial], streams: int) -> tuple[Trial, ...]:
@@ -220,6 +247,30 @@ class _Found:
 
 def _sorted(by_pair: Mapping[tuple[int, int], Trial]) -> tuple[Trial, ...]:
     return tuple(by_pair[pair] for pair in sorted(by_pair))
+
+
+ADVICE_RUNS = 2
+"""Fresh measurements of a choice whose budget is to be advised: it will have to meet that twice."""
+
+ADVICE_MARGIN = 1.1
+"""Over the largest upper end of these: the next run's will lie around it, not below it."""
+
+
+def budget_for(trial: Trial, measure: Callable[[int, int], Trial]) -> float:
+    """A budget, in ms, that a choice meets nearly always, rounded up to two digits; infinite where no end is known.
+
+    Args:
+        measure: as :func:`search` has it, but to the end, whatever the latency.
+    """
+    first = trial.latency_ms
+    known = first.high if math.isfinite(first.high) else first.value
+    for _ in range(ADVICE_RUNS):
+        known = max(known, measure(trial.batch, trial.streams).latency_ms.high)
+        if math.isinf(known):
+            return known
+    least = ADVICE_MARGIN * known
+    digit = 10.0 ** (math.floor(math.log10(least)) - 1)
+    return float(f"{math.ceil(least / digit - 1e-9) * digit:.2g}")
 
 
 def _next_probe(trials: Sequence[Trial], goal: Goal, inside: Callable[[int], bool]) -> tuple[int, int] | None:

@@ -6,6 +6,8 @@ import io
 import logging
 import re
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,10 +99,12 @@ def plain(text: str) -> str:
     return escape(" ".join(whole.split()))
 
 
-def fitting(console: Console, full: Table, brief: Table) -> Table:
-    """The full table where the console is wide enough for its figures, else the brief one."""
-    needed = Measurement.get(console, console.options.update(width=1000), full).maximum
-    return full if needed <= console.width else brief
+def fitting(console: Console, *tables: Table) -> Table:
+    """The first of tables, from the fullest to the briefest, for whose figures the console is wide enough; else the
+    last."""
+    free = console.options.update(width=1000)
+    fit = (table for table in tables if Measurement.get(console, free, table).maximum <= console.width)
+    return next(fit, tables[-1])
 
 
 class _Handler(logging.Handler):
@@ -125,20 +129,59 @@ def show_notes() -> Iterator[None]:
 
 @contextmanager
 def show_progress(*columns: TextColumn) -> Iterator[tuple[Progress, Callable[[str, float | None], None]]]:
-    """A spinner with words, a share where it is known, and the elapsed time; nothing outside a terminal."""
+    """A spinner with words, a share where it is known, and the elapsed time; outside a terminal a line now and then."""
     console = err()
     bars = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), *columns)
     with Progress(*bars, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting", total=None, rate="")
         STATE.console = bar.console
+        lines = _Lines(console)
 
         def report(words: str, share: float | None) -> None:
             bar.update(task, description=escape(words), total=None if share is None else 1.0, completed=share or 0.0)
+            if not console.is_terminal:
+                lines.tell(words, share)
 
         try:
             yield bar, report
         finally:
+            lines.close()
             STATE.console = None
+
+
+EVERY = 10.0
+"""Seconds between two lines of progress where no spinner can turn: few enough for a log, and a sign of life."""
+
+
+class _Lines:
+    """What is being done, as a line every :data:`EVERY` seconds: ``40 s: batch 8, 1 in flight``."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._begun = time.monotonic()
+        self._words = ""
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def tell(self, words: str, share: float | None) -> None:
+        """The thread begins with the first words: who tells nothing has none."""
+        self._words = words if share is None else f"{words}, {share:.0%}"
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        while not self._ended.wait(EVERY):
+            seconds = time.monotonic() - self._begun
+            try:
+                self._console.print(f"[dim]{seconds:.0f} s:[/] {plain(self._words)}")
+            except (OSError, ValueError):  # standard error is closed: nobody reads it
+                return
+
+    def close(self) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
 
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from trtbatch.cli.console import Debug, Device, EngineFile, out, plain, show_progress
+from trtbatch.cli.console import Debug, Device, EngineFile, fitting, out, plain, show_progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -155,45 +155,61 @@ def _one_of(**asked: bool) -> None:
 
     names = [f"--{name.replace('_', '-')}" for name, given in asked.items() if given]
     if not names:
-        raise UsageError("what is to be searched for isn't said", "pass --latency 5ms, or --max-throughput")
+        raise UsageError(
+            "what is to be searched for isn't said", "pass --latency 5ms, --max-throughput or --max-batch-search"
+        )
     if len(names) > 1:
         raise UsageError(f"{names[0]} and {names[1]} are two questions", "ask one after the other")
 
 
 def _show(result: TuneResult) -> None:
     console = out()
-    console.print(_table(result))
+    console.print(fitting(console, *(_table(result, count) for count in range(len(_LESS) + 1))))
     _show_chosen(console, result)
     for line in _notes(result):
         console.print(line, style="dim", markup=False)
 
 
-def _table(result: TuneResult) -> Table:
+_LESS = ("runs", "p50 ms", "95 %", "profile", "streams", "95 % ")
+"""Columns that a narrow terminal does without, in this order; the interval of the latency, which decides, goes last."""
+
+
+def _table(result: TuneResult, without: int = 0) -> Table:
+    """The table of what was measured; `without` so many of :data:`_LESS`. Streams stay where several were tried."""
     from rich.table import Table
 
     title = f"{result.engine} · {result.backend} {result.precision} · asked: {result.asked}"
-    percentile = f"p{result.settings['percentile']:g}"
-    columns = ("batch", "streams", "profile", "samples/s", "95 %", "p50 ms", f"{percentile} ms", "95 % ", "runs", "")
-    table = Table(*columns, title=plain(title), title_justify="left", title_style="bold")
-    for column in table.columns[:-1]:
-        column.justify = "right"
-        column.no_wrap = True
-    for trial in result.trials:
-        cells: tuple[str, ...]
-        if trial.failed is not None:
-            cells = ("", "", "", "", "", "", f"[yellow]doesn't run: {plain(trial.failed)}[/]")
-        else:
-            cells = (
-                _rate(trial.samples_per_s.value),
-                _range(trial.samples_per_s, _rate),
-                f"{trial.median_ms:.4g}",
-                f"{trial.latency_ms.value:.4g}",
-                _range(trial.latency_ms, _ms),
-                str(trial.runs),
-                _remark(trial, result),
-            )
-        table.add_row(str(trial.batch), str(trial.streams), str(result.profiles[trial.profile]), *cells)
+    table = Table(title=plain(title), title_justify="left", title_style="bold")
+    several = len({trial.streams for trial in result.trials}) > 1
+    left_out = {name for name in _LESS[:without] if not (several and name == "streams")}
+    lines = [_cells(trial, result) for trial in result.trials]
+    columns = [name for name in lines[0] if name not in left_out]
+    for name in columns:
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for cells in lines:
+        table.add_row(*(cells[name] for name in columns))
     return table
+
+
+def _cells(trial: Trial, result: TuneResult) -> dict[str, str]:
+    """One line of the table, by column; the last one, of remarks, has no name."""
+    cells = {
+        "batch": str(trial.batch),
+        "streams": str(trial.streams),
+        "profile": str(result.profiles[trial.profile]),
+        "samples/s": _rate(trial.samples_per_s.value),
+        "95 %": _range(trial.samples_per_s, _rate),
+        "p50 ms": f"{trial.median_ms:.4g}",
+        f"p{result.settings['percentile']:g} ms ": f"{trial.latency_ms.value:.4g}",
+        "95 % ": _range(trial.latency_ms, _ms),
+        "runs": str(trial.runs),
+        "": _remark(trial, result),
+    }
+    if trial.failed is None:
+        return cells
+    known = ("batch", "streams", "profile")
+    remark = "[dim]left out[/]" if trial.left_out else "[yellow]doesn't run[/]"
+    return {name: words if name in known else "" for name, words in cells.items()} | {"": remark}
 
 
 def _is(one: Trial, other: Trial) -> bool:
@@ -241,12 +257,24 @@ def _show_chosen(console: Console, result: TuneResult) -> None:
             f"to 95 %, from {chosen.runs} fresh runs after the search: {percentile} "
             f"{_range(chosen.latency_ms, _ms)} ms, {_range(chosen.samples_per_s, _rate)} samples/s",
         ),
+        *(("alike", _alike(result)) for _ in result.alike[:1]),
         *(("smaller", _cost(chosen, each, percentile)) for each in (result.smaller,) if each is not None),
         *(("larger", _cost(chosen, each, percentile)) for each in (result.larger,) if each is not None),
         ("knee", f"batch {result.knee.batch}: beyond it a larger batch costs more latency than it gains throughput"),
     ]
     for label, text in lines:
         console.print(f"  {label:9}{text}", markup=False)
+
+
+def _alike(result: TuneResult) -> str:
+    """``not told apart by throughput: batch 12 (46.1–48.2 samples/s), batch 17 (…)``; the smaller ones first."""
+    one = result.chosen.streams
+    others = (
+        f"batch {each.batch}{'' if each.streams == one else f', {_streams(each.streams)}'} "
+        f"({_range(each.samples_per_s, _rate)} samples/s)"
+        for each in sorted(result.alike, key=lambda each: (each.batch, each.streams))
+    )
+    return f"not told apart by throughput: {', '.join(others)}"
 
 
 def _cost(chosen: Trial, other: Trial, percentile: str) -> str:
@@ -272,8 +300,14 @@ def _notes(result: TuneResult) -> Sequence[str]:
     if any(trial.failed is None and trial.runs < needed for trial in result.trials):
         lines.append(f"p{percentile:g} has an upper end from {needed} runs on; ? where there were fewer")
     for trial in result.trials:
+        if trial.failed is not None and not trial.left_out:
+            lines.append(
+                f"batch {trial.batch}, {_streams(trial.streams)} doesn't run: {' '.join(trial.failed.split())}"
+            )
         if trial.faults:
             lines.append(f"batch {trial.batch}, {_streams(trial.streams)}: the GPU's clocks: {', '.join(trial.faults)}")
+    left_out = {trial.batch: trial.failed for trial in result.trials if trial.left_out}
+    lines += [f"batch {batch} is left out: {reason}" for batch, reason in left_out.items()]
     lines.append(
         "again: measured after the search, one after the other; the choice is compared with these. The other rows, "
         "and the knee, are of the search."
