@@ -19,16 +19,7 @@ from trtbatch.cli.app import app
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GPU = ROOT / "docs" / "gpu"
 PERFORMANCE = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-GPU_TESTS = (
-    "test_engines",
-    "test_models",
-    "test_pipeline",
-    "test_precision",
-    "test_stress",
-    "test_api",
-    "test_consumer",
-    "test_preprocessor",
-)
+GPU_TESTS = ("engines", "models", "pipeline", "precision", "stress", "api", "consumer", "preprocessor")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
