@@ -233,6 +233,7 @@ class Tuned:
         samples_per_s: of the same load.
         device: that it was found on.
         created: when, UTC.
+        budget_ms: that the percentile had to stay under; None where the search was for throughput alone.
     """
 
     asked: str
@@ -244,6 +245,7 @@ class Tuned:
     samples_per_s: Interval
     device: dict[str, str] = field(default_factory=dict)
     created: str = ""
+    budget_ms: float | None = None
 
     def __str__(self) -> str:
         streams = "1 stream" if self.streams == 1 else f"{self.streams} streams"
@@ -346,11 +348,17 @@ class Sidecar:
         return {row.batch: row.ms for row in self.table}
 
     @property
+    def tuned_choice(self) -> Tuned | None:
+        """What was tuned, where a profile holds its batch."""
+        held = self.tuned is not None and pick_profile(self.profiles, self.tuned.batch) is not None
+        return self.tuned if held else None
+
+    @property
     def best_batch(self) -> int:
         """The tuned batch; else the smallest measured one whose time per sample is within 2 % of the least; else the
         largest opt."""
-        if self.tuned is not None and pick_profile(self.profiles, self.tuned.batch) is not None:
-            return self.tuned.batch
+        if self.tuned_choice is not None:
+            return self.tuned_choice.batch
         if not self.table:
             return max(profile.opt for profile in self.profiles)
         least = min(row.ms / row.batch for row in self.table)

@@ -154,7 +154,7 @@ def tune(request: TuneRequest) -> TuneResult:
     device = _device(sidecar, request.device)
     found = _result(request, artifact, outcome, bench.timed, device)
     if request.save:
-        artifacts.rewrite(artifact, tuned=_tuned(found, request.percentile))
+        artifacts.rewrite(artifact, tuned=_tuned(found, request))
     return found
 
 
@@ -307,18 +307,19 @@ def _result(
     )
 
 
-def _tuned(result: TuneResult, percentile: float) -> Tuned:
+def _tuned(result: TuneResult, request: TuneRequest) -> Tuned:
     chosen = result.chosen
     return Tuned(
         asked=result.asked,
         batch=chosen.batch,
         streams=chosen.streams,
         profile=chosen.profile,
-        percentile=percentile,
+        percentile=request.percentile,
         latency_ms=chosen.latency_ms,
         samples_per_s=chosen.samples_per_s,
         device=result.device,
         created=result.created,
+        budget_ms=request.latency_ms,
     )
 
 
