@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch import optional
-from trtbatch.artifacts import ENGINES, Artifact, FileRecord, record_file
+from trtbatch.artifacts import ENGINES, Artifact, FileRecord, record_file, refuse_other_file
 from trtbatch.backends.base import conform
 from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import ArtifactError, InputError, UsageError
@@ -41,13 +41,15 @@ def open_reference(against: str, artifact: Artifact) -> Reference:
 
     Raises:
         UsageError: a name that is none of these.
-        ArtifactError: the ONNX file is gone, or is not the one that the engine was built from.
+        ArtifactError: a sidecar or a preprocessor; the ONNX file is gone, or is not the one that the engine was built
+            from.
     """
     if against == "onnxruntime":
         return OnnxFileReference(find_onnx(artifact))
     if against == "torch":
         return _Torch(artifact)
     path = Path(against)
+    refuse_other_file(path, "onnx")
     if path.suffix == ".onnx" and path.is_file():
         return OnnxFileReference(path)
     if path.suffix == ".npz":
