@@ -474,7 +474,7 @@ def _read_sidecar(path: Path, make: str) -> Sidecar:
                 f"{path} has format {version}; this trtbatch reads {FORMAT_VERSION}",
                 "update trtbatch: pip install -U trtbatch",
             )
-        return decode(Sidecar, data, path.name)
+        return decode(Sidecar, data)
     except (ValueError, RecursionError, TrtbatchError) as error:
         if isinstance(error, ArtifactError):
             raise

@@ -341,7 +341,7 @@ def recorded_in(metadata: Mapping[str, str], path: Path) -> PreprocessorRecord:
             newer = version > FORMAT_VERSION
             problem = f"{path} has format {version}; this trtbatch reads {FORMAT_VERSION}"
             raise ArtifactError(problem, "update trtbatch: pip install -U trtbatch" if newer else fix)
-        return decode(PreprocessorRecord, data, path.name)
+        return decode(PreprocessorRecord, data)
     except (RecordError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged: {error}", fix) from error
 

@@ -176,7 +176,8 @@ class SavedReference:
             if spec.name in self.inputs and spec.batch_axis is not None:
                 lengths[spec.name] = _length(spec.name, self.inputs[spec.name], spec.batch_axis, path)
         if len(set(lengths.values())) > 1:
-            raise InputError(f"{path}: the numbers of samples differ: {lengths}", "save as many rows of each")
+            counts = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            raise InputError(f"{path}: the numbers of samples differ: {counts}", "save as many rows of each")
         self.count = next(iter(lengths.values()))
         self._names = [str(name) for name in arrays["file"]] if "file" in arrays and "file" not in self._specs else []
         self.label = f"saved outputs {path} ({self.count} samples)"

@@ -64,7 +64,7 @@ def bench_result(data: Any, name: str) -> BenchResult:
     if foreign is not None:
         raise ArtifactError(f"{name} is not a result of one engine: it is {foreign}", _fix())
     try:
-        result = decode(BenchResult, data, "the result")
+        result = decode(BenchResult, data)
     except RecordError as error:
         raise ArtifactError(f"{name} is not a result of bench, or damaged: {error}", _fix()) from error
     except OverflowError as error:

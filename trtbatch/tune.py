@@ -169,7 +169,8 @@ def _refuse_numbers(request: TuneRequest) -> None:
     if request.latency_ms is not None and not 0 < request.latency_ms < math.inf:
         raise UsageError(f"--latency {request.latency_ms:g} ms is no budget", "give one over 0")
     if not request.streams or min(request.streams) < 1:
-        raise UsageError(f"--streams {list(request.streams)}: not numbers of streams", "give numbers from 1 on")
+        shown = ",".join(map(str, request.streams))
+        raise UsageError(f"--streams {shown}: not numbers of streams", "give numbers from 1 on")
 
 
 def _usual(sidecar: Sidecar) -> list[int]:

@@ -60,7 +60,8 @@ class _Group(TyperGroup):
             context = getattr(error, "ctx", None)
             path = context.command_path if context is not None else self._named_in(given)
             if message():  # without arguments the help has been shown, and there is nothing to say
-                show_error(UsageError(_with_value(message(), given), f"{_allowed(error)}see {path} --help"))
+                fix = f"{_allowed(error)}{_flag_given_a_value(message(), given)}see {path} --help"
+                show_error(UsageError(_with_value(message(), given), fix))
             sys.exit(UsageError.exit_code)
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -129,6 +130,19 @@ def _with_value(message: str, given: Sequence[str]) -> str:
     after = next((value for name, value in itertools.pairwise(given) if name == option), None)
     value = joined if joined is not None else after
     return message if value is None else f"{option} {value}: {message[match.end() :]}"
+
+
+def _flag_given_a_value(message: str, given: Sequence[str]) -> str:
+    """What to write where a word too much follows an option without a value, as in ``--static 4``."""
+    match = re.match(r"Got unexpected extra arguments?(?:\(s\))? \((\S+)", message)
+    word = match[1].rstrip(")") if match else None
+    flag = next((before for before, after in itertools.pairwise(given) if after == word), "")
+    if not flag.startswith("--") or "=" in flag:
+        return ""
+    instead = ""
+    if flag == "--static":
+        instead = f": write {'--dynamic, or ' if '--dynamic' in given else ''}--static --batch {word}"
+    return f"{flag} takes no value{instead}; "
 
 
 def _allowed(error: Exception) -> str:
