@@ -142,7 +142,7 @@ def test_a_newer_format_asks_for_a_newer_program(tmp_path: Path) -> None:
 
 def test_the_kind_is_checked(tmp_path: Path) -> None:
     made = published(tmp_path / "m.engine")
-    with pytest.raises(ArtifactError, match="is an engine, not an onnx"):
+    with pytest.raises(ArtifactError, match="is an engine, not an ONNX file"):
         artifacts.load(made.path, "onnx")
 
 
@@ -154,3 +154,32 @@ def test_shapes_of_a_spec() -> None:
     assert replace(spec, batch_axis=None).at(5) == spec.shape
     with pytest.raises(ValueError, match="no axis 3"):
         replace(spec, batch_axis=3)
+
+
+def test_a_sidecar_in_an_artifacts_place_names_the_artifact(tmp_path: Path) -> None:
+    engine = published(tmp_path / "m.engine")
+    model = published(tmp_path / "m.onnx", kind="onnx")
+    for kind, made, fix in (
+        ("engine", engine, f"name the file beside it: {engine.path}"),
+        ("engine", model, f"make an engine of it: trtbatch build {model.path}"),
+        ("onnx", model, f"name the file beside it: {model.path}"),
+        ("onnx", engine, "name the ONNX file that it was made from"),
+    ):
+        with pytest.raises(ArtifactError) as caught:
+            artifacts.load(files.sidecar_path(made.path), kind)  # type: ignore[arg-type]
+        assert f"{made.path.name}.json is the sidecar of {made.path.name}, not " in caught.value.problem
+        assert caught.value.fix == fix
+
+
+def test_another_json_file_is_no_artifact(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"result\.json is a JSON file, not an engine; name an engine"):
+        artifacts.load(tmp_path / "result.json", "engine")
+
+
+def test_an_engine_in_an_onnx_files_place_names_what_it_was_made_from(tmp_path: Path) -> None:
+    made = published(tmp_path / "engines" / "m.engine", source_path="../m.onnx")
+    with pytest.raises(ArtifactError) as caught:
+        artifacts.load(made.path, "onnx")
+    assert caught.value.problem == f"{made.path} is an engine, not an ONNX file"
+    assert caught.value.fix.endswith("made from: " + str(tmp_path / "engines" / ".." / "m.onnx"))

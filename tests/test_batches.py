@@ -170,6 +170,39 @@ def test_a_batch_outside_every_profile_is_told_both_ways_out(
     assert fix in caught.value.fix
 
 
+def test_a_list_with_sizes_outside_is_told_which_to_leave_out_in_short() -> None:
+    def told(*batches: int) -> ProfileError:
+        with pytest.raises(ProfileError) as caught:
+            refuse_outside([Profile(1, 16, 32)], batches, "x.engine")
+        return caught.value
+
+    error = told(*range(1, 1001))
+    assert error.problem.startswith("batches 33-1000 are outside")
+    assert error.fix == "rebuild with --max 1000, or leave out 33-1000"
+    error = told(1, *range(40, 60, 2))
+    assert error.problem.startswith("batches 40, 42, 44, 46, 48 and 5 more are outside")
+    assert error.fix == "rebuild with --max 58, or leave out 40, 42, 44, 46, 48 and 5 more"
+    assert told(40, 48).fix == "rebuild with --max 48, or pass --batch 32"
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        ("1,2,s64", "write 64"),
+        ("1,2,64x", "write 64"),
+        ("-4", "write 4"),
+        ("1..8", "write 1-8 for all sizes from 1 to 8, or 1,...,8 with terms between"),
+        ("1:8", "write 1-8 for all sizes from 1 to 8, or 1,...,8 with terms between"),
+        ("4k", "write batch sizes like 1,2,4,...,32 or 8,16,...,64 or 1-4"),
+        ("one", "write batch sizes like 1,2,4,...,32 or 8,16,...,64 or 1-4"),
+    ],
+)
+def test_a_mistyped_size_is_told_as_it_was_meant(text: str, fix: str) -> None:
+    with pytest.raises(BatchListError) as caught:
+        parse_batches(text)
+    assert caught.value.fix == fix
+
+
 def test_batches_inside_are_not_refused() -> None:
     refuse_outside([Profile(1, 16, 32)], [1, 2, 32], "x.engine")
     with pytest.raises(ProfileError, match="batches 33, 64 are outside"):

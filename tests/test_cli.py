@@ -136,6 +136,30 @@ def test_a_fix_names_the_range_that_is_allowed(cli: Cli, line: str, allowed: str
     assert fix.startswith("fix: ") and allowed in fix, result.output
 
 
+def test_a_fix_names_no_option_that_the_command_lacks(
+    cli: Cli, engine: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **options: Any) -> str:
+        raise OSError(28, "No space left on device", "there")
+
+    monkeypatch.setattr("trtbatch.files.tempfile.mkdtemp", full)
+    told = {
+        ("build", "small.onnx", "--output", "there/x.ort.onnx"): "free disk space, or write elsewhere with --output",
+        ("bench", "--json", "there/r.json"): "free disk space, or write elsewhere",
+        ("deploy", "triton", "--repository", "there"): "free disk space, or write elsewhere with --repository",
+    }
+    for line, fix in told.items():
+        assert cli(*line).output.strip().splitlines()[-1] == f"fix: {fix}"
+
+
+@pytest.mark.parametrize("command", ["bench --batch", "infer --topk", "deploy triton --name"])
+def test_an_option_without_its_value_points_to_the_commands_own_help(cli: Cli, command: str) -> None:
+    words = command.split()
+    result = cli(*words)
+    assert result.exit_code == 2
+    assert result.output.strip().splitlines()[-1] == f"fix: see trtbatch {' '.join(words[:-1])} --help"
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [

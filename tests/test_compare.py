@@ -247,6 +247,9 @@ def test_markdown_is_all_that_is_printed(cli: Cli, folder: Path) -> None:
     [
         (("a.json", "no.json"), 1, "no.json doesn't exist"),
         (("a.json", "bad.json"), 1, "bad.json is damaged, or not JSON"),
+        (("a.json", "x.ort.onnx"), 1, "x.ort.onnx is an engine, not a result of bench"),
+        (("a.json", "x.pre.onnx"), 1, "x.pre.onnx is an ONNX file, not a result of bench"),
+        (("a.json", "x.engine.json"), 1, "it is the sidecar of an artifact"),
         (("a.json", "b.json", "--fail-if-slower", "5"), 2, "--fail-if-slower '5'"),
         (("a.json", "b.json", "--fail-if-slower", "nan"), 2, "--fail-if-slower 'nan'"),
         (("a.json", "b.json", "--fail-if-slower=-1%"), 2, "--fail-if-slower '-1%'"),
@@ -257,6 +260,9 @@ def test_markdown_is_all_that_is_printed(cli: Cli, folder: Path) -> None:
 def test_wrong_words(cli: Cli, folder: Path, args: tuple[str, ...], code: int, told: str) -> None:
     files(folder, 1.0)
     (folder / "bad.json").write_text("{")
+    for name in ("x.ort.onnx", "x.pre.onnx"):
+        (folder / name).write_bytes(b"a model")
+    (folder / "x.engine.json").write_text('{"kind": "engine", "artifact": {}}')
     before = (folder / "b.json").read_bytes()
     refused(cli("compare", *args), code, told)
     assert (folder / "b.json").read_bytes() == before

@@ -272,6 +272,8 @@ def test_cached_weights_are_taken(folder: Path, monkeypatch: pytest.MonkeyPatch)
         (("tests.zoo:fails",), 1, "this model never runs"),
         (("nothing.pt2",), 2, "no such file"),
         (("resnet18", "--dynamic", "--batch", 2), 2, "--batch is for a static export"),
+        (("resnet18", "--dynamic", "--static"), 2, "--dynamic and --static contradict each other"),
+        (("resnet18", "--static", "--dynamic", "--batch", 4), 2, "--dynamic and --static contradict each other"),
         (("resnet18", "--input-shape", "3,224"), 2, "3 channels"),
         (("resnet18", "--input-shape", "0,2,2"), 2, "is not a shape"),
         (("resnet18", "--weights", "nothing.pth"), 2, "no such file"),
@@ -307,6 +309,56 @@ def test_wrong_words_get_a_line_of_problem_and_one_of_fix(
     assert lines[-2].startswith("error: ") and told in lines[-2], result.output
     assert lines[-1].startswith("fix: ") and len(lines[-1]) > 6
     assert not list(folder.rglob("*.onnx"))
+
+
+FACTORIES = """
+from os.path import join as tinted
+from collections import OrderedDict, defaultdict
+
+def tiny(): ...
+def small(): ...
+class Net: ...
+{more}
+"""
+
+
+def proposed(cli: Cli, folder: Path, name: str, attribute: str, source: str) -> list[str]:
+    (folder / f"{name}.py").write_text(source)
+    result = cli("export", f"{name}:{attribute}")
+    assert result.exit_code == 2, result.output
+    return [str(line) for line in result.output.strip().splitlines()[-2:]]
+
+
+def test_what_a_module_defines_is_proposed_before_what_it_imports(cli: Cli, folder: Path) -> None:
+    few = FACTORIES.format(more="")
+    told = proposed(cli, folder, "few_factories", "nope", few)
+    assert told[0] == "error: few_factories has no callable 'nope'; it defines: tiny, small, Net"
+    told = proposed(cli, folder, "few_factories_too", "tinny", few)
+    assert told[1] == "fix: name one of these, such as few_factories_too:tiny"
+    told = proposed(cli, folder, "few_factories_three", "tintd", few)
+    assert told[0].endswith("it defines: tiny, small, Net, tinted"), "an imported one that is near comes last"
+
+
+def test_of_many_factories_the_nearest_are_proposed(cli: Cli, folder: Path) -> None:
+    many = FACTORIES.format(more="\n".join(f"def model_{letter}(): ..." for letter in "abcdefghij"))
+    told = proposed(cli, folder, "many_factories", "model_x", many)
+    assert "; closest: model_" in told[0] and told[0].count("model_") == 4 and "Ordered" not in told[0]
+
+
+def test_a_module_without_a_callable_of_its_own_says_what_it_imports(cli: Cli, folder: Path) -> None:
+    told = proposed(cli, folder, "imports_alone", "joiner", "from os.path import join\n")
+    assert told[0].endswith("has no callable 'joiner'; closest: join")
+    told = proposed(cli, folder, "nothing_at_all", "f", "x = 1\n")
+    assert told[0].endswith("has no callable 'f', and no other") and "write a function there" in told[1]
+
+
+def test_a_number_behind_static_is_told_where_it_goes(cli: Cli) -> None:
+    for line, fix in (
+        (("--static", 4), "fix: --static takes no value: write --static --batch 4; see "),
+        (("--dynamic", "--static", 4), "fix: --static takes no value: write --dynamic, or --static --batch 4; see "),
+    ):
+        result = cli("export", "resnet18", *line)
+        assert result.exit_code == 2 and result.output.strip().splitlines()[-1].startswith(fix), result.output
 
 
 def test_an_opset_that_the_tensorrt_in_reach_cannot_read_names_both(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,6 +104,11 @@ def test_wrong_files(cli: Cli, engine: Path, folder: Path) -> None:
     (folder / "x.onnx").write_bytes(b"no")
     refused(cli("inspect", "x.onnx"), 1, "not a readable ONNX file")
     refused(cli("inspect", engine, "--open"), 2, "--open shows ONNX graphs")
+    beside = sidecar_path(engine)
+    refused(cli("inspect", beside), 1, "is the sidecar of small.ort.onnx", f"name the file beside it: {engine}")
+    (folder / "r.json").write_text("{}")
+    refused(cli("inspect", "r.json"), 1, "r.json is a JSON file, not an ONNX file or an engine")
+    refused(cli("build", beside), 1, "is the sidecar of small.ort.onnx, not an ONNX file", "small.onnx")
 
 
 def test_netron_is_named_with_its_extra_where_it_is_missing(cli: Cli, engine: Path) -> None:

@@ -18,9 +18,11 @@ from PIL import Image
 
 from scripts.preprocessor_table import photograph, sizes
 from tests import models
+from tests.test_build import refused
 from trtbatch import artifacts, resample
 from trtbatch.artifacts import Artifact, FileRecord, ModelRecord, Sidecar, TensorSpec
 from trtbatch.errors import ArtifactError, ExportError, InputError, UsageError
+from trtbatch.files import sidecar_path
 from trtbatch.infer import beside
 from trtbatch.notes import LOGGER
 from trtbatch.operands import Packing, operands
@@ -384,7 +386,7 @@ def test_other_files_are_refused(tmp_path: Path, written: Path) -> None:
     for change, told in (
         ({"format_version": 99}, "has format 99.*update trtbatch"),
         ({"format_version": 1}, "has format 1.*run: trtbatch export-preprocessor"),
-        ({"recipe": {}}, "is damaged: x.pre.onnx.recipe lacks 'resize'"),
+        ({"recipe": {}}, "is damaged: recipe lacks 'resize'"),
     ):
         model = onnx.load(written)
         data = json.loads(model.metadata_props[0].value) | change
@@ -435,7 +437,8 @@ def test_infer_gives_the_same_predictions_with_it(cli: Callable[..., Any], folde
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("--backend", "onnxruntime"), "needs no building: ONNX Runtime runs it as it is"),
+        (("--backend", "onnxruntime"), "on the CPU ONNX Runtime uses the ONNX file itself"),
+        (("--backend", "onnxruntime"), "trtbatch infer --input PHOTOS/ --preprocessor engines/x.pre.onnx"),
         (("--static", 4), "is a preprocessor, which --static means nothing to"),
         (("--max", 4), "is a preprocessor, which a profile means nothing to"),
         (("--precision", "fp16"), "is a preprocessor, which --precision means nothing to"),
@@ -498,5 +501,74 @@ def test_an_engine_of_one_is_for_a_gpu(folder: Path, cli: Cli, photos: Path, eng
     assert done.exit_code == 2 and "has no preprocessing recorded" in done.stderr
     done = cli("infer", engine, "--input", "random", "--preprocessor", built, "--no-preprocessor")
     assert done.exit_code == 2 and "contradict each other" in done.stderr
-    done = cli("bench", built)
-    assert done.exit_code == 1 and "is a preprocessor, not an engine" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", ["infer --input random", "bench", "verify", "tune --latency 5ms", "plan --traffic t.csv"]
+)
+def test_one_in_an_engines_place_is_named_with_the_option_that_takes_it(folder: Path, cli: Cli, command: str) -> None:
+    built = engine_of(folder, SMALL, "x.pre.engine")
+    written = folder / "y.pre.onnx"
+    written.write_bytes(build_graph(describe(sidecar(SMALL))))
+    (folder / "t.csv").write_text("batch,count\n1,1\n")
+    name, *options = command.split()
+    for path in (built, written):
+        fix = f"trtbatch infer ENGINE --preprocessor {path}"
+        refused(cli(name, path, *options), 1, f"{path} is a preprocessor, not an engine", fix)
+
+
+def test_one_in_a_models_place_is_named(folder: Path, cli: Cli, engine: Path) -> None:
+    written = folder / "y.pre.onnx"
+    written.write_bytes(build_graph(describe(sidecar(SMALL))))
+    refused(cli("export-preprocessor", written), 1, "is a preprocessor, not an ONNX file")
+    refused(cli("verify", engine, "--against", written), 1, "is a preprocessor, not an ONNX file")
+
+
+def test_a_model_in_a_preprocessors_place_is_named(folder: Path, cli: Cli, photos: Path, photo_engine: Path) -> None:
+    run = ("infer", photo_engine, "--input", photos, "--preprocessor")
+    refused(cli(*run, sidecar_path(photo_engine)), 1, "is the sidecar of small.ort.onnx, not a preprocessor")
+    assert cli("export-preprocessor", photo_engine).exit_code == 0
+    made = folder / "engines" / "small.pre.onnx"
+    refused(cli(*run, made.with_suffix(".json")), 1, "is the sidecar of small.pre.onnx", f"beside it: {made}")
+
+
+def test_inspect_tells_what_it_makes_of_which_photographs(folder: Path, cli: Cli) -> None:
+    assert cli("export-preprocessor", write(folder)).exit_code == 0
+    shown = cli("inspect", "engines/x.pre.onnx")
+    assert shown.exit_code == 0, shown.output
+    for words in (
+        "is        a preprocessor",
+        "for       x.onnx",
+        "recipe    shorter side 20, bilinear, crop 18×16",
+        "input     image (height, width, 3) uint8",
+        "range     image 1×1×3 to 4096×4096×3, kernels for 24×27×3",
+        "output    sample (1, 3, 16, 18) float32",
+        "--preprocessor engines/x.pre.onnx",
+    ):
+        assert words in shown.output, shown.output
+    found = json.loads(cli("inspect", "engines/x.pre.onnx", "--json").stdout)
+    assert found["recipe"]["crop"] == [16, 18] and found["ranges"]["image"]["max"] == [4096, 4096, 3]
+    renamed = Path("engines/x.pre.onnx").rename("other.onnx")
+    assert "a preprocessor" in cli("inspect", renamed).output
+
+
+def test_inspect_finds_a_preprocessor_that_is_not_the_one_recorded(folder: Path, cli: Cli) -> None:
+    assert cli("export-preprocessor", write(folder)).exit_code == 0
+    path = Path("engines/x.pre.onnx")
+    path.write_bytes(build_graph(describe(sidecar(SMALL), 99)))
+    result = cli("inspect", path)
+    refused(result, 1, "is not the file that x.pre.json describes", "trtbatch export-preprocessor")
+    assert "to 99×99×3" in result.output
+
+
+def test_inspect_tells_of_its_engine_what_the_sidecar_says(folder: Path, cli: Cli) -> None:
+    built = engine_of(folder, SMALL, "x.pre.engine")
+    refused(cli("inspect", built), 1, "its sidecar lacks the recipe or the size")
+    beside_it = sidecar_path(built)
+    more = {"build": {"max_size": 50}, "source": {"file": "x.pre.onnx", "sha256": "0", "bytes": 1}}
+    beside_it.write_text(json.dumps(json.loads(beside_it.read_text()) | more))
+    shown = cli("inspect", built)
+    assert shown.exit_code == 0, shown.output
+    assert "for       x.engine" in shown.output and "to 50×50×3" in shown.output and "tensorrt" in shown.output
+    built.write_bytes(b"another")
+    refused(cli("inspect", built), 1, "x.pre.engine is truncated", "trtbatch build x.pre.onnx")

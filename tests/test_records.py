@@ -44,13 +44,13 @@ def test_unknown_keys_are_ignored() -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"name": 3}, "top level.name is 3, not a value of type str"),
+        ({"name": 3}, "name is 3, not text"),
         ({"kind": "c"}, "not one of 'a', 'b'"),
         ({"pair": [1]}, "a list of 2"),
         ({"pair": 7}, "a list"),
-        ({"many": [{"size": "3"}]}, "many[0].size is '3'"),
-        ({"many": [{"size": True}]}, "many[0].size is True"),
-        ({"many": [{}]}, "many[0] lacks 'size'"),
+        ({"many": [{"size": "3"}]}, 'size of entry 1 of many is "3", not a whole number'),
+        ({"many": [{"size": True}]}, "size of entry 1 of many is true, not a whole number"),
+        ({"many": [{}]}, "entry 1 of many lacks 'size'"),
         ({"axis": 1.5}, "axis is 1.5"),
         ({"file": 3}, "file is 3, not a path"),
         ({"facts": []}, "not an object"),

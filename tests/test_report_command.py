@@ -156,7 +156,7 @@ def _damaged(change: Callable[[dict[str, Any]], None]) -> Any:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda d: d.pop("batches"), "lacks 'batches'"),
+        (lambda d: d.pop("batches"), "or damaged: it lacks 'batches'"),
         (lambda d: d.update(batches=[]), "it has no batches"),
         (lambda d: d["batches"][0].update(samples_ms=[]), "batch 1 (graph) has no samples"),
         (lambda d: d["batches"][0].update(samples_ms=[1.0, 0.0]), "samples that are no times"),
@@ -165,7 +165,7 @@ def _damaged(change: Callable[[dict[str, Any]], None]) -> Any:
         (lambda d: d["batches"][1].update(batch=1), "batch 1 (graph) is there twice"),
         (lambda d: d["batches"][1].update(batch=0), "is not a batch size"),
         (lambda d: d["batches"][0].update(bad=[[5, 1000]]), "names bad samples that it hasn't"),
-        (lambda d: d["batches"][0].update(mode=3), "not a value of type str"),
+        (lambda d: d["batches"][0].update(mode=3), "damaged: mode of entry 1 of batches is 3, not text"),
         (lambda d: d["profiles"][0].update(min=0), "profile 0:1:1 is impossible"),
         (lambda d: d.update(format_version=2), "a newer trtbatch"),
     ],

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto
 
@@ -19,13 +20,14 @@ from tests import models
 from tests.conftest import child_environment
 from tests.test_build import refused
 from trtbatch import triton
-from trtbatch.artifacts import FileRecord, ModelRecord, Sidecar, TensorSpec
+from trtbatch.artifacts import FileRecord, Interval, ModelRecord, Sidecar, TensorSpec, Tuned
 from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.batches import Profile, pick_profile
 from trtbatch.errors import UsageError
 from trtbatch.files import sidecar_path
 from trtbatch.profiles import Measured
-from trtbatch.triton import TritonRequest, parse_delay, preferred_sizes
+from trtbatch.triton import TritonRequest
+from trtbatch.tritonbatching import batching, parse_delay, preferred_sizes
 
 pytest.importorskip("tritonclient.grpc", reason="Triton's protobuf definitions (tritonclient[grpc]) aren't installed")
 
@@ -234,11 +236,129 @@ def test_versions_stand_side_by_side_and_none_is_replaced_unasked(cli: Cli, engi
     assert list(read(made / "config.pbtxt").version_policy.specific.versions) == [2]
     (made / "1" / "model.onnx").write_bytes(b"old")
     assert deploy("--force").exit_code == 0
-    assert (made / "1" / "model.onnx").read_bytes() == engine.read_bytes()
+    assert (made / "1" / "model.onnx").read_bytes() == (folder / "small.onnx").read_bytes()
     assert list(read(made / "config.pbtxt").version_policy.specific.versions) == [1]
     (folder / "models" / "other").mkdir()
     refused(cli("deploy", "triton", "--repository", "models", "--name", "other", "--force"), 2, "isn't a model")
     refused(cli("deploy", "triton", "--repository", "models", "--name", "a/b"), 2, "'a/b' is no name of a model")
+
+
+def tuned(batch: int = 8, streams: int = 2, budget: float | None = 10.0, high: float = 4.0) -> Tuned:
+    latency = Interval(3.0, 2.5, high)
+    return Tuned("asked", batch, streams, 0, 99.0, latency, Interval(1e3, 9e2, 2e3), budget_ms=budget)
+
+
+def test_what_was_tuned_decides_and_what_is_asked_for_comes_first() -> None:
+    made = sidecar(tuned=tuned())
+    config = config_of(made)
+    assert list(config.dynamic_batching.preferred_batch_size) == [2, 4, 8], "none above the tuned one"
+    assert config.dynamic_batching.max_queue_delay_microseconds == 3000, "half of 10 − 4 ms"
+    assert config.instance_group[0].count == 2 and config.max_batch_size == 32
+    assert batching(made).tuned == ("batch 8 as the largest preferred one", "2 instances", "a queue delay of 3 ms")
+    config = config_of(made, instances=1, max_queue_delay=700)
+    assert config.dynamic_batching.max_queue_delay_microseconds == 700 and config.instance_group[0].count == 1
+    assert batching(made, 1, 700).tuned == ("batch 8 as the largest preferred one",)
+
+
+def test_a_tuned_size_that_was_not_measured_is_preferred_warmed_up_and_captured() -> None:
+    config = config_of(sidecar(tuned=tuned(batch=12)))
+    assert list(config.dynamic_batching.preferred_batch_size) == [2, 4, 8, 12]
+    assert [each.batch_size for each in config.model_warmup] == [2, 4, 8, 12]
+    assert 12 in [spec.batch_size for spec in config.optimization.cuda.graph_spec]
+    assert list(config_of(sidecar(tuned=tuned(batch=1))).dynamic_batching.preferred_batch_size) == [1]
+    assert list(config_of(sidecar(tuned=tuned(batch=64))).dynamic_batching.preferred_batch_size)[-1] == 32
+
+
+@pytest.mark.parametrize(
+    ("budget", "high", "delay"),
+    [
+        (10.0, 4.0, 3000),
+        (100.0, 4.0, 3000),  # no longer than a batch takes
+        (10.0, 9.5, 250),
+        (10.0, 10.5, 0),
+        (7.0, float("inf"), 2000),  # no upper end: the value itself
+        (None, 4.0, 2000),  # tuned for throughput
+    ],
+)
+def test_the_delay_is_what_the_budget_leaves(budget: float | None, high: float, delay: int) -> None:
+    found = batching(sidecar(tuned=tuned(budget=budget, high=high)))
+    assert found.delay == delay
+    assert any("queue delay" in words for words in found.tuned) == (budget is not None)
+
+
+def test_an_engine_of_one_size_takes_the_streams_alone() -> None:
+    specs = {"inputs": (TensorSpec("input", "float32", (4, 3)),), "outputs": (TensorSpec("output", "float32", (4, 5)),)}
+    found = batching(sidecar(**specs, profiles=(Profile(4, 4, 4),), table=(), tuned=tuned(batch=4)))
+    assert (found.sizes, found.instances, found.tuned) == ((), 2, ("2 instances",))
+
+
+def test_deploy_follows_tune_and_says_so(cli: Cli, engine: Path, folder: Path) -> None:
+    first = cli("deploy", "triton", "--repository", "before")
+    assert first.exit_code == 0 and "from tune" not in first.output
+    search = ("--percentile", 50, "--batch", "1,2", "--streams", "1,2", "--min-time", 0.05)
+    assert cli("tune", "--latency", "5s", *search).exit_code == 0
+    chosen = json.loads(sidecar_path(engine).read_text())["tuned"]
+    assert chosen["budget_ms"] == 5000
+    result = cli("deploy", "triton", "--repository", "models")
+    assert result.exit_code == 0, result.output
+    config = read(folder / "models" / "small" / "config.pbtxt")
+    assert config.dynamic_batching.preferred_batch_size[-1] == chosen["batch"]
+    assert config.instance_group[0].count == chosen["streams"]
+    assert config.dynamic_batching.max_queue_delay_microseconds == round(chosen["latency_ms"]["value"] * 1e3)
+    (line,) = [line for line in result.output.splitlines() if "from tune:" in line]
+    assert f"batch {chosen['batch']} as the largest preferred one" in line and "a queue delay of" in line
+
+
+def operator_sets(path: Path) -> set[str]:
+    model = onnx.load(str(path), load_external_data=False)
+    return {entry.domain for entry in model.opset_import} | {node.domain for node in model.graph.node}
+
+
+def test_what_onnx_runtime_made_of_the_model_is_not_served(cli: Cli, engine: Path, folder: Path) -> None:
+    assert operator_sets(engine) > {""}, "the engine holds operators, or opsets, of ONNX Runtime's own"
+    assert cli("deploy", "triton", "--repository", "models").exit_code == 0
+    served = folder / "models" / "small" / "1" / "model.onnx"
+    assert operator_sets(served) == {""}
+    samples = np.random.default_rng(3).standard_normal((5, 3, 8, 8)).astype(np.float32)
+    found, expected = (OnnxReference(path)({"input": samples})["output"] for path in (served, engine))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_served_file_has_the_engines_one_batch_size(cli: Cli, folder: Path) -> None:
+    models.external(folder / "big.onnx")
+    assert cli("build", "big.onnx", "--static", 4, "--backend", "onnxruntime").exit_code == 0
+    assert cli("deploy", "triton", "--repository", "models").exit_code == 0
+    served = folder / "models" / "big" / "1" / "model.onnx"
+    (given,) = onnx.load(str(served), load_external_data=False).graph.input
+    assert [dim.dim_value for dim in given.type.tensor_type.shape.dim] == [4, 3, 8, 8]
+    samples = np.random.default_rng(3).standard_normal((4, 3, 8, 8)).astype(np.float32)
+    found, expected = (OnnxReference(folder / path)({"input": samples})["output"] for path in (served, "big.onnx"))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_onnx_file_that_is_gone_or_changed_is_named(cli: Cli, engine: Path, folder: Path) -> None:
+    source = folder / "small.onnx"
+    source.write_bytes(source.read_bytes() + b"\x72\x01x")
+    changed_file = "small.onnx is not the file that small.ort.onnx was built from (SHA-256 differs)"
+    refused(cli("deploy", "triton", "--repository", "models"), 1, changed_file, "build the engine again")
+    source.unlink()
+    gone = "small.onnx, from which small.ort.onnx was built, isn't in engines/"
+    refused(cli("deploy", "triton", "--repository", "models"), 1, gone, "put it there")
+    assert not (folder / "models").exists()
+
+
+def test_weights_that_are_gone_are_named(cli: Cli, folder: Path) -> None:
+    models.external(folder / "big.onnx")
+    assert cli("build", "big.onnx", "--backend", "onnxruntime").exit_code == 0
+    (folder / "big.onnx.data").unlink()
+    refused(cli("deploy", "triton", "--repository", "models"), 1, "big.onnx.data is missing; big.onnx needs it")
+
+
+def test_a_repository_that_cannot_be_made_is_named_by_its_option(cli: Cli, engine: Path, folder: Path) -> None:
+    (folder / "taken").write_text("")
+    result = cli("deploy", "triton", "--repository", "taken")
+    refused(result, 1, "taken: File exists", "write elsewhere with --repository")
+    assert "--output" not in result.output
 
 
 def test_a_failure_midway_leaves_nothing(cli: Cli, engine: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,7 @@ __all__ = [
     "occupant",
     "publish",
     "record_file",
+    "refuse_other_file",
     "rewrite",
     "still_made_from",
 ]
@@ -59,7 +60,7 @@ FORMAT_VERSION = 1
 Kind = Literal["onnx", "engine", "preprocessor"]
 
 _NAMES: dict[Kind, str] = {"onnx": "ONNX file", "engine": "engine", "preprocessor": "preprocessor's engine"}
-_ARTICLES: dict[Kind, str] = {"onnx": "an onnx", "engine": "an engine", "preprocessor": "a preprocessor"}
+_ARTICLES: dict[Kind, str] = {"onnx": "an ONNX file", "engine": "an engine", "preprocessor": "a preprocessor"}
 
 
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -233,6 +234,7 @@ class Tuned:
         samples_per_s: of the same load.
         device: that it was found on.
         created: when, UTC.
+        budget_ms: that the percentile had to stay under; None where the search was for throughput alone.
     """
 
     asked: str
@@ -244,6 +246,7 @@ class Tuned:
     samples_per_s: Interval
     device: dict[str, str] = field(default_factory=dict)
     created: str = ""
+    budget_ms: float | None = None
 
     def __str__(self) -> str:
         streams = "1 stream" if self.streams == 1 else f"{self.streams} streams"
@@ -346,11 +349,17 @@ class Sidecar:
         return {row.batch: row.ms for row in self.table}
 
     @property
+    def tuned_choice(self) -> Tuned | None:
+        """What was tuned, where a profile holds its batch."""
+        held = self.tuned is not None and pick_profile(self.profiles, self.tuned.batch) is not None
+        return self.tuned if held else None
+
+    @property
     def best_batch(self) -> int:
         """The tuned batch; else the smallest measured one whose time per sample is within 2 % of the least; else the
         largest opt."""
-        if self.tuned is not None and pick_profile(self.profiles, self.tuned.batch) is not None:
-            return self.tuned.batch
+        if self.tuned_choice is not None:
+            return self.tuned_choice.batch
         if not self.table:
             return max(profile.opt for profile in self.profiles)
         least = min(row.ms / row.batch for row in self.table)
@@ -397,14 +406,63 @@ def load(path: Path, kind: Kind) -> Artifact:
     make = "trtbatch build" if kind != "onnx" else "trtbatch export MODEL --dynamic"
     if not path.is_file():
         raise ArtifactError(f"{path} doesn't exist" if not path.exists() else f"{path} is not a file", f"run: {make}")
+    refuse_other_file(path, kind)
     beside = sidecar_path(path)
     if not beside.is_file():
         raise ArtifactError(f"{path} has no sidecar {beside.name}", f"make it again, sidecar and all: {make}")
     sidecar = _read_sidecar(beside, make)
     if sidecar.kind != kind:
-        wanted = "trtbatch build makes an engine of it" if sidecar.kind == "onnx" else f"name the {_NAMES[kind]}"
-        raise ArtifactError(f"{path} is {_ARTICLES[sidecar.kind]}, not {_ARTICLES[kind]}", wanted)
+        problem = f"{path} is {_ARTICLES[sidecar.kind]}, not {_ARTICLES[kind]}"
+        raise ArtifactError(problem, _instead(path, sidecar, kind))
     return Artifact(path, sidecar)
+
+
+def _instead(path: Path, sidecar: Sidecar, kind: Kind) -> str:
+    """What to name where `kind` is wanted and a file of another kind is given."""
+    if kind == "preprocessor":
+        return f"make one for it: trtbatch export-preprocessor {path}"
+    if kind == "engine" and sidecar.kind == "preprocessor":
+        return _for_photographs(path)
+    if kind == "engine":
+        return f"make an engine of it: trtbatch build {path}"
+    if sidecar.source_path is None:
+        return "name the ONNX file that it was made from"
+    return f"name the ONNX file that it was made from: {path.parent / sidecar.source_path}"
+
+
+def _for_photographs(path: Path) -> str:
+    return f"name the model's engine; infer makes its samples with this: trtbatch infer ENGINE --preprocessor {path}"
+
+
+def refuse_other_file(path: Path, kind: Kind | None) -> None:
+    """Raise where a file's name says that it is something else of ours than an artifact of this kind.
+
+    Args:
+        kind: None where any kind will do.
+
+    Raises:
+        ArtifactError: a sidecar, another JSON file, or a preprocessor; the file that was meant is named.
+    """
+    if path.suffix == ".json" and path.is_file():
+        _refuse_json(path, kind)
+    if path.name.endswith(".pre.onnx") and kind in ("engine", "onnx") and not sidecar_path(path).is_file():
+        fix = _for_photographs(path) if kind == "engine" else "name the model's own ONNX file"
+        raise ArtifactError(f"{path} is a preprocessor, not {_ARTICLES[kind]}", fix)
+
+
+def _refuse_json(path: Path, kind: Kind | None) -> None:
+    """Raise for a JSON file, with the artifact beside which it lies."""
+    wanted = "an ONNX file or an engine" if kind is None else _ARTICLES[kind]
+    own = path.with_name(path.name.removesuffix(".json") + (".onnx" if path.name.endswith(".pre.json") else ""))
+    if not own.is_file():
+        raise ArtifactError(f"{path} is a JSON file, not {wanted}", f"name {wanted}")
+    fix = f"name the file beside it: {own}"
+    if kind is not None and not (kind == "preprocessor" and own.name.endswith(".pre.onnx")):
+        try:
+            load(own, kind)
+        except ArtifactError as error:
+            fix = error.fix
+    raise ArtifactError(f"{path} is the sidecar of {own.name}, not {wanted}", fix)
 
 
 def _read_sidecar(path: Path, make: str) -> Sidecar:
@@ -416,7 +474,7 @@ def _read_sidecar(path: Path, make: str) -> Sidecar:
                 f"{path} has format {version}; this trtbatch reads {FORMAT_VERSION}",
                 "update trtbatch: pip install -U trtbatch",
             )
-        return decode(Sidecar, data, path.name)
+        return decode(Sidecar, data)
     except (ValueError, RecursionError, TrtbatchError) as error:
         if isinstance(error, ArtifactError):
             raise

@@ -31,6 +31,9 @@ MAX_BATCH = 1_000_000
 MAX_LENGTH = 10_000
 """Longer lists are taken for typing errors."""
 
+_MOST_NAMED = 5
+"""Pieces of a list of refused sizes that are shown."""
+
 _NUMBER = re.compile(r"[0-9]+", re.ASCII)
 _RANGE = re.compile(r"([0-9]+)-([0-9]+)", re.ASCII)
 _DOTS = frozenset({"...", "…"})
@@ -75,11 +78,23 @@ def _number(term: str, text: str) -> int:
     if not term:
         raise BatchListError(f"batch list {text!r} has an empty part", _HELP)
     if not _NUMBER.fullmatch(term):
-        raise BatchListError(f"batch list {text!r}: {term!r} is not a batch size", _HELP)
+        raise BatchListError(f"batch list {text!r}: {term!r} is not a batch size", _meant(term))
     value = int(term) if len(term) <= 12 else MAX_BATCH + 1
     if not 1 <= value <= MAX_BATCH:
         raise BatchListError(f"batch list {text!r}: {term} is not between 1 and {MAX_BATCH}", _SIZES)
     return value
+
+
+def _meant(term: str) -> str:
+    """The fix for a part that is no batch size: the one that it holds, where it holds one."""
+    if re.fullmatch(r"[0-9]+ ?(?:\.{2,}|…|:|–|to) ?[0-9]+", term, re.ASCII):
+        first, last = re.findall("[0-9]+", term)
+        return f"write {first}-{last} for all sizes from {first} to {last}, or {first},...,{last} with terms between"
+    numbers = re.findall("[0-9]+", term)
+    scaled = re.search("[0-9][kKmM]", term)  # 4k may be 4000 or 4096
+    if len(numbers) == 1 and not scaled and len(numbers[0]) <= 7 and 1 <= int(numbers[0]) <= MAX_BATCH:
+        return f"write {int(numbers[0])}"
+    return _HELP
 
 
 def _range(first: int, last: int, text: str) -> list[int]:
@@ -195,7 +210,7 @@ def refuse_outside(profiles: Sequence[Profile], batches: Sequence[int], artifact
     if not outside:
         return
     ranges = ", ".join(map(str, profiles))
-    what = f"batch {outside[0]} is" if len(outside) == 1 else f"batches {', '.join(map(str, outside))} are"
+    what = f"batch {outside[0]} is" if len(outside) == 1 else f"batches {_listed(outside)} are"
     if all(profile.min == profile.max for profile in profiles):
         rebuild = f"rebuild with --static {outside[0]}, or from a dynamic ONNX with --min --opt --max"
     elif max(outside) > max(profile.max for profile in profiles):
@@ -204,8 +219,22 @@ def refuse_outside(profiles: Sequence[Profile], batches: Sequence[int], artifact
         rebuild = f"rebuild with --min {min(outside)}"
     else:
         rebuild = f"rebuild with a --profile that holds {outside[0]}"
-    inside = nearest_inside(profiles, outside[0])
-    raise ProfileError(f"{what} outside every profile of {artifact} ({ranges})", f"{rebuild}, or pass --batch {inside}")
+    others = len(outside) < len(batches)
+    without = f"leave out {_listed(outside)}" if others else f"pass --batch {nearest_inside(profiles, outside[0])}"
+    raise ProfileError(f"{what} outside every profile of {artifact} ({ranges})", f"{rebuild}, or {without}")
+
+
+def _listed(batches: Sequence[int]) -> str:
+    """``33-40, 64``: neighbours together; of many pieces the first, and how many sizes more there are."""
+    pieces: list[list[int]] = []
+    for batch in sorted(set(batches)):
+        if pieces and batch == pieces[-1][-1] + 1:
+            pieces[-1].append(batch)
+        else:
+            pieces.append([batch])
+    shown = [str(each[0]) if len(each) == 1 else f"{each[0]}-{each[-1]}" for each in pieces[:_MOST_NAMED]]
+    rest = sum(len(each) for each in pieces[_MOST_NAMED:])
+    return ", ".join(shown) + (f" and {rest} more" if rest else "")
 
 
 def refuse_no_profile(profiles: Sequence[Profile], profile: int | None, artifact: str) -> None:

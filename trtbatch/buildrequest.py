@@ -220,6 +220,7 @@ def source_of(request: BuildRequest) -> Artifact:
         )
         note(f"building the newest that fits: {artifact.path}")
     elif not files.sidecar_path(path).is_file():
+        artifacts.refuse_other_file(path, "onnx")
         return foreign(path)
     else:
         artifact = artifacts.load(path, "onnx")

@@ -114,22 +114,28 @@ class ExecutionError(TrtbatchError):
 
 
 _OS_FIXES = {
-    errno.ENOSPC: "free disk space, or write elsewhere with --output",
-    errno.EDQUOT: "free disk space (your quota is used up), or write elsewhere with --output",
-    errno.EACCES: "give yourself the permission, or write elsewhere with --output",
-    errno.EPERM: "give yourself the permission, or write elsewhere with --output",
-    errno.EROFS: "this file system is read-only: write elsewhere with --output",
-    errno.EFBIG: "raise the limit on file sizes (ulimit -f), or write elsewhere with --output",
+    errno.ENOSPC: "free disk space, or write elsewhere",
+    errno.EDQUOT: "free disk space (your quota is used up), or write elsewhere",
+    errno.EACCES: "give yourself the permission, or write elsewhere",
+    errno.EPERM: "give yourself the permission, or write elsewhere",
+    errno.EROFS: "this file system is read-only: write elsewhere",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f), or write elsewhere",
     errno.ENOENT: "check the path",
     errno.EISDIR: "name a file, not a folder",
     errno.ENOTDIR: "name a folder whose every parent is a folder",
-    errno.EEXIST: "a file stands where a folder is needed: move it, or write elsewhere with --output",
+    errno.EEXIST: "a file stands where a folder is needed: move it, or write elsewhere",
 }
 
 
-def from_os_error(error: OSError) -> TrtbatchError:
-    """The operating system's refusal, in our words; the file name is kept where the system gave one."""
+def from_os_error(error: OSError, option: str | None = None) -> TrtbatchError:
+    """The operating system's refusal, in our words; the file name is kept where the system gave one.
+
+    Args:
+        option: by which the command is told where to write; None where it has none, or several.
+    """
     where = f"{error.filename}: " if error.filename else ""
     reason = error.strerror or str(error) or type(error).__name__
     fix = _OS_FIXES.get(error.errno or 0, "check the path, its permissions and the free space of its disk")
+    if option is not None and fix.endswith("write elsewhere"):
+        fix = f"{fix} with {option}"
     return TrtbatchError(f"{where}{reason}", fix)

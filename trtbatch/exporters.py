@@ -182,7 +182,7 @@ def _exporter_failed(error: Exception, exporter: Exporter) -> TrtbatchError:
     """The exporter's own words, those of its cause first: torch wraps the reason in advice."""
     cause = error.__cause__ or error
     if isinstance(cause, OSError):
-        return from_os_error(cause)
+        return from_os_error(cause, "--output")
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     telling = [line for line in lines if "pecializ" in line or "constraint" in line.lower() or "guard" in line.lower()]
     reason = " ".join((telling or lines)[:2])[:500] or type(error).__name__

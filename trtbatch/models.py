@@ -33,6 +33,9 @@ from trtbatch.weights import first_line, fitted, load_into, pretrained, seeded, 
 
 __all__ = ["ModelSpec", "load_model"]
 
+_FEW = 8
+"""A module's own callables are all shown up to this number."""
+
 Inputs = Any
 """A tensor, a sequence of tensors or a mapping of names to tensors, each with its batch axis."""
 
@@ -184,11 +187,7 @@ def _call_factory(module_name: str, attribute: str) -> Any:
         raise ModelError(f"importing {module_name} failed: {first_line(error)}", "mend the module") from error
     factory = getattr(found, attribute, None)
     if not callable(factory):
-        names = [name for name, value in vars(found).items() if callable(value) and not name.startswith("_")]
-        close = difflib.get_close_matches(attribute, names, n=3, cutoff=0.0)
-        raise UsageError(
-            f"{module_name} has no callable {attribute!r}; closest: {', '.join(close)}", "name one of these"
-        )
+        raise _no_factory(found, module_name, attribute)
     try:
         return factory()
     except TrtbatchError:
@@ -197,6 +196,23 @@ def _call_factory(module_name: str, attribute: str) -> Any:
         raise ModelError(f"{module_name}:{attribute}() failed: {first_line(error)}", "mend the factory") from error
     except SystemExit as error:
         raise ModelError(f"{module_name}:{attribute}() ended the program ({error.code})", "mend the factory") from error
+
+
+def _no_factory(module: Any, name: str, attribute: str) -> UsageError:
+    """Which callables a module has instead: its own before those that it imports, which are seldom meant."""
+    public = {each: value for each, value in vars(module).items() if callable(value) and not each.startswith("_")}
+    own = [each for each, value in public.items() if getattr(value, "__module__", None) == module.__name__]
+    if 0 < len(own) <= _FEW:
+        proposed, words = own, "it defines"
+    else:
+        proposed, words = difflib.get_close_matches(attribute, own or public, n=3, cutoff=0.0), "closest"
+    foreign = [each for each in public if each not in own]
+    proposed += [each for each in difflib.get_close_matches(attribute, foreign, n=1) if each not in proposed]
+    problem = f"{name} has no callable {attribute!r}"
+    if not proposed:
+        return UsageError(f"{problem}, and no other", "write a function there that returns the model")
+    ordered = difflib.get_close_matches(attribute, proposed, n=len(proposed), cutoff=0.0)
+    return UsageError(f"{problem}; {words}: {', '.join(proposed)}", f"name one of these, such as {name}:{ordered[0]}")
 
 
 def _spec_example(inputs: Any, seed: int) -> tuple[Callable[[int], dict[str, Any]], bool]:

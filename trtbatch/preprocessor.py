@@ -9,7 +9,7 @@ starts (:mod:`trtbatch.resample`), a few kilobytes of which the graph makes the 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +31,7 @@ from trtbatch.records import RecordError, decode, encode
 from trtbatch.resample import FRACTION_BITS, LOW_BITS
 
 __all__ = [
+    "KEY",
     "SUFFIX",
     "OnnxPreprocessor",
     "PreprocessorRequest",
@@ -41,6 +42,7 @@ __all__ = [
     "feeds",
     "pixels_of",
     "prove",
+    "recorded_in",
 ]
 
 Array = NDArray[Any]
@@ -50,7 +52,8 @@ SUFFIX = ".pre.onnx"
 _IR_VERSION = 8
 """The newest that TensorRT 8.6 reads."""
 
-_KEY = "trtbatch.preprocessor"
+KEY = "trtbatch.preprocessor"
+"""Of the record in an ONNX file's metadata."""
 
 _LIMIT = 1.1
 """Of 255: one step of a pixel, and what float16 rounds."""
@@ -223,7 +226,7 @@ def build_graph(record: PreprocessorRecord) -> bytes:
     whole = helper.make_graph(graph.nodes, "preprocessor", infos, [sample], graph.constants)
     opsets = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(whole, producer_name="trtbatch", opset_imports=opsets, ir_version=_IR_VERSION)
-    helper.set_model_props(model, {_KEY: json.dumps(encode(record), ensure_ascii=False)})
+    helper.set_model_props(model, {KEY: json.dumps(encode(record), ensure_ascii=False)})
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())
 
@@ -284,10 +287,11 @@ class OnnxPreprocessor:
         ort = optional.require("onnxruntime", "run ONNX files")
         if not path.is_file():
             raise ArtifactError(f"{path} doesn't exist", "run: trtbatch export-preprocessor")
+        artifacts.refuse_other_file(path, "preprocessor")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or 0
         self._session: Any = onnxruntime.open_session(path, options)
-        self.record = _record_of(self._session.get_modelmeta().custom_metadata_map, path)
+        self.record = recorded_in(self._session.get_modelmeta().custom_metadata_map, path)
 
     def __call__(self, pixels: NDArray[np.uint8], out: Array) -> None:
         """Write the sample of a photograph ``(H, W, 3)`` uint8 into `out`, a row of the model's input batch.
@@ -321,18 +325,23 @@ class OnnxPreprocessor:
         self.close()
 
 
-def _record_of(metadata: dict[str, str], path: Path) -> PreprocessorRecord:
+def recorded_in(metadata: Mapping[str, str], path: Path) -> PreprocessorRecord:
+    """What an ONNX file says of itself in its metadata.
+
+    Raises:
+        ArtifactError: no preprocessor, or one of another format.
+    """
     fix = "run: trtbatch export-preprocessor"
-    if _KEY not in metadata:
+    if KEY not in metadata:
         raise ArtifactError(f"{path} is not a preprocessor: it doesn't say what it was made for", fix)
     try:
-        data = json.loads(metadata[_KEY])
+        data = json.loads(metadata[KEY])
         version = data.get("format_version") if isinstance(data, dict) else None
         if isinstance(version, int) and version != FORMAT_VERSION:
             newer = version > FORMAT_VERSION
             problem = f"{path} has format {version}; this trtbatch reads {FORMAT_VERSION}"
             raise ArtifactError(problem, "update trtbatch: pip install -U trtbatch" if newer else fix)
-        return decode(PreprocessorRecord, data, path.name)
+        return decode(PreprocessorRecord, data)
     except (RecordError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged: {error}", fix) from error
 

@@ -21,7 +21,7 @@ from trtbatch.operands import Packing
 from trtbatch.preprocessor import SUFFIX, OnnxPreprocessor, differences
 from trtbatch.preprocessorrecord import OUTPUT, PreprocessorRecord
 
-__all__ = ["ENGINE_SUFFIX", "build_preprocessor", "is_preprocessor", "ranges_of"]
+__all__ = ["ENGINE_SUFFIX", "build_preprocessor", "is_preprocessor", "ranges_of", "specs_of"]
 
 ENGINE_SUFFIX = ".pre.engine"
 
@@ -53,14 +53,14 @@ def build_preprocessor(request: BuildRequest) -> Artifact:
     _refuse_options(request)
     builder = choose_builder(request.backend)
     if builder.name == "onnxruntime":
-        fix = f"trtbatch infer --preprocessor {request.onnx}"
-        raise UsageError(f"{request.onnx} needs no building: ONNX Runtime runs it as it is", fix)
+        problem = f"{request.onnx} is built with TensorRT alone; on the CPU ONNX Runtime uses the ONNX file itself"
+        raise UsageError(problem, f"use it as it is: trtbatch infer --input PHOTOS/ --preprocessor {request.onnx}")
     builder.refuse(None, request.options, request.device)
     with OnnxPreprocessor(request.onnx) as preprocessor:
         record = preprocessor.record
     target = request.output or request.onnx.with_name(request.onnx.name.removesuffix(SUFFIX) + ENGINE_SUFFIX)
     refuse_target(target, request.onnx, builder.suffix)
-    inputs, output = _specs(record)
+    inputs, output = specs_of(record)
     with files.scratch(target) as folder:
         plan = BuildPlan(
             onnx=request.onnx,
@@ -95,7 +95,8 @@ def _refuse_options(request: BuildRequest) -> None:
         raise UsageError(f"{request.onnx} is a preprocessor, which {option} means nothing to", "leave it out")
 
 
-def _specs(record: PreprocessorRecord) -> tuple[tuple[TensorSpec, ...], TensorSpec]:
+def specs_of(record: PreprocessorRecord) -> tuple[tuple[TensorSpec, ...], TensorSpec]:
+    """Inputs and output of the ONNX file and the engine."""
     inputs = (
         TensorSpec("image", "uint8", ("height", "width", 3), None),
         TensorSpec("down", "float32", (1, "height"), None),
@@ -117,7 +118,7 @@ def ranges_of(record: PreprocessorRecord) -> dict[str, Range]:
 
 
 def _sidecar(record: PreprocessorRecord, source: Path, built: Built, facts: dict[str, Any]) -> Sidecar:
-    inputs, output = _specs(record)
+    inputs, output = specs_of(record)
     return Sidecar(
         kind="preprocessor",
         artifact=artifacts.record_file(built.file),

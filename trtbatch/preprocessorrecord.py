@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from trtbatch.artifacts import FileRecord, TensorSpec
+from trtbatch.artifacts import Artifact, FileRecord, TensorSpec
+from trtbatch.errors import ArtifactError
 from trtbatch.preprocessing import Preprocessing
 
-__all__ = ["FORMAT_VERSION", "OPSET", "OUTPUT", "PreprocessorRecord"]
+__all__ = ["FORMAT_VERSION", "OPSET", "OUTPUT", "PreprocessorRecord", "record_of_engine"]
 
 OUTPUT = "sample"
 
@@ -36,3 +37,16 @@ class PreprocessorRecord:
     tools: dict[str, str] = field(default_factory=dict)
     created: str = ""
     format_version: int = FORMAT_VERSION
+
+
+def record_of_engine(artifact: Artifact) -> PreprocessorRecord:
+    """The record of a preprocessor's engine, as its sidecar has it; its source is the ONNX file that it was built from.
+
+    Raises:
+        ArtifactError: the sidecar lacks something.
+    """
+    sidecar = artifact.sidecar
+    recipe, most = sidecar.preprocessing, sidecar.build.get("max_size")
+    if recipe is None or not isinstance(most, int) or sidecar.source is None:
+        raise ArtifactError(f"{artifact.path}: its sidecar lacks the recipe or the size", "run: trtbatch build")
+    return PreprocessorRecord(recipe, sidecar.outputs[0], most, sidecar.source)

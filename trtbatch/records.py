@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import types
 from pathlib import Path
@@ -31,17 +32,29 @@ def encode(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def decode(kind: type[T], value: Any, where: str = "top level") -> T:
+Place = tuple[str | int, ...]
+"""What the whole is called, then names of fields and numbers in lists, from the outermost on."""
+
+_KINDS: dict[type, str] = {str: "text", int: "a whole number", bool: "true or false", float: "a number"}
+
+
+def decode(kind: type[T], value: Any, whole: str = "it") -> T:
     """The dataclass `kind` from its JSON form. Unknown keys are ignored, so that newer files stay readable.
 
     Raises:
-        RecordError: a missing key or a value of another type, with the path to it.
+        RecordError: a missing key or a value of another type, and where it stands.
     """
-    result: T = _decode(kind, value, where)
+    result: T = _decode(kind, value, (whole,))
     return result
 
 
-def _decode(kind: Any, value: Any, where: str) -> Any:
+def _words(place: Place) -> str:
+    """``samples_ms of entry 1 of batches``."""
+    words = [f"entry {each + 1}" if isinstance(each, int) else each for each in reversed(place[1:])]
+    return " of ".join(words) or str(place[0])
+
+
+def _decode(kind: Any, value: Any, where: Place) -> Any:
     if kind is Any:
         return value
     origin, arguments = get_origin(kind), get_args(kind)
@@ -53,14 +66,14 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         _expect(isinstance(value, list), value, "a list", where)
         if arguments[-1] is not Ellipsis:
             _expect(len(value) == len(arguments), value, f"a list of {len(arguments)}", where)
-            return tuple(_decode(arg, item, f"{where}[{i}]") for i, (arg, item) in enumerate(zip(arguments, value)))
-        return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+            return tuple(_decode(arg, item, (*where, i)) for i, (arg, item) in enumerate(zip(arguments, value)))
+        return tuple(_decode(arguments[0], item, (*where, i)) for i, item in enumerate(value))
     if origin is list:
         _expect(isinstance(value, list), value, "a list", where)
-        return [_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return [_decode(arguments[0], item, (*where, i)) for i, item in enumerate(value)]
     if origin is dict:
         _expect(isinstance(value, dict), value, "an object", where)
-        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {key: _decode(arguments[1], item, (*where, key)) for key, item in value.items()}
     if dataclasses.is_dataclass(kind):
         return _decode_dataclass(kind, value, where)
     if kind is Path:
@@ -70,10 +83,10 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     if kind is float:
         return float(_expect(isinstance(value, (int, float)) and value is not True, value, "a number", where))
     fits = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
-    return _expect(fits, value, f"a value of type {kind.__name__}", where)
+    return _expect(fits, value, _KINDS.get(kind, f"of type {kind.__name__}"), where)
 
 
-def _decode_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+def _decode_union(kinds: tuple[Any, ...], value: Any, where: Place) -> Any:
     if value is None and type(None) in kinds:
         return None
     failures = []
@@ -86,23 +99,23 @@ def _decode_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
     raise failures[0]
 
 
-def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
+def _decode_dataclass(kind: Any, value: Any, where: Place) -> Any:
     _expect(isinstance(value, dict), value, "an object", where)
     hints = get_type_hints(kind)
     found: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
         if field.name in value:
-            found[field.name] = _decode(hints[field.name], value[field.name], f"{where}.{field.name}")
+            found[field.name] = _decode(hints[field.name], value[field.name], (*where, field.name))
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise RecordError(f"{where} lacks {field.name!r}")
+            raise RecordError(f"{_words(where)} lacks {field.name!r}")
     try:
         return kind(**found)
     except ValueError as error:
-        raise RecordError(f"{where}: {error}") from error
+        raise RecordError(f"{_words(where)}: {error}") from error
 
 
-def _expect(fits: bool, value: Any, wanted: str, where: str) -> Any:
+def _expect(fits: bool, value: Any, wanted: str, where: Place) -> Any:
     if not fits:
-        shown = repr(value)
-        raise RecordError(f"{where} is {shown if len(shown) <= 40 else shown[:37] + '...'}, not {wanted}")
+        shown = json.dumps(value, ensure_ascii=False, default=str)
+        raise RecordError(f"{_words(where)} is {shown if len(shown) <= 40 else shown[:37] + '...'}, not {wanted}")
     return value

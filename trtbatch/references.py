@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch import optional
-from trtbatch.artifacts import ENGINES, Artifact, record_file
+from trtbatch.artifacts import ENGINES, Artifact, FileRecord, record_file, refuse_other_file
 from trtbatch.backends.base import conform
 from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import ArtifactError, InputError, UsageError
@@ -19,7 +19,7 @@ from trtbatch.models import load_model
 from trtbatch.notes import warn
 from trtbatch.onnxfile import load_onnx, read_specs
 
-__all__ = ["OnnxFileReference", "Reference", "SavedReference", "find_onnx", "open_reference"]
+__all__ = ["OnnxFileReference", "Reference", "SavedReference", "find_built", "find_onnx", "open_reference"]
 
 Array = NDArray[Any]
 
@@ -41,13 +41,15 @@ def open_reference(against: str, artifact: Artifact) -> Reference:
 
     Raises:
         UsageError: a name that is none of these.
-        ArtifactError: the ONNX file is gone, or is not the one that the engine was built from.
+        ArtifactError: a sidecar or a preprocessor; the ONNX file is gone, or is not the one that the engine was built
+            from.
     """
     if against == "onnxruntime":
         return OnnxFileReference(find_onnx(artifact))
     if against == "torch":
         return _Torch(artifact)
     path = Path(against)
+    refuse_other_file(path, "onnx")
     if path.suffix == ".onnx" and path.is_file():
         return OnnxFileReference(path)
     if path.suffix == ".npz":
@@ -56,26 +58,49 @@ def open_reference(against: str, artifact: Artifact) -> Reference:
 
 
 def find_onnx(artifact: Artifact) -> Path:
-    """The ONNX file that an engine was built from; its hash is checked.
+    """The float32 ONNX file that an engine was built from; its hash is checked.
 
     Raises:
         ArtifactError: it is gone, or has changed.
     """
-    sidecar = artifact.sidecar
-    if sidecar.source is None:
+    if artifact.sidecar.source is None:
         raise ArtifactError(f"{artifact.path} doesn't say what it was built from", "pass --against FILE.onnx")
-    name = sidecar.source.file
-    places = [artifact.path.parent / (sidecar.source_path or name), artifact.path.with_name(name), ENGINES / name]
-    found = [place for place in dict.fromkeys(places) if place.is_file()]
+    return _find(artifact, artifact.sidecar.source, ", or pass --against FILE.onnx")
+
+
+def find_built(artifact: Artifact) -> Path:
+    """The ONNX file that the backend was given: the converted one where there is one; its hash is checked.
+
+    Raises:
+        ArtifactError: it is gone, or has changed.
+    """
+    record = artifact.sidecar.converted or artifact.sidecar.source
+    if record is None:
+        raise ArtifactError(f"{artifact.path} doesn't say what it was built from", "build it again: trtbatch build")
+    return _find(artifact, record, "")
+
+
+def _find(artifact: Artifact, record: FileRecord, otherwise: str) -> Path:
+    """The file of a record that an engine's sidecar has.
+
+    Args:
+        otherwise: what else can be done, as the end of a sentence.
+
+    Raises:
+        ArtifactError: it is gone, or has changed.
+    """
+    folder, name = artifact.path.parent, record.file
+    there = (folder / (artifact.sidecar.source_path or name)).parent / name
+    found = [place for place in dict.fromkeys((there, folder / name, ENGINES / name)) if place.is_file()]
     for place in found:
-        if place.stat().st_size == sidecar.source.bytes and record_file(place).sha256 == sidecar.source.sha256:
+        if place.stat().st_size == record.bytes and record_file(place).sha256 == record.sha256:
             return place
     if found:
         problem = f"{found[0]} is not the file that {artifact.path.name} was built from (SHA-256 differs)"
-        raise ArtifactError(problem, "build the engine again, or pass --against FILE")
+        raise ArtifactError(problem, f"build the engine again: trtbatch build{otherwise}")
     raise ArtifactError(
-        f"{name}, from which {artifact.path.name} was built, isn't in {artifact.path.parent}/",
-        "put it there, or pass --against FILE.onnx",
+        f"{name}, from which {artifact.path.name} was built, isn't in {folder}/",
+        f"put it there, or make it anew and build again{otherwise}",
     )
 
 
@@ -156,7 +181,8 @@ class SavedReference:
             if spec.name in self.inputs and spec.batch_axis is not None:
                 lengths[spec.name] = _length(spec.name, self.inputs[spec.name], spec.batch_axis, path)
         if len(set(lengths.values())) > 1:
-            raise InputError(f"{path}: the numbers of samples differ: {lengths}", "save as many rows of each")
+            counts = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            raise InputError(f"{path}: the numbers of samples differ: {counts}", "save as many rows of each")
         self.count = next(iter(lengths.values()))
         self._names = [str(name) for name in arrays["file"]] if "file" in arrays and "file" not in self._specs else []
         self.label = f"saved outputs {path} ({self.count} samples)"

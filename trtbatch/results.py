@@ -34,6 +34,9 @@ def read_result(path: Path) -> BenchResult:
         ArtifactError: the file is missing, isn't JSON, or is no result of ``bench``.
         OSError: it can't be read.
     """
+    if path.suffix in (".engine", ".plan", ".onnx") and path.is_file():
+        what = "an ONNX file" if path.suffix == ".onnx" and not path.name.endswith(".ort.onnx") else "an engine"
+        raise ArtifactError(f"{path} is {what}, not a result of bench", "measure it: trtbatch bench ENGINE --json FILE")
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -61,7 +64,7 @@ def bench_result(data: Any, name: str) -> BenchResult:
     if foreign is not None:
         raise ArtifactError(f"{name} is not a result of one engine: it is {foreign}", _fix())
     try:
-        result = decode(BenchResult, data, "it")
+        result = decode(BenchResult, data)
     except RecordError as error:
         raise ArtifactError(f"{name} is not a result of bench, or damaged: {error}", _fix()) from error
     except OverflowError as error:
@@ -86,6 +89,8 @@ def _foreign(data: Any) -> str | None:
     """What else of ours it is; None where it may be a result."""
     if not isinstance(data, dict):
         return f"a JSON {'list' if isinstance(data, list) else 'value'}"
+    if "artifact" in data and "batches" not in data:
+        return "the sidecar of an artifact"
     if "lines" not in data or "batches" in data:
         return None
     return "what bench --against wrote" if "a" in data and "b" in data else "what bench --compare-profiles wrote"

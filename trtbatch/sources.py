@@ -330,7 +330,8 @@ class ArraySource:
         self._arrays = arrays
         lengths = {spec.name: arrays[spec.name].shape[spec.batch_axis or 0] for spec in self._specs}
         if len(set(lengths.values())) > 1:
-            raise InputError(f"{path}: the inputs have different numbers of samples: {lengths}", "make them equal")
+            counts = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            raise InputError(f"{path}: the inputs have different numbers of samples: {counts}", "make them equal")
         length = next(iter(lengths.values()))
         self.total = length if count is None else min(length, count)
         self.name = path.name

@@ -9,12 +9,14 @@
 Field names and their meaning are those of Triton's ``model_config.proto``. Triton batches along the first axis and
 from one request on, so that is what the engine must hold. One that was built for a single batch size is
 served at exactly that size, by ``max_batch_size: 0`` and shapes that include the batch.
+
+Of an ONNX Runtime engine the file from which it was built is served: the engine holds what this machine's release makes
+of it, operators of its own among them, which the releases in Triton's images refuse. Triton's optimises it again.
 """
 
 from __future__ import annotations
 
 import importlib
-import math
 import os
 import re
 import shutil
@@ -23,20 +25,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trtbatch import optional
+from trtbatch import artifacts, optional
 from trtbatch.artifacts import Artifact, Sidecar, TensorSpec, check_file
 from trtbatch.backends import resolve_engine
-from trtbatch.errors import ArtifactError, UsageError
-from trtbatch.files import scratch
+from trtbatch.errors import ArtifactError, UsageError, from_os_error
+from trtbatch.files import scratch, sidecar_path
 from trtbatch.notes import note
-from trtbatch.profiles import gaps, powers_of_two
+from trtbatch.onnxfile import external_files, load_onnx
+from trtbatch.planning import prepared
+from trtbatch.profiles import gaps
+from trtbatch.references import find_built
+from trtbatch.tritonbatching import Batching, batching, one_size
 
-__all__ = ["Deployed", "TritonRequest", "deploy", "model_config", "parse_delay", "preferred_sizes"]
+__all__ = ["Deployed", "TritonRequest", "deploy", "model_config"]
 
 LABELS = "labels.txt"
-
-GAIN = 0.98
-"""A batch size is preferred where a sample takes at most this share of its time at the one before."""
 
 _TYPES = {
     "bool": "TYPE_BOOL",
@@ -59,8 +62,10 @@ class TritonRequest:
         engine: None takes the newest in ``engines/`` that runs here.
         repository: the folder that Triton is pointed at (``--model-repository``).
         name: of the model; None is the sidecar's.
-        instances: copies that run at the same time, on each GPU (TensorRT) or on the CPU.
-        max_queue_delay: microseconds that a request may wait for others to share a batch with.
+        instances: copies that run at the same time, on each GPU (TensorRT) or on the CPU; None takes the tuned number
+            of streams, else 1.
+        max_queue_delay: microseconds that a request may wait for others to share a batch with; None derives it from
+            the latency that was tuned for, else takes :data:`trtbatch.tritonbatching.DELAY`.
         version: number of the model's version; the one that is served from now on.
         force: whether a version that is there is replaced.
     """
@@ -68,20 +73,21 @@ class TritonRequest:
     engine: Path | None
     repository: Path
     name: str | None = None
-    instances: int = 1
-    max_queue_delay: int = 2000
+    instances: int | None = None
+    max_queue_delay: int | None = None
     version: int = 1
     force: bool = False
 
 
 @dataclass(frozen=True)
 class Deployed:
-    """What was written: the model's folder and name, and the text of its configuration."""
+    """What was written: the model's folder and name, the text of its configuration, and how it batches."""
 
     folder: Path
     name: str
     version: int
     config: str
+    batching: Batching
 
 
 def deploy(request: TritonRequest) -> Deployed:
@@ -89,25 +95,47 @@ def deploy(request: TritonRequest) -> Deployed:
 
     Raises:
         UsageError: a name that is no folder name, or a version that is there already.
-        ArtifactError: an engine that Triton can't serve, with the reason; a damaged file.
+        ArtifactError: an engine that Triton can't serve, with the reason; a damaged file; the ONNX file that an ONNX
+            Runtime engine was built from is gone, or has changed.
         MissingPackageError: Triton's protobuf definitions aren't installed.
+        TrtbatchError: the repository can't be written.
     """
     artifact = resolve_engine(request.engine)
     name = _name(request, artifact.sidecar)
     target = request.repository / name
     refuse_unservable(artifact)
     _refuse_existing(target, request)
+    plan = batching(artifact.sidecar, request.instances, request.max_queue_delay)
     text = _text(model_config(artifact.sidecar, name, request))
     check_file(artifact)
+    onnx = None if artifact.sidecar.backend == "tensorrt" else _onnx_of(artifact)
     _tell_needs(artifact.sidecar)
-    with scratch(target / "config.pbtxt" if target.is_dir() else target) as folder:
-        made = folder / name
-        _fill(made, artifact, text, request.version)
-        if target.is_dir():
-            _replace(made, target, request.version)
-        else:
-            made.rename(target)
-    return Deployed(target, name, request.version, text)
+    try:
+        with scratch(target / "config.pbtxt" if target.is_dir() else target) as folder:
+            made = folder / name
+            _fill(made, artifact, onnx, text, request.version)
+            if target.is_dir():
+                _replace(made, target, request.version)
+            else:
+                made.rename(target)
+    except OSError as error:
+        raise from_os_error(error, "--repository") from error
+    return Deployed(target, name, request.version, text, plan)
+
+
+def _onnx_of(artifact: Artifact) -> Path:
+    """The ONNX file that an engine was built from, weights beside it and all.
+
+    Raises:
+        ArtifactError: a file is gone, or has changed.
+    """
+    path = find_built(artifact)
+    if sidecar_path(path).is_file():
+        check_file(artifacts.load(path, "onnx"))
+    for name in external_files(load_onnx(path)):
+        if not (path.parent / name).is_file():
+            raise ArtifactError(f"{path.parent / name} is missing; {path.name} needs it", "put it back")
+    return path
 
 
 def _name(request: TritonRequest, sidecar: Sidecar) -> str:
@@ -127,14 +155,20 @@ def _refuse_existing(target: Path, request: TritonRequest) -> None:
         raise UsageError(f"{version} is there already", "pass --force to replace it, or another --version")
 
 
-def _fill(made: Path, artifact: Artifact, text: str, version: int) -> None:
-    """Write the whole folder."""
+def _fill(made: Path, artifact: Artifact, onnx: Path | None, text: str, version: int) -> None:
+    """Write the whole folder.
+
+    Args:
+        onnx: the file to be served, where that isn't the engine.
+    """
     sidecar = artifact.sidecar
     inner = made / str(version)
     inner.mkdir(parents=True)
-    shutil.copyfile(artifact.path, inner / _FILES[sidecar.backend or ""])
-    for companion in sidecar.companions:  # weights beside an ONNX file: it knows them by this name
-        shutil.copyfile(artifact.path.with_name(companion.file), inner / companion.file)
+    target = inner / _FILES[sidecar.backend or ""]
+    if onnx is None:
+        shutil.copyfile(artifact.path, target)
+    else:
+        _fill_onnx(onnx, sidecar, target, made.parent)
     (made / "config.pbtxt").write_text(text, encoding="utf-8")
     if _labelled(sidecar) is not None:
         lines = [" ".join(name.split()) for name in sidecar.classes or ()]
@@ -143,6 +177,15 @@ def _fill(made: Path, artifact: Artifact, text: str, version: int) -> None:
     os.umask(mask)
     for path in (made, inner):  # the scratch folder's own mode is the owner's alone, and Triton may be another user
         path.chmod(0o777 & ~mask)
+
+
+def _fill_onnx(path: Path, sidecar: Sidecar, target: Path, scratch_folder: Path) -> None:
+    """Copy an ONNX file, its axes as the engine has them, and the weights beside it."""
+    path, _ = prepared(path, sidecar.inputs, sidecar.outputs, scratch_folder)
+    shutil.copyfile(path, target)
+    for name in external_files(load_onnx(path)):  # it knows them by this name
+        (target.parent / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path.parent / name, target.parent / name)
 
 
 def _replace(made: Path, target: Path, version: int) -> None:
@@ -168,8 +211,8 @@ def _tell_needs(sidecar: Sidecar) -> None:
             note("start Triton with --backend-config=tensorrt,version-compatible=true")
         else:
             note(f"Triton must come with TensorRT {tool or 'of the same version'}: an engine runs on no other")
-    if _fixed(sidecar) is not None:
-        note(f"the engine holds batch {_fixed(sidecar)} alone: Triton serves whole batches of it, and makes none")
+    if one_size(sidecar) is not None:
+        note(f"the engine holds batch {one_size(sidecar)} alone: Triton serves whole batches of it, and makes none")
 
 
 # What Triton can't serve.
@@ -196,7 +239,7 @@ def refuse_unservable(artifact: Artifact) -> None:
                 refuse(f"{side} {spec.name!r} has no batch axis", f"make {spec.name!r} one row per sample")
             if spec.batch_axis != 0:
                 refuse(f"the batch is axis {spec.batch_axis} of {side} {spec.name!r}, not 0", "export it batch first")
-    if _fixed(sidecar) is not None:
+    if one_size(sidecar) is not None:
         return
     fixed = [spec.name for spec in (*sidecar.inputs, *sidecar.outputs) if spec.fixed_batch is not None]
     if fixed:
@@ -206,12 +249,6 @@ def refuse_unservable(artifact: Artifact) -> None:
     if missing:
         ranges = ", ".join(f"{low}" if low == high else f"{low}–{high}" for low, high in missing)
         refuse(f"no profile holds batch {ranges}, which it may send", "build it with --min 1, and without gaps")
-
-
-def _fixed(sidecar: Sidecar) -> int | None:
-    """The one batch size of an engine that has a single one."""
-    sizes = {spec.fixed_batch for spec in (*sidecar.inputs, *sidecar.outputs)}
-    return sizes.pop() if len(sizes) == 1 else None
 
 
 # The configuration.
@@ -225,8 +262,8 @@ def model_config(sidecar: Sidecar, name: str, request: TritonRequest) -> Any:
     """
     messages = optional.require("tritonclient.grpc.model_config_pb2", "write Triton's configuration")
     config = messages.ModelConfig(name=name, backend=sidecar.backend)
-    sizes = [] if _fixed(sidecar) is not None else preferred_sizes(sidecar)
-    config.max_batch_size = max(profile.max for profile in sidecar.profiles) if _fixed(sidecar) is None else 0
+    plan = batching(sidecar, request.instances, request.max_queue_delay)
+    config.max_batch_size = max(profile.max for profile in sidecar.profiles) if one_size(sidecar) is None else 0
     config.version_policy.specific.versions.append(request.version)
     for spec in sidecar.inputs:
         _describe(config.input.add(), spec, sidecar)
@@ -236,19 +273,19 @@ def model_config(sidecar: Sidecar, name: str, request: TritonRequest) -> Any:
         if spec is _labelled(sidecar):
             described.label_filename = LABELS
     if config.max_batch_size:
-        config.dynamic_batching.preferred_batch_size.extend(sizes)
-        config.dynamic_batching.max_queue_delay_microseconds = request.max_queue_delay
-    _place(config.instance_group.add(), sidecar, request.instances, messages)
+        config.dynamic_batching.preferred_batch_size.extend(plan.sizes)
+        config.dynamic_batching.max_queue_delay_microseconds = plan.delay
+    _place(config.instance_group.add(), sidecar, plan.instances, messages)
     if sidecar.backend == "tensorrt":
-        _capture(config.optimization.cuda, sidecar)
-    for size in sizes or [1]:
+        _capture(config.optimization.cuda, sidecar, plan.sizes)
+    for size in plan.sizes or [1]:
         _warm_up(config.model_warmup.add(), sidecar, size)
     return config
 
 
 def _dims(spec: TensorSpec, sidecar: Sidecar) -> list[int]:
     """The shape as Triton has it: without the batch, where Triton makes the batches."""
-    return [int(size) for size in (spec.shape if _fixed(sidecar) is not None else spec.shape[1:])]
+    return [int(size) for size in (spec.shape if one_size(sidecar) is not None else spec.shape[1:])]
 
 
 def _describe(message: Any, spec: TensorSpec, sidecar: Sidecar) -> None:
@@ -278,11 +315,11 @@ def _place(group: Any, sidecar: Sidecar, instances: int, messages: Any) -> None:
         group.profile.extend(str(index) for index in range(len(sidecar.profiles)))
 
 
-def _capture(cuda: Any, sidecar: Sidecar) -> None:
-    """CUDA graphs at the measured batch sizes, else at the preferred ones; at batch 1 in any case."""
+def _capture(cuda: Any, sidecar: Sidecar, preferred: Sequence[int]) -> None:
+    """CUDA graphs at the measured batch sizes and the preferred ones, and at batch 1."""
     cuda.graphs = True
-    fixed = _fixed(sidecar)
-    sizes = sorted({1, *(sidecar.times or preferred_sizes(sidecar))}) if fixed is None else [0]
+    fixed = one_size(sidecar)
+    sizes = sorted({1, *sidecar.times, *preferred}) if fixed is None else [0]
     for size in sizes:
         spec = cuda.graph_spec.add(batch_size=size)
         for each in sidecar.inputs:
@@ -303,44 +340,7 @@ def _warm_up(message: Any, sidecar: Sidecar, size: int) -> None:
             data.zero_data = True
 
 
-def preferred_sizes(sidecar: Sidecar) -> list[int]:
-    """The batch sizes above 1 that are worth waiting for, ascending.
-
-    Of the measured ones those on the lower envelope of the time per sample: a sample takes at least 2 % less than at
-    the size kept before, so that no mix of those is as fast either. Without measurements: the powers of two, and the
-    profiles' opts.
-    """
-    largest = max(profile.max for profile in sidecar.profiles)
-    if not sidecar.times:
-        sizes = {*powers_of_two(1, largest), *(profile.opt for profile in sidecar.profiles)}
-        return sorted(size for size in sizes if 1 < size <= largest)
-    kept: list[int] = []
-    least = math.inf
-    for size in sorted(sidecar.times):
-        per_sample = sidecar.times[size] / size
-        if per_sample <= GAIN * least:
-            kept.append(size)
-            least = per_sample
-    return [size for size in kept if size > 1]
-
-
 def _text(config: Any) -> str:
     """The message in protobuf's text format, as Triton reads it."""
     text_format = importlib.import_module("google.protobuf.text_format")  # the messages have brought it
     return str(text_format.MessageToString(config, as_utf8=True))
-
-
-_UNITS: Sequence[tuple[str, float]] = (("us", 1), ("µs", 1), ("ms", 1e3), ("s", 1e6))
-
-
-def parse_delay(text: str) -> int:
-    """``2ms``, ``500us`` or ``0.01s`` in microseconds.
-
-    Raises:
-        UsageError: anything else, or over a minute.
-    """
-    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?) ?(us|µs|ms|s)", text.strip().lower())
-    delay = round(float(match[1]) * dict(_UNITS)[match[2]]) if match else -1
-    if not 0 <= delay <= 60_000_000:
-        raise UsageError(f"--max-queue-delay {text!r} is not a delay", "write it like 2ms, 500us or 0.01s: up to 60s")
-    return delay

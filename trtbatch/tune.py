@@ -164,7 +164,7 @@ def tune(request: TuneRequest) -> TuneResult:
             raise _unmet(request, outcome, artifact, patient.measure)
     found = _result(request, artifact, outcome, bench.timed, device)
     if request.save:
-        artifacts.rewrite(artifact, tuned=_tuned(found, request.percentile))
+        artifacts.rewrite(artifact, tuned=_tuned(found, request))
     return found
 
 
@@ -179,7 +179,8 @@ def _refuse_numbers(request: TuneRequest) -> None:
     if request.latency_ms is not None and not 0 < request.latency_ms < math.inf:
         raise UsageError(f"--latency {request.latency_ms:g} ms is no budget", "give one over 0")
     if not request.streams or min(request.streams) < 1:
-        raise UsageError(f"--streams {list(request.streams)}: not numbers of streams", "give numbers from 1 on")
+        shown = ",".join(map(str, request.streams))
+        raise UsageError(f"--streams {shown}: not numbers of streams", "give numbers from 1 on")
 
 
 def _usual(sidecar: Sidecar) -> list[int]:
@@ -360,18 +361,19 @@ def _result(
     )
 
 
-def _tuned(result: TuneResult, percentile: float) -> Tuned:
+def _tuned(result: TuneResult, request: TuneRequest) -> Tuned:
     chosen = result.chosen
     return Tuned(
         asked=result.asked,
         batch=chosen.batch,
         streams=chosen.streams,
         profile=chosen.profile,
-        percentile=percentile,
+        percentile=request.percentile,
         latency_ms=chosen.latency_ms,
         samples_per_s=chosen.samples_per_s,
         device=result.device,
         created=result.created,
+        budget_ms=request.latency_ms,
     )
 
 

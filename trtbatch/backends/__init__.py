@@ -136,13 +136,9 @@ def open_engine(artifact: Artifact, device: int = 0, weights: Path | None = None
 def open_preprocessor(artifact: Artifact, device: int = 0, cuda_graphs: bool = True) -> TensorRTPreprocessor:
     """Load the engine of a preprocessor; what is compared first, and what is raised, is as for :func:`open_engine`."""
     from trtbatch.backends.tensorrt.preprocess import TensorRTPreprocessor
-    from trtbatch.preprocessorrecord import PreprocessorRecord
+    from trtbatch.preprocessorrecord import record_of_engine
 
-    sidecar = artifact.sidecar
-    recipe, most = sidecar.preprocessing, sidecar.build.get("max_size")
-    if recipe is None or not isinstance(most, int) or sidecar.source is None:
-        raise ArtifactError(f"{artifact.path}: its sidecar lacks the recipe or the size", "run: trtbatch build")
-    record = PreprocessorRecord(recipe, sidecar.outputs[0], most, sidecar.source)
+    record = record_of_engine(artifact)
     return TensorRTPreprocessor(_tensorrt(artifact, device), record, cuda_graphs)
 
 

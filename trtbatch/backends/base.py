@@ -331,7 +331,8 @@ def batch_of(inputs: Mapping[str, Array], specs: Sequence[TensorSpec]) -> int:
     """
     names = [spec.name for spec in specs]
     if set(inputs) != set(names):
-        raise InputError(f"inputs {sorted(inputs)} given, {sorted(names)} wanted", "give each input by its name")
+        given, needed = (", ".join(sorted(each)) or "none" for each in (inputs, names))
+        raise InputError(f"inputs {given} given, {needed} wanted", "give each input by its name")
     sizes: dict[str, int] = {}
     for spec in specs:
         shape = inputs[spec.name].shape

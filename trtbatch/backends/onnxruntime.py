@@ -93,7 +93,7 @@ class OnnxReference:
         try:
             return dict(zip(names, self._session.run(names, dict(inputs))))
         except Exception as error:
-            shapes = {name: array.shape for name, array in inputs.items()}
+            shapes = ", ".join(f"{name} {'×'.join(map(str, array.shape))}" for name, array in inputs.items())
             raise ExecutionError(f"ONNX Runtime fails on {shapes}: {_reason(error)}", "check the model") from error
 
 
@@ -185,9 +185,8 @@ class OnnxRuntimeEngine:
         own = [node.name for node in (*self._session.get_inputs(), *self._session.get_outputs())]
         known = [spec.name for spec in (*self.sidecar.inputs, *self.sidecar.outputs)]
         if sorted(own) != sorted(known):
-            raise ArtifactError(
-                f"{self._path} has the tensors {sorted(own)}, its sidecar {sorted(known)}", "run: trtbatch build"
-            )
+            here, there = (", ".join(sorted(each)) for each in (own, known))
+            raise ArtifactError(f"{self._path} has the tensors {here}, its sidecar {there}", "run: trtbatch build")
 
     def describe(self) -> Description:
         sides = (("input", self._session.get_inputs()), ("output", self._session.get_outputs()))

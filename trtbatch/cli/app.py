@@ -56,13 +56,28 @@ class _Group(TyperGroup):
                 sys.exit(128 + signal.SIGINT)
             if message is None:
                 raise
+            given = sys.argv[1:] if args is None else args
             context = getattr(error, "ctx", None)
-            path = context.command_path if context is not None else "trtbatch"
+            path = context.command_path if context is not None else self._named_in(given)
             if message():  # without arguments the help has been shown, and there is nothing to say
-                given = sys.argv[1:] if args is None else args
-                show_error(UsageError(_with_value(message(), given), f"{_allowed(error)}see {path} --help"))
+                fix = f"{_allowed(error)}{_flag_given_a_value(message(), given)}see {path} --help"
+                show_error(UsageError(_with_value(message(), given), fix))
             sys.exit(UsageError.exit_code)
         sys.exit(code if isinstance(code, int) else 0)
+
+    def _named_in(self, given: Sequence[str]) -> str:
+        """``trtbatch deploy triton``, of the command line: the parser doesn't say whose option it complains of."""
+        path, commands = "trtbatch", self.commands
+        for word in given:
+            if word not in commands:
+                break
+            path, commands = f"{path} {word}", getattr(commands[word], "commands", {})
+        return path
+
+    def _output_option(self, ctx: Any) -> str | None:
+        """``--output``, where the command that runs has it."""
+        command: Any = self.commands.get(ctx.invoked_subcommand or "")
+        return "--output" if any("--output" in each.opts for each in getattr(command, "params", ())) else None
 
     def invoke(self, ctx: Any) -> Any:
         STATE.debug = False
@@ -74,7 +89,7 @@ class _Group(TyperGroup):
             except BrokenPipeError:
                 raise
             except OSError as error:
-                self._fail(from_os_error(error))
+                self._fail(from_os_error(error, self._output_option(ctx)))
             except ModuleNotFoundError as error:
                 self._fail(TrtbatchError(f"{error.name} isn't installed", f"pip install {error.name}"), error)
             except MemoryError as error:
@@ -115,6 +130,19 @@ def _with_value(message: str, given: Sequence[str]) -> str:
     after = next((value for name, value in itertools.pairwise(given) if name == option), None)
     value = joined if joined is not None else after
     return message if value is None else f"{option} {value}: {message[match.end() :]}"
+
+
+def _flag_given_a_value(message: str, given: Sequence[str]) -> str:
+    """What to write where a word too much follows an option without a value, as in ``--static 4``."""
+    match = re.match(r"Got unexpected extra arguments?(?:\(s\))? \((\S+)", message)
+    word = match[1].rstrip(")") if match else None
+    flag = next((before for before, after in itertools.pairwise(given) if after == word), "")
+    if not flag.startswith("--") or "=" in flag:
+        return ""
+    instead = ""
+    if flag == "--static":
+        instead = f": write {'--dynamic, or ' if '--dynamic' in given else ''}--static --batch {word}"
+    return f"{flag} takes no value{instead}; "
 
 
 def _allowed(error: Exception) -> str:

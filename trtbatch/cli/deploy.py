@@ -29,21 +29,32 @@ def triton(
     ] = ...,  # type: ignore[assignment]
     name: Annotated[Optional[str], typer.Option(help="The model's name; else the one in the sidecar.")] = None,
     instances: Annotated[
-        int, typer.Option(min=1, max=1024, help="Copies that run at the same time, on each GPU or on the CPU.")
-    ] = 1,
+        Optional[int],
+        typer.Option(
+            min=1,
+            max=1024,
+            help="Copies that run at the same time, on each GPU or on the CPU. \\[default: the tuned streams, else 1]",
+        ),
+    ] = None,
     max_queue_delay: Annotated[
-        str, typer.Option(metavar="TIME", help="How long a request may wait for others to share a batch with.")
-    ] = "2ms",
+        Optional[str],
+        typer.Option(
+            metavar="TIME",
+            help="How long a request may wait for others to share a batch with. "
+            "\\[default: by the tuned latency, else 2ms]",
+        ),
+    ] = None,
     version: Annotated[int, typer.Option(min=1, max=2**31 - 1, help="The version that is served from now on.")] = 1,
     force: Annotated[bool, typer.Option("--force", help="Replace a version that is there already.")] = False,
     debug: Debug = False,
 ) -> None:
     """Write a model folder for NVIDIA Triton: NAME/config.pbtxt, NAME/VERSION/model.plan (or model.onnx), labels.
 
-    Batch sizes, profiles, CUDA graphs and warm-up requests come from what the build has measured. Other versions
-    of the model stay where they are.
+    Batch sizes, profiles, CUDA graphs and warm-up requests come from what build has measured and tune has found.
+    Other versions of the model stay where they are.
     """
-    from trtbatch.triton import TritonRequest, deploy, parse_delay
+    from trtbatch.triton import TritonRequest, deploy
+    from trtbatch.tritonbatching import parse_delay
 
     done = deploy(
         TritonRequest(
@@ -51,11 +62,13 @@ def triton(
             repository=repository,
             name=name,
             instances=instances,
-            max_queue_delay=parse_delay(max_queue_delay),
+            max_queue_delay=None if max_queue_delay is None else parse_delay(max_queue_delay),
             version=version,
             force=force,
         )
     )
     console = out()
     console.print(f"[bold]{plain(str(done.folder))}[/] (version {done.version})")
+    if done.batching.tuned:
+        console.print(f"  from tune: {', '.join(done.batching.tuned)}", markup=False)
     console.print(plain(f"tritonserver --model-repository={done.folder.parent.absolute()}"))

@@ -17,8 +17,9 @@ def command(
         str,
         typer.Argument(help="A torchvision name (resnet18), package.module:factory, or a .pt2 file.", metavar="MODEL"),
     ],
-    dynamic: Annotated[
-        bool, typer.Option("--dynamic/--static", help="A dynamic batch axis, or one fixed batch size (the default).")
+    dynamic: Annotated[bool, typer.Option("--dynamic", help="A dynamic batch axis: any batch size.")] = False,
+    static: Annotated[
+        bool, typer.Option("--static", help="One fixed batch size, that of --batch (the default).")
     ] = False,
     batch: Annotated[Optional[int], typer.Option(min=1, help="Batch size of a static export. \\[default: 1]")] = None,
     input_shape: Annotated[
@@ -57,6 +58,9 @@ def command(
     from trtbatch.export import ExportRequest, export
     from trtbatch.proof import PROOF_BATCHES
 
+    if dynamic and static:
+        problem = "--dynamic and --static contradict each other"
+        raise UsageError(problem, "give --dynamic for any batch, or --static --batch N for one")
     if dynamic and batch is not None:
         raise UsageError("--batch is for a static export; --dynamic takes any batch", "leave out --batch, or --dynamic")
     if layout is not None and input_dtype != "uint8":

@@ -14,7 +14,7 @@ __all__ = ["command"]
 
 
 def command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX file or an engine.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX file, an engine or a preprocessor.")],
     layers: Annotated[bool, typer.Option("--layers", help="Every layer, with precision and tactic.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
     open_: Annotated[
@@ -22,26 +22,38 @@ def command(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Say what is in an ONNX file or an engine, and where its sidecar says something else.
+    """Say what is in an ONNX file, an engine or a preprocessor, and where its sidecar says something else.
 
     The exit code is 1 where the sidecar and the engine differ.
     """
+    from trtbatch.artifacts import refuse_other_file
     from trtbatch.errors import ArtifactError, UsageError
     from trtbatch.inspection import inspect_engine, inspect_onnx, is_engine
+    from trtbatch.preprocessorinspection import inspect_preprocessor, is_preprocessor_file
     from trtbatch.records import encode
 
+    refuse_other_file(file, None)
+    preprocessor = is_preprocessor_file(file)
     engine = is_engine(file)
     if open_ and engine:
         raise UsageError(f"--open shows ONNX graphs, and {file} is an engine", "name the ONNX file")
-    report: Any = inspect_engine(file) if engine else inspect_onnx(file)
+    inspect = inspect_preprocessor if preprocessor else inspect_engine if engine else inspect_onnx
+    report: Any = inspect(file)
     if json_:
         print(json.dumps(encode(report), indent=1, ensure_ascii=False))
+    elif preprocessor:
+        _show_preprocessor(report)
     elif engine:
         _show_engine(report, layers)
     else:
         _show_onnx(report)
     if open_:
         _open(file)
+    if preprocessor and report.damaged is not None:
+        again = "export-preprocessor" if report.sidecar is None else f"build {report.sidecar.source.file}"
+        raise ArtifactError(report.damaged, f"make it again: trtbatch {again}")
+    if preprocessor:
+        return
     if engine and report.damaged is not None:
         raise ArtifactError(report.damaged, "build it again: trtbatch build")
     if engine and not all(fact.same for fact in report.facts):
@@ -73,6 +85,37 @@ def _show_onnx(report: Any) -> None:
         console.print(f"  model     {report.sidecar.model.name}, weights: {report.sidecar.model.weights}", markup=False)
         if report.sidecar.conversion is not None:
             console.print(f"  converted {_conversion(report.sidecar.conversion)}", markup=False)
+
+
+def _show_preprocessor(report: Any) -> None:
+    console, sidecar, recipe = out(), report.sidecar, report.recipe
+    kind = f"opset {report.opset}" if sidecar is None else sidecar.backend
+    console.print(f"[bold]{plain(report.path)}[/]  {size(Path(report.path).stat().st_size)}, {kind}")
+    crop = "×".join(map(str, recipe.crop[::-1]))
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (recipe.mean, recipe.std))
+    lines = [
+        ("is", "a preprocessor: it makes one sample of a model's input of a photograph of any size"),
+        ("for", report.model),
+        ("recipe", f"shorter side {recipe.resize}, {recipe.interpolation}, crop {crop}"),
+        ("values", f"mean {mean}, std {std}" if recipe.fused is None else f"bytes, {recipe.fused}: the model scales"),
+        *(("input", str(spec)) for spec in report.inputs),
+        *(("range", f"{name} {_shapes(shapes)}") for name, shapes in report.ranges.items()),
+        ("output", str(report.output)),
+    ]
+    if sidecar is not None:
+        where = sidecar.device.get("gpu", "unknown")
+        tools = " ".join(f"{name} {version}" for name, version in sidecar.tools.items())
+        lines.append(("source", sidecar.source.file))
+        lines.append(("made", f"{sidecar.created} on {where} ({tools})"))
+    lines.append(("use", f"trtbatch infer --input PHOTOS/ --preprocessor {report.path}"))
+    for label, text in lines:
+        console.print(f"  {label:10}{text}", markup=False)
+
+
+def _shapes(shapes: Any) -> str:
+    """``1×1×3 to 4096×4096×3, kernels for 336×336×3``."""
+    least, usual, most = ("×".join(map(str, shape)) for shape in (shapes.min, shapes.opt, shapes.max))
+    return f"{least} to {most}, kernels for {usual}"
 
 
 def _layers(sidecar: Any) -> str:

@@ -53,12 +53,12 @@ def command(
         Optional[Path], typer.Option("--json", metavar="FILE", help="Everything, raw samples too.")
     ] = None,
     no_save: Annotated[
-        bool, typer.Option("--no-save", help="Leave the engine's sidecar, and infer --batch auto, as they are.")
+        bool, typer.Option("--no-save", help="Leave the engine's sidecar, and what goes by it, as they are.")
     ] = False,
     device: Device = 0,
     debug: Debug = False,
 ) -> None:
-    """Find the best batch size of an engine, and keep it for infer --batch auto.
+    """Find the best batch size of an engine, and keep it for infer --batch auto and deploy triton.
 
     Where no batch size meets the latency, the nearest is named, and the exit code is 1.
     """
@@ -317,7 +317,7 @@ def _notes(result: TuneResult) -> Sequence[str]:
         if trial.round != result.chosen.round:
             lines.append(f"batch {trial.batch}, {_streams(trial.streams)}: measured at another time than the choice")
     if result.saved:
-        lines.append("kept in the engine's sidecar: infer --batch auto takes it")
+        lines.append("kept in the engine's sidecar: infer --batch auto and deploy triton take it")
     return lines
 
 

@@ -64,7 +64,7 @@ def main(request_file: str) -> int:
         return 1
     except OSError as error:
         error.filename = error.filename or str(request_file)
-        mapped = from_os_error(error)
+        mapped = from_os_error(error, "--output")
         tell(failed=mapped.problem, fix=mapped.fix)
         return 1
     except Exception as error:
