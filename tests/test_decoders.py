@@ -64,7 +64,7 @@ class Reader:
     def prepare(self, pixels: NDArray[np.uint8], beside: NDArray[np.uint8]) -> Prepared:
         self.here += 1
         given = operands(self.recipe, pixels, self.max_size)
-        self._packing.fill(beside, given)
+        self._packing.fill(beside, given.rows, given.columns)
         return Prepared(given.image, beside[: self.beside])
 
     def prepared(self, image: NDArray[np.uint8], packed: NDArray[np.uint8]) -> Prepared:

@@ -230,7 +230,7 @@ def test_the_small_inputs_lie_in_one_block() -> None:
     assert all(offset % 256 == 0 for offset in packing.offsets.values()) and packing.bytes % 256 == 0
     block = np.full(packing.bytes + 5, 255, np.uint8)
     given = operands(SMALL, photograph(np.random.default_rng(4), 50, 40))
-    found = packing.fill(block, given)
+    found = packing.fill(block, given.rows, given.columns)
     for name, array in packing.views(block).items():
         assert array.shape == packing.shapes[name] and np.isfinite(array).all()
         np.testing.assert_array_equal(array, found[name])

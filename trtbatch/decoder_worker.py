@@ -318,7 +318,7 @@ class _PackedMaker:
         assert given is not None, "made before"
         image = given.image
         room[: image.size].reshape(image.shape)[...] = image
-        self._packing.fill(room[aligned(image.size) :], given)
+        self._packing.fill(room[aligned(image.size) :], given.rows, given.columns)
         return image.shape[0], image.shape[1]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch import artifacts, files
+from trtbatch import artifacts, files, optional
 from trtbatch.artifacts import Artifact, Sidecar, TensorSpec
 from trtbatch.backends import open_engine, open_preprocessor, resolve_engine
 from trtbatch.backends.base import Engine
@@ -55,6 +55,7 @@ class InferRequest:
         preprocessor: ``.pre.onnx`` or ``.pre.engine`` file that resizes and normalises photographs in Pillow's place;
             None takes the newest engine of one that lies beside a TensorRT engine and fits it.
         use_preprocessor: whether there is one at all.
+        gpu_decode: whether the GPU decodes photographs, for the engine of a preprocessor.
         trace: ``.json``, for what each thread did when, in Chrome's trace-event format.
         progress: told the number of inputs done, and of all.
     """
@@ -72,6 +73,7 @@ class InferRequest:
     trace: Path | None = None
     preprocessor: Path | None = None
     use_preprocessor: bool = True
+    gpu_decode: bool = False
     progress: Callable[[int, int], None] = lambda done, total: None
 
 
@@ -130,6 +132,8 @@ def infer(request: InferRequest) -> InferResult:
     with open_trace(request.trace, "trtbatch infer") as trace:
         source = open_source(request.input, sidecar, request.count, request.seed, trace=trace)
         own = _preprocessor(request, source, artifact)
+        if request.gpu_decode:
+            _decode_on_gpu(source, own, artifact)
         with (
             _started(source, own),
             open_sink(request.output, sidecar) as sink,
@@ -184,6 +188,7 @@ def _preprocessor(request: InferRequest, source: Source, artifact: Artifact) -> 
     if not _fills(record.output, record.recipe, sidecar):
         raise _made_for_another(path, record.source.file, artifact.path.name)
     source.preprocessor = preprocessor
+    note(f"preprocessor: {path}, in ONNX Runtime")
     return None
 
 
@@ -196,6 +201,24 @@ def beside(artifact: Artifact) -> Artifact | None:
     found = max(fitting, key=lambda each: (each.sidecar.created, each.path.name))
     note(f"preprocessor: {found.path}")
     return found
+
+
+def _decode_on_gpu(source: Source, preprocessor: Artifact | None, artifact: Artifact) -> None:
+    """Let the GPU decode.
+
+    Raises:
+        UsageError: the input holds no photographs, or no preprocessor takes them on a GPU.
+        MissingPackageError: nvImageCodec isn't installed.
+    """
+    if not isinstance(source, ImageSource):
+        raise UsageError("--gpu-decode is for photographs, and the input holds none", "leave it out")
+    if preprocessor is None:
+        fix = f"run: trtbatch export-preprocessor {artifact.path}; and build what it makes, or leave --gpu-decode out"
+        if artifact.sidecar.backend != "tensorrt":
+            fix = "leave it out, or use an engine of TensorRT"
+        raise UsageError("--gpu-decode leaves photographs on the GPU, for a preprocessor's engine: none runs here", fix)
+    optional.require("nvidia.nvimgcodec", "decode photographs on the GPU")
+    source.gpu_decode = True
 
 
 def _fills(output: TensorSpec, recipe: Preprocessing | None, sidecar: Sidecar) -> bool:

@@ -15,7 +15,7 @@ from trtbatch.errors import InputError
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.resample import Side, most_taps, rows_first, sides
 
-__all__ = ["MAX_SIZE", "Operands", "Packing", "band_bytes", "operands"]
+__all__ = ["MAX_SIZE", "Operands", "Packing", "band", "band_bytes", "operands"]
 
 MAX_SIZE = 4096
 """Rows and columns of the largest photograph, unless asked otherwise."""
@@ -68,15 +68,23 @@ def _is_resized_here(recipe: Preprocessing, rows: Side, columns: Side, height: i
     return too_large or too_many or rows_first(recipe, height, width)
 
 
+def band(recipe: Preprocessing, height: int, width: int, max_size: int = MAX_SIZE) -> tuple[Side, Side] | None:
+    """The rows and columns of a photograph ``(height, width, 3)`` for the preprocessor; None where Pillow resizes it.
+
+    Raises:
+        ValueError: a side without pixels.
+    """
+    rows, columns = sides(recipe, height, width)
+    return None if _is_resized_here(recipe, rows, columns, height, width, max_size) else (rows, columns)
+
+
 def band_bytes(recipe: Preprocessing, height: int, width: int, max_size: int = MAX_SIZE) -> int:
     """Bytes of the image that :func:`operands` makes of a photograph ``(height, width, 3)``.
 
     Raises:
         ValueError: a side without pixels.
     """
-    rows, columns = sides(recipe, height, width)
-    if _is_resized_here(recipe, rows, columns, height, width, max_size):
-        rows, columns = sides(_unresized(recipe), *recipe.crop)
+    rows, columns = band(recipe, height, width, max_size) or sides(_unresized(recipe), *recipe.crop)
     return 3 * (rows.end - rows.first) * (columns.end - columns.first)
 
 
@@ -110,11 +118,11 @@ class Packing:
             for name, (lines, length) in self.shapes.items()
         }
 
-    def fill(self, block: NDArray[np.uint8], given: Operands) -> dict[str, NDArray[np.float32]]:
+    def fill(self, block: NDArray[np.uint8], rows: Side, columns: Side) -> dict[str, NDArray[np.float32]]:
         """Write the small inputs of a photograph into a block of at least `bytes`; they are returned."""
         block[: self.bytes] = 0
         found = self.views(block)
-        for name, made in (("row", given.rows), ("column", given.columns)):
+        for name, made in (("row", rows), ("column", columns)):
             found[f"{name}_starts"][...] = made.starts
             found[f"{name}_taps"][:, 1 : 1 + made.taps.shape[1]] = made.taps
         return found

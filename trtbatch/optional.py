@@ -25,6 +25,7 @@ _EXTRAS = {
     "pyarrow": "ray",
     "tritonclient": "triton",
     "simplejpeg": "jpeg",
+    "nvidia.nvimgcodec": "gpu-decode",
 }
 
 
@@ -37,13 +38,14 @@ def require(module: str, purpose: str) -> ModuleType:
     Raises:
         MissingPackageError: the package isn't installed, or doesn't import.
     """
-    package = module.partition(".")[0]
+    top = module.partition(".")[0]
+    package = module if module in _EXTRAS else top  # nvidia is a folder of many packages
     extra = _EXTRAS.get(package)
     install = f"pip install 'trtbatch[{extra}]' (in a clone: '.[{extra}]')" if extra else f"pip install {package}"
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != package:
+        if error.name not in (package, top):
             raise MissingPackageError(
                 f"{package} is installed but doesn't import: {error}", f"reinstall it: {install}"
             ) from error

@@ -29,8 +29,10 @@ from numpy.typing import NDArray
 from trtbatch.artifacts import TensorSpec
 from trtbatch.backends.base import Session, Slot, conform
 from trtbatch.batches import Profile, pick_profile
+from trtbatch.codec import DecodingDevice, JpegDecoder
 from trtbatch.decoders import PackedReader, are_wanted, packed_ahead
 from trtbatch.errors import InputError
+from trtbatch.gpudecoding import PlaneReader, decoded_ahead
 from trtbatch.pixels import read_ahead
 from trtbatch.sources import BlockSource, ImageSource, Skipped, Source
 from trtbatch.trace import NO_TRACE, Recorder
@@ -80,8 +82,11 @@ class FillableSlot(Slot, Protocol):
         """As :meth:`submit`, the inputs being on the GPU when these events have come."""
 
 
-class Preprocessor(PackedReader, Protocol):
+class Preprocessor(PackedReader, PlaneReader, Protocol):
     """Fills rows of a slot's input on the GPU; between `open` and `close` it is used in one thread."""
+
+    @property
+    def device(self) -> DecodingDevice: ...
 
     def open(self) -> None: ...
 
@@ -497,7 +502,14 @@ class _DeviceFeed:
         self._preprocessor = preprocessor
         self._trace = trace
         preprocessor.open()
-        if are_wanted(len(source.files), source.processes):
+        if source.gpu_decode:
+            try:
+                decoder = JpegDecoder(preprocessor.device)
+            except BaseException:
+                preprocessor.close()
+                raise
+            items = decoded_ahead(source.files, source.names, preprocessor, decoder, source.workers, trace)
+        elif are_wanted(len(source.files), source.processes):
             items = packed_ahead(source.files, source.names, preprocessor, source.workers, trace, team=source.team)
         else:
             prepare, beside, arena = preprocessor.prepare, preprocessor.beside, preprocessor.arena

@@ -153,7 +153,7 @@ def feeds(record: PreprocessorRecord, given: Operands) -> dict[str, Array]:
         "image": np.ascontiguousarray(given.image),
         "down": np.arange(height, dtype=np.float32)[None],
         "across": np.arange(width, dtype=np.float32)[None],
-        **packing.fill(np.empty(packing.bytes, np.uint8), given),
+        **packing.fill(np.empty(packing.bytes, np.uint8), given.rows, given.columns),
     }
 
 

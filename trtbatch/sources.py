@@ -224,6 +224,8 @@ class ImageSource:
     """Whether processes do it rather than threads; None goes by the number of cores and photographs."""
     team: decoders.Team | None = None
     """Processes that were started already."""
+    gpu_decode: bool = False
+    """Whether the GPU of a preprocessor decodes."""
 
     @property
     def total(self) -> int:
@@ -235,7 +237,7 @@ class ImageSource:
         Args:
             max_size: of the preprocessor on a GPU that takes the photographs; None where there is none.
         """
-        if self._is_lent:
+        if self._is_lent and not self.gpu_decode:
             workers = min(self.workers, len(self.files))
             if max_size is not None:
                 self.team = decoders.packed_team(self.preprocessing, max_size, workers)

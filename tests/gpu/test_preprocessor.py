@@ -205,6 +205,38 @@ def test_many_photographs_are_decoded_by_processes_with_the_same_predictions(fol
             assert (array == found["pillow"][key]).all()
 
 
+def test_the_gpu_decodes_with_the_same_predictions(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("nvidia.nvimgcodec", reason="needs nvImageCodec (extra gpu-decode)")
+    shots = tmp_path / "photos"
+    copy_photos(shots)
+    for index in range(200):
+        size = (300 + 7 * (index % 9), 260 - index % 40)
+        exif = Image.Exif()
+        exif[0x0112] = 1 + index % 8
+        made = photograph(np.random.default_rng(index), *size)
+        Image.fromarray(made).save(shots / f"p{index:04}.jpg", quality=95, subsampling=index % 3, exif=exif)
+    whole = (shots / "p0017.jpg").read_bytes()
+    (shots / "p0017.jpg").write_bytes(whole[: len(whole) // 2])
+    found, counts = {}, {}
+    for name, options in (("gpu", ("--gpu-decode",)), ("host", ())):
+        line = ("infer", folder / "even.engine", "--input", shots, "--batch", 8, *options)
+        done = run_process(*line, "--output", f"{name}.npz", "--trace", f"{name}.json", cwd=tmp_path)
+        print(done.stdout, done.stderr)
+        assert done.returncode == 1 and "p0017.jpg" in done.stderr and "decoded none" not in done.stderr
+        events = json.loads((tmp_path / f"{name}.json").read_text())["traceEvents"]
+        counts[name] = sum(event.get("args", {}).get("files", 0) for event in events if event["name"] == "decode")
+        with np.load(tmp_path / f"{name}.npz") as arrays:
+            found[name] = {key: arrays[key] for key in arrays}
+    assert counts["gpu"] >= 199 and counts["host"] == 0
+    assert (found["gpu"]["file"] == found["host"]["file"]).all()
+    for key, array in found["gpu"].items():
+        if array.dtype.kind == "f":
+            host = found["host"][key]
+            off = np.linalg.norm(array - host, axis=1) / np.linalg.norm(host, axis=1)
+            print(f"{key}: off by {off.max():.2e} at most (L2, relative)")
+            assert off.max() < 0.02  # a few of 255 in a pixel
+
+
 def test_memory_is_page_locked_while_it_is_asked_for(folder: Path) -> None:
     preprocessor, _ = opened(folder, "even")
     with preprocessor:

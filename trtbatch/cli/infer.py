@@ -46,6 +46,10 @@ def command(
         ),
     ] = None,
     no_preprocessor: Annotated[bool, typer.Option("--no-preprocessor", help="Let Pillow resize photographs.")] = False,
+    gpu_decode: Annotated[
+        bool,
+        typer.Option("--gpu-decode", help="Decode JPEG files on the GPU, for the engine of a preprocessor."),
+    ] = False,
     trace: Annotated[
         Optional[Path],
         typer.Option(metavar="FILE.json", help="What each thread did when, for chrome://tracing or ui.perfetto.dev."),
@@ -82,6 +86,7 @@ def command(
             "--trace": trace is not None,
             "--preprocessor": preprocessor is not None,
             "--no-preprocessor": no_preprocessor,
+            "--gpu-decode": gpu_decode,
             "--device": device != 0,
             "--seed": seed != 42,
         }
@@ -117,6 +122,7 @@ def command(
                 cuda_graphs=not no_cuda_graph,
                 preprocessor=preprocessor,
                 use_preprocessor=not no_preprocessor,
+                gpu_decode=gpu_decode,
                 trace=trace,
                 progress=progress,
             )

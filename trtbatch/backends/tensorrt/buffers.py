@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch import optional
+from trtbatch.codec import Plane
 from trtbatch.errors import ExecutionError, MissingPackageError, UsageError
 
 __all__ = [
@@ -293,12 +294,20 @@ class PlaneCopy:
 
     def up(self, pixels: NDArray[np.uint8], address: int, pitch: int, stream: Stream) -> None:
         """Host to device, ordered on the stream: pixels ``(H, W, 3)`` side by side, a row each `pitch` bytes."""
-        copy, width = self._copy, pixels.shape[1] * pixels.shape[2]
-        copy.set_src_host(pixels)
-        copy.src_pitch = pixels.strides[0]
+        self._copy.set_src_host(pixels)
+        self._run(pixels.shape, pixels.strides[0], address, pitch, stream)
+
+    def across(self, plane: Plane, address: int, pitch: int, stream: Stream) -> None:
+        """Device to device, the same way."""
+        self._copy.set_src_device(plane.address)
+        self._run(plane.shape, plane.pitch, address, pitch, stream)
+
+    def _run(self, shape: tuple[int, ...], from_pitch: int, address: int, pitch: int, stream: Stream) -> None:
+        copy = self._copy
+        copy.src_pitch = from_pitch
         copy.set_dst_device(address)
-        copy.dst_pitch, copy.width_in_bytes = pitch, width
-        copy.height = pixels.shape[0]
+        copy.dst_pitch, copy.width_in_bytes = pitch, shape[1] * shape[2]
+        copy.height = shape[0]
         copy(stream.pycuda)
 
 

@@ -24,9 +24,10 @@ from trtbatch.backends.tensorrt.buffers import CudaEvent, Device, DeviceMemory
 from trtbatch.backends.tensorrt.engine import TensorRTEngine
 from trtbatch.backends.tensorrt.graphs import CudaGraph
 from trtbatch.backends.tensorrt.slots import bytes_of
+from trtbatch.codec import Plane
 from trtbatch.errors import ExecutionError
 from trtbatch.notes import note
-from trtbatch.operands import Packing, operands
+from trtbatch.operands import Packing, band, operands
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.preprocessorrecord import OUTPUT, PreprocessorRecord
 
@@ -59,7 +60,7 @@ def bucket(length: int, most: int) -> int:
 class Prepared(NamedTuple):
     """A photograph, or the part of it that is needed, and how it is resized, packed."""
 
-    image: NDArray[np.uint8]
+    image: NDArray[np.uint8] | Plane
     packed: NDArray[np.uint8]
 
 
@@ -131,8 +132,17 @@ class TensorRTPreprocessor:
             InputError: not the pixels of a photograph.
         """
         given = operands(self.record.recipe, pixels, self.record.max_size)
-        self._packing.fill(beside, given)
+        self._packing.fill(beside, given.rows, given.columns)
         return Prepared(given.image, beside)
+
+    def prepare_plane(self, plane: Plane, beside: NDArray[np.uint8]) -> Prepared | None:
+        """The same of a photograph on the GPU; None where Pillow is to resize it. For any thread."""
+        found = band(self.record.recipe, plane.height, plane.width, self.record.max_size)
+        if found is None:
+            return None
+        rows, columns = found
+        self._packing.fill(beside, rows, columns)
+        return Prepared(plane.part(rows.first, rows.end, columns.first, columns.end), beside)
 
     def prepared(self, image: NDArray[np.uint8], packed: NDArray[np.uint8]) -> Prepared:
         """The same of operands that are made and packed already."""
@@ -278,7 +288,10 @@ class _Lane:
         size = bucket(rows, self._most), bucket(columns, self._most)
         image = self._room(size)
         self._given = given  # alive until it is there
-        self._copy.up(given.image, image, 3 * size[1], self.stream)
+        if isinstance(given.image, Plane):
+            self._copy.across(given.image, image, 3 * size[1], self.stream)
+        else:
+            self._copy.up(given.image, image, 3 * size[1], self.stream)
         self._device.copies([(given.packed, self._packed.address)]).up(self.stream)
         self._uploaded.record()
         ready = self._ready.get(size)
