@@ -20,9 +20,15 @@ from trtbatch.files import sidecar_path
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import encode
 
-__all__ = ["PHOTOS", "ROOT", "child_environment", "run_process"]
+__all__ = ["PHOTOS", "ROOT", "child_environment", "needs_export", "run_process"]
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of ``TRTBATCH_SHARD=I/N``, each N-th test: the others are another process's, at the same time."""
+    shard, _, count = os.environ.get("TRTBATCH_SHARD", "0/1").partition("/")
+    items[:] = [item for index, item in enumerate(items) if index % int(count) == int(shard)]
 
 
 @pytest.fixture
@@ -66,15 +72,28 @@ def engine(folder: Path, cli: Callable[..., Any]) -> Path:
 def run_process(
     *args: object, cwd: Path, timeout: float = 300, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """``trtbatch ARGS`` as its own process."""
+    """``trtbatch ARGS`` as its own process; ``export`` by the Python that sees torch, where that is another."""
+    python, around = sys.executable, child_environment()
+    if EXPORT_PYTHON is not None and args[0] == "export":
+        python, around = EXPORT_PYTHON, around | {"PYTHONPATH": str(ROOT)}
+        around.pop("LD_LIBRARY_PATH", None)
     return subprocess.run(
-        [sys.executable, "-m", "trtbatch", *map(str, args)],
+        [python, "-m", "trtbatch", *map(str, args)],
         cwd=cwd,
         timeout=timeout,
         capture_output=True,
         text=True,
-        env=child_environment() | (env or {}),
+        env=around | (env or {}),
     )
+
+
+EXPORT_PYTHON = os.environ.get("TRTBATCH_EXPORT_PYTHON")
+
+
+def needs_export() -> None:
+    """Skip the test where no Python here sees torch."""
+    if EXPORT_PYTHON is None:
+        pytest.importorskip("torch", reason="export needs torch")
 
 
 def child_environment() -> dict[str, str]:

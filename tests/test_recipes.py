@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests import test_readme
-from tests.conftest import COMMANDS, run_process
+from tests.conftest import COMMANDS, needs_export, run_process
 from tests.pages import PAGES, Command, Section, commands, is_synopsis, sections
 from trtbatch import optional
 from trtbatch.backends import tensorrt
@@ -128,7 +128,7 @@ def begins(lines: Sequence[Command]) -> bool:
 
 @pytest.mark.parametrize("section", [each for each in SECTIONS if typed(each)], ids=lambda each: each.name)
 def test_every_command_of_a_section_runs(section: Section, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    pytest.importorskip("torch", reason="export needs torch")
+    needs_export()
     lines, folder = typed(section), tmp_path / "folder"
     if begins(lines):
         folder.mkdir()

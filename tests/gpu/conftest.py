@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from trtbatch.backends import tensorrt
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    shard, _, count = os.environ.get("TRTBATCH_SHARD", "0/1").partition("/")
-    mine = [item for index, item in enumerate(items) if index % int(count) == int(shard)]
-    items[:] = mine  # the rest is another process's, at the same time: most of a test is waiting for a build
     obstacle = tensorrt.obstacle()
     for item in items:
         if "tests/gpu" in item.path.as_posix():

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import PHOTOS, ROOT, run_process
+from tests.conftest import PHOTOS, run_process
 from trtbatch.artifacts import load
 from trtbatch.backends import open_engine
 from trtbatch.backends.onnxruntime import OnnxReference
@@ -29,11 +26,7 @@ LIMIT = 2e-3
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder in which the three lines have run, each exactly as in the README."""
     folder = tmp_path_factory.mktemp("pipeline")
-    exporter = os.environ.get("TRTBATCH_EXPORT_PYTHON", sys.executable)
-    environment = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
-    environment["PYTHONPATH"] = str(ROOT) if exporter != sys.executable else os.environ.get("PYTHONPATH", str(ROOT))
-    line = [exporter, "-m", "trtbatch", "export", "resnet18", "--dynamic"]
-    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = run_process("export", "resnet18", "--dynamic", cwd=folder)
     assert done.returncode == 0, done.stderr
     done = run_process("build", "--min", 1, "--opt", 16, "--max", 32, cwd=folder)
     assert done.returncode == 0, done.stderr
