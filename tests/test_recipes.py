@@ -109,6 +109,7 @@ def used(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
         "trtbatch build --min 1 --opt 16 --max 32",
         "trtbatch bench --batch 1,8 --json before.json",
         "trtbatch bench --batch 1,8 --json after.json",
+        "trtbatch tune --latency 10s --batch 1,2",
     ):
         run(Command(line), folder)
     return folder
