@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -316,6 +317,28 @@ def test_an_engine_that_does_not_load_leaves_no_process(
     result = cli("infer", "--input", folder_of_all)
     assert result.exit_code == 1 and "it is damaged" in result.output
     assert started and not children()
+
+
+def test_photographs_come_while_rings_are_locked(folder_of_all: Path) -> None:
+    class Slow(Reader):
+        def __init__(self) -> None:
+            super().__init__()
+            self.may = threading.Event()
+
+        def lock(self, memory: NDArray[np.uint8]) -> Callable[[], None]:
+            assert self.may.wait(60)
+            return super().lock(memory)
+
+    reader = Slow()
+    files, names = listed(folder_of_all)
+    items = packed_ahead(files * 3, names * 3, reader, 2, ring=8 << 20)
+    found = [next(items) for _ in range(len(files))]
+    assert reader.locked == []
+    reader.may.set()
+    for item in (*found, *items):
+        if isinstance(item, Photograph):
+            item.release()
+    assert reader.locked == [] and reader.memory.in_use() == 0
 
 
 def test_a_slow_consumer_is_not_run_away_from(folder_of_all: Path, tmp_path: Path) -> None:

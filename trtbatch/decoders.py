@@ -333,7 +333,14 @@ class _Ring:
         self._counters[PRESSED] = number
 
     def lock(self, lock: Callable[[Bytes], Callable[[], None]]) -> None:
-        self._unlock = lock(self.bytes)
+        """Page-lock it, in any thread, while it is used."""
+        unlock = lock(self.bytes)
+        with self._lock:
+            is_needed = not self._closing or bool(self._held)
+            if is_needed:
+                self._unlock = unlock
+        if not is_needed:
+            unlock()
 
     def close(self) -> None:
         """No more photographs come."""
@@ -531,6 +538,7 @@ class _Crew(Generic[T]):
         """By the pipe that its answers come from."""
         self._poll = select.poll()
         self._lock = job.lock
+        self._locker: threading.Thread | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._is_patient = True
         self._traced = job.trace is not NO_TRACE
@@ -540,9 +548,14 @@ class _Crew(Generic[T]):
         self._team = self._job.start()
         started = [self._add() for _ in range(self._count)]
         self._hand_out()
-        for worker in started:  # which takes a while, in which they begin
-            if worker is not None:
-                self._page_lock(worker.ring)
+        if self._lock is not None:  # which takes some hundredths of a second each, and they have begun
+            rings = [worker.ring for worker in started if worker is not None]
+            self._locker = threading.Thread(target=self._lock_all, args=(rings,), name="trtbatch-page-lock")
+            self._locker.start()
+
+    def _lock_all(self, rings: Sequence[_Ring]) -> None:
+        for ring in rings:
+            self._page_lock(ring)
 
     def _add(self) -> _Worker[T] | None:
         assert self._team is not None, "started"
@@ -553,10 +566,11 @@ class _Crew(Generic[T]):
         return worker
 
     def _page_lock(self, ring: _Ring) -> None:
-        if self._lock is None:
+        lock = self._lock
+        if lock is None:
             return
         try:
-            ring.lock(self._lock)
+            ring.lock(lock)
         except ExecutionError as error:
             self._lock = None
             note(f"photographs are uploaded from memory that isn't page-locked: {error.problem}")
@@ -704,6 +718,9 @@ class _Crew(Generic[T]):
                 worker.process.kill()  # all of them, and only then wait for each
             if self._team is not None:
                 steps.callback(self._team.close)
+            if self._locker is not None:
+                self._lock = None  # rings that aren't locked yet needn't be
+                steps.callback(self._locker.join)
             steps.callback(self._release)
 
     def _release(self) -> None:
