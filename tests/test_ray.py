@@ -275,6 +275,32 @@ def test_arrays_and_tables_are_read_row_by_row(
         assert best == expected.argmax(axis=1).tolist()
 
 
+def test_names_that_are_not_utf8(cluster: None, cli: Cli, photo_engine: Path, folder: Path) -> None:
+    import pyarrow.json
+    import pyarrow.parquet as pq
+
+    source = pictures(folder, 3)
+    (source / "sub").mkdir()
+    try:
+        (source / "00000.jpg").rename(os.fsdecode(os.fsencode(source) + b"/sub/gr\xfcn.jpg"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    expected = [f"{source}/00001.jpg", f"{source}/00002.jpg", rf"{source}/sub/gr\xfcn.jpg"]
+    for kind in ("parquet", "jsonl"):
+        line = ("infer", "--ray", "auto", "--input", source, "--output", f"out_{kind}", "--format", kind)
+        done = cli(*line)
+        assert done.exit_code == 0, done.output
+        assert "3 rows predicted" in done.output
+        (file,) = (folder / f"out_{kind}").glob(f"*.{kind}")
+        rows = (pq.read_table(file) if kind == "parquet" else pyarrow.json.read_json(file)).to_pylist()
+        assert [row["path"] for row in rows] == expected
+        assert [row["error"] for row in rows] == [None] * 3
+        names = [source / "00001.jpg", source / "00002.jpg", source / "sub" / "gr\udcfcn.jpg"]
+        assert [row["class"] for row in rows] == classes(folder, [Image.open(name) for name in names])
+        assert "0 rows predicted, 3 were there" in cli(*line).output
+    refused(cli(*line[:5], "--output", "out\udcff"), 2, r"--output out\xff: pyarrow takes names in UTF-8 only")
+
+
 def test_users_own_pipeline(cluster: None, photo_engine: Path, folder: Path) -> None:
     import ray
 

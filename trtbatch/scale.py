@@ -189,8 +189,11 @@ def _run(
     actors, needs = _actors(artifact.sidecar, request.concurrency)
     # Blocks of whole batches, and enough of them for every actor.
     size = batch * max(1, math.ceil(min(BLOCK_ROWS, len(rows) / actors) / batch))
+    # Paths as bytes: Arrow's text is UTF-8, which a file name need not be.
     blocks = [
-        pyarrow.table({"file": [path for path, _ in part], "row": [row for _, row in part]})
+        pyarrow.table(
+            {"file": [path.encode("utf-8", "surrogateescape") for path, _ in part], "row": [row for _, row in part]}
+        )
         for part in (rows[start : start + size] for start in range(0, len(rows), size))
     ]
     reading = {"source": source, "kind": kind, "sidecar": artifact.sidecar}

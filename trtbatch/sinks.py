@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from trtbatch.artifacts import Sidecar, TensorSpec
 from trtbatch.errors import UsageError
 from trtbatch.files import atomic_file
+from trtbatch.names import written
 from trtbatch.notes import warn
 
 __all__ = ["Prediction", "Sink", "open_sink", "top_predictions"]
@@ -161,7 +162,7 @@ class _CsvSink(_FileSink):
         if not self._has_header:
             self._writer.writerow(["file", *header])
             self._has_header = True
-        self._writer.writerows([name, *row] for name, row in zip(names, rows))
+        self._writer.writerows([written(name), *row] for name, row in zip(names, rows))
 
     def _finish(self) -> None:
         if not self._has_header:
@@ -178,7 +179,7 @@ class _JsonLinesSink(_FileSink):
 
     def write(self, names: Sequence[str], outputs: dict[str, Array], top: list[list[Prediction]] | None) -> None:
         for row, name in enumerate(names):
-            line: dict[str, Any] = {"file": name}
+            line: dict[str, Any] = {"file": written(name)}
             if top is not None:
                 line["top"] = [{"class": p.name, "index": p.index, "score": _finite(p.score)} for p in top[row]]
             rest = {output: _jsonable(array[row]) for output, array in list(outputs.items())[0 if top is None else 1 :]}
