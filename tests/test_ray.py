@@ -223,12 +223,13 @@ def test_the_next_run_goes_on_where_one_ended(
         infer_with_ray(request, Failing)
     half = sum(len(file.read_text().splitlines()) for file in (folder / "out").glob("*.jsonl"))
     assert 0 < half < 400
-    (folder / "out" / ".part-0.jsonl.0").write_text('{"path": "half a fi')  # as a machine that stops leaves it
+    for name in (".part-0.jsonl.0", "._job.json.0"):
+        (folder / "out" / name).write_text('{"path": "half a fi')  # as a machine that stops leaves it
     result = infer_with_ray(request)
     assert (result.before, result.rows) == (half, 400 - half)
     rows = [json.loads(line) for file in (folder / "out").glob("*.jsonl") for line in file.read_text().splitlines()]
     assert sorted(Path(row["path"]).name for row in rows) == [f"{index:05}.jpg" for index in range(400)]
-    assert not list((folder / "out").glob(".part*"))
+    assert not list((folder / "out").glob(".*"))
     with pytest.raises(UsageError, match="holds rows of another topk"):
         infer_with_ray(RayRequest(photo_engine, str(source), str(folder / "out"), format="jsonl", topk=2))
 

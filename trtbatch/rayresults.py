@@ -42,7 +42,7 @@ def claim(target: Store, shown: str, made_with: Mapping[str, Any]) -> None:
         raise UsageError(f"--output {shown} is a file", "name a folder")
     target.system.create_dir(target.path, recursive=True)
     for each in target.system.get_file_info(fs.FileSelector(target.path)):
-        if each.base_name.startswith(".part-"):
+        if each.base_name.startswith((".part-", f".{JOB}.")):
             target.system.delete_file(each.path)  # half a file, of a machine that stopped
     if target.system.get_file_info(place).type == fs.FileType.File:
         with target.system.open_input_stream(place) as stream:

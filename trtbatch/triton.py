@@ -27,7 +27,7 @@ from trtbatch import optional
 from trtbatch.artifacts import Artifact, Sidecar, TensorSpec, check_file
 from trtbatch.backends import resolve_engine
 from trtbatch.errors import ArtifactError, UsageError
-from trtbatch.files import scratch
+from trtbatch.files import ASIDE, scratch
 from trtbatch.notes import note
 from trtbatch.profiles import gaps, powers_of_two
 
@@ -147,7 +147,7 @@ def _fill(made: Path, artifact: Artifact, text: str, version: int) -> None:
 
 def _replace(made: Path, target: Path, version: int) -> None:
     """Add a version to a model that is there; the configuration that names it comes last."""
-    place, aside = target / str(version), made.parent / "replaced"
+    place, aside = target / str(version), made.parent / ASIDE
     if place.exists():
         place.rename(aside)  # gone with the scratch folder
     try:
