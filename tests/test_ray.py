@@ -128,6 +128,16 @@ def test_without_ray_the_package_is_named(cli: Cli, engine: Path, monkeypatch: p
     refused(cli("infer", "--ray", "local", "--input", ".", "--output", "out"), 1, told)
 
 
+@pytest.mark.parametrize("topk", [0, -1])
+def test_no_classes_cannot_be_given(photo_engine: Path, folder: Path, topk: int) -> None:
+    told = f"topk={topk} is no number of classes"
+    with pytest.raises(UsageError, match=told):
+        Predictor(photo_engine, topk=topk)
+    pytest.importorskip("ray.data", reason="Ray (ray[data]) isn't installed")
+    with pytest.raises(UsageError, match=told):
+        infer_with_ray(RayRequest(photo_engine, str(folder), str(folder / "out"), topk=topk))
+
+
 # On a cluster.
 
 

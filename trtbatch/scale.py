@@ -39,6 +39,7 @@ from trtbatch.notes import note
 from trtbatch.ray import IMAGE_COLUMNS, PIXELS, READY, Predictor
 from trtbatch.rayresults import audit, claim, done_rows, write_rows
 from trtbatch.rayrows import read_rows
+from trtbatch.sinks import refuse_topk
 from trtbatch.store import Kind, Store, list_rows, named, open_store
 
 __all__ = ["RayRequest", "RayResult", "infer_with_ray"]
@@ -66,7 +67,7 @@ class RayRequest:
         batch: None is the engine's best.
         concurrency: number of actors; None is one for each GPU, or for each node where the engine runs on the CPU.
         format: of the files in `output`.
-        topk: classes given for each row.
+        topk: classes given for each row; all of them where the model has fewer.
         count: at most so many rows.
         progress: told the number of rows done, and of all.
     """
@@ -113,6 +114,7 @@ def infer_with_ray(request: RayRequest, predictor: type[Any] = Predictor) -> Ray
         ExecutionError: the job failed; what it has done stays, and the next run goes on from there.
     """
     optional.require("ray.data", "predict on a cluster")
+    refuse_topk(request.topk)
     artifact = resolve_engine(request.engine)
     sidecar = artifact.sidecar
     batch = sidecar.best_batch if request.batch is None else request.batch
