@@ -314,6 +314,10 @@ def test_predict_takes_paths_images_bytes_and_pixels(photo_engine: Path, folder:
     with trtbatch.load(photo_engine) as loaded:
         found = loaded.predict(given, topk=2)
         assert loaded.predict([]) == []
+        assert sorted(each.index for each in loaded.predict(given[:1], topk=99)[0]) == list(range(5))
+        for bad in (0, -1, 1.5):
+            with pytest.raises(UsageError, match=f"topk={bad} is no number of classes; give a whole number, 1 or more"):
+                loaded.predict(given, topk=bad)  # type: ignore[arg-type]
         with pytest.raises(UsageError, match="takes a list of images"):
             loaded.predict(os.fspath(files[0]))
         with pytest.raises(InputError, match="image 1: not an image that Pillow can read"):

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from tests.test_build import refused
 from tests.test_report_command import saved, timed
-from trtbatch.bench import BenchResult
+from trtbatch.bench import THROTTLED, BatchResult, BenchResult
 from trtbatch.errors import InputError
 from trtbatch.gate import Comparison, compare_results
 from trtbatch.independent import BLOCKS, MIN_BLOCKS, ratio_of_medians
 from trtbatch.records import decode
+from trtbatch.stats import summarize
 
 Cli = Callable[..., Any]
 Array = NDArray[np.float64]
@@ -232,6 +233,38 @@ def test_warnings_go_to_standard_error(cli: Cli, folder: Path) -> None:
     assert done.exit_code == 0
     assert "warning: the runs differ in GPU: NVIDIA H200 in A, NVIDIA L4 in B" in done.stderr
     assert "warning: in B only, not in A: batch 32 (graph)" in done.stderr
+
+
+def test_lines_that_bench_had_called_unstable_are_named(cli: Cli, folder: Path) -> None:
+    """B warms up at batch 8, has too few runs at 16, and is throttled at 32; A is noisy at batch 1."""
+    a, b = pair(lambda batch: 1.0)
+
+    def spoiled(line: BatchResult, ms: Array, **other: Any) -> BatchResult:
+        summary = summarize(ms, (90, 99))
+        return replace(line, samples_ms=tuple(ms.tolist()), summary=summary, **{"verdict": summary.verdict} | other)
+
+    noisy = spoiled(a.batches[0], np.tile([0.1, 0.3], 30))
+    warming = spoiled(b.batches[3], np.repeat([0.3, 0.25], 30))
+    few = spoiled(b.batches[4], np.full(4, 0.3))
+    throttled = spoiled(b.batches[5], np.repeat([0.3, 0.25], 30), verdict=THROTTLED)
+    saved(folder / "a.json", replace(a, batches=(noisy, *a.batches[1:])))
+    saved(folder / "b.json", replace(b, batches=(*b.batches[:3], warming, few, throttled)))
+    done = cli("compare", "a.json", "b.json", "--json", "c.json")
+    assert done.exit_code == 0
+    fix = "stop other programs, or measure longer (--min-time)"
+    assert f"warning: A wasn't stable at batch 1 (graph, noise {noisy.summary.noise * 100:.1f} %): {fix}" in done.stderr
+    told = f"batch 8 (graph, drift -16.7 %), batch 16 (graph, too few runs): {fix}"
+    assert f"warning: B wasn't stable at {told}" in done.stderr
+    assert "batch 32 (graph) was throttled in B" in done.stderr
+    assert f"warning: B wasn't stable at {told}" in cli("compare", "a.json", "b.json", "--markdown").stdout
+    assert json.loads((folder / "c.json").read_text())["unstable_b"][0] == "batch 8 (graph, drift -16.7 %)"
+    steady = cli("compare", "b.json", "b.json", "--fail-if-slower", "5%")
+    assert "A wasn't stable at batch 8" in steady.stderr and steady.exit_code == 0
+
+
+def test_stable_lines_are_not_warned_of(cli: Cli, folder: Path) -> None:
+    files(folder, 1.2)
+    assert "wasn't stable" not in cli("compare", "a.json", "b.json").output
 
 
 def test_markdown_is_all_that_is_printed(cli: Cli, folder: Path) -> None:

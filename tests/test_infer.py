@@ -22,7 +22,8 @@ from tests.conftest import CLASSES, PHOTOS, PREPROCESSING
 from tests.test_build import refused
 from trtbatch.artifacts import load
 from trtbatch.backends.onnxruntime import OnnxReference
-from trtbatch.infer import InferResult
+from trtbatch.errors import UsageError
+from trtbatch.infer import InferRequest, InferResult, infer
 from trtbatch.sinks import open_sink, top_predictions
 from trtbatch.sources import Sample, Skipped, open_source
 
@@ -293,6 +294,11 @@ def test_random_samples_depend_on_seed_and_index_only(cli: Cli, engine: Path, fo
 
 def test_a_sink_without_a_format_and_a_bad_topk(cli: Cli, engine: Path) -> None:
     refused(cli("infer", "--input", "random", "--output", "p.txt"), 2, "no format for '.txt'")
+    for topk in (0, -1):
+        with pytest.raises(UsageError, match=f"topk={topk} is no number of classes"):
+            infer(InferRequest(engine, "random", topk=topk))
+    assert cli("infer", "--input", "random", "--count", 1, "--topk", 99, "--output", "all.csv").exit_code == 0
+    assert Path("all.csv").read_text().partition("\n")[0].count("class_") == 5
     result = cli("infer", "--input", "random", "--topk", 0)
     assert result.exit_code == 2 and "Traceback" not in result.output
     assert cli("infer").exit_code == 2
@@ -390,8 +396,10 @@ def test_a_name_that_is_not_utf8_is_kept_in_every_format(
     for name in ("p.csv", "p.jsonl", "p.npz"):
         result = cli("infer", "--input", "in", "--output", name)
         assert result.exit_code == 0, result.output
-    assert json.loads((folder / "p.jsonl").read_text())["file"] == "a\udcff.jpg"
-    assert "a\\udcff.jpg" in (folder / "p.csv").read_text()
+    assert json.loads((folder / "p.jsonl").read_text())["file"] == r"a\xff.jpg"
+    assert (folder / "p.csv").read_text().splitlines()[1].startswith(r"a\xff.jpg,")
+    (name,) = np.load(folder / "p.npz")["file"].tolist()
+    assert name == "a\udcff.jpg" and (folder / "in" / name).is_file()
 
 
 def test_other_outputs_are_not_dropped_in_silence(engine: Path, folder: Path, caplog: Any) -> None:

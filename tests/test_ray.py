@@ -128,6 +128,16 @@ def test_without_ray_the_package_is_named(cli: Cli, engine: Path, monkeypatch: p
     refused(cli("infer", "--ray", "local", "--input", ".", "--output", "out"), 1, told)
 
 
+@pytest.mark.parametrize("topk", [0, -1])
+def test_no_classes_cannot_be_given(photo_engine: Path, folder: Path, topk: int) -> None:
+    told = f"topk={topk} is no number of classes"
+    with pytest.raises(UsageError, match=told):
+        Predictor(photo_engine, topk=topk)
+    pytest.importorskip("ray.data", reason="Ray (ray[data]) isn't installed")
+    with pytest.raises(UsageError, match=told):
+        infer_with_ray(RayRequest(photo_engine, str(folder), str(folder / "out"), topk=topk))
+
+
 # On a cluster.
 
 
@@ -223,12 +233,13 @@ def test_the_next_run_goes_on_where_one_ended(
         infer_with_ray(request, Failing)
     half = sum(len(file.read_text().splitlines()) for file in (folder / "out").glob("*.jsonl"))
     assert 0 < half < 400
-    (folder / "out" / ".part-0.jsonl.0").write_text('{"path": "half a fi')  # as a machine that stops leaves it
+    for name in (".part-0.jsonl.0", "._job.json.0"):
+        (folder / "out" / name).write_text('{"path": "half a fi')  # as a machine that stops leaves it
     result = infer_with_ray(request)
     assert (result.before, result.rows) == (half, 400 - half)
     rows = [json.loads(line) for file in (folder / "out").glob("*.jsonl") for line in file.read_text().splitlines()]
     assert sorted(Path(row["path"]).name for row in rows) == [f"{index:05}.jpg" for index in range(400)]
-    assert not list((folder / "out").glob(".part*"))
+    assert not list((folder / "out").glob(".*"))
     with pytest.raises(UsageError, match="holds rows of another topk"):
         infer_with_ray(RayRequest(photo_engine, str(source), str(folder / "out"), format="jsonl", topk=2))
 
@@ -273,6 +284,32 @@ def test_arrays_and_tables_are_read_row_by_row(
         expected = (-rows).astype(np.float64)
         best = [row["index"] for row in found]
         assert best == expected.argmax(axis=1).tolist()
+
+
+def test_names_that_are_not_utf8(cluster: None, cli: Cli, photo_engine: Path, folder: Path) -> None:
+    import pyarrow.json
+    import pyarrow.parquet as pq
+
+    source = pictures(folder, 3)
+    (source / "sub").mkdir()
+    try:
+        (source / "00000.jpg").rename(os.fsdecode(os.fsencode(source) + b"/sub/gr\xfcn.jpg"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    expected = [f"{source}/00001.jpg", f"{source}/00002.jpg", rf"{source}/sub/gr\xfcn.jpg"]
+    for kind in ("parquet", "jsonl"):
+        line = ("infer", "--ray", "auto", "--input", source, "--output", f"out_{kind}", "--format", kind)
+        done = cli(*line)
+        assert done.exit_code == 0, done.output
+        assert "3 rows predicted" in done.output
+        (file,) = (folder / f"out_{kind}").glob(f"*.{kind}")
+        rows = (pq.read_table(file) if kind == "parquet" else pyarrow.json.read_json(file)).to_pylist()
+        assert [row["path"] for row in rows] == expected
+        assert [row["error"] for row in rows] == [None] * 3
+        names = [source / "00001.jpg", source / "00002.jpg", source / "sub" / "gr\udcfcn.jpg"]
+        assert [row["class"] for row in rows] == classes(folder, [Image.open(name) for name in names])
+        assert "0 rows predicted, 3 were there" in cli(*line).output
+    refused(cli(*line[:5], "--output", "out\udcff"), 2, r"--output out\xff: pyarrow takes names in UTF-8 only")
 
 
 def test_users_own_pipeline(cluster: None, photo_engine: Path, folder: Path) -> None:

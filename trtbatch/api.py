@@ -27,7 +27,7 @@ from trtbatch.errors import ExecutionError, InputError, UsageError
 from trtbatch.images import ImageLike, image_input, open_image, stacked
 from trtbatch.pipeline import executed_size
 from trtbatch.profiles import split_batch
-from trtbatch.sinks import Prediction, top_predictions
+from trtbatch.sinks import Prediction, refuse_topk, top_predictions
 
 __all__ = ["DeviceSession", "LoadedEngine", "load"]
 
@@ -144,11 +144,13 @@ class LoadedEngine:
 
         Args:
             images: paths, Pillow images, encoded files, or pixels ``(H, W, 3)`` uint8, of any sizes.
+            topk: classes given for each; all of them where the model has fewer.
 
         Raises:
             InputError: an image that can't be used, by its number.
-            UsageError: the model takes no photographs, or its first output isn't class scores.
+            UsageError: the model takes no photographs, its first output isn't class scores, or `topk` is below 1.
         """
+        refuse_topk(topk)
         spec, preprocessing = image_input(self.sidecar)
         first = self.sidecar.outputs[0]
         if first.batch_axis != 0 or len(first.shape) != 2 or not first.dtype.startswith("float"):

@@ -1,4 +1,9 @@
-"""Writing without harm: private folders, atomic renames, and what may not be replaced."""
+"""Writing without harm: private folders, atomic renames, and what may not be replaced.
+
+A private folder is locked (``flock``) while its process lives, whatever ends that; the next one made beside it removes
+those that nobody holds. Locks are known to one machine, and end with it: so the name tells the machine's start, and
+folders of another are left alone.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +12,20 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from trtbatch.errors import UsageError
+from trtbatch.notes import note
 
-__all__ = ["atomic_file", "refuse_folder", "refuse_outputs", "require_space", "scratch", "sidecar_path"]
+__all__ = ["ASIDE", "atomic_file", "refuse_folder", "refuse_outputs", "require_space", "scratch", "sidecar_path"]
+
+
+_PREFIX = ".trtbatch-"
+
+ASIDE = "replaced"
+"""In a private folder: what was there before, on its way out. A folder that a killed run left with it is kept."""
 
 
 def sidecar_path(artifact: Path) -> Path:
@@ -74,8 +87,9 @@ def scratch(target: Path) -> Iterator[Path]:
     """
     refuse_folder(target)
     target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(target.parent)
     try:
-        folder = Path(tempfile.mkdtemp(prefix=".trtbatch-", dir=target.parent))
+        folder, lock = _private_folder(target.parent)
     except OSError as error:  # the folder's fault, not that of the name that was tried
         error.filename = str(target.parent)
         raise
@@ -83,6 +97,59 @@ def scratch(target: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _private_folder(parent: Path) -> tuple[Path, int | None]:
+    """A new folder, and the descriptor that holds its lock; None where it can't be locked, and so is never removed."""
+    start = _machine_start()
+    for _ in range(3 if start else 0):  # another process may take it for abandoned before it is locked
+        folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{start}-", dir=parent))
+        lock = _lock(folder)
+        if lock is not None:
+            return folder, lock
+        with suppress(OSError):
+            folder.rmdir()
+    return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent)), None
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove private folders whose process is gone."""
+    start = _machine_start()
+    for folder in parent.glob(f"{_PREFIX}{start}-????????") if start else ():
+        lock = _lock(folder)
+        if lock is None:
+            continue
+        try:
+            if not (folder / ASIDE).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                note(f"removed {folder}, which a run that was killed had left")
+        finally:
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """The descriptor that locks a folder until it is closed; None where another holds it, or it is none or gone."""
+    import fcntl
+
+    with suppress(OSError), ExitStack() as stack:
+        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        stack.callback(os.close, held)
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(held), os.stat(folder)):
+            stack.pop_all()
+            return held
+    return None
+
+
+@cache
+def _machine_start() -> str:
+    """A name for the time since this machine was started; empty where it has none (only Linux does)."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()[:8]
+    except OSError:
+        return ""
 
 
 @contextmanager

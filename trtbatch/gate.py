@@ -5,7 +5,7 @@ Engines timed in turns (:mod:`trtbatch.duel`) tell smaller differences: there, w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,8 @@ class Comparison:
         only_a, only_b: ``batch 4 (run)``, of which there is nothing to compare.
         differences: of the machines and the work, that may be why, in words.
         limit: how much slower is a failure, as a share; None without one.
+        unstable_a, unstable_b: lines of each that ``bench`` had called unstable, and for what: ``batch 4 (run, drift
+            -8.3 %)``.
     """
 
     a: Run
@@ -81,6 +83,8 @@ class Comparison:
     only_b: tuple[str, ...]
     differences: tuple[str, ...]
     limit: float | None = None
+    unstable_a: tuple[str, ...] = ()
+    unstable_b: tuple[str, ...] = ()
     format_version: int = 1
 
     @property
@@ -120,6 +124,16 @@ def compare_results(
         only_b=tuple(_place(place) for place in theirs if place not in ours),
         differences=tuple(_differences(a, b, [(ours[place], theirs[place]) for place in both])),
         limit=limit,
+        unstable_a=_unstable(ours[place] for place in both),
+        unstable_b=_unstable(theirs[place] for place in both),
+    )
+
+
+def _unstable(rows: Iterable[BatchResult]) -> tuple[str, ...]:
+    return tuple(
+        f"batch {row.batch} ({clean(row.mode)}, {row.summary.verdict})"
+        for row in rows
+        if not row.summary.stable and row.verdict != THROTTLED
     )
 
 

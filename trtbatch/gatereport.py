@@ -116,12 +116,17 @@ def _percent(share: float) -> str:
 
 
 def warnings(comparison: Comparison) -> list[str]:
-    """What is not compared, what was not alike, and what might be a slowdown but can't be told from noise."""
+    """What isn't compared, what wasn't alike or stable, and what might be a slowdown but can't be told from noise."""
     told = []
     for name, other, only in (("A", "B", comparison.only_a), ("B", "A", comparison.only_b)):
         if only:
             told.append(f"in {name} only, not in {other}: {', '.join(only)}")
     told += [f"the runs differ in {text}" if ": " in text else text for text in comparison.differences]
+    for name, unstable in (("A", comparison.unstable_a), ("B", comparison.unstable_b)):
+        if unstable:
+            told.append(
+                f"{name} wasn't stable at {', '.join(unstable)}: stop other programs, or measure longer (--min-time)"
+            )
     if comparison.limit is not None:
         limit = comparison.limit
         unsure = [line for line in comparison.lines if line.ratio > 1 + limit and not line.fails]

@@ -24,7 +24,7 @@ from trtbatch.pipeline import Busy, Pipeline, Preprocessor
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.preprocessor import OnnxPreprocessor
 from trtbatch.profiles import split_batch
-from trtbatch.sinks import Prediction, Sink, open_sink, top_predictions
+from trtbatch.sinks import Prediction, Sink, open_sink, refuse_topk, top_predictions
 from trtbatch.sources import ImageSource, Skipped, Source, open_source
 from trtbatch.trace import NO_TRACE, Recorder, open_trace
 
@@ -49,6 +49,7 @@ class InferRequest:
         batch: one larger than every profile is run in pieces; None is the engine's best.
         count: at most so many samples.
         output: ``.npz``, ``.csv`` or ``.jsonl``.
+        topk: classes given for each sample; all of them where the model has fewer.
         strict: the first unusable input ends the run.
         device: number of the GPU.
         cuda_graphs: whether batches may run as CUDA graphs.
@@ -120,6 +121,7 @@ def infer(request: InferRequest) -> InferResult:
         UsageError, InputError: an input that doesn't fit; with `strict`, the first unusable image.
         ExecutionError: the engine failed.
     """
+    refuse_topk(request.topk)
     artifact = resolve_engine(request.engine, () if request.batch is None else [request.batch])
     sidecar = artifact.sidecar
     sizes = _sizes(request.batch, sidecar, artifact.path.name)
@@ -344,7 +346,7 @@ def _take(
 
 def _top(outputs: dict[str, Array], sidecar: Sidecar, k: int, count: int) -> list[list[Prediction]] | None:
     """The best classes of the first samples, where the first output is class scores: ``(N, C)`` floats with C ≥ 2."""
-    if not outputs or k < 1 or count < 1:
+    if not outputs or count < 1:
         return None
     first = next(iter(outputs.values()))
     if first.ndim != 2 or first.shape[1] < 2 or first.dtype.kind != "f":

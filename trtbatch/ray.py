@@ -33,7 +33,7 @@ from trtbatch.api import LoadedEngine, load
 from trtbatch.artifacts import Sidecar, TensorSpec
 from trtbatch.errors import InputError, UsageError
 from trtbatch.images import image_input, open_image, stacked
-from trtbatch.sinks import Prediction, top_predictions
+from trtbatch.sinks import Prediction, refuse_topk, top_predictions
 
 __all__ = ["IMAGE_COLUMNS", "PIXELS", "READY", "Predictor", "is_scores", "prepare"]
 
@@ -69,13 +69,13 @@ class Predictor:
 
     Args:
         engine: path, on the machine of the actor.
-        topk: classes given for each row.
+        topk: classes given for each row; all of them where the model has fewer.
         device: number of the GPU; of those that Ray gives the actor.
         drop: columns not to give back.
 
     Raises:
         ArtifactError, MissingPackageError: as :func:`trtbatch.load`.
-        UsageError: a model whose outputs can't be columns.
+        UsageError: a model whose outputs can't be columns, or `topk` below 1.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class Predictor:
         cuda_graphs: bool = True,
         drop: Sequence[str] = (),
     ) -> None:
+        refuse_topk(topk)
         self._topk = topk
         self._drop = frozenset(drop)
         self._thread = _Thread()

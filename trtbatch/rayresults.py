@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from trtbatch import optional
 from trtbatch.errors import ExecutionError, UsageError
+from trtbatch.names import written
 from trtbatch.store import Store, write_file
 
 __all__ = ["audit", "claim", "done_rows", "write_rows"]
@@ -31,15 +32,17 @@ def claim(target: Store, shown: str, made_with: Mapping[str, Any]) -> None:
         shown: the folder, as it was named.
 
     Raises:
-        UsageError: the folder holds rows of another job, or other files.
+        UsageError: the folder holds rows of another job, or other files, or its name is none for pyarrow.
     """
     fs = optional.require("pyarrow.fs", "write files for Ray")
+    if written(target.path) != target.path:
+        raise UsageError(f"--output {shown}: pyarrow takes names in UTF-8 only", "name another folder")
     place = f"{target.path}/{JOB}"
     if target.system.get_file_info(target.path).type == fs.FileType.File:
         raise UsageError(f"--output {shown} is a file", "name a folder")
     target.system.create_dir(target.path, recursive=True)
     for each in target.system.get_file_info(fs.FileSelector(target.path)):
-        if each.base_name.startswith(".part-"):
+        if each.base_name.startswith((".part-", f".{JOB}.")):
             target.system.delete_file(each.path)  # half a file, of a machine that stopped
     if target.system.get_file_info(place).type == fs.FileType.File:
         with target.system.open_input_stream(place) as stream:
@@ -100,7 +103,7 @@ def write_rows(batch: Mapping[str, Any], target: Store, format: str) -> dict[str
     failed = np.array([bool(error) for error in batch["error"]])
     if names:
         table = _table(batch, failed)
-        digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+        digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:24]
         place = f"{target.path}/part-{digest}.{format}"
         write_file(target.system, place, _parquet_of(table) if format == "parquet" else _lines_of(table))
     return {"rows": [len(names)], "failed": [int(failed.sum())]}

@@ -12,6 +12,7 @@ from trtbatch import optional
 from trtbatch.artifacts import Sidecar
 from trtbatch.errors import InputError
 from trtbatch.images import image_input
+from trtbatch.names import written
 from trtbatch.ray import PIXELS, prepare
 from trtbatch.store import Kind, Store, named, npy_header
 
@@ -22,7 +23,8 @@ Array = NDArray[Any]
 
 def read_rows(batch: Mapping[str, Any], source: Store, kind: Kind, sidecar: Sidecar) -> dict[str, Any]:
     """The rows of a block: names, errors, and the columns that the predictor takes."""
-    files, numbers = [str(each) for each in batch["file"]], [int(each) for each in batch["row"]]
+    files = [each.decode("utf-8", "surrogateescape") for each in batch["file"]]
+    numbers = [int(each) for each in batch["row"]]
     found: dict[str, Any] = {
         "path": np.array([named(source, path, row) for path, row in zip(files, numbers)], dtype=object),
         "error": np.array([""] * len(files), dtype=object),
@@ -47,7 +49,7 @@ def _images(source: Store, files: Sequence[str], errors: Array, sidecar: Sidecar
     made = np.empty(len(files), dtype=object)
     for index, path in enumerate(files):
         try:
-            with source.system.open_input_stream(path) as stream:
+            with source.reading(path) as stream:
                 held = np.empty(1, dtype=object)
                 held[0] = stream.read()
         except OSError as error:
@@ -69,7 +71,7 @@ def _even(pixels: Array, sidecar: Sidecar) -> Array:
 
 def _npy(source: Store, path: str, rows: Sequence[int]) -> dict[str, Array]:
     """Rows of an array file: from the first to the last of them is read, and no more."""
-    with source.system.open_input_file(path) as stream:
+    with source.reading(path) as stream:
         shape, dtype = npy_header(stream)
         width = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
         stream.seek(stream.tell() + rows[0] * width)
@@ -84,14 +86,15 @@ def _parquet(source: Store, path: str, rows: Sequence[int], sidecar: Sidecar) ->
         InputError: the file has neither.
     """
     parquet = optional.require("pyarrow.parquet", "read Parquet")
-    with source.system.open_input_file(path) as stream:
+    with source.reading(path) as stream:
         file = parquet.ParquetFile(stream)
         names = [spec.name for spec in sidecar.inputs]
         there = file.schema_arrow.names
         wanted = names if set(names) <= set(there) else ["bytes"] if "bytes" in there else []
         if not wanted:
             raise InputError(
-                f"{path} has the columns {', '.join(there)}", f"wanted: {', '.join(names)}, or bytes (encoded images)"
+                f"{written(path)} has the columns {', '.join(there)}",
+                f"wanted: {', '.join(names)}, or bytes (encoded images)",
             )
         edges = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))])
         groups = sorted({int(np.searchsorted(edges, row, side="right")) - 1 for row in rows})

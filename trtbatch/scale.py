@@ -20,7 +20,12 @@ import logging
 import math
 import os
 import re
+import signal
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,12 +39,19 @@ from trtbatch.notes import note
 from trtbatch.ray import IMAGE_COLUMNS, PIXELS, READY, Predictor
 from trtbatch.rayresults import audit, claim, done_rows, write_rows
 from trtbatch.rayrows import read_rows
+from trtbatch.sinks import refuse_topk
 from trtbatch.store import Kind, Store, list_rows, named, open_store
 
 __all__ = ["RayRequest", "RayResult", "infer_with_ray"]
 
 BLOCK_ROWS = 512
 """Rows of a block at the most, and so of an output file: what a crash may lose of each actor's work."""
+
+CONNECT_S = 30.0
+"""Seconds that a cluster has to answer; one that is there takes two or three."""
+
+KNOCK_S = 10.0
+"""Of these, for a TCP connection."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +67,7 @@ class RayRequest:
         batch: None is the engine's best.
         concurrency: number of actors; None is one for each GPU, or for each node where the engine runs on the CPU.
         format: of the files in `output`.
-        topk: classes given for each row.
+        topk: classes given for each row; all of them where the model has fewer.
         count: at most so many rows.
         progress: told the number of rows done, and of all.
     """
@@ -97,11 +109,12 @@ def infer_with_ray(request: RayRequest, predictor: type[Any] = Predictor) -> Ray
 
     Raises:
         MissingPackageError: Ray isn't installed.
-        UsageError: an input that isn't there, or an output folder of another job.
+        UsageError: an input that isn't there, an output folder of another job, or no cluster at the address.
         InputError: rows that don't fit the engine.
         ExecutionError: the job failed; what it has done stays, and the next run goes on from there.
     """
     optional.require("ray.data", "predict on a cluster")
+    refuse_topk(request.topk)
     artifact = resolve_engine(request.engine)
     sidecar = artifact.sidecar
     batch = sidecar.best_batch if request.batch is None else request.batch
@@ -131,16 +144,71 @@ def _connected(address: str) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    options = {"include_dashboard": False} if address == "local" else {}
+    ended = threading.Event()
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except Exception as error:
-        problem = f"no Ray cluster at {address}: {' '.join(str(error).split())[:200]}"
-        raise UsageError(problem, "start one (ray start --head), or pass --ray local") from error
-    try:
-        yield
+        _connect(ray, address, ended)
+        try:
+            if threading.current_thread() is threading.main_thread():
+                # Ray's C++ has put its own, which prints a stack, before Python's.
+                signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
+            yield
+        finally:
+            ray.shutdown()
     finally:
-        ray.shutdown()
+        ended.set()
+
+
+def _connect(ray: Any, address: str, ended: threading.Event) -> None:
+    """Start Ray, or connect to it, in another thread: it may wait in C++ for minutes, where no signal is heard.
+
+    In the main thread it would also put a handler of its own in the place of ours.
+
+    Args:
+        ended: keeps the thread until it is set; Linux ends Ray's processes with the thread that started them.
+
+    Raises:
+        UsageError: nothing at the address, or nothing that is Ray.
+    """
+    options = {"include_dashboard": False} if address == "local" else {}
+    done: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            _knock(os.environ.get("RAY_ADDRESS") or address if address == "auto" else address)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+            ended.wait()
+
+    threading.Thread(target=work, name="trtbatch-ray", daemon=True).start()
+    end = time.monotonic() + (math.inf if address == "local" else CONNECT_S)
+    while not done.done() and time.monotonic() < end:
+        wait([done], 0.1)  # not for long: a signal that another thread was handed doesn't end it
+    try:
+        done.result(0)
+    except Exception as error:
+        told = " ".join(str(error).split())[:200] if done.done() else f"it gave no answer in {CONNECT_S:g} s"
+        fix = "check host and port, start one (ray start --head), or pass --ray local"
+        raise UsageError(f"no Ray cluster at {address}: {told}", fix) from error
+
+
+def _knock(address: str) -> None:
+    """Raise what the system says where nothing listens at ``HOST:PORT``; Ray would wait, and tell less.
+
+    Raises:
+        ConnectionError: with what was tried.
+    """
+    match = re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:([0-9]{1,5})", address)
+    if match is None:
+        return
+    host, port = match[1], int(match[2])
+    try:
+        socket.create_connection((host, port), KNOCK_S).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise ConnectionError(f"no TCP connection to port {port} of {host} ({reason})") from error
 
 
 @contextlib.contextmanager
@@ -189,8 +257,11 @@ def _run(
     actors, needs = _actors(artifact.sidecar, request.concurrency)
     # Blocks of whole batches, and enough of them for every actor.
     size = batch * max(1, math.ceil(min(BLOCK_ROWS, len(rows) / actors) / batch))
+    # Paths as bytes: Arrow's text is UTF-8, which a file name need not be.
     blocks = [
-        pyarrow.table({"file": [path for path, _ in part], "row": [row for _, row in part]})
+        pyarrow.table(
+            {"file": [path.encode("utf-8", "surrogateescape") for path, _ in part], "row": [row for _, row in part]}
+        )
         for part in (rows[start : start + size] for start in range(0, len(rows), size))
     ]
     reading = {"source": source, "kind": kind, "sidecar": artifact.sidecar}

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -21,9 +22,10 @@ from numpy.typing import NDArray
 from trtbatch.artifacts import Sidecar, TensorSpec
 from trtbatch.errors import UsageError
 from trtbatch.files import atomic_file
+from trtbatch.names import written
 from trtbatch.notes import warn
 
-__all__ = ["Prediction", "Sink", "open_sink", "top_predictions"]
+__all__ = ["Prediction", "Sink", "open_sink", "refuse_topk", "top_predictions"]
 
 Array = NDArray[Any]
 
@@ -37,8 +39,18 @@ class Prediction:
     score: float
 
 
+def refuse_topk(k: Any) -> None:
+    """Raise where it is no number of classes to give; one larger than the model's is all of them.
+
+    Raises:
+        UsageError: it is below 1, or not a whole number.
+    """
+    if not isinstance(k, Integral) or k < 1:
+        raise UsageError(f"topk={k!r} is no number of classes", "give a whole number, 1 or more")
+
+
 def top_predictions(scores: Array, k: int, classes: Sequence[str] | None) -> list[list[Prediction]]:
-    """The `k` best classes of each row of `scores`, ``(N, C)``, best first.
+    """The `k` best classes of each row of `scores`, ``(N, C)``, best first; all C where `k` is larger.
 
     Scores are taken as they are where they are probabilities (not negative, sum 1 ± 1e-3); anything else is
     taken for logits and given as softmax.
@@ -161,7 +173,7 @@ class _CsvSink(_FileSink):
         if not self._has_header:
             self._writer.writerow(["file", *header])
             self._has_header = True
-        self._writer.writerows([name, *row] for name, row in zip(names, rows))
+        self._writer.writerows([written(name), *row] for name, row in zip(names, rows))
 
     def _finish(self) -> None:
         if not self._has_header:
@@ -178,7 +190,7 @@ class _JsonLinesSink(_FileSink):
 
     def write(self, names: Sequence[str], outputs: dict[str, Array], top: list[list[Prediction]] | None) -> None:
         for row, name in enumerate(names):
-            line: dict[str, Any] = {"file": name}
+            line: dict[str, Any] = {"file": written(name)}
             if top is not None:
                 line["top"] = [{"class": p.name, "index": p.index, "score": _finite(p.score)} for p in top[row]]
             rest = {output: _jsonable(array[row]) for output, array in list(outputs.items())[0 if top is None else 1 :]}

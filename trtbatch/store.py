@@ -7,7 +7,7 @@ import os
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from trtbatch import optional
 from trtbatch.artifacts import Sidecar
 from trtbatch.errors import InputError, TrtbatchError, UsageError
 from trtbatch.images import image_input
+from trtbatch.names import written
 
 __all__ = ["Kind", "Store", "list_rows", "named", "npy_header", "open_store", "write_file"]
 
@@ -29,6 +30,15 @@ class Store:
     system: Any
     path: str
     prefix: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on the disks of this machine."""
+        return bool(self.system.type_name == "local")
+
+    def reading(self, path: str) -> Any:
+        """A file that is open for reading, seekable, whatever bytes its name is of."""
+        return open(path, "rb") if self.is_local else self.system.open_input_file(path)
 
 
 def open_store(text: str, option: str) -> Store:
@@ -53,8 +63,8 @@ def open_store(text: str, option: str) -> Store:
 
 
 def named(source: Store, path: str, row: int) -> str:
-    """A row's name: the path of its file, and its number where a file holds several."""
-    return f"{source.prefix}{path}" if row < 0 else f"{source.prefix}{path}[{row}]"
+    """A row's name, as text: the path of its file, and its number where a file holds several."""
+    return written(f"{source.prefix}{path}" if row < 0 else f"{source.prefix}{path}[{row}]")
 
 
 def list_rows(source: Store, sidecar: Sidecar, count: int | None) -> tuple[Kind, list[tuple[str, int]]]:
@@ -64,15 +74,11 @@ def list_rows(source: Store, sidecar: Sidecar, count: int | None) -> tuple[Kind,
         UsageError: nothing is there, or files of several kinds.
         InputError: a folder without usable files.
     """
-    fs = optional.require("pyarrow.fs", "read files for Ray")
-    info = source.system.get_file_info(source.path)
     shown = f"--input {source.prefix}{source.path}"
-    if info.type == fs.FileType.NotFound:
+    found = _local_files(source.path) if source.is_local else _remote_files(source)
+    if found is None:
         raise UsageError(f"{shown}: no such file or folder", "name a folder or file of images, .npy or .parquet")
-    found = [info]
-    if info.type == fs.FileType.Directory:
-        found = source.system.get_file_info(fs.FileSelector(source.path, recursive=True))
-    paths = sorted(each.path for each in found if each.type == fs.FileType.File and not _hidden(each.path, source.path))
+    paths = [path for path in sorted(found) if not _hidden(path, source.path)]
     kinds: dict[str, Kind] = {path: each for path in paths if (each := _kind(path)) is not None}
     if len(set(kinds.values())) > 1:
         raise UsageError(f"{shown} holds {' and '.join(sorted(set(kinds.values())))}", "name a folder of one kind")
@@ -84,10 +90,39 @@ def list_rows(source: Store, sidecar: Sidecar, count: int | None) -> tuple[Kind,
         return kind, [(path, -1) for path in kinds][:count]
     rows: list[tuple[str, int]] = []
     for path in kinds:
-        rows += [(path, row) for row in range(_length(source.system, path, kind))]
+        rows += [(path, row) for row in range(_length(source, path, kind))]
         if count is not None and len(rows) >= count:
             break
     return kind, rows[:count]
+
+
+def _local_files(root: str) -> list[str] | None:
+    """Regular files in and under a folder, or the file itself; None where nothing is.
+
+    Not by pyarrow, which knows names in UTF-8 only.
+    """
+    if not os.path.isdir(root):
+        return [root] if os.path.isfile(root) else None
+
+    def refuse(error: OSError) -> NoReturn:
+        raise error
+
+    found: list[str] = []
+    for parent, folders, names in os.walk(root, followlinks=True, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [path for name in names if os.path.isfile(path := os.path.join(parent, name))]
+    return found
+
+
+def _remote_files(source: Store) -> list[str] | None:
+    fs = optional.require("pyarrow.fs", "read files for Ray")
+    info = source.system.get_file_info(source.path)
+    if info.type == fs.FileType.NotFound:
+        return None
+    found = [info]
+    if info.type == fs.FileType.Directory:
+        found = source.system.get_file_info(fs.FileSelector(source.path, recursive=True))
+    return [each.path for each in found if each.type == fs.FileType.File]
 
 
 def _hidden(path: str, root: str) -> bool:
@@ -104,14 +139,14 @@ def _kind(path: str) -> Kind | None:
     return "images" if Image.registered_extensions().get(suffix) in Image.OPEN else None
 
 
-def _length(system: Any, path: str, kind: Kind) -> int:
+def _length(source: Store, path: str, kind: Kind) -> int:
     """Number of rows in a file, from its header.
 
     Raises:
         InputError: it can't be read.
     """
     try:
-        with system.open_input_file(path) as stream:
+        with source.reading(path) as stream:
             if kind == "npy":
                 return int(npy_header(stream)[0][0])
             return int(optional.require("pyarrow.parquet", "read Parquet").ParquetFile(stream).metadata.num_rows)

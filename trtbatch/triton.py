@@ -29,7 +29,7 @@ from trtbatch import artifacts, optional
 from trtbatch.artifacts import Artifact, Sidecar, TensorSpec, check_file
 from trtbatch.backends import resolve_engine
 from trtbatch.errors import ArtifactError, UsageError, from_os_error
-from trtbatch.files import scratch, sidecar_path
+from trtbatch.files import ASIDE, scratch, sidecar_path
 from trtbatch.notes import note
 from trtbatch.onnxfile import external_files, load_onnx
 from trtbatch.planning import prepared
@@ -190,7 +190,7 @@ def _fill_onnx(path: Path, sidecar: Sidecar, target: Path, scratch_folder: Path)
 
 def _replace(made: Path, target: Path, version: int) -> None:
     """Add a version to a model that is there; the configuration that names it comes last."""
-    place, aside = target / str(version), made.parent / "replaced"
+    place, aside = target / str(version), made.parent / ASIDE
     if place.exists():
         place.rename(aside)  # gone with the scratch folder
     try:

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from rich.table import Table
 
 from trtbatch.errors import TrtbatchError, UsageError
+from trtbatch.names import written
 from trtbatch.notes import LOGGER
 
 __all__ = [
@@ -95,8 +96,7 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 def plain(text: str) -> str:
     """Text for Rich, on one line, as it is: no markup, no terminal codes, no half of a character."""
-    whole = _COLOURS.sub("", text).encode("utf-8", "backslashreplace").decode("utf-8")
-    return escape(" ".join(whole.split()))
+    return escape(" ".join(written(_COLOURS.sub("", text)).split()))
 
 
 def fitting(console: Console, *tables: Table) -> Table:
