@@ -78,7 +78,7 @@ def test_inputs_by_name_and_outputs_by_name(cli: Cli, folder: Path) -> None:
             np.testing.assert_allclose(found["doubled"], 2 * b, rtol=1e-6)
         with pytest.raises(InputError, match="has the inputs b, a, and one array is given"):
             loaded(a)
-        with pytest.raises(InputError, match=r"inputs \['a'\] given"):
+        with pytest.raises(InputError, match=r"inputs a given"):
             loaded(a=a)
         with pytest.raises(InputError, match="both by position and by name"):
             loaded({"a": a}, b=b)
@@ -274,7 +274,7 @@ def test_what_would_need_a_copy_on_the_gpu_is_refused(on_gpu: Any) -> None:
         loaded(OnGpu(rows[:8].astype(np.float64)))
     with pytest.raises(InputError, match=r"input lies on device \(2, 1\), the engine's GPU is 0"):
         loaded(OnGpu(rows[:8], 1))
-    with pytest.raises(InputError, match=r"inputs \['x'\] given"):
+    with pytest.raises(InputError, match=r"inputs x given"):
         loaded({"x": OnGpu(rows[:8])})
 
 

@@ -188,4 +188,4 @@ def test_a_small_folder_from_end_to_end(cli: Callable[..., Any], folder: Path, m
     (loaded,) = data["rounds"]["dataloader"]
     assert loaded["samples"] == 20 and len(loaded["epochs_s"]) == 2
     assert [row["height"] for row in data["photograph"]] == [40]
-    assert len(markdown(data).splitlines()) == 8
+    assert len(markdown(data).splitlines()) == 9
