@@ -28,8 +28,8 @@ from trtbatch import environment
 from trtbatch.artifacts import ENGINES
 from trtbatch.errors import RowsError
 from trtbatch.fusing import unfused_inputs
-from trtbatch.loops import throughput_loop
 from trtbatch.rows import tolerance, wrong_rows
+from trtbatch.timing.loops import throughput_loop
 
 BATCH = 128
 PRECISIONS = ("fp16", "int8")

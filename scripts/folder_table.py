@@ -45,14 +45,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.decode_table import QUALITY, photograph
 from scripts.performance import ratio
 from trtbatch import environment
-from trtbatch.arena import aligned
 from trtbatch.artifacts import load
 from trtbatch.backends import open_preprocessor
-from trtbatch.decoding import read_pixels
 from trtbatch.errors import UsageError
-from trtbatch.images import image_input
+from trtbatch.photographs.arena import aligned
+from trtbatch.photographs.decoding import read_pixels
+from trtbatch.photographs.images import image_input
+from trtbatch.photographs.preprocessor import SUFFIX, OnnxPreprocessor
 from trtbatch.preprocessing import Preprocessing
-from trtbatch.preprocessor import SUFFIX, OnnxPreprocessor
 from trtbatch.sources import ImageSource
 
 Pixels = NDArray[np.uint8]

@@ -29,8 +29,8 @@ from trtbatch.artifacts import ENGINES, Artifact, load
 from trtbatch.backends import open_engine
 from trtbatch.backends.tensorrt.engine import TensorRTSession
 from trtbatch.errors import RowsError
-from trtbatch.loops import Loop, Taken, latency_loop, mode_loop, throughput_loop
 from trtbatch.rows import random_inputs, tolerance, wrong_rows
+from trtbatch.timing.loops import Loop, Taken, latency_loop, mode_loop, throughput_loop
 
 STATIC = (1, 2, 4, 8, 16, 24, 32)
 NAMES = ("one", "auto", "wide", *(f"b{batch}" for batch in STATIC))

@@ -26,9 +26,9 @@ from PIL import Image
 from trtbatch import environment
 from trtbatch.artifacts import TensorSpec, load
 from trtbatch.backends import open_engine
-from trtbatch.preprocessor import OnnxPreprocessor, pixels_of
+from trtbatch.photographs.preprocessor import OnnxPreprocessor, pixels_of
+from trtbatch.photographs.resample import rows_first
 from trtbatch.records import encode
-from trtbatch.resample import rows_first
 
 Array = NDArray[Any]
 Pixels = NDArray[np.uint8]

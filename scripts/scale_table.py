@@ -31,7 +31,7 @@ from scripts.performance import ratio
 from trtbatch import environment
 from trtbatch.artifacts import Sidecar, load
 from trtbatch.rows import random_inputs
-from trtbatch.scale import RayRequest, infer_with_ray
+from trtbatch.scaleout.scale import RayRequest, infer_with_ray
 
 ROWS_OF_A_FILE = 1024
 

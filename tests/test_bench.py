@@ -15,14 +15,14 @@ import pytest
 
 from tests import models
 from tests.test_build import refused
-from trtbatch import loops, stand
 from trtbatch.artifacts import load
 from trtbatch.backends.base import Mode
 from trtbatch.backends.onnxruntime import OnnxRuntimeSession, OnnxRuntimeSlot
 from trtbatch.bench import BenchRequest, BenchResult, bench, measure
 from trtbatch.files import sidecar_path
 from trtbatch.records import decode, encode
-from trtbatch.series import rate
+from trtbatch.reports.series import rate
+from trtbatch.timing import loops, stand
 
 Cli = Callable[..., Any]
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from trtbatch import environment
-from trtbatch.clocks import REASONS, ClockState, ClockWatch, fault
+from trtbatch.timing.clocks import REASONS, ClockState, ClockWatch, fault
 
 FULL = ClockState(1980, 0)
 

@@ -23,14 +23,14 @@ from PIL import Image
 from tests.conftest import child_environment
 from tests.test_pixels import Memory
 from tests.test_trace import refuse_crossings, spans, thread_names
-from trtbatch import decoders
 from trtbatch.artifacts import TensorSpec
-from trtbatch.decoder_worker import HEADER
-from trtbatch.decoders import are_wanted, packed_ahead
 from trtbatch.errors import ArtifactError, ExecutionError
-from trtbatch.images import Skipped
-from trtbatch.operands import Packing, operands
-from trtbatch.pixels import Photograph, read_ahead
+from trtbatch.photographs import decoders
+from trtbatch.photographs.decoder_worker import HEADER
+from trtbatch.photographs.decoders import are_wanted, packed_ahead
+from trtbatch.photographs.images import Skipped
+from trtbatch.photographs.operands import Packing, operands
+from trtbatch.photographs.pixels import Photograph, read_ahead
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.sources import ImageSource, Sample
 from trtbatch.trace import NO_TRACE, Recorder, open_trace
@@ -409,7 +409,7 @@ def test_no_process_can_be_started(
 
 DEADLY = """
 import os, signal
-from trtbatch import decoder_worker
+from trtbatch.photographs import decoder_worker
 inner = decoder_worker.read_bytes
 def deadly(path):
     if path.name == "plain07.jpg":
@@ -467,7 +467,7 @@ import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 from pathlib import Path
 from tests.test_decoders import Reader
-from trtbatch.decoders import packed_ahead
+from trtbatch.photographs.decoders import packed_ahead
 
 if __name__ != "__main__":
     raise SystemExit("imported again")
@@ -530,7 +530,8 @@ def in_session(session: int) -> list[int]:
 
 
 def test_a_worker_imports_no_more_than_it_needs() -> None:
-    code = "import sys, trtbatch.decoder_worker; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    names = "{name.partition('.')[0] for name in sys.modules}"
+    code = f"import sys, trtbatch.photographs.decoder_worker; print(*sorted({names}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=child_environment())
     assert not {"onnx", "onnxruntime", "torch", "typer", "rich", "multiprocessing"} & set(done.stdout.split())
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trtbatch import decoding
-from trtbatch.decoding import decode, read_pixels
 from trtbatch.errors import InputError
+from trtbatch.photographs import decoding
+from trtbatch.photographs.decoding import decode, read_pixels
 from trtbatch.preprocessing import Preprocessing
 
 simplejpeg = pytest.importorskip("simplejpeg")

@@ -16,14 +16,14 @@ from rich.console import Console
 
 from tests.test_build import refused
 from trtbatch import artifacts, report
-from trtbatch import duel as duel_module
 from trtbatch.batches import Profile
 from trtbatch.bench import BenchRequest
-from trtbatch.clocks import ClockWatch
-from trtbatch.duel import DuelResult, ProfilesResult, compare_profiles
 from trtbatch.errors import UsageError
-from trtbatch.loops import Loop, Samples, StopRule, Taken
 from trtbatch.records import decode
+from trtbatch.timing import duel as duel_module
+from trtbatch.timing.clocks import ClockWatch
+from trtbatch.timing.duel import DuelResult, ProfilesResult, compare_profiles
+from trtbatch.timing.loops import Loop, Samples, StopRule, Taken
 
 Cli = Callable[..., Any]
 

@@ -15,7 +15,7 @@ from trtbatch.artifacts import load
 from trtbatch.backends import open_engine
 from trtbatch.backends.onnxruntime import OnnxReference, OnnxRuntimeSession
 from trtbatch.batches import Profile
-from trtbatch.examine import _other_profiles
+from trtbatch.building.examine import _other_profiles
 from trtbatch.rows import random_inputs
 
 Cli = Callable[..., Any]

@@ -15,9 +15,9 @@ torch = pytest.importorskip("torch", reason="export needs torch")
 onnx = pytest.importorskip("onnx")
 
 from tests.conftest import run_process  # noqa: E402
-from trtbatch import exporters  # noqa: E402
 from trtbatch.artifacts import load  # noqa: E402
 from trtbatch.backends.onnxruntime import OnnxReference  # noqa: E402
+from trtbatch.exporting import exporters  # noqa: E402
 
 Cli = Callable[..., Any]
 
@@ -404,7 +404,7 @@ def test_a_failing_exporter_prints_its_reason_and_no_pages(folder: Path) -> None
 def test_weights_from_a_file_go_into_the_network_that_they_were_trained_in(name: str) -> None:
     from torchvision import models
 
-    from trtbatch.weights import blank
+    from trtbatch.exporting.weights import blank
 
     module = blank(name)
     assert module.transform_input is True, "as torchvision builds it for its pretrained weights"

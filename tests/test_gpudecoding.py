@@ -17,13 +17,14 @@ from PIL import Image, ImageOps
 
 from tests.test_decoders import Prepared, Reader, contents, folder_of_all, in_threads, listed
 from tests.test_trace import spans
-from trtbatch import codec, gpudecoding, optional
-from trtbatch.codec import JpegDecoder, Plane
+from trtbatch import optional
 from trtbatch.errors import ExecutionError
-from trtbatch.gpudecoding import decoded_ahead
-from trtbatch.images import Skipped
-from trtbatch.operands import Operands, band
-from trtbatch.pixels import Photograph
+from trtbatch.photographs import codec, gpudecoding
+from trtbatch.photographs.codec import JpegDecoder, Plane
+from trtbatch.photographs.gpudecoding import decoded_ahead
+from trtbatch.photographs.images import Skipped
+from trtbatch.photographs.operands import Operands, band
+from trtbatch.photographs.pixels import Photograph
 from trtbatch.trace import open_trace
 
 pytest.importorskip("nvidia.nvimgcodec", reason="needs nvImageCodec (extra gpu-decode)")
@@ -211,7 +212,7 @@ def test_the_sides_of_a_plane_are_those_of_its_pixels() -> None:
 
 
 def gpudecoding_operands(height: int, width: int) -> Operands:
-    from trtbatch.operands import operands
+    from trtbatch.photographs.operands import operands
 
     return operands(Planes.recipe, np.zeros((height, width, 3), np.uint8), 300)
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trtbatch import loops
 from trtbatch.backends.base import Mode
-from trtbatch.clocks import ClockState, ClockWatch
-from trtbatch.loops import Loop, Samples, StopRule, Taken, collect, latency_loop, mode_loop, throughput_loop
 from trtbatch.stats import summarize
+from trtbatch.timing import loops
+from trtbatch.timing.clocks import ClockState, ClockWatch
+from trtbatch.timing.loops import Loop, Samples, StopRule, Taken, collect, latency_loop, mode_loop, throughput_loop
 
 
 class Watch(ClockWatch):

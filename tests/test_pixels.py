@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from trtbatch.arena import Arena, rounded
-from trtbatch.pixels import Photograph, read_ahead
+from trtbatch.photographs.arena import Arena, rounded
+from trtbatch.photographs.pixels import Photograph, read_ahead
 from trtbatch.sources import Skipped
 
 

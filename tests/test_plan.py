@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 
 from tests import models
 from tests.test_build import refused
-from trtbatch import plan as planning
 from trtbatch.artifacts import load
 from trtbatch.batches import Profile
 from trtbatch.errors import ArtifactError, UsageError
 from trtbatch.files import sidecar_path
-from trtbatch.optchoice import FEW, Costs, best_choices, most_frequent, powers
-from trtbatch.plan import plan_lines
 from trtbatch.profiles import Measured, auto_profiles
-from trtbatch.timemodel import TimeModel
-from trtbatch.traffic import MOST_SIZES, read_traffic
+from trtbatch.tuning import plan as planning
+from trtbatch.tuning.optchoice import FEW, Costs, best_choices, most_frequent, powers
+from trtbatch.tuning.plan import plan_lines
+from trtbatch.tuning.timemodel import TimeModel
+from trtbatch.tuning.traffic import MOST_SIZES, read_traffic
 
 Cli = Callable[..., Any]
 Times = Callable[[Sequence[int], int], NDArray[np.float64]]

@@ -23,13 +23,13 @@ from tests.test_build import refused
 from trtbatch import optional
 from trtbatch.artifacts import TensorSpec, load
 from trtbatch.backends.onnxruntime import OnnxReference
-from trtbatch.buildrequest import foreign
-from trtbatch.converter import MODELOPT_PYTHON
+from trtbatch.building.request import foreign
 from trtbatch.precision import ConversionRequest, convert
+from trtbatch.precisions.converter import MODELOPT_PYTHON
+from trtbatch.precisions.typedgraph import kinds, products, scales
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.rows import row_errors
 from trtbatch.sources import ImageSource, Sample
-from trtbatch.typedgraph import kinds, products, scales
 
 Cli = Callable[..., Any]
 

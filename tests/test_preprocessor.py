@@ -19,15 +19,16 @@ from PIL import Image
 from scripts.preprocessor_table import photograph, sizes
 from tests import models
 from tests.test_build import refused
-from trtbatch import artifacts, resample
+from trtbatch import artifacts
 from trtbatch.artifacts import Artifact, FileRecord, ModelRecord, Sidecar, TensorSpec
 from trtbatch.errors import ArtifactError, ExportError, InputError, UsageError
 from trtbatch.files import sidecar_path
 from trtbatch.infer import beside
 from trtbatch.notes import LOGGER
-from trtbatch.operands import Packing, operands
-from trtbatch.preprocessing import Preprocessing
-from trtbatch.preprocessor import (
+from trtbatch.photographs import resample
+from trtbatch.photographs.build import ranges_of
+from trtbatch.photographs.operands import Packing, operands
+from trtbatch.photographs.preprocessor import (
     OnnxPreprocessor,
     PreprocessorRequest,
     build_graph,
@@ -37,7 +38,7 @@ from trtbatch.preprocessor import (
     pixels_of,
     prove,
 )
-from trtbatch.preprocessorbuild import ranges_of
+from trtbatch.preprocessing import Preprocessing
 
 Cli = Callable[..., Any]
 

@@ -22,7 +22,7 @@ from tests.test_build import refused
 from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import ExecutionError, InputError, UsageError
 from trtbatch.ray import Predictor
-from trtbatch.scale import RayRequest, infer_with_ray
+from trtbatch.scaleout.scale import RayRequest, infer_with_ray
 
 Cli = Callable[..., Any]
 MANY = 5000
@@ -226,7 +226,7 @@ def _marked(mark: str) -> Any:
 def test_the_next_run_goes_on_where_one_ended(
     cluster: None, photo_engine: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trtbatch.scale.BLOCK_ROWS", 50)
+    monkeypatch.setattr("trtbatch.scaleout.scale.BLOCK_ROWS", 50)
     source = pictures(folder, 400)
     request = RayRequest(photo_engine, str(source), str(folder / "out"), batch=8, concurrency=1, format="jsonl", topk=1)
     with pytest.raises(ExecutionError, match=r"the Ray job failed: .*the GPU is on fire"):
@@ -250,7 +250,7 @@ def test_arrays_and_tables_are_read_row_by_row(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    monkeypatch.setattr("trtbatch.scale.BLOCK_ROWS", 16)
+    monkeypatch.setattr("trtbatch.scaleout.scale.BLOCK_ROWS", 16)
     models.negated(folder / "m.onnx")
     assert cli("build", "m.onnx", "--max", 8, "--backend", "onnxruntime").exit_code == 0
     rows = np.random.default_rng(0).standard_normal((45, 4)).astype(np.float32)

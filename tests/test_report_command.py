@@ -22,12 +22,12 @@ from tests.test_dependencies import run_bare
 from tests.test_report import result, row
 from trtbatch import optional, report
 from trtbatch.bench import BenchResult
-from trtbatch.charts import Bar, bars, rate_chart
 from trtbatch.errors import ArtifactError
-from trtbatch.looks import Span, apart, number, span, thinned, ticks
-from trtbatch.overview import escaped, markdown, notes
-from trtbatch.results import bench_result, clean, kept_ms, read_result
-from trtbatch.series import ARTICLE_MS, Series, key, knee, series_of, shared
+from trtbatch.reports.charts import Bar, bars, rate_chart
+from trtbatch.reports.looks import Span, apart, number, span, thinned, ticks
+from trtbatch.reports.overview import escaped, markdown, notes
+from trtbatch.reports.results import bench_result, clean, kept_ms, read_result
+from trtbatch.reports.series import ARTICLE_MS, Series, key, knee, series_of, shared
 
 Cli = Callable[..., Any]
 

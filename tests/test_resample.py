@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from trtbatch import resample
+from trtbatch.photographs import resample
+from trtbatch.photographs.resample import FRACTION_BITS, LOW_BITS, Side, most_taps, rows_first, side, sides
 from trtbatch.preprocessing import Preprocessing
-from trtbatch.resample import FRACTION_BITS, LOW_BITS, Side, most_taps, rows_first, side, sides
 
 FILTERS = ("nearest", "bilinear", "bicubic", "lanczos")
 SIZES = st.one_of(st.integers(1, 300), st.sampled_from([512, 777, 1024, 1500]))

@@ -13,7 +13,7 @@ from tests import models
 from trtbatch.artifacts import load
 from trtbatch.batches import Profile
 from trtbatch.build import BuildRequest, build
-from trtbatch.forecast import forecast
+from trtbatch.building.forecast import forecast
 
 
 @pytest.fixture

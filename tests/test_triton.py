@@ -19,15 +19,15 @@ from onnx import TensorProto
 from tests import models
 from tests.conftest import child_environment
 from tests.test_build import refused
-from trtbatch import triton
 from trtbatch.artifacts import FileRecord, Interval, ModelRecord, Sidecar, TensorSpec, Tuned
 from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.batches import Profile, pick_profile
 from trtbatch.errors import UsageError
 from trtbatch.files import sidecar_path
 from trtbatch.profiles import Measured
-from trtbatch.triton import TritonRequest
-from trtbatch.tritonbatching import batching, parse_delay, preferred_sizes
+from trtbatch.scaleout import triton
+from trtbatch.scaleout.triton import TritonRequest
+from trtbatch.scaleout.tritonbatching import batching, parse_delay, preferred_sizes
 
 pytest.importorskip("tritonclient.grpc", reason="Triton's protobuf definitions (tritonclient[grpc]) aren't installed")
 
@@ -366,7 +366,7 @@ def test_a_failure_midway_leaves_nothing(cli: Cli, engine: Path, folder: Path, m
         Path(target).write_bytes(b"half")
         raise OSError(28, "No space left on device", str(target))
 
-    monkeypatch.setattr("trtbatch.triton.shutil.copyfile", full)
+    monkeypatch.setattr("trtbatch.scaleout.triton.shutil.copyfile", full)
     assert cli("deploy", "triton", "--repository", "models").exit_code == 1
     assert list((folder / "models").iterdir()) == []
 

@@ -13,7 +13,15 @@ from onnx import TensorProto, helper, numpy_helper
 from tests import models
 from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import PrecisionError
-from trtbatch.typedgraph import first_overflow, float_types, kinds, lower_opset, products, raise_scales, scales
+from trtbatch.precisions.typedgraph import (
+    first_overflow,
+    float_types,
+    kinds,
+    lower_opset,
+    products,
+    raise_scales,
+    scales,
+)
 
 
 def quantized(path: Path, opset: int = 19, scale: float = 0.05, dtype: Any = np.float32) -> Any:

@@ -24,7 +24,7 @@ from trtbatch.backends import open_engine, resolve_engine
 from trtbatch.backends.base import Engine, Session, Slot, batch_of, conform
 from trtbatch.dlpack import CPU, CUDA, DeviceArray, Shared, device_of, host_array, shared
 from trtbatch.errors import ExecutionError, InputError, UsageError
-from trtbatch.images import ImageLike, image_input, open_image, stacked
+from trtbatch.photographs.images import ImageLike, image_input, open_image, stacked
 from trtbatch.pipeline import executed_size
 from trtbatch.profiles import split_batch
 from trtbatch.sinks import Prediction, refuse_topk, top_predictions

@@ -1,6 +1,7 @@
 """Time per batch size: rows checked first, warm-up per shape, tight loops, every raw sample kept.
 
-The loops themselves are in :mod:`trtbatch.loops`; comparisons of engines and of profiles in :mod:`trtbatch.duel`.
+The loops themselves are in :mod:`trtbatch.timing.loops`; comparisons of engines and of profiles in
+:mod:`trtbatch.timing.duel`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from trtbatch import artifacts, environment
 from trtbatch.artifacts import Accuracy, ModelRecord, Sidecar
 from trtbatch.backends import resolve_engine
 from trtbatch.batches import Profile
-from trtbatch.benchrequest import BenchRequest, refuse_batches, refuse_modes
-from trtbatch.clocks import ClockWatch
-from trtbatch.loops import Loop, Milliseconds, collect, measure
-from trtbatch.stand import Stand, open_stand
 from trtbatch.stats import Summary, bound_by, summarize
+from trtbatch.timing.clocks import ClockWatch
+from trtbatch.timing.loops import Loop, Milliseconds, collect, measure
+from trtbatch.timing.request import BenchRequest, refuse_batches, refuse_modes
+from trtbatch.timing.stand import Stand, open_stand
 from trtbatch.workload import ProductBytes
 
 __all__ = ["THROTTLED", "BatchResult", "BenchRequest", "BenchResult", "bench", "measure", "rounded"]

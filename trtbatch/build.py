@@ -8,12 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trtbatch import artifacts, candidates, files
+from trtbatch import artifacts, files
 from trtbatch.artifacts import ENGINES, Artifact, Sidecar, TensorSpec
 from trtbatch.backends import choose_builder, refuse_gpu
 from trtbatch.backends.base import Builder, BuildPlan, Built, Progress
 from trtbatch.batches import Profile, pick_profile, refuse_outside
-from trtbatch.buildrequest import (
+from trtbatch.building.examine import Examination, Examined, examine, explained
+from trtbatch.building.forecast import forecast
+from trtbatch.building.planning import plan_axes, prepared
+from trtbatch.building.request import (
     BuildRequest,
     builder_settings,
     not_tried,
@@ -26,19 +29,17 @@ from trtbatch.buildrequest import (
     source_of,
     stem_of,
 )
-from trtbatch.candidates import Candidate, Try, fastest_try
 from trtbatch.errors import AccuracyError, BuildError, ExecutionError, MissingPackageError, PrecisionError, RowsError
-from trtbatch.examine import Examination, Examined, examine, explained
-from trtbatch.forecast import forecast
 from trtbatch.fusing import fuse
 from trtbatch.notes import note, warn
 from trtbatch.onnxfile import load_onnx, what_fixes_the_batch
-from trtbatch.planning import plan_axes, prepared
+from trtbatch.photographs.build import build_preprocessor, is_preprocessor
 from trtbatch.precision import CONVERTED, PRECISIONS, ConversionRequest, convert, is_random, refuse_reduced
-from trtbatch.preprocessorbuild import build_preprocessor, is_preprocessor
+from trtbatch.precisions import candidates
+from trtbatch.precisions.candidates import Candidate, Try, fastest_try
+from trtbatch.precisions.typedgraph import float_types, kinds, products
 from trtbatch.profiles import gaps, powers_of_two
 from trtbatch.records import encode
-from trtbatch.typedgraph import float_types, kinds, products
 from trtbatch.workload import product_bytes
 
 __all__ = ["BuildRequest", "build"]

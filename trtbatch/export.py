@@ -1,6 +1,6 @@
 """torch → ONNX, and the proof that the batch axis of the result is dynamic.
 
-The proof is :mod:`trtbatch.proof`'s; the file appears only when it has passed. Tracing uses a batch of 2,
+The proof is :mod:`trtbatch.exporting.proof`'s; the file appears only when it has passed. Tracing uses a batch of 2,
 because exporters specialise on 1.
 """
 
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from trtbatch import artifacts, files, optional
 from trtbatch.artifacts import BATCH_AXIS, ENGINES, Artifact, ModelRecord, Sidecar, TensorSpec
 from trtbatch.errors import ModelError, UsageError
-from trtbatch.exporters import Exporter, Trace, choose_exporter, refuse_opset
+from trtbatch.exporting.exporters import Exporter, Trace, choose_exporter, refuse_opset
+from trtbatch.exporting.proof import PROOF_BATCHES, Reference, baked, prove
+from trtbatch.exporting.torchmodel import TorchModel
 from trtbatch.fusing import SUFFIXES, Layout, refuse_unfusable, write_fused
 from trtbatch.models import load_model
-from trtbatch.proof import PROOF_BATCHES, Reference, baked, prove
-from trtbatch.torchmodel import TorchModel
 
 __all__ = ["ExportRequest", "export"]
 

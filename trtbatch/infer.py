@@ -20,9 +20,9 @@ from trtbatch.backends.base import Engine
 from trtbatch.batches import MAX_BATCH, refuse_outside
 from trtbatch.errors import InputError, ProfileError, UsageError
 from trtbatch.notes import note, warn
+from trtbatch.photographs.preprocessor import OnnxPreprocessor
 from trtbatch.pipeline import Busy, Pipeline, Preprocessor
 from trtbatch.preprocessing import Preprocessing
-from trtbatch.preprocessor import OnnxPreprocessor
 from trtbatch.profiles import split_batch
 from trtbatch.sinks import Prediction, Sink, open_sink, refuse_topk, top_predictions
 from trtbatch.sources import ImageSource, Skipped, Source, open_source

@@ -27,9 +27,9 @@ from typing import Any
 
 from trtbatch import optional
 from trtbatch.errors import ModelError, TrtbatchError, UsageError
+from trtbatch.exporting.torchmodel import TorchModel, line_of
+from trtbatch.exporting.weights import first_line, fitted, load_into, pretrained, seeded, state_dict
 from trtbatch.preprocessing import Preprocessing
-from trtbatch.torchmodel import TorchModel, line_of
-from trtbatch.weights import first_line, fitted, load_into, pretrained, seeded, state_dict
 
 __all__ = ["ModelSpec", "load_model"]
 

@@ -133,7 +133,7 @@ def read_specs(model: Any, where: str) -> tuple[tuple[TensorSpec, ...], tuple[Te
     An input's batch axis is the first axis where that is open; else the open axis with a batch's name, or the
     only open one; of a model that is fixed throughout, the first axis. In a model with an open batch, inputs
     that are fixed have none. An output's batch axis is the one of the inputs' name; what an axis of another
-    name is, only running the model tells (see :func:`trtbatch.outputs.observed`). Initializers that are listed
+    name is, only running the model tells (see :func:`trtbatch.building.outputs.observed`). Initializers that are listed
     as inputs are not inputs.
 
     Raises:

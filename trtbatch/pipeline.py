@@ -29,11 +29,11 @@ from numpy.typing import NDArray
 from trtbatch.artifacts import TensorSpec
 from trtbatch.backends.base import Session, Slot, conform
 from trtbatch.batches import Profile, pick_profile
-from trtbatch.codec import DecodingDevice, JpegDecoder
-from trtbatch.decoders import PackedReader, are_wanted, packed_ahead
 from trtbatch.errors import InputError
-from trtbatch.gpudecoding import PlaneReader, decoded_ahead
-from trtbatch.pixels import read_ahead
+from trtbatch.photographs.codec import DecodingDevice, JpegDecoder
+from trtbatch.photographs.decoders import PackedReader, are_wanted, packed_ahead
+from trtbatch.photographs.gpudecoding import PlaneReader, decoded_ahead
+from trtbatch.photographs.pixels import read_ahead
 from trtbatch.sources import BlockSource, ImageSource, Skipped, Source
 from trtbatch.trace import NO_TRACE, Recorder
 

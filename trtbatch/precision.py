@@ -23,13 +23,12 @@ from trtbatch import artifacts, files, optional
 from trtbatch.artifacts import Artifact, Conversion, Sidecar, TensorSpec
 from trtbatch.backends.base import Progress
 from trtbatch.backends.onnxruntime import OnnxReference
-from trtbatch.converter import LARGEST, run_modelopt
 from trtbatch.errors import ArtifactError, InputError, PrecisionError, UsageError
 from trtbatch.fusing import PREFIX, halve_prefix
 from trtbatch.notes import note, warn
 from trtbatch.onnxfile import load_onnx, opset_of
-from trtbatch.sources import read_samples
-from trtbatch.typedgraph import (
+from trtbatch.precisions.converter import LARGEST, run_modelopt
+from trtbatch.precisions.typedgraph import (
     PRODUCTS,
     half_inputs_and_outputs,
     kinds,
@@ -38,6 +37,7 @@ from trtbatch.typedgraph import (
     raise_scales,
     tell_kernels,
 )
+from trtbatch.sources import read_samples
 
 __all__ = [
     "CONVERTED",

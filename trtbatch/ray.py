@@ -10,7 +10,7 @@
     )
     ds.drop_columns(["image"]).write_parquet("s3://bucket/classes/")
 
-This module needs no Ray: the class is called with dicts of arrays, wherever that is. ``trtbatch.scale`` is the
+This module needs no Ray: the class is called with dicts of arrays, wherever that is. ``trtbatch.scaleout.scale`` is the
 whole pipeline, from files to files.
 """
 
@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from trtbatch.api import LoadedEngine, load
 from trtbatch.artifacts import Sidecar, TensorSpec
 from trtbatch.errors import InputError, UsageError
-from trtbatch.images import image_input, open_image, stacked
+from trtbatch.photographs.images import image_input, open_image, stacked
 from trtbatch.sinks import Prediction, refuse_topk, top_predictions
 
 __all__ = ["IMAGE_COLUMNS", "PIXELS", "READY", "Predictor", "is_scores", "prepare"]

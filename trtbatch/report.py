@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from trtbatch.artifacts import ModelRecord
 from trtbatch.bench import THROTTLED, BatchResult, BenchResult
 from trtbatch.comparison import OutputResult
-from trtbatch.duel import Contender, DuelResult, ProfileLine, ProfilesResult
 from trtbatch.files import atomic_file
 from trtbatch.jsonfile import write_record
+from trtbatch.reports.series import rate
 from trtbatch.rows import named_rows
-from trtbatch.series import rate
 from trtbatch.stats import DRIFT_LIMIT, ENQUEUE_LIMIT, MEMORY_LIMIT, MIN_ROUNDS, NOISE_LIMIT, SAME_LIMIT
+from trtbatch.timing.duel import Contender, DuelResult, ProfileLine, ProfilesResult
 from trtbatch.verify import VerifyResult
 
 if TYPE_CHECKING:

@@ -16,14 +16,14 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch import decoders
 from trtbatch.artifacts import Sidecar, TensorSpec
 from trtbatch.backends.base import conform
-from trtbatch.decoding import read_sample
 from trtbatch.errors import InputError, UsageError
-from trtbatch.images import Skipped, plain
 from trtbatch.notes import warn
-from trtbatch.pixels import Photograph
+from trtbatch.photographs import decoders
+from trtbatch.photographs.decoding import read_sample
+from trtbatch.photographs.images import Skipped, plain
+from trtbatch.photographs.pixels import Photograph
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.rows import random_inputs
 from trtbatch.trace import NO_TRACE, Recorder

@@ -16,9 +16,9 @@ from trtbatch import optional
 from trtbatch.artifacts import Sidecar, load
 from trtbatch.backends import open_engine
 from trtbatch.backends.onnxruntime import OnnxReference
-from trtbatch.converter import MODELOPT_PYTHON
+from trtbatch.building.examine import Examination, examine
 from trtbatch.errors import PrecisionError
-from trtbatch.examine import Examination, examine
+from trtbatch.precisions.converter import MODELOPT_PYTHON
 from trtbatch.rows import random_inputs, row_errors
 
 needs_modelopt = pytest.mark.skipif(

@@ -19,15 +19,16 @@ from scripts.photos import copy_photos
 from scripts.preprocessor_table import photograph, sizes
 from tests import models
 from tests.conftest import run_process
-from trtbatch import artifacts, decoders
+from trtbatch import artifacts
 from trtbatch.artifacts import FileRecord, ModelRecord, Sidecar, TensorSpec, load
 from trtbatch.backends import open_engine, open_preprocessor
 from trtbatch.backends.tensorrt.engine import TensorRTSession
 from trtbatch.backends.tensorrt.preprocess import TensorRTPreprocessor
 from trtbatch.errors import ArtifactError, ExecutionError
+from trtbatch.photographs import decoders
+from trtbatch.photographs.preprocessor import describe, pixels_of
+from trtbatch.photographs.record import PreprocessorRecord
 from trtbatch.preprocessing import Preprocessing
-from trtbatch.preprocessor import describe, pixels_of
-from trtbatch.preprocessorrecord import PreprocessorRecord
 
 RECIPE = Preprocessing(resize=40, crop=(32, 32))
 """A sample is 12,288 bytes: rows lie where TensorRT wants addresses."""

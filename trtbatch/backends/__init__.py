@@ -136,7 +136,7 @@ def open_engine(artifact: Artifact, device: int = 0, weights: Path | None = None
 def open_preprocessor(artifact: Artifact, device: int = 0, cuda_graphs: bool = True) -> TensorRTPreprocessor:
     """Load the engine of a preprocessor; what is compared first, and what is raised, is as for :func:`open_engine`."""
     from trtbatch.backends.tensorrt.preprocess import TensorRTPreprocessor
-    from trtbatch.preprocessorrecord import record_of_engine
+    from trtbatch.photographs.record import record_of_engine
 
     record = record_of_engine(artifact)
     return TensorRTPreprocessor(_tensorrt(artifact, device), record, cuda_graphs)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from trtbatch.bench import BenchResult
-    from trtbatch.duel import DuelResult, ProfilesResult
+    from trtbatch.timing.duel import DuelResult, ProfilesResult
 
 __all__ = ["command"]
 
@@ -74,10 +74,11 @@ def command(
 
     An engine whose rows are wrong gets no numbers, and exit code 1.
     """
-    from trtbatch import duel, report
+    from trtbatch import report
     from trtbatch.batches import parse_batches
     from trtbatch.bench import BenchRequest, bench
     from trtbatch.files import refuse_outputs
+    from trtbatch.timing import duel
 
     _refuse_contradictions(iterations, min_time, time_out, warmup)
     _refuse_comparisons(profile, compare_profiles, against)
@@ -119,7 +120,7 @@ def command(
 def _show(console: Console, result: BenchResult | DuelResult | ProfilesResult) -> Sequence[str]:
     """Print the tables; the notes that belong below."""
     from trtbatch import report
-    from trtbatch.duel import DuelResult, ProfilesResult
+    from trtbatch.timing.duel import DuelResult, ProfilesResult
 
     if isinstance(result, DuelResult):
         console.print(report.duel_table(result))
@@ -137,8 +138,8 @@ def _show(console: Console, result: BenchResult | DuelResult | ProfilesResult) -
 def _chart(console: Console, result: BenchResult | DuelResult | ProfilesResult) -> Sequence[str]:
     """Samples/s over the batch size; nothing of comparisons, which are of differences too small to be drawn."""
     from trtbatch.bench import BenchResult
-    from trtbatch.charts import rate_chart
-    from trtbatch.series import series_of
+    from trtbatch.reports.charts import rate_chart
+    from trtbatch.reports.series import series_of
 
     if not isinstance(result, BenchResult):
         return []

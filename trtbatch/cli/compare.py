@@ -30,11 +30,11 @@ def command(
     Two runs also differ by the state of the machine: what is known of that is warned of. bench --against tells
     smaller differences.
     """
-    from trtbatch import gatereport
     from trtbatch.files import refuse_outputs
-    from trtbatch.gate import compare_results
     from trtbatch.notes import warn
-    from trtbatch.results import read_result
+    from trtbatch.reports import gatereport
+    from trtbatch.reports.gate import compare_results
+    from trtbatch.reports.results import read_result
 
     limit = None if fail_if_slower is None else _share(fail_if_slower)
     refuse_outputs((json_, ".json"), inputs=[a, b])

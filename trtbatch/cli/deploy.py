@@ -53,8 +53,8 @@ def triton(
     Batch sizes, profiles, CUDA graphs and warm-up requests come from what build has measured and tune has found.
     Other versions of the model stay where they are.
     """
-    from trtbatch.triton import TritonRequest, deploy
-    from trtbatch.tritonbatching import parse_delay
+    from trtbatch.scaleout.triton import TritonRequest, deploy
+    from trtbatch.scaleout.tritonbatching import parse_delay
 
     done = deploy(
         TritonRequest(

@@ -56,7 +56,7 @@ def command(
     """
     from trtbatch.errors import UsageError
     from trtbatch.export import ExportRequest, export
-    from trtbatch.proof import PROOF_BATCHES
+    from trtbatch.exporting.proof import PROOF_BATCHES
 
     if dynamic and static:
         problem = "--dynamic and --static contradict each other"

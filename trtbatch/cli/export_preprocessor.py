@@ -31,7 +31,7 @@ def command(
     It is accepted only after ONNX Runtime has run it on photographs of several sizes and no pixel is more than
     1 of 255 from Pillow's.
     """
-    from trtbatch.preprocessor import OnnxPreprocessor, PreprocessorRequest, export_preprocessor
+    from trtbatch.photographs.preprocessor import OnnxPreprocessor, PreprocessorRequest, export_preprocessor
 
     path = export_preprocessor(PreprocessorRequest(artifact, max_size, output))
     with OnnxPreprocessor(path) as preprocessor:

@@ -156,7 +156,7 @@ def _with_ray(
     cuda_graphs: bool,
 ) -> None:
     from trtbatch.errors import UsageError
-    from trtbatch.scale import RayRequest, infer_with_ray
+    from trtbatch.scaleout.scale import RayRequest, infer_with_ray
 
     if output is None:
         raise UsageError("--ray needs --output DIR", "name a folder, or a URI such as s3://bucket/folder")

@@ -29,7 +29,7 @@ def command(
     from trtbatch.artifacts import refuse_other_file
     from trtbatch.errors import ArtifactError, UsageError
     from trtbatch.inspection import inspect_engine, inspect_onnx, is_engine
-    from trtbatch.preprocessorinspection import inspect_preprocessor, is_preprocessor_file
+    from trtbatch.photographs.inspection import inspect_preprocessor, is_preprocessor_file
     from trtbatch.records import encode
 
     refuse_other_file(file, None)

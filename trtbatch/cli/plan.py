@@ -12,7 +12,7 @@ from trtbatch.cli.console import Debug, Device, EngineFile, out, plain, show_pro
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from trtbatch.plan import PlanResult
+    from trtbatch.tuning.plan import PlanResult
 
 __all__ = ["command"]
 
@@ -37,7 +37,7 @@ def command(
     """
     from trtbatch.files import refuse_outputs
     from trtbatch.jsonfile import write_record
-    from trtbatch.plan import PlanRequest, plan
+    from trtbatch.tuning.plan import PlanRequest, plan
 
     refuse_outputs((json_, ".json"), inputs=[traffic])
     with show_progress() as (_, progress):
@@ -75,7 +75,7 @@ def _table(result: PlanResult) -> Table:
 
 def _words(result: PlanResult) -> list[str]:
     """What the choice rests on."""
-    from trtbatch.plan import ENOUGH
+    from trtbatch.tuning.plan import ENOUGH
 
     chosen = result.chosen
     many = "1 profile" if chosen.profiles == 1 else f"{chosen.profiles} profiles"

@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 from trtbatch.cli.console import Debug, err, fitting, out, plain
 
 if TYPE_CHECKING:
-    from trtbatch.series import Series
+    from trtbatch.reports.series import Series
 
 __all__ = ["Command", "command"]
 
@@ -61,8 +61,8 @@ def command(
     marked in all of them.
     """
     from trtbatch.files import refuse_outputs
-    from trtbatch.results import read_result
-    from trtbatch.series import ARTICLE_MODEL, series_of, shared
+    from trtbatch.reports.results import read_result
+    from trtbatch.reports.series import ARTICLE_MODEL, series_of, shared
 
     text = None if markdown is None or str(markdown) == PRINT else markdown
     refuse_outputs((html, ".html"), (png, ".png"), (svg, ".svg"), (text, ".md"), inputs=results)
@@ -72,7 +72,7 @@ def command(
     series, title = series_of(read, article), shared(read)
     written = _write(series, title, html, png, svg, text)
     if text is None and markdown is not None:
-        from trtbatch.overview import markdown as as_markdown
+        from trtbatch.reports.overview import markdown as as_markdown
 
         out().print(as_markdown(series, title), markup=False, soft_wrap=True, end="")
     elif not written:
@@ -88,17 +88,17 @@ def _write(
     written = []
     for path, kind in ((png, "png"), (svg, "svg")):
         if path is not None:
-            from trtbatch.plot import write_plot
+            from trtbatch.reports.plot import write_plot
 
             write_plot(series, title, path, kind)
             written.append(path)
     if html is not None:
-        from trtbatch.page import write_page
+        from trtbatch.reports.page import write_page
 
         write_page(series, title, html)
         written.append(html)
     if text is not None:
-        from trtbatch.overview import write_markdown
+        from trtbatch.reports.overview import write_markdown
 
         write_markdown(series, title, text)
         written.append(text)
@@ -106,8 +106,8 @@ def _write(
 
 
 def _show(series: Sequence[Series], title: str) -> None:
-    from trtbatch import overview
-    from trtbatch.charts import rate_chart
+    from trtbatch.reports import overview
+    from trtbatch.reports.charts import rate_chart
 
     console = out()
     console.print(fitting(console, overview.table(series, title), overview.table(series, title, brief=True)))

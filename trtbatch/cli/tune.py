@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from trtbatch.artifacts import Artifact, Interval
-    from trtbatch.capacity import Largest
-    from trtbatch.tune import TuneResult
-    from trtbatch.tuning import Trial
+    from trtbatch.tuning.capacity import Largest
+    from trtbatch.tuning.search import Trial
+    from trtbatch.tuning.tune import TuneResult
 
 __all__ = ["command"]
 
@@ -66,7 +66,7 @@ def command(
     from trtbatch.errors import UsageError
     from trtbatch.files import refuse_outputs
     from trtbatch.jsonfile import write_record
-    from trtbatch.tune import TuneRequest, largest_batch, tune
+    from trtbatch.tuning.tune import TuneRequest, largest_batch, tune
 
     _one_of(latency=latency is not None, max_throughput=max_throughput, max_batch_search=max_batch_search)
     if max_batch_search and batch is not None:
@@ -227,7 +227,7 @@ def _remark(trial: Trial, result: TuneResult) -> str:
 
 
 def _rate(value: float) -> str:
-    from trtbatch.series import rate
+    from trtbatch.reports.series import rate
 
     return rate(value)
 
@@ -291,7 +291,7 @@ def _streams(count: int) -> str:
 
 def _notes(result: TuneResult) -> Sequence[str]:
     """What the columns mean, what wasn't known well enough, and where the result is."""
-    from trtbatch.quantiles import runs_needed
+    from trtbatch.tuning.quantiles import runs_needed
 
     percentile = result.settings["percentile"]
     lines = [f"latency: {words}" for words in result.timed.values()]

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch import optional
-from trtbatch.codec import Plane
 from trtbatch.errors import ExecutionError, MissingPackageError, UsageError
+from trtbatch.photographs.codec import Plane
 
 __all__ = [
     "BindingBuffer",

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch import optional
-from trtbatch.arena import ALIGNMENT
 from trtbatch.artifacts import Artifact, TensorSpec, record_file
 from trtbatch.backends.base import Description, Event, Mode, batch_of, conform
 from trtbatch.backends.tensorrt import compat
@@ -23,6 +22,7 @@ from trtbatch.backends.tensorrt.slots import Prepared, TensorRTSlot, bytes_of
 from trtbatch.batches import refuse_no_profile, refuse_outside
 from trtbatch.errors import ArtifactError, ExecutionError
 from trtbatch.notes import note
+from trtbatch.photographs.arena import ALIGNMENT
 
 __all__ = ["TensorRTEngine", "TensorRTSession"]
 

@@ -19,17 +19,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch.arena import ALIGNMENT, Arena
 from trtbatch.backends.tensorrt.buffers import CudaEvent, Device, DeviceMemory
 from trtbatch.backends.tensorrt.engine import TensorRTEngine
 from trtbatch.backends.tensorrt.graphs import CudaGraph
 from trtbatch.backends.tensorrt.slots import bytes_of
-from trtbatch.codec import Plane
 from trtbatch.errors import ExecutionError
 from trtbatch.notes import note
-from trtbatch.operands import Packing, band, operands
+from trtbatch.photographs.arena import ALIGNMENT, Arena
+from trtbatch.photographs.codec import Plane
+from trtbatch.photographs.operands import Packing, band, operands
+from trtbatch.photographs.record import OUTPUT, PreprocessorRecord
 from trtbatch.preprocessing import Preprocessing
-from trtbatch.preprocessorrecord import OUTPUT, PreprocessorRecord
 
 __all__ = ["TensorRTPreprocessor", "bucket"]
 

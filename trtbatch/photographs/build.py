@@ -1,0 +1,155 @@
+"""A preprocessor as a TensorRT engine: built for photographs of any size, and tried on some before it appears."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtbatch import artifacts, files
+from trtbatch.artifacts import Artifact, ModelRecord, Sidecar, TensorSpec
+from trtbatch.backends import choose_builder, open_preprocessor
+from trtbatch.backends.base import BuildPlan, Built, Range
+from trtbatch.batches import Profile
+from trtbatch.building.request import BuildRequest, builder_settings, refuse_target
+from trtbatch.errors import RowsError, UsageError
+from trtbatch.photographs.operands import Packing
+from trtbatch.photographs.preprocessor import SUFFIX, OnnxPreprocessor, differences
+from trtbatch.photographs.record import OUTPUT, PreprocessorRecord
+
+__all__ = ["ENGINE_SUFFIX", "build_preprocessor", "is_preprocessor", "ranges_of", "specs_of"]
+
+ENGINE_SUFFIX = ".pre.engine"
+
+OPT_SHARE = 1.5
+"""Rows and columns that kernels are chosen for, as a multiple of the crop: what the crop needs of 500×375 pixels."""
+
+_USED = {
+    *("onnx", "backend", "workspace", "opt_level", "timing_cache", "keep_timings", "own_kernels", "timing_iterations"),
+    *("output", "options", "device", "progress"),
+}
+"""Fields of a build's request that mean something here."""
+
+
+def is_preprocessor(path: Path | None) -> bool:
+    """Whether a file is called as ``export-preprocessor`` calls its own."""
+    return path is not None and path.name.endswith(SUFFIX)
+
+
+def build_preprocessor(request: BuildRequest) -> Artifact:
+    """Build the engine of a ``.pre.onnx`` file; it appears only when it has given Pillow's pixels.
+
+    Raises:
+        UsageError: an option that is for models, or ONNX Runtime, which runs the file as it is.
+        ArtifactError: no preprocessor, or a damaged one.
+        BuildError: TensorRT can't build it.
+        RowsError: it gives other pixels than Pillow.
+    """
+    assert request.onnx is not None
+    _refuse_options(request)
+    builder = choose_builder(request.backend)
+    if builder.name == "onnxruntime":
+        problem = f"{request.onnx} is built with TensorRT alone; on the CPU ONNX Runtime uses the ONNX file itself"
+        raise UsageError(problem, f"use it as it is: trtbatch infer --input PHOTOS/ --preprocessor {request.onnx}")
+    builder.refuse(None, request.options, request.device)
+    with OnnxPreprocessor(request.onnx) as preprocessor:
+        record = preprocessor.record
+    target = request.output or request.onnx.with_name(request.onnx.name.removesuffix(SUFFIX) + ENGINE_SUFFIX)
+    refuse_target(target, request.onnx, builder.suffix)
+    inputs, output = specs_of(record)
+    with files.scratch(target) as folder:
+        plan = BuildPlan(
+            onnx=request.onnx,
+            name=target.name,
+            inputs=inputs,
+            outputs=(output,),
+            profiles=(Profile(1, 1, 1),),
+            ranges=ranges_of(record),
+            **builder_settings(request, target.parent),
+        )
+        began = time.perf_counter()
+        built = builder.build(plan, folder, request.progress)
+        seconds = time.perf_counter() - began
+        sidecar = _sidecar(record, request.onnx, built, {"build_seconds": round(seconds, 3)})
+        request.progress("running it on photographs of several sizes", None)
+        _prove(Artifact(built.file, sidecar), record, request.device)
+        return artifacts.publish(built.file, target, sidecar)
+
+
+def _refuse_options(request: BuildRequest) -> None:
+    """Raise where an option for models is given.
+
+    Raises:
+        UsageError: naming it.
+    """
+    plain = BuildRequest()
+    given = [each.name for each in fields(request) if getattr(request, each.name) != getattr(plain, each.name)]
+    strange = [name for name in given if name not in _USED]
+    if strange:
+        words = {"profiles": "a profile", "batches": "--batch", "shapes": "--shape", "verify": "--no-verify"}
+        option = words.get(strange[0], f"--{strange[0].replace('_', '-')}")
+        raise UsageError(f"{request.onnx} is a preprocessor, which {option} means nothing to", "leave it out")
+
+
+def specs_of(record: PreprocessorRecord) -> tuple[tuple[TensorSpec, ...], TensorSpec]:
+    """Inputs and output of the ONNX file and the engine."""
+    inputs = (
+        TensorSpec("image", "uint8", ("height", "width", 3), None),
+        TensorSpec("down", "float32", (1, "height"), None),
+        TensorSpec("across", "float32", (1, "width"), None),
+        *(TensorSpec(name, "float32", shape, None) for name, shape in Packing(record).shapes.items()),
+    )
+    return inputs, TensorSpec(OUTPUT, record.output.dtype, record.output.shape, None)
+
+
+def ranges_of(record: PreprocessorRecord) -> dict[str, Range]:
+    """The shapes that the engine takes, by open input: the least, those that it is tuned for, and the largest."""
+    most = record.max_size
+    tall, wide = (min(most, round(OPT_SHARE * side)) for side in record.recipe.crop)
+    return {
+        "image": Range((1, 1, 3), (tall, wide, 3), (most, most, 3)),
+        "down": Range((1, 1), (1, tall), (1, most)),
+        "across": Range((1, 1), (1, wide), (1, most)),
+    }
+
+
+def _sidecar(record: PreprocessorRecord, source: Path, built: Built, facts: dict[str, Any]) -> Sidecar:
+    inputs, output = specs_of(record)
+    return Sidecar(
+        kind="preprocessor",
+        artifact=artifacts.record_file(built.file),
+        inputs=inputs,
+        outputs=(output,),
+        model=ModelRecord(record.source.file, "none"),
+        source=artifacts.record_file(source),
+        source_path=source.name,
+        backend="tensorrt",
+        preprocessing=record.recipe,
+        build=facts | {"max_size": record.max_size},
+        tools=built.tools,
+        device=built.device,
+        created=artifacts.now(),
+    )
+
+
+def _prove(artifact: Artifact, record: PreprocessorRecord, device: int) -> None:
+    """Run it on noise of several sizes.
+
+    Raises:
+        RowsError: a pixel is more than 1 of 255 from Pillow's.
+    """
+    with open_preprocessor(artifact, device) as preprocessor:
+        preprocessor.open()
+        try:
+
+            def run(pixels: NDArray[np.uint8], out: NDArray[Any]) -> None:
+                out[...] = preprocessor.sample(pixels)
+
+            for words in differences(record, run):
+                raise RowsError(f"{artifact.path.name}: {words}", "build it again, or infer with --no-preprocessor")
+        finally:
+            preprocessor.close()

@@ -1,0 +1,343 @@
+"""Reads, decodes and prepares photographs in a process of its own; :mod:`trtbatch.photographs.decoders` starts it.
+
+    python -m trtbatch.photographs.decoder_worker ORDER RING
+
+ORDER is an :class:`Order` as JSON, RING the file descriptor of memory that both processes share. It imports what
+decoding needs, and nothing else: it starts in tenths of a second.
+
+**Tasks** come on standard input: a length of 4 bytes, and so many bytes of file names with a zero byte between. When
+standard input closes, the parent is gone, and so is this process.
+
+**Answers** go to standard output: the number of items and the bytes of words (:data:`ANSWER`), the items
+(:data:`ITEM`), the words. Each file is an item, in the order of the tasks. The first answer is empty: it has started.
+
+**The ring** is a page of two counters and then the bytes of photographs, one after the other at multiples of 256; one
+that doesn't fit before the end begins at the start. Positions count on and on. The parent writes how far it has
+released (:data:`RELEASED`), and how many photographs, from the first on, are not worth waiting for (:data:`PRESSED`):
+those that find no room are left to the parent.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import mmap
+import os
+import select
+import signal
+import struct
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtbatch.errors import InputError
+from trtbatch.photographs.arena import aligned
+from trtbatch.photographs.decoding import decode, read_bytes, read_sample
+from trtbatch.photographs.operands import MAX_SIZE, Operands, Packing, band_bytes, operands
+from trtbatch.preprocessing import Preprocessing
+from trtbatch.records import decode as decode_record
+
+__all__ = [
+    "ANSWER",
+    "HEADER",
+    "ITEM",
+    "LAID",
+    "LEFT",
+    "PRESSED",
+    "RELEASED",
+    "SKIPPED",
+    "TASK",
+    "Order",
+    "main",
+    "sample_shape",
+    "sample_type",
+]
+
+Array = NDArray[Any]
+Bytes = NDArray[np.uint8]
+
+HEADER = mmap.PAGESIZE
+"""Bytes before the photographs."""
+
+RELEASED, PRESSED = 0, 1
+"""Counters, 8 bytes each."""
+
+TASK = struct.Struct("<I")
+
+ANSWER = struct.Struct("<II")
+
+ITEM = struct.Struct("<BxxxIIQQqqq")
+"""What became of a file; two numbers; where its bytes begin in the ring, and the position behind them; when reading
+began, decoding began (0: it is part of reading) and all ended, by ``time.perf_counter_ns``."""
+
+LAID, SKIPPED, LEFT = range(3)
+"""It lies in the ring (rows and columns of the image, where there is one); it can't be used (bytes of the words that
+say why); it is left to the parent."""
+
+_PAUSE = 1
+"""Milliseconds between two looks at how far the parent has released."""
+
+_LARGE_FILE = 1 << 20
+"""Bytes of a file from which on its size in pixels is looked up first, to leave it to the parent undecoded."""
+
+_KEPT = 64 << 20
+"""Bytes of the largest memory that is kept for the next photograph."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is made of every photograph.
+
+    Args:
+        kind: ``packed``: the image of :func:`~trtbatch.photographs.operands.operands`, its rows side by side, and
+            beside it the other operands as :class:`~trtbatch.photographs.operands.Packing` has them; ``sample``: what
+            the recipe makes.
+        ring: bytes of photographs in the ring, a multiple of 256.
+        largest: bytes of the largest one that is put there; an eighth of the ring always finds room in time.
+        max_size: of the preprocessor, for ``packed``.
+        dtype: of the model's input, for ``sample``.
+        max_pixels, truncated: Pillow's ``MAX_IMAGE_PIXELS`` and ``LOAD_TRUNCATED_IMAGES``.
+    """
+
+    kind: Literal["packed", "sample"]
+    recipe: Preprocessing
+    ring: int
+    largest: int
+    max_size: int = MAX_SIZE
+    dtype: str = "float32"
+    max_pixels: int | None = None
+    truncated: bool = False
+
+
+def sample_shape(recipe: Preprocessing) -> tuple[int, ...]:
+    """Shape of what a recipe makes: ``(3, H, W)``, or ``(H, W, 3)``."""
+    return (*recipe.crop, 3) if recipe.fused == "NHWC" else (3, *recipe.crop)
+
+
+def sample_type(recipe: Preprocessing, dtype: str) -> np.dtype[Any]:
+    """Type of a sample for an input of type `dtype`: floats are cast to the input's, bytes stay."""
+    if recipe.fused is not None:
+        return np.dtype(np.uint8)
+    return np.dtype(dtype if dtype.startswith("float") else np.float32)
+
+
+def main(order_text: str, ring_file: str) -> int:
+    """Serve until standard input ends; returns the exit code."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
+    channel = os.dup(1)
+    os.dup2(2, 1)  # what a decoder prints must not get among the answers
+    order = decode_record(Order, json.loads(order_text), "order")
+    _set_pillow(order)
+    file = int(ring_file)
+    ring = np.frombuffer(mmap.mmap(file, HEADER + order.ring), np.uint8)
+    os.close(file)
+    try:
+        _Server(order, ring, _Inbox(0), channel).serve()
+    except (_EndedError, BrokenPipeError):
+        os._exit(0)  # at once: there is nobody to tidy up for
+    return 0
+
+
+def _set_pillow(order: Order) -> None:
+    from PIL import Image, ImageFile
+
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    Image.MAX_IMAGE_PIXELS = order.max_pixels
+    ImageFile.LOAD_TRUNCATED_IMAGES = order.truncated
+
+
+class _EndedError(Exception):
+    """The parent is gone."""
+
+
+class _LeftError(Exception):
+    """The photograph is too large for the ring, or there is no room for it and it is waited for."""
+
+
+class _Inbox:
+    """Tasks from a file descriptor; read while waiting, too, so that the parent never waits to write one."""
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+        self._bytes = b""
+        self._poll = select.poll()
+        self._poll.register(file, select.POLLIN)
+
+    def task(self) -> list[Path]:
+        """The files of the next task; waits for it."""
+        while (end := self._end()) is None:
+            self._read()
+        names, self._bytes = self._bytes[TASK.size : end], self._bytes[end:]
+        return [Path(os.fsdecode(name)) for name in names.split(b"\0")]
+
+    def pause(self) -> None:
+        """Wait a little, or until there is something to read."""
+        if self._poll.poll(_PAUSE):
+            self._read()
+
+    def _end(self) -> int | None:
+        if len(self._bytes) < TASK.size:
+            return None
+        end = TASK.size + int(TASK.unpack_from(self._bytes)[0])
+        return end if len(self._bytes) >= end else None
+
+    def _read(self) -> None:
+        found = os.read(self._file, 1 << 16)
+        if not found:
+            raise _EndedError
+        self._bytes += found
+
+
+class _Server:
+    """Does task after task."""
+
+    def __init__(self, order: Order, ring: Bytes, inbox: _Inbox, channel: int) -> None:
+        self._order = order
+        self._counters = ring[:16].view(np.uint64)
+        self._data = ring[HEADER:]
+        self._inbox = inbox
+        self._channel = channel
+        self._maker: _Maker = _PackedMaker(order) if order.kind == "packed" else _SampleMaker(order)
+        self._items: list[bytes] = []
+        self._words = b""
+        self._position = 0
+        self._number = 0
+        """Of the photograph at hand, from 0."""
+
+    def serve(self) -> None:
+        self._tell()
+        while True:
+            for file in self._inbox.task():
+                item = self._one(file)  # which may tell the items before it
+                self._items.append(item)
+                self._number += 1
+            self._tell()
+
+    def _tell(self) -> None:
+        answer = ANSWER.pack(len(self._items), len(self._words)) + b"".join(self._items) + self._words
+        while answer:
+            answer = answer[os.write(self._channel, answer) :]
+        self._items, self._words = [], b""
+
+    def _one(self, file: Path) -> bytes:
+        begun = ended = time.perf_counter_ns()
+        kind, first, second, at = LAID, 0, 0, 0
+        self._maker.opened = 0
+        try:
+            count = self._maker.make(file)
+            ended = time.perf_counter_ns()  # not counted: waiting for room
+            at = self._place(count)
+            first, second = self._maker.write(self._data[at : at + count])
+        except InputError as error:
+            words = error.problem.encode("utf-8", "surrogatepass")
+            kind, first = SKIPPED, len(words)
+            self._words += words
+        except _LeftError:
+            kind = LEFT
+        if ended == begun:
+            ended = time.perf_counter_ns()
+        return ITEM.pack(kind, first, second, at, self._position, begun, self._maker.opened, ended)
+
+    def _place(self, count: int) -> int:
+        """Where so many bytes have room; waits for it."""
+        if count > self._order.largest:
+            raise _LeftError
+        size = self._order.ring
+        begin = self._position
+        if begin % size + count > size:
+            begin += size - begin % size
+        end = begin + aligned(count)
+        if not self._has_room(end):
+            self._tell()  # what is done: the parent may need it before it can release anything
+            while not self._has_room(end):
+                if self._number < int(self._counters[PRESSED]):
+                    raise _LeftError
+                self._inbox.pause()
+        self._position = end
+        return begin % size
+
+    def _has_room(self, end: int) -> bool:
+        return end - int(self._counters[RELEASED]) <= self._order.ring
+
+
+class _Maker(Protocol):
+    opened: int
+    """When decoding began, where that is told apart from reading."""
+
+    def make(self, file: Path) -> int:
+        """Make it, in memory of its own; how many bytes it has."""
+
+    def write(self, room: Bytes) -> tuple[int, int]:
+        """Write it; the two numbers of its item."""
+
+
+class _PackedMaker:
+    def __init__(self, order: Order) -> None:
+        self._order = order
+        self._packing = Packing(order)
+        self.opened = 0
+        self._scratch = np.empty(1 << 20, np.uint8)
+        self._given: Operands | None = None
+
+    def make(self, file: Path) -> int:
+        data = read_bytes(file)
+        self.opened = time.perf_counter_ns()
+        if len(data) > _LARGE_FILE:
+            self._leave_large(data)
+        pixels = decode(data, self._room)
+        self._given = operands(self._order.recipe, pixels, self._order.max_size)
+        return aligned(self._given.image.size) + self._packing.bytes
+
+    def _leave_large(self, data: bytes) -> None:
+        from PIL import Image
+
+        try:
+            width, height = Image.open(io.BytesIO(data)).size
+            count = band_bytes(self._order.recipe, height, width, self._order.max_size)
+        except Exception:  # decoding says better what is wrong
+            return
+        if count > self._order.largest:
+            raise _LeftError
+
+    def _room(self, count: int) -> Bytes:
+        if count > self._scratch.size:
+            made = np.empty(count, np.uint8)
+            if count > _KEPT:
+                return made
+            self._scratch = made
+        return self._scratch
+
+    def write(self, room: Bytes) -> tuple[int, int]:
+        given, self._given = self._given, None
+        assert given is not None, "made before"
+        image = given.image
+        room[: image.size].reshape(image.shape)[...] = image
+        self._packing.fill(room[aligned(image.size) :], given.rows, given.columns)
+        return image.shape[0], image.shape[1]
+
+
+class _SampleMaker:
+    def __init__(self, order: Order) -> None:
+        self._recipe: Callable[[Any], Array] = order.recipe
+        self._type = sample_type(order.recipe, order.dtype)
+        self._sample: Array = np.empty(0)
+        self.opened = 0
+
+    def make(self, file: Path) -> int:
+        self._sample = read_sample(file, self._recipe)
+        return self._sample.size * self._type.itemsize
+
+    def write(self, room: Bytes) -> tuple[int, int]:
+        room.view(self._type).reshape(self._sample.shape)[...] = self._sample
+        return 0, 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2]))

@@ -1,0 +1,138 @@
+"""From an image file to RGB pixels: Pillow, and libjpeg-turbo by simplejpeg for the JPEG files that need nothing else.
+
+Pillow decodes into memory of its own, which is then copied under Python's lock; simplejpeg decodes straight to where
+the pixels are wanted, without the lock. Both are libjpeg-turbo with the exact DCT and smooth upsampling, and give the
+same pixels. Whatever isn't an upright, whole JPEG file in grey or YCbCr goes through Pillow.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtbatch import optional
+from trtbatch.errors import InputError
+from trtbatch.photographs.images import open_image, plain, unusable
+from trtbatch.preprocessing import Preprocessing, orientation_of
+
+__all__ = ["decode", "read_bytes", "read_pixels", "read_sample"]
+
+Pixels = NDArray[np.uint8]
+
+Room = Callable[[int], Pixels]
+"""Gives memory of at least so many bytes, flat."""
+
+_FIX = "mend it, or leave it out"
+
+_JPEG = b"\xff\xd8\xff"
+_EXIF = b"Exif\0\0"
+_HEADERS = 1 << 16
+"""Bytes in which a camera's EXIF block begins: it is the first of a file, or the second."""
+
+_PLAIN = ("YCbCr", "Gray", "RGB")
+"""Colour spaces, in simplejpeg's names, that become RGB as in Pillow; CMYK and YCCK don't."""
+
+
+def read_pixels(path: Path, room: Room | None = None) -> Pixels:
+    """The pixels ``(H, W, 3)`` of an image file, upright, in three colours of 8 bits.
+
+    Args:
+        room: for the pixels; None leaves them where they are made.
+
+    Raises:
+        InputError: it can't be read, or has no known white, or is over Pillow's limit of pixels.
+    """
+    return decode(read_bytes(path), room)
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's content.
+
+    Raises:
+        InputError: it can't be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(error.strerror or str(error), _FIX) from error
+
+
+def read_sample(path: Path, make: Callable[[Any], NDArray[Any]]) -> NDArray[Any]:
+    """What is made of an image file's Pillow image.
+
+    Raises:
+        InputError: as :func:`read_pixels`, or `make` failed on it.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            reason = unusable(image)
+            if reason is not None:
+                raise InputError(reason, _FIX)
+            return make(image)
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever their format makes them
+        raise InputError(plain(error), _FIX) from error
+
+
+def decode(data: bytes, room: Room | None = None) -> Pixels:
+    """The same of a file's bytes.
+
+    Raises:
+        InputError: as :func:`read_pixels`.
+    """
+    pixels = _decoded_jpeg(data, room) if data.startswith(_JPEG) else None
+    if pixels is None:
+        pixels = np.asarray(Preprocessing.rgb(open_image(data)))
+        if room is not None:
+            pixels = _placed(pixels, room)
+    return pixels
+
+
+def _placed(pixels: Pixels, room: Room) -> Pixels:
+    there = room(pixels.size)[: pixels.size].reshape(pixels.shape)
+    there[...] = pixels
+    return there
+
+
+def _decoded_jpeg(data: bytes, room: Room | None) -> Pixels | None:
+    """The pixels of a JPEG file; None where Pillow is to decode it, or to say what is wrong with it."""
+    from PIL import Image
+
+    library = _simplejpeg()
+    if library is None:
+        return None
+    try:
+        height, width, colours, _ = library.decode_jpeg_header(data)
+        limit = Image.MAX_IMAGE_PIXELS
+        too_large = limit is not None and height * width > limit
+        if too_large or colours not in _PLAIN or not _is_upright(data):
+            return None
+        count = height * width * 3
+        memory = np.empty(count, np.uint8) if room is None else room(count)
+        pixels: Pixels = library.decode_jpeg(data, "RGB", buffer=memory)
+    except ValueError:  # damaged in some way; Pillow forgives some of them
+        return None
+    return pixels
+
+
+def _is_upright(data: bytes) -> bool:
+    from PIL import Image
+
+    if _EXIF not in data[:_HEADERS]:
+        return True
+    return orientation_of(Image.open(io.BytesIO(data))) == 1
+
+
+@lru_cache(maxsize=1)
+def _simplejpeg() -> Any:
+    """The library, or None where it isn't installed."""
+    return optional.require("simplejpeg", "decode JPEG files") if optional.is_installed("simplejpeg") else None

@@ -1,0 +1,217 @@
+"""Photographs decoded in groups on a GPU, a bounded way ahead, for a preprocessor on the same GPU.
+
+Threads read files; one thread has a group decoded while the last one is resized. What nvImageCodec isn't given, or
+doesn't decode, is decoded on the host, as everything is without it: such files are told in the same words.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtbatch.errors import InputError
+from trtbatch.notes import note
+from trtbatch.photographs.arena import Arena
+from trtbatch.photographs.codec import Coded, JpegDecoder, Plane
+from trtbatch.photographs.decoding import read_bytes
+from trtbatch.photographs.images import Skipped
+from trtbatch.photographs.pixels import MOST_BYTES, Budget, Photograph, Reader
+from trtbatch.trace import NO_TRACE, Recorder
+
+__all__ = ["PlaneReader", "decoded_ahead"]
+
+Bytes = NDArray[np.uint8]
+
+GROUP = 64
+"""Files that are decoded at once."""
+
+GROUP_BYTES = 512 << 20
+"""Bytes of pixels from which on a group takes no further file."""
+
+GROUPS = 2
+"""That are decoded, or being decoded, while one is taken."""
+
+READ = 3 * GROUP
+"""Files that are read, or being read, at most."""
+
+
+class PlaneReader(Protocol):
+    """A preprocessor, as far as it takes photographs from the GPU, and from the host."""
+
+    arena: Arena
+    beside: int
+    """Bytes that `prepare` and `prepare_plane` use."""
+
+    def prepare(self, pixels: Bytes, beside: Bytes) -> Any:
+        """What it takes of a photograph ``(H, W, 3)`` uint8 on the host; for any thread."""
+
+    def prepare_plane(self, plane: Plane, beside: Bytes) -> Any | None:
+        """The same of one that is on the GPU; None where it can't, and `prepare` can. For any thread."""
+
+
+class _Read(NamedTuple):
+    """A file that was read; nothing is coded where the host is to decode it."""
+
+    number: int
+    coded: Coded | None
+
+    @property
+    def bytes(self) -> int:
+        return 0 if self.coded is None else self.coded.bytes
+
+
+_Item = Union[Photograph[Any], Future[list[Union[Photograph[Any], Skipped]]]]
+
+
+def decoded_ahead(
+    files: Sequence[Path],
+    names: Sequence[str],
+    preprocessor: PlaneReader,
+    decoder: JpegDecoder,
+    workers: int,
+    trace: Recorder = NO_TRACE,
+) -> Generator[Photograph[Any] | Skipped, None, None]:
+    """Photographs as a preprocessor takes them, in order; whoever takes one releases it.
+
+    Closing the generator ends its threads.
+
+    Args:
+        workers: threads that read, and decode what is left to the host.
+        trace: takes the spans ``read`` of each file and ``decode`` of each group.
+    """
+    run = _Run(files, names, preprocessor, decoder, workers, trace)
+    try:
+        yield from run.items()
+    finally:
+        run.close()
+
+
+class _Run:
+    def __init__(
+        self,
+        files: Sequence[Path],
+        names: Sequence[str],
+        preprocessor: PlaneReader,
+        decoder: JpegDecoder,
+        workers: int,
+        trace: Recorder,
+    ) -> None:
+        self._files = files
+        self._names = names
+        self._preprocessor = preprocessor
+        self._decoder = decoder
+        self._trace = trace
+        self._budget = Budget(MOST_BYTES)
+        self._reader = Reader(preprocessor.prepare, preprocessor.beside, preprocessor.arena, self._budget, trace)
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="trtbatch-read")
+        self._one = ThreadPoolExecutor(1, thread_name_prefix="trtbatch-gpu-decode")
+        self._has_decoded = False
+        self._next = 0
+        self._reads: deque[Future[_Read]] = deque()
+        self._groups: deque[Future[list[_Item]]] = deque()
+        self._given: deque[_Item] = deque()
+        """Of the group that is taken, what hasn't been."""
+        self._abandoned: list[_Item] = []
+        """Of a group that couldn't be decoded to its end."""
+
+    def items(self) -> Iterator[Photograph[Any] | Skipped]:
+        number = 0
+        while self._go_on():
+            self._given.extend(self._groups.popleft().result())
+            self._go_on()
+            while self._given:
+                item = self._given[0]
+                if isinstance(item, Future):
+                    self._budget.waits_for(number)
+                    [found] = item.result()
+                else:
+                    found = item
+                self._given.popleft()
+                number += 1
+                yield found
+
+    def _go_on(self) -> bool:
+        """Let files be read and groups be decoded; whether there is a group to take."""
+        while self._next < len(self._files) and len(self._reads) < READ:
+            self._reads.append(self._pool.submit(self._read, self._next))
+            self._next += 1
+        while self._reads and len(self._groups) < GROUPS:
+            self._groups.append(self._one.submit(self._decode, self._group()))
+        return bool(self._groups)
+
+    def _group(self) -> list[_Read]:
+        group: list[_Read] = []
+        count = 0
+        while self._reads and len(group) < GROUP and count < GROUP_BYTES:
+            group.append(self._reads.popleft().result())
+            count += group[-1].bytes
+        return group
+
+    def _read(self, number: int) -> _Read:
+        try:
+            with self._trace.span("read", file=self._names[number]):
+                return _Read(number, self._decoder.coded(read_bytes(self._files[number])))
+        except InputError:  # which the host will meet again, and tell
+            return _Read(number, None)
+
+    def _decode(self, group: Sequence[_Read]) -> list[_Item]:
+        coded = [read.coded for read in group if read.coded is not None]
+        with self._trace.span("decode", files=len(coded)):
+            decoded = self._decoder(coded)
+        if coded and not self._has_decoded and all(plane is None for plane in decoded):
+            note(f"nvImageCodec has decoded none of {len(coded)} photographs: the host does it (is nvJPEG there?)")
+        self._has_decoded = self._has_decoded or bool(coded)
+        planes = iter(decoded)
+        items: list[_Item] = []
+        try:
+            for read in group:
+                plane = None if read.coded is None else next(planes)
+                photograph = None if plane is None else self._photograph(read.number, plane)
+                items.append(self._on_the_host(read.number) if photograph is None else photograph)
+        except BaseException:
+            self._abandoned = items
+            raise
+        return items
+
+    def _photograph(self, number: int, plane: Plane) -> Photograph[Any] | None:
+        arena = self._preprocessor.arena
+        block = arena.take(self._preprocessor.beside)
+        try:
+            prepared = self._preprocessor.prepare_plane(plane, block[: self._preprocessor.beside])
+        except BaseException:
+            arena.give(block)
+            raise
+        if prepared is None:
+            arena.give(block)
+            return None
+        return Photograph(self._names[number], prepared, lambda: arena.give(block))
+
+    def _on_the_host(self, number: int) -> Future[list[Photograph[Any] | Skipped]]:
+        return self._pool.submit(self._reader, number, [self._files[number]], [self._names[number]])
+
+    def close(self) -> None:
+        """Wait for what is at work, and release what nobody took."""
+        self._budget.stop()
+        self._one.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for group in self._groups:
+            if not group.cancelled() and group.exception() is None:
+                _release(group.result())
+        _release([*self._given, *self._abandoned])
+        self._decoder.close()
+
+
+def _release(items: Sequence[_Item]) -> None:
+    for item in items:
+        if isinstance(item, Photograph):
+            item.release()
+        elif not item.cancel() and item.exception() is None:
+            for found in item.result():
+                if isinstance(found, Photograph):
+                    found.release()

@@ -1,0 +1,1 @@
+"""What ``precision`` does it with: ModelOpt, the types of a graph, what an engine made of them."""

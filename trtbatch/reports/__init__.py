@@ -1,0 +1,1 @@
+"""Results, read back, compared and shown: tables, pages, pictures."""

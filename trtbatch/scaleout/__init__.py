@@ -1,0 +1,1 @@
+"""Several machines and servers: Ray Data's and Triton's work, prepared here."""

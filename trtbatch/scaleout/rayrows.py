@@ -1,0 +1,112 @@
+"""Rows of files, as the predictor takes them: what Ray's reading tasks do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtbatch import optional
+from trtbatch.artifacts import Sidecar
+from trtbatch.errors import InputError
+from trtbatch.names import written
+from trtbatch.photographs.images import image_input
+from trtbatch.ray import PIXELS, prepare
+from trtbatch.scaleout.store import Kind, Store, named, npy_header
+
+__all__ = ["read_rows"]
+
+Array = NDArray[Any]
+
+
+def read_rows(batch: Mapping[str, Any], source: Store, kind: Kind, sidecar: Sidecar) -> dict[str, Any]:
+    """The rows of a block: names, errors, and the columns that the predictor takes."""
+    files = [each.decode("utf-8", "surrogateescape") for each in batch["file"]]
+    numbers = [int(each) for each in batch["row"]]
+    found: dict[str, Any] = {
+        "path": np.array([named(source, path, row) for path, row in zip(files, numbers)], dtype=object),
+        "error": np.array([""] * len(files), dtype=object),
+    }
+    if kind == "images":
+        return found | {PIXELS: _images(source, files, found["error"], sidecar)}
+    columns: dict[str, list[Array]] = {}
+    for path in dict.fromkeys(files):
+        wanted = [row for file, row in zip(files, numbers) if file == path]
+        part = _npy(source, path, wanted) if kind == "npy" else _parquet(source, path, wanted, sidecar)
+        for name, rows in part.items():
+            columns.setdefault(name, []).append(rows)
+    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+    if "bytes" in joined:
+        pixels = prepare(joined, sidecar, found["error"])
+        return found | {PIXELS: _even(pixels, sidecar)}
+    return found | joined
+
+
+def _images(source: Store, files: Sequence[str], errors: Array, sidecar: Sidecar) -> Array:
+    """Images read, resized and cropped, ``(N, H, W, 3)`` uint8; only the pixels travel on."""
+    made = np.empty(len(files), dtype=object)
+    for index, path in enumerate(files):
+        try:
+            with source.reading(path) as stream:
+                held = np.empty(1, dtype=object)
+                held[0] = stream.read()
+        except OSError as error:
+            errors[index] = " ".join(str(error).split())[:200]
+            continue
+        made[index : index + 1] = prepare({"bytes": held}, sidecar, errors[index : index + 1])
+    return _even(made, sidecar)
+
+
+def _even(pixels: Array, sidecar: Sidecar) -> Array:
+    """One array of all images; black where there is none."""
+    _, preprocessing = image_input(sidecar)
+    even = np.zeros((len(pixels), *preprocessing.crop, 3), np.uint8)
+    for index, image in enumerate(pixels):
+        if image is not None:
+            even[index] = image
+    return even
+
+
+def _npy(source: Store, path: str, rows: Sequence[int]) -> dict[str, Array]:
+    """Rows of an array file: from the first to the last of them is read, and no more."""
+    with source.reading(path) as stream:
+        shape, dtype = npy_header(stream)
+        width = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+        stream.seek(stream.tell() + rows[0] * width)
+        block = np.frombuffer(stream.read((rows[-1] + 1 - rows[0]) * width), dtype)
+    return {"data": block.reshape(-1, *shape[1:])[np.asarray(rows) - rows[0]]}
+
+
+def _parquet(source: Store, path: str, rows: Sequence[int], sidecar: Sidecar) -> dict[str, Array]:
+    """Rows of a Parquet file, from the row groups that hold them: the model's inputs, or encoded images.
+
+    Raises:
+        InputError: the file has neither.
+    """
+    parquet = optional.require("pyarrow.parquet", "read Parquet")
+    with source.reading(path) as stream:
+        file = parquet.ParquetFile(stream)
+        names = [spec.name for spec in sidecar.inputs]
+        there = file.schema_arrow.names
+        wanted = names if set(names) <= set(there) else ["bytes"] if "bytes" in there else []
+        if not wanted:
+            raise InputError(
+                f"{written(path)} has the columns {', '.join(there)}",
+                f"wanted: {', '.join(names)}, or bytes (encoded images)",
+            )
+        edges = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))])
+        groups = sorted({int(np.searchsorted(edges, row, side="right")) - 1 for row in rows})
+        table = file.read_row_groups(groups, columns=wanted)
+        place = {row: index for index, row in enumerate(r for g in groups for r in range(edges[g], edges[g + 1]))}
+        table = table.take([place[row] for row in rows])
+    if wanted == ["bytes"]:
+        held = np.empty(len(rows), dtype=object)
+        held[:] = table["bytes"].to_pylist()
+        return {"bytes": held}
+    found: dict[str, Array] = {}
+    for spec in sidecar.inputs:
+        sizes = [int(size) for axis, size in enumerate(spec.shape) if axis != spec.batch_axis]
+        found[spec.name] = np.asarray(table[spec.name].to_pylist(), spec.dtype).reshape(len(rows), *sizes)
+    return found

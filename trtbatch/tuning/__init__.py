@@ -1,0 +1,1 @@
+"""Which batch size, with how many streams, on which profiles."""
