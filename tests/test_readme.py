@@ -155,6 +155,10 @@ def test_performance_has_the_tables_that_its_scripts_print() -> None:
     times, figures = performance.markdown(kept["performance"]).split("\n\n")
     assert times in PERFORMANCE and times in README and figures in PERFORMANCE
     assert build_times.markdown(kept["build_times"]["rows"]) in PERFORMANCE
+    for name in ("performance", "performance_earlier"):
+        first = json.loads((ROOT / "docs" / "gpu" / f"{name}.json").read_text())["profiles"][0]
+        assert first["batch"] == 1
+        assert all(f"{first[kind]:.4f} ms" in PERFORMANCE for kind in ("auto_ms", "static_ms"))
     pipeline = json.loads((ROOT / "docs" / "cpu" / "pipeline_overhead.json").read_text())
     assert f"{pipeline['ratio']:.3f} times" in PERFORMANCE and pipeline["ratio"] <= 1.03
 

@@ -91,7 +91,7 @@ def wording(shown: Iterable[str]) -> list[str]:
     for line in shown:
         if line.startswith("┃"):
             found += [cell.strip() for cell in line.split("┃") if re.fullmatch(r"[a-z /]+", cell.strip())]
-        elif label := re.match(r" +(?!smaller|larger)[a-z]+ ", line):  # those that tune tells where there are any
+        elif label := re.match(r" +(?!smaller|larger|alike)[a-z]+ ", line):  # those that tune tells where there are any
             found.append(label[0])
         elif re.match(r"[A-Za-z]", line):
             start = re.split(r"[0-9(/'…]|resnet|engines|(?<=bound by)", line)[0].rstrip()

@@ -265,7 +265,8 @@ def test_a_tuned_size_that_was_not_measured_is_preferred_warmed_up_and_captured(
     assert list(config.dynamic_batching.preferred_batch_size) == [2, 4, 8, 12]
     assert [each.batch_size for each in config.model_warmup] == [2, 4, 8, 12]
     assert 12 in [spec.batch_size for spec in config.optimization.cuda.graph_spec]
-    assert list(config_of(sidecar(tuned=tuned(batch=1))).dynamic_batching.preferred_batch_size) == [1]
+    alone = config_of(sidecar(tuned=tuned(batch=1))).dynamic_batching
+    assert list(alone.preferred_batch_size) == [1] and alone.max_queue_delay_microseconds == 0
     assert list(config_of(sidecar(tuned=tuned(batch=64))).dynamic_batching.preferred_batch_size)[-1] == 32
 
 

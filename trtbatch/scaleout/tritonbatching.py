@@ -64,6 +64,8 @@ def batching(sidecar: Sidecar, instances: int | None = None, delay: int | None =
 
 def _waiting(tuned: Tuned) -> int | None:
     """Microseconds that a request may wait, by the latency that was tuned for; None where none was."""
+    if tuned.batch == 1:
+        return 0  # nothing is gained by waiting for others
     if tuned.budget_ms is None:
         return None
     latency = tuned.latency_ms
