@@ -26,6 +26,7 @@ __all__ = [
     "median_interval",
     "median_noise",
     "summarize",
+    "verdict_of",
 ]
 
 Milliseconds = NDArray[np.float64]
@@ -216,10 +217,11 @@ def compare_rounds(ours: Sequence[float], theirs: Sequence[float]) -> Relative:
         return Relative(float("nan"), float("-inf"), float("inf"), 0, "UNCLEAR")
     ratios = np.asarray(ours, np.float64) / np.asarray(theirs, np.float64)
     low, high = median_interval(ratios)
-    return Relative(float(np.median(ratios)), low, high, len(ours), _verdict(low, high))
+    return Relative(float(np.median(ratios)), low, high, len(ours), verdict_of(low, high))
 
 
-def _verdict(low: float, high: float) -> str:
+def verdict_of(low: float, high: float) -> str:
+    """``SAME``, ``FASTER``, ``SLOWER`` or ``UNCLEAR``, by the interval of a ratio of times."""
     if low >= 1 - SAME_LIMIT and high <= 1 + SAME_LIMIT:
         return "SAME"
     if high < 1:

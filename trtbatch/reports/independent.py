@@ -8,7 +8,7 @@ from math import exp, inf, log, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch.stats import SAME_LIMIT
+from trtbatch.stats import verdict_of
 
 __all__ = ["BLOCKS", "BLOCK_RUNS", "MIN_BLOCKS", "Ratio", "ratio_of_medians"]
 
@@ -74,7 +74,7 @@ def ratio_of_medians(a_ms: Milliseconds, b_ms: Milliseconds) -> Ratio:
         return Ratio(ratio, 0.0, inf, blocks, "UNCLEAR")
     reach = _STUDENT[blocks - 1] * sqrt(_squared_error(a_ms) + _squared_error(b_ms))
     low, high = exp(log(ratio) - reach), exp(log(ratio) + reach)
-    return Ratio(ratio, low, high, blocks, _verdict(low, high))
+    return Ratio(ratio, low, high, blocks, verdict_of(low, high))
 
 
 def _blocks(samples: Milliseconds) -> int:
@@ -100,11 +100,3 @@ def _worth_one(samples: Milliseconds) -> float:
     spread = float(over @ over)
     alike = float(over[1:] @ over[:-1]) / spread if spread > 0 else 0.0
     return (1 + alike) / (1 - alike) if alike > 0 else 1.0
-
-
-def _verdict(low: float, high: float) -> str:
-    if low >= 1 - SAME_LIMIT and high <= 1 + SAME_LIMIT:
-        return "SAME"
-    if high < 1:
-        return "FASTER"
-    return "SLOWER" if low > 1 else "UNCLEAR"
