@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from trtbatch import artifacts, environment
-from trtbatch.artifacts import Accuracy, ModelRecord, Sidecar
+from trtbatch import environment
+from trtbatch.artifacts import Accuracy, Sidecar
 from trtbatch.backends import resolve_engine
-from trtbatch.batches import Profile
 from trtbatch.stats import Summary, bound_by, summarize
 from trtbatch.timing.clocks import ClockWatch
 from trtbatch.timing.loops import Loop, Milliseconds, collect, measure
 from trtbatch.timing.request import BenchRequest, refuse_batches, refuse_modes
+from trtbatch.timing.run import Run
 from trtbatch.timing.stand import Stand, open_stand
 from trtbatch.workload import ProductBytes
 
@@ -72,22 +72,11 @@ class BatchResult:
 
 
 @dataclass(frozen=True)
-class BenchResult:
+class BenchResult(Run):
     """A whole run: what was timed, on what, and the figures."""
 
-    engine: str
-    backend: str
-    precision: str
-    model: ModelRecord
-    profiles: tuple[Profile, ...]
-    timed: dict[str, str]
-    settings: dict[str, Any]
-    tools: dict[str, str]
-    device: dict[str, str]
-    environment: dict[str, Any]
     gpu_before: dict[str, Any]
     gpu_after: dict[str, Any]
-    created: str
     batches: tuple[BatchResult, ...]
     accuracy: Accuracy | None = None
     format_version: int = 1
@@ -120,19 +109,9 @@ def bench(request: BenchRequest) -> BenchResult:
                 found.append(_measure(loop, batch, request, stand, watch, memory_ms(sidecar, batch, bandwidth)))
         after = environment.gpu_state(request.device) if gpu else {}
     return BenchResult(
-        engine=artifact.path.name,
-        backend=sidecar.backend or "",
-        precision=sidecar.precision_realised or "",
-        model=sidecar.model,
-        profiles=sidecar.profiles,
-        timed=timed,
-        settings=request.settings,
-        tools=sidecar.tools,
-        device=sidecar.device,
-        environment=environment.describe(),
+        **Run.of(artifact, timed, request.settings),
         gpu_before=before,
         gpu_after=after,
-        created=artifacts.now(),
         batches=_with_speedup(found),
         accuracy=sidecar.accuracy,
     )

@@ -24,6 +24,7 @@ from trtbatch.stats import Relative, compare_rounds
 from trtbatch.timing.clocks import ClockWatch
 from trtbatch.timing.loops import Loop, StopRule, collect
 from trtbatch.timing.request import refuse_batches, refuse_modes
+from trtbatch.timing.run import Run
 from trtbatch.timing.stand import Stand, open_stand
 
 __all__ = ["ROUNDS", "Contender", "DuelLine", "DuelResult", "ProfileLine", "ProfilesResult", "compare_profiles", "duel"]
@@ -116,21 +117,10 @@ class ProfileLine:
 
 
 @dataclass(frozen=True)
-class ProfilesResult:
+class ProfilesResult(Run):
     """Every profile of an engine, batch by batch."""
 
-    engine: str
-    backend: str
-    precision: str
-    model: ModelRecord
-    profiles: tuple[Profile, ...]
-    timed: dict[str, str]
-    settings: dict[str, Any]
-    tools: dict[str, str]
-    device: dict[str, str]
-    environment: dict[str, Any]
     gpu: dict[str, Any]
-    created: str
     lines: tuple[ProfileLine, ...]
     format_version: int = 1
 
@@ -265,18 +255,8 @@ def compare_profiles(request: BenchRequest) -> ProfilesResult:
                 rounds = _take_turns(turns, request, watch)
                 lines.append(_profile_line(batch, mode, sidecar, holding, rounds))
     return ProfilesResult(
-        engine=artifact.path.name,
-        backend=sidecar.backend or "",
-        precision=sidecar.precision_realised or "",
-        model=sidecar.model,
-        profiles=sidecar.profiles,
-        timed=timed,
-        settings=_settings(request),
-        tools=sidecar.tools,
-        device=sidecar.device,
-        environment=environment.describe(),
+        **Run.of(artifact, timed, _settings(request)),
         gpu=_gpu_state(request, artifact),
-        created=artifacts.now(),
         lines=tuple(lines),
     )
 

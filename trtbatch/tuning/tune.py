@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 
 from trtbatch import artifacts, environment
-from trtbatch.artifacts import Artifact, ModelRecord, Sidecar, Tuned
+from trtbatch.artifacts import Artifact, Sidecar, Tuned
 from trtbatch.backends import open_engine, resolve_engine
-from trtbatch.batches import Profile, pick_profile, refuse_outside
+from trtbatch.batches import pick_profile, refuse_outside
 from trtbatch.errors import ExecutionError, TrtbatchError, UsageError
 from trtbatch.notes import note
 from trtbatch.profiles import powers_of_two
 from trtbatch.stats import median_interval
 from trtbatch.timing.clocks import ClockWatch
 from trtbatch.timing.loops import MIN_ITERATIONS, TIME_OUT, Loop, Samples, StopRule, collect
+from trtbatch.timing.run import Run
 from trtbatch.tuning.capacity import Largest, attempt, find_largest
 from trtbatch.tuning.quantiles import percentile_interval, runs_needed
 from trtbatch.tuning.search import Goal, Outcome, Trial, budget_for, search
@@ -91,7 +92,7 @@ class TuneRequest:
 
 
 @dataclass(frozen=True)
-class TuneResult:
+class TuneResult(Run):
     """What was measured, and what was chosen.
 
     Args:
@@ -101,14 +102,10 @@ class TuneResult:
         smaller, larger: the next batch sizes that were measured with as many streams.
         trials: all that was measured.
         alike: what counts too, and whose throughput's interval overlaps with the choice's.
-        timed: what a latency covers, in words, by number of streams.
+        timed: what a latency covers, by number of streams.
+        device: that it ran on.
     """
 
-    engine: str
-    backend: str
-    precision: str
-    model: ModelRecord
-    profiles: tuple[Profile, ...]
     asked: str
     chosen: Trial
     best: Trial
@@ -116,12 +113,6 @@ class TuneResult:
     smaller: Trial | None
     larger: Trial | None
     trials: tuple[Trial, ...]
-    timed: dict[str, str]
-    settings: dict[str, Any]
-    tools: dict[str, str]
-    device: dict[str, str]
-    environment: dict[str, Any]
-    created: str
     saved: bool
     alike: tuple[Trial, ...] = ()
     format_version: int = 1
@@ -336,13 +327,8 @@ def _result(
     chosen, best, knee = outcome.chosen, outcome.best, outcome.knee()
     assert chosen is not None and best is not None and knee is not None, "only what was found has a result"
     smaller, larger = outcome.neighbours()
-    sidecar = artifact.sidecar
     return TuneResult(
-        engine=artifact.path.name,
-        backend=sidecar.backend or "",
-        precision=sidecar.precision,
-        model=sidecar.model,
-        profiles=sidecar.profiles,
+        **(Run.of(artifact, timed, request.settings) | {"device": device}),
         asked=asked_for(request.latency_ms, request.percentile),
         chosen=replace(chosen, latencies_ms=()),
         best=replace(best, latencies_ms=()),
@@ -350,12 +336,6 @@ def _result(
         smaller=None if smaller is None else replace(smaller, latencies_ms=()),
         larger=None if larger is None else replace(larger, latencies_ms=()),
         trials=outcome.trials,
-        timed=timed,
-        settings=request.settings,
-        tools=sidecar.tools,
-        device=device,
-        environment=environment.describe(),
-        created=artifacts.now(),
         saved=request.save,
         alike=tuple(replace(each, latencies_ms=()) for each in outcome.alike(Goal(request.latency_ms))),
     )
