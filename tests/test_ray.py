@@ -312,6 +312,18 @@ def test_names_that_are_not_utf8(cluster: None, cli: Cli, photo_engine: Path, fo
     refused(cli(*line[:5], "--output", "out\udcff"), 2, r"--output out\xff: pyarrow takes names in UTF-8 only")
 
 
+def test_what_has_an_error_is_told_again(cluster: None, cli: Cli, photo_engine: Path, folder: Path) -> None:
+    source = pictures(folder, 3)
+    (source / "nowhere.jpg").symlink_to("no-such-file.jpg")
+    (source / "text.jpg").write_text("no photograph")
+    for predicted, before in ((5, 0), (0, 5)):
+        for kind in ("parquet", "jsonl"):
+            done = cli("infer", "--ray", "auto", "--input", source, "--output", f"out_{kind}", "--format", kind)
+            assert done.exit_code == 1, done.output
+            assert f"{predicted} rows predicted, {before} were there" in done.output
+            assert "2 of 5 rows have an error" in done.output
+
+
 def test_users_own_pipeline(cluster: None, photo_engine: Path, folder: Path) -> None:
     import ray
 

@@ -79,6 +79,21 @@ def anywhere(batch: int) -> bool:
 POWERS = [1, 2, 4, 8, 16, 32, 64]
 
 
+@pytest.mark.parametrize(("later", "chosen"), [((95.0, 95.0), 4), ((95.0, 105.0), 2)])
+def test_a_size_that_missed_the_budget_must_meet_it_twice_to_be_chosen(later: tuple[float, ...], chosen: int) -> None:
+    """It is measured again beside the choice, and then for itself."""
+    ends = {1: [22.0] * 9, 2: [45.0] * 9, 4: [105.0, *later, *[later[-1]] * 6]}
+    rates = {1: 50.0, 2: 55.0, 4: 60.0}
+
+    def measure(batch: int, streams: int) -> Trial:
+        high, rate = ends[batch].pop(0), rates[batch]
+        latency = Interval(high - 5, high - 6, high)
+        return Trial(batch, streams, 0, high - 5, latency, Interval(rate, rate - 1, rate + 1), 40)
+
+    found = search([1, 2, 4], [1], measure, Goal(100.0))
+    assert found.chosen is not None and found.chosen.batch == chosen and found.chosen.confirmed
+
+
 def test_a_budget_between_two_sizes_is_closed_in_on() -> None:
     """The upper end, 1.05 · (1 + 0.1 b), is under 3 ms up to batch 18; the latency itself would be up to 19."""
     measure = Scripted(affine)
@@ -650,7 +665,7 @@ def a_result(several: bool) -> TuneResult:
     lost = Trial.failure(64, 1, 0, "out of memory " * 20)
     profiles = (Profile(100, 1000, 1000),)
     model = ModelRecord("resnet18", "random (seed 0)")
-    one = replace(trials[0], confirmed=True)
+    one = replace(trials[0], confirmed=True, round=1)
     return TuneResult(
         engine="resnet18_dynamic.ort.onnx", backend="onnxruntime", precision="fp32", model=model, profiles=profiles,
         asked="p99 latency under 100 ms", chosen=one, best=trials[1], knee=one, smaller=None, larger=trials[1],

@@ -251,7 +251,7 @@ def write_verdict(result: VerifyResult, path: Path) -> None:
 def footnotes(result: BenchResult) -> list[str]:
     """What the columns mean, which shapes ran, what bounds the lines, and what to do about those that aren't stable."""
     lines = [*_timed(result), "ms/batch is the median; samples/s = batch / median."]
-    for row in (result.batches[0], *result.batches[-1:]):
+    for row in {row.batch: row for row in (result.batches[0], result.batches[-1])}.values():
         shapes = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in row.shapes.items())
         lines.append(f"executed at batch {row.batch}: {shapes}")
     if result.accuracy is not None:

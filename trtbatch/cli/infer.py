@@ -183,7 +183,7 @@ def _with_ray(
     out().print(f"{result.rows} rows predicted, {result.before} were there")
     out().print(f"[bold]{plain(result.output)}[/]")
     if result.failed:
-        err().print(f"[bold yellow]{result.failed} of {result.rows} rows have an error[/]")
+        err().print(f"[bold yellow]{result.failed} of {result.rows + result.before} rows have an error[/]")
         raise typer.Exit(1)
 
 

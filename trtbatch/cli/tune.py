@@ -221,7 +221,7 @@ def _remark(trial: Trial, result: TuneResult) -> str:
         *(["[bold green]chosen[/]"] if _is(trial, result.chosen) else []),
         *(["best"] if _is(trial, result.best) and not _is(trial, result.chosen) else []),
         *(["knee"] if _is(trial, result.knee) else []),
-        *(["again"] if trial.confirmed else []),
+        *(["again"] if trial.round else []),
     ]
     return ", ".join(marks)
 

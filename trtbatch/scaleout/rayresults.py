@@ -7,7 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,17 +67,28 @@ def _files(target: Store) -> list[str]:
     return sorted(name for name in names if name.endswith((".parquet", ".jsonl")))
 
 
-def done_rows(target: Store) -> Counter[str]:
-    """How often each row's name is in the output's files."""
+class Done(NamedTuple):
+    """How often each row's name is in the output's files, and the names of those with an error."""
+
+    names: Counter[str]
+    failed: set[str]
+
+
+def done_rows(target: Store) -> Done:
+    """What is in the output's files."""
     parquet = optional.require("pyarrow.parquet", "read Parquet")
-    names: Counter[str] = Counter()
+    done = Done(Counter(), set())
     for path in _files(target):
         if path.endswith(".parquet"):
-            names.update(parquet.read_table(path, columns=["path"], filesystem=target.system)["path"].to_pylist())
+            table = parquet.read_table(path, columns=["path", "error"], filesystem=target.system)
+            rows = list(zip(table["path"].to_pylist(), table["error"].to_pylist()))
         else:
             with target.system.open_input_stream(path) as stream:
-                names.update(json.loads(line)["path"] for line in stream.read().splitlines())
-    return names
+                lines = [json.loads(line) for line in stream.read().splitlines()]
+            rows = [(line["path"], line.get("error")) for line in lines]
+        done.names.update(name for name, _ in rows)
+        done.failed.update(name for name, error in rows if error)
+    return done
 
 
 def audit(wanted: Sequence[str], found: Mapping[str, int], output: str) -> None:

@@ -91,8 +91,8 @@ class RayResult:
 
     Args:
         rows: predicted by this run, unusable ones included.
-        failed: of these, the rows with an error.
         before: rows that earlier runs had done.
+        failed: of all these, the rows with an error.
     """
 
     output: str
@@ -124,7 +124,7 @@ def infer_with_ray(request: RayRequest, predictor: type[Any] = Predictor) -> Ray
     kind, rows = list_rows(source, sidecar, request.count)
     made_with = {"engine": sidecar.artifact.sha256, "model": sidecar.model.name}
     claim(target, request.output, made_with | {"format": request.format, "topk": request.topk})
-    done = done_rows(target)
+    done = done_rows(target).names
     waiting = [(path, row) for path, row in rows if named(source, path, row) not in done]
     result = RayResult(request.output, before=len(rows) - len(waiting))
     if result.before:
@@ -132,7 +132,9 @@ def infer_with_ray(request: RayRequest, predictor: type[Any] = Predictor) -> Ray
     if waiting:
         with _connected(request.address), _translated():
             _run(request, artifact, source, target, kind, waiting, batch, predictor, result)
-    audit([named(source, path, row) for path, row in rows], done_rows(target), request.output)
+    wanted, there = [named(source, path, row) for path, row in rows], done_rows(target)
+    audit(wanted, there.names, request.output)
+    result.failed = len(there.failed.intersection(wanted))
     return result
 
 
@@ -285,7 +287,6 @@ def _run(
     )
     for written in dataset.iter_batches(batch_size=None, prefetch_batches=0):
         result.rows += int(written["rows"].sum())
-        result.failed += int(written["failed"].sum())
         request.progress(result.rows, len(rows))
 
 

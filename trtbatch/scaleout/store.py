@@ -97,7 +97,7 @@ def list_rows(source: Store, sidecar: Sidecar, count: int | None) -> tuple[Kind,
 
 
 def _local_files(root: str) -> list[str] | None:
-    """Regular files in and under a folder, or the file itself; None where nothing is.
+    """Regular files in and under a folder, links to nothing included, or the file itself; None where nothing is.
 
     Not by pyarrow, which knows names in UTF-8 only.
     """
@@ -110,7 +110,8 @@ def _local_files(root: str) -> list[str] | None:
     found: list[str] = []
     for parent, folders, names in os.walk(root, followlinks=True, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [path for name in names if os.path.isfile(path := os.path.join(parent, name))]
+        paths = [os.path.join(parent, name) for name in names]
+        found += [path for path in paths if os.path.isfile(path) or not os.path.exists(path)]
     return found
 
 

@@ -48,7 +48,7 @@ class Trial:
         runs: batches whose latency was taken.
         failed: why it doesn't run, or is left out, where that is so.
         left_out: whether it wasn't tried: what is known of it rules it out.
-        confirmed: whether these are the figures of a second measurement.
+        confirmed: whether the measurement before this one, too, was within the budget, if there is one.
         round: in which it was measured: 0 is the search, 1 and later ones are of contenders, side by side.
         faults: why the GPU's clocks didn't hold.
         latencies_ms: every raw sample.
@@ -209,15 +209,17 @@ def search(
     while True:
         outcome = found.outcome(goal)
         contenders = outcome.contenders()
-        if all(each.round == number > 0 for each in contenders):
-            return outcome
         winners = [each for each in (outcome.chosen, outcome.best) if each is not None]
         doubtful = [each for each in winners if not each.confirmed]
+        if not doubtful and all(each.round == number > 0 for each in contenders):
+            return outcome
+        if not winners:
+            return outcome
         if number >= MOST_ROUNDS and not doubtful:
             return outcome
         number += 1
         for each in contenders if number <= MOST_ROUNDS else doubtful[:1]:
-            found.again(each, number)
+            found.again(each, number, goal)
 
 
 class _Found:
@@ -236,9 +238,9 @@ class _Found:
         found = self._measure(batch, streams)
         self._by_pair[streams, batch] = self._searched[streams, batch] = found
 
-    def again(self, trial: Trial, number: int) -> None:
+    def again(self, trial: Trial, number: int, goal: Goal) -> None:
         fresh = self._measure(trial.batch, trial.streams)
-        self._by_pair[trial.streams, trial.batch] = replace(fresh, confirmed=True, round=number)
+        self._by_pair[trial.streams, trial.batch] = replace(fresh, confirmed=goal.meets(trial), round=number)
 
     def outcome(self, goal: Goal) -> Outcome:
         trials = self.trials
