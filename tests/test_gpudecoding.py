@@ -18,12 +18,12 @@ from PIL import Image, ImageOps
 from tests.test_decoders import Prepared, Reader, contents, folder_of_all, in_threads, listed
 from tests.test_trace import spans
 from trtbatch import optional
-from trtbatch.errors import ExecutionError
+from trtbatch.errors import ExecutionError, MissingPackageError
 from trtbatch.photographs import codec, gpudecoding
 from trtbatch.photographs.codec import JpegDecoder, Plane
 from trtbatch.photographs.gpudecoding import decoded_ahead
 from trtbatch.photographs.images import Skipped
-from trtbatch.photographs.operands import Operands, band
+from trtbatch.photographs.operands import band, operands
 from trtbatch.photographs.pixels import Photograph
 from trtbatch.trace import open_trace
 
@@ -205,21 +205,13 @@ def test_the_sides_of_a_plane_are_those_of_its_pixels() -> None:
     for height, width in ((40, 90), (90, 60), (33, 33)):
         found = band(recipe, height, width, 300)
         assert found is not None
-        given: Operands = gpudecoding_operands(height, width)
+        given = operands(recipe, np.zeros((height, width, 3), np.uint8), 300)
         assert (given.rows.first, given.rows.end) == (found[0].first, found[0].end)
         assert given.image.shape[:2] == (found[0].end - found[0].first, found[1].end - found[1].first)
     assert band(recipe, 4000, 4000, 300) is None
 
 
-def gpudecoding_operands(height: int, width: int) -> Operands:
-    from trtbatch.photographs.operands import operands
-
-    return operands(Planes.recipe, np.zeros((height, width, 3), np.uint8), 300)
-
-
 def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from trtbatch.errors import MissingPackageError
-
     monkeypatch.setitem(optional._EXTRAS, "nvidia.no_such_codec", "gpu-decode")
     with pytest.raises(MissingPackageError, match=r"nvidia.no_such_codec is needed to .*trtbatch\[gpu-decode\]"):
         optional.require("nvidia.no_such_codec", "decode photographs on the GPU")

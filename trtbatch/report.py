@@ -16,7 +16,8 @@ from trtbatch.jsonfile import write_record
 from trtbatch.reports.series import rate
 from trtbatch.rows import named_rows
 from trtbatch.stats import DRIFT_LIMIT, ENQUEUE_LIMIT, MEMORY_LIMIT, MIN_ROUNDS, NOISE_LIMIT, SAME_LIMIT
-from trtbatch.timing.duel import Contender, DuelResult, ProfileLine, ProfilesResult
+from trtbatch.timing.duel import DuelResult, ProfileLine, ProfilesResult
+from trtbatch.timing.run import Contender
 from trtbatch.verify import VerifyResult
 
 if TYPE_CHECKING:

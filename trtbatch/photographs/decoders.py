@@ -49,7 +49,7 @@ from trtbatch.photographs.decoder_worker import (
     sample_type,
 )
 from trtbatch.photographs.images import Skipped
-from trtbatch.photographs.pixels import MOST_BYTES, Budget, Photograph, Reader
+from trtbatch.photographs.pixels import MOST_BYTES, Budget, Photograph, Reader, release_all
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import encode
 from trtbatch.trace import NO_TRACE, Recorder
@@ -728,13 +728,7 @@ class _Crew(Generic[T]):
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)  # each thread ends its photograph, and no more
         for task in self._tasks:
-            for item in task.items[task.given :]:
-                if isinstance(item, Future):
-                    if item.cancelled() or item.exception() is not None:
-                        continue
-                    item = item.result()
-                if isinstance(item, Photograph):
-                    item.release()
+            release_all(task.items[task.given :])
 
 
 def _with_pillows(order: Order) -> Order:

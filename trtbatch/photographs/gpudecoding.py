@@ -21,7 +21,7 @@ from trtbatch.photographs.arena import Arena
 from trtbatch.photographs.codec import Coded, JpegDecoder, Plane
 from trtbatch.photographs.decoding import read_bytes
 from trtbatch.photographs.images import Skipped
-from trtbatch.photographs.pixels import MOST_BYTES, Budget, Photograph, Reader
+from trtbatch.photographs.pixels import MOST_BYTES, Budget, Photograph, Reader, release_all
 from trtbatch.trace import NO_TRACE, Recorder
 
 __all__ = ["PlaneReader", "decoded_ahead"]
@@ -59,6 +59,7 @@ class _Read(NamedTuple):
     """A file that was read; nothing is coded where the host is to decode it."""
 
     number: int
+    data: bytes
     coded: Coded | None
 
     @property
@@ -66,7 +67,7 @@ class _Read(NamedTuple):
         return 0 if self.coded is None else self.coded.bytes
 
 
-_Item = Union[Photograph[Any], Future[list[Union[Photograph[Any], Skipped]]]]
+_Item = Union[Photograph[Any], Skipped, Future[Union[Photograph[Any], Skipped]]]
 
 
 def decoded_ahead(
@@ -113,7 +114,7 @@ class _Run:
         self._one = ThreadPoolExecutor(1, thread_name_prefix="trtbatch-gpu-decode")
         self._has_decoded = False
         self._next = 0
-        self._reads: deque[Future[_Read]] = deque()
+        self._reads: deque[Future[_Read | Skipped]] = deque()
         self._groups: deque[Future[list[_Item]]] = deque()
         self._given: deque[_Item] = deque()
         """Of the group that is taken, what hasn't been."""
@@ -129,7 +130,7 @@ class _Run:
                 item = self._given[0]
                 if isinstance(item, Future):
                     self._budget.waits_for(number)
-                    [found] = item.result()
+                    found = item.result()
                 else:
                     found = item
                 self._given.popleft()
@@ -145,23 +146,26 @@ class _Run:
             self._groups.append(self._one.submit(self._decode, self._group()))
         return bool(self._groups)
 
-    def _group(self) -> list[_Read]:
-        group: list[_Read] = []
+    def _group(self) -> list[_Read | Skipped]:
+        group: list[_Read | Skipped] = []
         count = 0
         while self._reads and len(group) < GROUP and count < GROUP_BYTES:
-            group.append(self._reads.popleft().result())
-            count += group[-1].bytes
+            read = self._reads.popleft().result()
+            group.append(read)
+            count += read.bytes if isinstance(read, _Read) else 0
         return group
 
-    def _read(self, number: int) -> _Read:
+    def _read(self, number: int) -> _Read | Skipped:
+        name = self._names[number]
         try:
-            with self._trace.span("read", file=self._names[number]):
-                return _Read(number, self._decoder.coded(read_bytes(self._files[number])))
-        except InputError:  # which the host will meet again, and tell
-            return _Read(number, None)
+            with self._trace.span("read", file=name):
+                data = read_bytes(self._files[number])
+                return _Read(number, data, self._decoder.coded(data))
+        except InputError as error:
+            return Skipped(name, error.problem)
 
-    def _decode(self, group: Sequence[_Read]) -> list[_Item]:
-        coded = [read.coded for read in group if read.coded is not None]
+    def _decode(self, group: Sequence[_Read | Skipped]) -> list[_Item]:
+        coded = [read.coded for read in group if isinstance(read, _Read) and read.coded is not None]
         with self._trace.span("decode", files=len(coded)):
             decoded = self._decoder(coded)
         if coded and not self._has_decoded and all(plane is None for plane in decoded):
@@ -171,9 +175,12 @@ class _Run:
         items: list[_Item] = []
         try:
             for read in group:
+                if isinstance(read, Skipped):
+                    items.append(read)
+                    continue
                 plane = None if read.coded is None else next(planes)
                 photograph = None if plane is None else self._photograph(read.number, plane)
-                items.append(self._on_the_host(read.number) if photograph is None else photograph)
+                items.append(self._on_the_host(read) if photograph is None else photograph)
         except BaseException:
             self._abandoned = items
             raise
@@ -192,8 +199,8 @@ class _Run:
             return None
         return Photograph(self._names[number], prepared, lambda: arena.give(block))
 
-    def _on_the_host(self, number: int) -> Future[list[Photograph[Any] | Skipped]]:
-        return self._pool.submit(self._reader, number, [self._files[number]], [self._names[number]])
+    def _on_the_host(self, read: _Read) -> Future[Photograph[Any] | Skipped]:
+        return self._pool.submit(self._reader.decoded, read.number, self._names[read.number], read.data)
 
     def close(self) -> None:
         """Wait for what is at work, and release what nobody took."""
@@ -202,16 +209,6 @@ class _Run:
         self._pool.shutdown(wait=True, cancel_futures=True)
         for group in self._groups:
             if not group.cancelled() and group.exception() is None:
-                _release(group.result())
-        _release([*self._given, *self._abandoned])
+                release_all(group.result())
+        release_all([*self._given, *self._abandoned])
         self._decoder.close()
-
-
-def _release(items: Sequence[_Item]) -> None:
-    for item in items:
-        if isinstance(item, Photograph):
-            item.release()
-        elif not item.cancel() and item.exception() is None:
-            for found in item.result():
-                if isinstance(found, Photograph):
-                    found.release()

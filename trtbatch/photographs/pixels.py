@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from trtbatch.photographs.decoding import decode, read_bytes
 from trtbatch.photographs.images import Skipped
 from trtbatch.trace import NO_TRACE, Recorder
 
-__all__ = ["MOST_BYTES", "Budget", "Photograph", "Reader", "read_ahead"]
+__all__ = ["MOST_BYTES", "Budget", "Photograph", "Reader", "read_ahead", "release_all"]
 
 Bytes = NDArray[np.uint8]
 T = TypeVar("T")
@@ -164,7 +164,7 @@ def read_ahead(
         pool.shutdown(wait=True, cancel_futures=True)  # each thread ends its photograph, and no more
         for future in waiting:
             if not future.cancelled() and future.exception() is None:
-                _release(future.result())
+                release_all(future.result())
 
 
 def _taken(
@@ -178,11 +178,16 @@ def _taken(
             taken += 1
             yield item
     finally:
-        _release(items[taken:])
+        release_all(items[taken:])
 
 
-def _release(items: Sequence[Photograph[Any] | Skipped]) -> None:
+def release_all(items: Iterable[Any]) -> None:
+    """Release the photographs among these, and those that futures have made or will; other futures are cancelled."""
     for item in items:
+        if isinstance(item, Future):
+            if item.cancel() or item.exception() is not None:
+                continue
+            item = item.result()
         if isinstance(item, Photograph):
             item.release()
 
@@ -204,15 +209,22 @@ class Reader(Generic[T]):
         try:
             done.extend(self._one(turn, file, name) for file, name in zip(files, names))
         except BaseException:
-            _release(done)
+            release_all(done)
             raise
         return done
 
     def _one(self, turn: int, file: Path, name: str) -> Photograph[T] | Skipped:
-        room = _Room(self._arena, self._budget, turn, self._beside)
         try:
             with self._trace.span("read", file=name):
                 data = read_bytes(file)
+        except InputError as error:
+            return Skipped(name, error.problem)
+        return self.decoded(turn, name, data)
+
+    def decoded(self, turn: int, name: str, data: bytes) -> Photograph[T] | Skipped:
+        """The photograph of a file's bytes."""
+        room = _Room(self._arena, self._budget, turn, self._beside)
+        try:
             with self._trace.span("decode", file=name):
                 pixels = decode(data, room)
                 prepared = self._prepare(pixels, room.beside())

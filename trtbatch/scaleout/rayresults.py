@@ -117,7 +117,7 @@ def write_rows(batch: Mapping[str, Any], target: Store, format: str) -> dict[str
         digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:24]
         place = f"{target.path}/part-{digest}.{format}"
         write_file(target.system, place, _parquet_of(table) if format == "parquet" else _lines_of(table))
-    return {"rows": [len(names)], "failed": [int(failed.sum())]}
+    return {"rows": [len(names)]}
 
 
 def _table(batch: Mapping[str, Any], failed: NDArray[np.bool_]) -> Any:

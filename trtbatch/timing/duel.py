@@ -15,19 +15,18 @@ from typing import Any
 import numpy as np
 
 from trtbatch import artifacts, environment
-from trtbatch.artifacts import Artifact, ModelRecord, Sidecar
+from trtbatch.artifacts import Artifact, Sidecar
 from trtbatch.backends import resolve_engine
-from trtbatch.batches import Profile
 from trtbatch.bench import BenchRequest, rounded
 from trtbatch.errors import UsageError
 from trtbatch.stats import Relative, compare_rounds
 from trtbatch.timing.clocks import ClockWatch
 from trtbatch.timing.loops import Loop, StopRule, collect
 from trtbatch.timing.request import refuse_batches, refuse_modes
-from trtbatch.timing.run import Run
+from trtbatch.timing.run import Contender, Run
 from trtbatch.timing.stand import Stand, open_stand
 
-__all__ = ["ROUNDS", "Contender", "DuelLine", "DuelResult", "ProfileLine", "ProfilesResult", "compare_profiles", "duel"]
+__all__ = ["ROUNDS", "DuelLine", "DuelResult", "ProfileLine", "ProfilesResult", "compare_profiles", "duel"]
 
 ROUNDS = 20
 """Turns of each. The 95 % interval of the median of 20 lies between the 6th smallest and the 6th largest."""
@@ -37,18 +36,6 @@ SETTLE_MS = 5.0
 
 MIN_RUNS = 3
 """Samples in a turn, at least."""
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One side of a duel."""
-
-    engine: str
-    backend: str
-    precision: str
-    model: ModelRecord
-    profiles: tuple[Profile, ...]
-    tools: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -172,8 +159,8 @@ def duel(request: BenchRequest, against: Path) -> DuelResult:
                 rounds = _take_turns([lambda loop=loop: loop for loop in loops], request, watch)  # type: ignore[misc]
                 lines.append(_duel_line(batch, mode, a, b, rounds))
     return DuelResult(
-        a=_contender(ours),
-        b=_contender(theirs),
+        a=Contender(**Contender.fields_of(ours)),
+        b=Contender(**Contender.fields_of(theirs)),
         timed=timed,
         settings=_settings(request),
         tools=ours.sidecar.tools,
@@ -182,18 +169,6 @@ def duel(request: BenchRequest, against: Path) -> DuelResult:
         gpu=_gpu_state(request, ours, theirs),
         created=artifacts.now(),
         lines=tuple(lines),
-    )
-
-
-def _contender(artifact: Artifact) -> Contender:
-    sidecar = artifact.sidecar
-    return Contender(
-        engine=artifact.path.name,
-        backend=sidecar.backend or "",
-        precision=sidecar.precision_realised or "",
-        model=sidecar.model,
-        profiles=sidecar.profiles,
-        tools=sidecar.tools,
     )
 
 

@@ -10,19 +10,16 @@ from trtbatch import artifacts, environment
 from trtbatch.artifacts import Artifact, ModelRecord
 from trtbatch.batches import Profile
 
-__all__ = ["Run"]
+__all__ = ["Contender", "Run"]
 
 
 @dataclass(frozen=True)
-class Run:
+class Contender:
     """An engine that was timed.
 
     Args:
         precision: as realised.
-        timed: what one sample is, in words, by mode or number of streams.
-        settings: as requested.
-        tools, device: with which and for which the engine was built.
-        environment: the machine and the versions that timed it.
+        tools: with which it was built.
     """
 
     engine: str
@@ -30,9 +27,35 @@ class Run:
     precision: str
     model: ModelRecord
     profiles: tuple[Profile, ...]
+    tools: dict[str, str]
+
+    @staticmethod
+    def fields_of(artifact: Artifact) -> dict[str, Any]:
+        """The fields, for what has more of them."""
+        sidecar = artifact.sidecar
+        return {
+            "engine": artifact.path.name,
+            "backend": sidecar.backend or "",
+            "precision": sidecar.precision_realised or "",
+            "model": sidecar.model,
+            "profiles": sidecar.profiles,
+            "tools": sidecar.tools,
+        }
+
+
+@dataclass(frozen=True)
+class Run(Contender):
+    """One engine, how it was timed, and on what.
+
+    Args:
+        timed: what one sample is, in words, by mode or number of streams.
+        settings: as requested.
+        device: for which the engine was built.
+        environment: the machine and the versions that timed it.
+    """
+
     timed: dict[str, str]
     settings: dict[str, Any]
-    tools: dict[str, str]
     device: dict[str, str]
     environment: dict[str, Any]
     created: str
@@ -40,18 +63,11 @@ class Run:
     @staticmethod
     def of(artifact: Artifact, timed: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, Any]:
         """The fields, now, for a result that has more of them."""
-        sidecar = artifact.sidecar
-        run = Run(
-            engine=artifact.path.name,
-            backend=sidecar.backend or "",
-            precision=sidecar.precision_realised or "",
-            model=sidecar.model,
-            profiles=sidecar.profiles,
-            timed=dict(timed),
-            settings=dict(settings),
-            tools=sidecar.tools,
-            device=sidecar.device,
-            environment=environment.describe(),
-            created=artifacts.now(),
-        )
-        return vars(run)
+        return {
+            **Contender.fields_of(artifact),
+            "timed": dict(timed),
+            "settings": dict(settings),
+            "device": artifact.sidecar.device,
+            "environment": environment.describe(),
+            "created": artifacts.now(),
+        }
