@@ -5,7 +5,8 @@
 
 Arrays of random samples are written first, 1,024 to a file. Then, in turns and each in a process of its own, one actor
 and ``--actors`` of them predict all of them, each actor with a GPU where the engine is TensorRT's. The rate is that
-between the first block of results and the last: Ray's start and the loading of engines aside.
+from the first block of results of as many as there are actors to the last: Ray's start and the loading of engines
+aside.
 """
 
 from __future__ import annotations
@@ -45,15 +46,17 @@ def write_samples(folder: Path, sidecar: Sidecar, count: int) -> None:
         np.save(folder / f"{number:05d}.npy", rows)
 
 
-def steady_rate(marks: Sequence[tuple[float, int]]) -> float:
-    """Rows a second between the first mark and the last, of marks ``(seconds, rows done)``.
+def steady_rate(marks: Sequence[tuple[float, int]], actors: int) -> float:
+    """Rows a second from mark number `actors` to the last, of marks ``(seconds, rows done)``.
+
+    The first results of several actors come together: counted from the first of them, the others' would take no time.
 
     Raises:
-        ValueError: fewer than two marks, or no time between them.
+        ValueError: no mark after that one, or no time between them.
     """
-    if len(marks) < 2 or marks[-1][0] <= marks[0][0]:
+    if len(marks) <= actors or marks[-1][0] <= marks[actors - 1][0]:
         raise ValueError(f"{len(marks)} blocks of results are too few for a rate: give more --samples")
-    (begun, before), (ended, after) = marks[0], marks[-1]
+    (begun, before), (ended, after) = marks[actors - 1], marks[-1]
     return (after - before) / (ended - begun)
 
 
@@ -75,7 +78,7 @@ def run(engine: Path, folder: str, actors: int, batch: int) -> dict[str, Any]:
         "actors": actors,
         "rows": result.rows,
         "failed": result.failed,
-        "rows_per_s": steady_rate(marks),
+        "rows_per_s": steady_rate(marks, actors),
         "seconds": time.perf_counter() - begun,
     }
 

@@ -13,10 +13,14 @@ from scripts.scale_table import markdown, measure, steady_rate, write_samples
 from trtbatch.artifacts import load
 
 
-def test_the_rate_is_that_between_first_and_last_results() -> None:
-    assert steady_rate([(10.0, 100), (10.5, 200), (12.0, 500)]) == 200
-    with pytest.raises(ValueError, match="give more --samples"):
-        steady_rate([(10.0, 100)])
+def test_the_rate_is_that_from_the_first_results_of_every_actor_to_the_last() -> None:
+    assert steady_rate([(10.0, 100), (10.5, 200), (12.0, 500)], 1) == 200
+    # Two actors, a block of 100 each second: the first two come together.
+    pairs = [(10.0, 100), (10.0, 200), (11.0, 300), (11.0, 400), (12.0, 500), (12.0, 600)]
+    assert steady_rate(pairs, 2) == 200
+    for marks, actors in (([(10.0, 100)], 1), ([(10.0, 100), (11.0, 200)], 2)):
+        with pytest.raises(ValueError, match="give more --samples"):
+            steady_rate(marks, actors)
 
 
 def test_samples_are_those_of_the_engine(engine: Path, tmp_path: Path) -> None:
