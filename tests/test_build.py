@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ from tests.conftest import child_environment, run_process
 from trtbatch.artifacts import load, record_file
 from trtbatch.backends import open_engine
 from trtbatch.backends.onnxruntime import OnnxReference
+from trtbatch.building.request import foreign
 from trtbatch.errors import ProfileError
+from trtbatch.files import sidecar_path
+from trtbatch.records import encode
 from trtbatch.rows import random_inputs, row_errors
 
 Cli = Callable[..., Any]
@@ -223,6 +227,26 @@ def test_a_changed_or_truncated_onnx_file_is_told_before_it_is_built(cli: Cli, f
 def test_no_artifact_yet_names_the_command(cli: Cli, folder: Path) -> None:
     refused(cli("build"), 1, "no ONNX file in engines/", "trtbatch export resnet18 --dynamic")
     refused(cli("build", "--max", 8), 1, "no dynamic ONNX file in engines/")
+
+
+def exported(path: Path, created: str, batch: int | str = "batch_size") -> None:
+    """A classifier's ONNX file with a sidecar, as an export of that time leaves it."""
+    path.parent.mkdir(exist_ok=True)
+    models.classifier(path, batch=batch)
+    sidecar_path(path).write_text(json.dumps(encode(replace(foreign(path).sidecar, created=created))))
+
+
+def test_the_newest_that_can_be_built_for_a_static_batch_is_taken(cli: Cli, folder: Path) -> None:
+    exported(folder / "engines/open.onnx", "2026-01-01")
+    exported(folder / "engines/four.onnx", "2026-01-02", 4)
+    exported(folder / "engines/eight.onnx", "2026-01-03", 8)
+    for static, name in ((4, "four"), (3, "open"), (8, "eight")):
+        result = cli("build", "--static", static)
+        assert result.exit_code == 0 and f"the newest that fits: engines/{name}.onnx" in result.output, result.output
+        found = load(folder / f"engines/{name}_b{static}.ort.onnx", "engine").sidecar
+        assert found.inputs[0].shape == (static, 3, 8, 8)
+    (folder / "engines/open.onnx").unlink()
+    refused(cli("build", "--static", 3), 2, "eight.onnx has a fixed batch of 8, not 3", "pass --static 8")
 
 
 def test_tensorrt_without_a_gpu_is_refused_by_name(cli: Cli, folder: Path) -> None:

@@ -216,7 +216,10 @@ def source_of(request: BuildRequest) -> Artifact:
     if path is None:
         dynamic = bool(request.profiles)
         artifact = artifacts.newest(
-            "onnx", lambda s: s.conversion is None and (s.is_dynamic or not dynamic), _wanted(request)
+            "onnx",
+            lambda s: s.conversion is None and (s.is_dynamic or not dynamic),
+            _wanted(request),
+            prefer=lambda s: _can_be_static(s, request.static),  # where none can, the newest says why
         )
         note(f"building the newest that fits: {artifact.path}")
     elif not files.sidecar_path(path).is_file():
@@ -227,6 +230,12 @@ def source_of(request: BuildRequest) -> Artifact:
     artifacts.check_file(artifact)
     warn_of_random(artifact.sidecar)
     return artifact
+
+
+def _can_be_static(sidecar: Sidecar, static: int | None) -> bool:
+    """Whether a file can be built for this one batch size: its batch is open, or fixed at that."""
+    sizes = {spec.fixed_batch for spec in sidecar.inputs if spec.batch_axis is not None}
+    return static is None or sizes in ({None}, {static})
 
 
 def _wanted(request: BuildRequest) -> str:
