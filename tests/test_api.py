@@ -6,6 +6,7 @@ import ctypes
 import gc
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -119,6 +120,47 @@ def test_a_cast_that_would_change_values_is_refused(engine: Path) -> None:
         loaded(np.ones((2, 3, 8, 8)))  # float64, and exact in float32
         with pytest.raises(InputError, match="the cast would change values"):
             loaded(np.full((2, 3, 8, 8), 0.1))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int64"])
+def test_integers_for_an_input_of_floats_are_refused(engine: Path, dtype: str) -> None:
+    torch = pytest.importorskip("torch")
+    samples = np.full((2, 3, 8, 8), 200, dtype)
+    told = f"input is {dtype} and the engine takes float32"
+    with trtbatch.load(engine) as loaded:
+        for given in (samples, torch.from_numpy(samples), samples.tolist() if dtype == "int64" else samples):
+            with pytest.raises(InputError, match=told):
+                loaded(given)
+        with pytest.raises(InputError, match=told) as caught:
+            loaded(samples.transpose(0, 2, 3, 1))  # the type is the worse of the two
+    fix = ("normalise it", "engine.predict", "--fuse-preprocess") if dtype == "uint8" else ("astype('float32')",)
+    assert all(words in caught.value.fix for words in fix)
+
+
+def test_an_array_of_the_other_layout_is_to_be_transposed(engine: Path, folder: Path) -> None:
+    nhwc = images(5).transpose(0, 2, 3, 1)
+    with trtbatch.load(engine) as loaded:
+        with pytest.raises(InputError, match=r"its layout is NHWC .*: transpose it, array\.transpose\(0, 3, 1, 2\)"):
+            loaded(nhwc)
+        np.testing.assert_allclose(loaded(nhwc.transpose(0, 3, 1, 2)), oracle(folder, images(5)), rtol=1e-4, atol=1e-6)
+
+
+def test_files_go_to_predict(engine: Path) -> None:
+    with trtbatch.load(engine) as loaded:
+        for given, what in (
+            ("cat.jpg", "cat.jpg"),
+            (Path("cat.jpg"), "cat.jpg"),
+            (["cat.jpg", "dog.jpg"], "cat.jpg"),
+            ([Path("cat.jpg")], "cat.jpg"),
+            (b"\xff\xd8", "encoded files"),
+            ([None], "of NoneType objects"),
+        ):
+            with pytest.raises(InputError) as caught:
+                loaded(given)
+            assert caught.value.problem == f"small.ort.onnx is called with arrays, and input is {what}"
+            assert caught.value.fix == "photographs go to engine.predict([path, …])"
+        with pytest.raises(InputError, match="input is no array: .*; give rows of one shape"):
+            loaded([[1.0], [1.0, 2.0]])
 
 
 def test_another_thread_loads_its_own(engine: Path, folder: Path) -> None:
@@ -270,8 +312,10 @@ def test_what_would_need_a_copy_on_the_gpu_is_refused(on_gpu: Any) -> None:
         loaded(OnGpu(rows[:1]))
     with pytest.raises(InputError, match="input is not contiguous"):
         loaded(OnGpu(rows[:, ::2].repeat(2, axis=1)[:, ::-1][:8]))
-    with pytest.raises(InputError, match="input is float64 and the engine takes float32"):
+    with pytest.raises(InputError, match="input is float64 and the engine takes float32; cast it on its device"):
         loaded(OnGpu(rows[:8].astype(np.float64)))
+    with pytest.raises(InputError, match="input is uint8 and the engine takes float32; normalise it"):
+        loaded(OnGpu(rows[:8].astype(np.uint8)))
     with pytest.raises(InputError, match=r"input lies on device \(2, 1\), the engine's GPU is 0"):
         loaded(OnGpu(rows[:8], 1))
     with pytest.raises(InputError, match=r"inputs x given"):
@@ -322,6 +366,11 @@ def test_predict_takes_paths_images_bytes_and_pixels(photo_engine: Path, folder:
             loaded.predict(os.fspath(files[0]))
         with pytest.raises(InputError, match="image 1: not an image that Pillow can read"):
             loaded.predict([files[0], b"nothing"])
+        broken = folder / "broken.jpg"
+        broken.write_bytes(files[0].read_bytes()[:100])
+        for path in (broken, str(broken), folder / "none.jpg"):
+            with pytest.raises(InputError, match=re.escape(f"image 1 ({path}): ")):
+                loaded.predict([files[0], path])
         with pytest.raises(InputError, match=r"image 0: an array float32 .* is no image"):
             loaded.predict([images(1)[0]])
     assert [len(row) for row in found] == [2] * 4

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trtbatch.artifacts import TensorSpec
-from trtbatch.backends.base import batch_of, conform
+from trtbatch.backends.base import batch_of, conform, refuse_integers
 from trtbatch.errors import InputError
 
 Array = np.ndarray[Any, Any]
@@ -73,3 +73,38 @@ def test_the_batch_is_read_off_every_input() -> None:
             batch_of(good | change, specs)
     with pytest.raises(InputError, match="given"):
         batch_of({"x": np.ones((5, 2))}, specs)
+
+
+IMAGES = {
+    "NCHW": TensorSpec("x", "float32", ("batch_size", 3, 8, 6)),
+    "NHWC": TensorSpec("x", "float32", ("batch_size", 8, 6, 3)),
+}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "shape", "fix"),
+    [
+        ("NCHW", (5, 8, 6, 3), "its layout is NHWC and the engine's NCHW: transpose it, array.transpose(0, 3, 1, 2)"),
+        ("NHWC", (5, 3, 8, 6), "its layout is NCHW and the engine's NHWC: transpose it, array.transpose(0, 2, 3, 1)"),
+        ("NCHW", (3, 8, 6), "add the batch axis: array[None]"),
+        ("NHWC", (8, 6, 3), "add the batch axis: array[None]"),
+        ("NCHW", (5, 3, 8, 7), "make axis 3 6"),
+        ("NCHW", (5, 3, 6, 8), "make axis 2 8"),
+        ("NCHW", (8, 6), "reshape it"),
+    ],
+)
+def test_the_fix_of_a_shape_says_what_to_do_with_it(wanted: str, shape: tuple[int, ...], fix: str) -> None:
+    with pytest.raises(InputError) as caught:
+        batch_of({"x": np.ones(shape)}, [IMAGES[wanted]])
+    assert caught.value.fix == fix and str(shape) in caught.value.problem
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int64"])
+def test_integers_are_no_floats(dtype: str) -> None:
+    with pytest.raises(InputError, match=f"a.npy: x is {dtype} and the engine takes float32") as caught:
+        refuse_integers(dtype, FLOAT, "a.npy")
+    words = ("normalise", "engine.predict", "--fuse-preprocess") if dtype == "uint8" else ("array.astype('float32')",)
+    assert all(word in caught.value.fix for word in words)
+    for fine in ("float64", "float32", "float16", "bool"):
+        refuse_integers(fine, FLOAT)
+    refuse_integers(dtype, TensorSpec("x", "int32", ("batch_size",)))

@@ -234,6 +234,12 @@ def test_arrays_are_checked_before_they_run(cli: Cli, engine: Path, folder: Path
     assert cli("infer", "--input", "same.npy").exit_code == 0
     np.save(folder / "shape.npy", good[:, :, :4].astype(np.float32))
     refused(cli("infer", "--input", "shape.npy"), 1, "(5, 3, 4, 8)", "float32 (N, 3, 8, 8)")
+    np.save(folder / "nhwc.npy", good.transpose(0, 2, 3, 1).astype(np.float32))
+    refused(cli("infer", "--input", "nhwc.npy"), 1, "(5, 8, 8, 3)", "transpose it, array.transpose(0, 3, 1, 2)")
+    np.save(folder / "bytes.npy", np.full((5, 3, 8, 8), 200, np.uint8))
+    for command in ("infer", "verify"):
+        told = "bytes.npy: input is uint8 and the engine takes float32"
+        refused(cli(command, "--input", "bytes.npy"), 1, told, "normalise it", "--fuse-preprocess")
     np.save(folder / "text.npy", np.array(["a"]))
     refused(cli("infer", "--input", "text.npy"), 1, "text.npy")
     np.save(folder / "object.npy", np.array([object()]), allow_pickle=True)

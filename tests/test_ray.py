@@ -107,6 +107,28 @@ def test_columns_that_hold_nothing_for_the_model(photo_engine: Path) -> None:
     assert predictor({"data": ready})["index"].tolist() == predictor({"input": ready})["index"].tolist()
 
 
+@pytest.mark.parametrize("name", ["input", "data"])
+def test_rows_of_another_type_or_layout_are_refused(photo_engine: Path, name: str) -> None:
+    predictor = Predictor(photo_engine)
+    with pytest.raises(InputError, match=f"column '{name}': input is uint8 and the engine takes float32") as caught:
+        predictor({name: np.full((2, 3, 8, 8), 200, np.uint8)})
+    assert all(words in caught.value.fix for words in ("normalise it", "column 'image'", "--fuse-preprocess"))
+    with pytest.raises(InputError, match=r"shape \(8, 8, 3\), wanted \(3, 8, 8\); .*array\.transpose\(0, 3, 1, 2\)"):
+        predictor({name: np.zeros((2, 8, 8, 3), np.float32)})
+
+
+@pytest.mark.parametrize("name", [None, "data", "image", "bytes", "error", "other"])
+def test_no_rows_are_no_predictions(photo_engine: Path, name: str | None) -> None:
+    """An empty block keeps the columns that others have, so that tables of both can be joined."""
+    predictor = Predictor(photo_engine, topk=2)
+    batch = {} if name is None else {name: np.array([], dtype=object)}
+    found = predictor(batch)
+    columns = ("class", "index", "score", "classes", "indices", "scores", "error")
+    assert set(found) == {*batch, *columns} and all(len(column) == 0 for column in found.values())
+    full = predictor({"data": np.zeros((1, 3, 8, 8), np.float32)})
+    assert all(found[column].dtype == full[column].dtype for column in columns)
+
+
 def test_the_module_needs_no_ray(photo_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
     for name in [name for name in sys.modules if name.partition(".")[0] == "ray"]:

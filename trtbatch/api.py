@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from trtbatch.artifacts import Sidecar, TensorSpec
 from trtbatch.backends import open_engine, resolve_engine
-from trtbatch.backends.base import Engine, Session, Slot, batch_of, conform
+from trtbatch.backends.base import Engine, Session, Slot, batch_of, conform, refuse_integers
 from trtbatch.dlpack import CPU, CUDA, DeviceArray, Shared, device_of, host_array, shared
 from trtbatch.errors import ExecutionError, InputError, UsageError
 from trtbatch.photographs.images import ImageLike, image_input, open_image, stacked
@@ -105,7 +106,7 @@ class LoadedEngine:
             The output where there is one, else a dict by name.
 
         Raises:
-            InputError: another shape or type, disagreeing batch sizes, a tensor on another device than the engine.
+            InputError: another shape or type (integers for an input of floats too), files, disagreeing batch sizes, a tensor on another device than the engine.
             UsageError: called from another thread, or closed.
             ExecutionError: the engine failed.
         """
@@ -137,7 +138,10 @@ class LoadedEngine:
         devices = {name: device_of(value) for name, value in inputs.items()}
         if any(device != (CPU, 0) for device in devices.values()):
             return dict(self._run_on_device(inputs, devices))
-        return dict(self._run_on_host({name: host_array(value, name) for name, value in inputs.items()}))
+        arrays = {name: host_array(value, name) for name, value in inputs.items()}
+        for name, array in arrays.items():
+            _refuse_files(array, name, self._name)
+        return dict(self._run_on_host(arrays))
 
     def predict(self, images: Sequence[ImageLike], topk: int = 5) -> list[list[Prediction]]:
         """The best classes of photographs, best first.
@@ -147,7 +151,7 @@ class LoadedEngine:
             topk: classes given for each; all of them where the model has fewer.
 
         Raises:
-            InputError: an image that can't be used, by its number.
+            InputError: an image that can't be used, by its number, and its path where it has one.
             UsageError: the model takes no photographs, its first output isn't class scores, or `topk` is below 1.
         """
         refuse_topk(topk)
@@ -162,7 +166,10 @@ class LoadedEngine:
             try:
                 samples.append(preprocessing.pixels(open_image(image)))
             except InputError as error:
-                raise InputError(f"image {index}: {error.problem}", error.fix) from error
+                which = f"image {index}"
+                if isinstance(image, (str, os.PathLike)):
+                    which += f" ({os.fspath(image)})"
+                raise InputError(f"{which}: {error.problem}", error.fix) from error
         if not samples:
             return []
         rows = stacked(samples, spec, preprocessing)
@@ -212,6 +219,9 @@ class LoadedEngine:
     # In the host's memory.
 
     def _run_on_host(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        for spec in self.sidecar.inputs:
+            if spec.name in inputs:
+                refuse_integers(str(inputs[spec.name].dtype), spec)
         batch = batch_of(inputs, self.sidecar.inputs)
         arrays = {spec.name: conform(inputs[spec.name], spec) for spec in self.sidecar.inputs}
         sizes = self._split(batch)
@@ -390,6 +400,24 @@ class LoadedEngine:
                 f"batch {batch} runs as {', '.join(map(str, sizes))}, and is not the first axis of {inner[0]}",
                 f"give at most {max(sizes)} samples",
             )
+
+
+def _refuse_files(array: Array, name: str, engine: str) -> None:
+    """Raise for names of files, and other things that are no numbers.
+
+    Raises:
+        InputError: saying where photographs go.
+    """
+    if array.dtype.kind not in "USO":
+        return
+    first = next(iter(array.flat), None)
+    if isinstance(first, (bytes, bytearray)):
+        what = "encoded files"
+    else:
+        what = f"{first}" if isinstance(first, (str, os.PathLike)) else f"of {type(first).__name__} objects"
+    raise InputError(
+        f"{engine} is called with arrays, and {name} is {what}", "photographs go to engine.predict([path, …])"
+    )
 
 
 class _Shape:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.artifacts import TensorSpec
+from trtbatch.backends.base import refuse_integers
 from trtbatch.errors import InputError
 
 __all__ = ["CPU", "CUDA", "DeviceArray", "Shared", "device_of", "host_array", "shared"]
@@ -79,10 +80,10 @@ def host_array(value: Any, name: str) -> NDArray[Any]:
     """A tensor in the host's memory as an array, sharing its memory; other things as numpy makes arrays of them.
 
     Raises:
-        InputError: the tensor's library won't share it, or numpy has no such type.
+        InputError: the tensor's library won't share it, numpy has no such type, or rows of a list differ in shape.
     """
     if isinstance(value, np.ndarray) or not hasattr(value, "__dlpack__"):
-        return np.asarray(value)
+        return _as_array(value, name)
     try:
         return np.from_dlpack(value)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
@@ -90,6 +91,13 @@ def host_array(value: Any, name: str) -> NDArray[Any]:
         raise InputError(
             f"{name} can't be shared: {reason}", "give tensor.detach(), of a type that numpy has"
         ) from error
+
+
+def _as_array(value: Any, name: str) -> NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise InputError(f"{name} is no array: {' '.join(str(error).split())[:200]}", "give rows of one shape") from error
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,7 @@ def shared(value: Any, spec: TensorSpec, stream: int | None = None) -> Shared:
     tensor = ctypes.cast(pointer, ctypes.POINTER(_Managed)).contents.tensor
     shape = tuple(tensor.shape[axis] for axis in range(tensor.ndim))
     dtype = _name(tensor.dtype)
+    refuse_integers(dtype, spec)
     if dtype != spec.dtype:
         raise InputError(f"{spec.name} is {dtype} and the engine takes {spec.dtype}", "cast it on its device")
     if tensor.strides and not _is_contiguous(shape, [tensor.strides[axis] for axis in range(tensor.ndim)]):

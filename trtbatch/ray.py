@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from trtbatch.api import LoadedEngine, load
 from trtbatch.artifacts import Sidecar, TensorSpec
+from trtbatch.backends.base import layout_fix, refuse_integers
 from trtbatch.errors import InputError, UsageError
 from trtbatch.photographs.images import image_input, open_image, stacked
 from trtbatch.sinks import Prediction, refuse_topk, top_predictions
@@ -106,7 +107,7 @@ class Predictor:
         """The batch with predictions.
 
         Raises:
-            InputError: no column holds the model's inputs, or one holds rows of another shape.
+            InputError: no column holds the model's inputs, or one holds rows of another shape or integers for floats.
             ExecutionError: the engine failed.
         """
         count = len(next(iter(batch.values()))) if batch else 0
@@ -123,6 +124,8 @@ class Predictor:
 
     def _inputs(self, batch: Mapping[str, Any], errors: Array) -> tuple[dict[str, Array], NDArray[np.intp]]:
         """The model's inputs, and which rows they are of; what can't be used is noted in `errors`."""
+        if not len(errors):  # of no rows, columns may have neither shape nor type
+            return {}, np.flatnonzero(errors == "")
         ready = _ready(batch, self.sidecar)
         if ready is not None:
             usable = np.flatnonzero(errors == "")
@@ -217,7 +220,9 @@ def _ready(batch: Mapping[str, Any], sidecar: Sidecar) -> dict[str, Array] | Non
             if names[spec.name] in IMAGE_COLUMNS and sidecar.preprocessing is not None:
                 return None
             shape = "differing shapes" if rows is None else f"shape {rows.shape[1:]}"
-            raise InputError(f"rows of column {names[spec.name]!r} have {shape}, wanted {sizes}", "reshape them")
+            fix = None if rows is None else layout_fix(rows.shape, spec)
+            raise InputError(f"rows of column {names[spec.name]!r} have {shape}, wanted {sizes}", fix or "reshape them")
+        refuse_integers(str(rows.dtype), spec, f"column {names[spec.name]!r}")
         found[spec.name] = rows
     return found
 

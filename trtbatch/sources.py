@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.artifacts import Sidecar, TensorSpec
-from trtbatch.backends.base import conform
+from trtbatch.backends.base import conform, layout_fix, refuse_integers
 from trtbatch.errors import InputError, UsageError
 from trtbatch.notes import warn
 from trtbatch.photographs import decoders
@@ -388,8 +388,9 @@ def _refuse_shape(array: Array, spec: TensorSpec, path: Path) -> None:
         sizes = ["N" if axis == spec.batch_axis else str(size) for axis, size in enumerate(spec.shape)]
         raise InputError(
             f"{path}: {spec.name} is {array.dtype} {array.shape}; the engine takes {spec.dtype} ({', '.join(sizes)})",
-            "save an array of this shape",
+            layout_fix(array.shape, spec) or "save an array of this shape",
         )
+    refuse_integers(str(array.dtype), spec, str(path))
 
 
 class RandomSource:

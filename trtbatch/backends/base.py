@@ -31,7 +31,9 @@ __all__ = [
     "Slot",
     "batch_of",
     "conform",
+    "layout_fix",
     "option_flag",
+    "refuse_integers",
 ]
 
 Array = NDArray[Any]
@@ -336,16 +338,57 @@ def batch_of(inputs: Mapping[str, Array], specs: Sequence[TensorSpec]) -> int:
     sizes: dict[str, int] = {}
     for spec in specs:
         shape = inputs[spec.name].shape
-        if len(shape) != len(spec.shape):
-            raise InputError(f"{spec.name} has shape {shape}, wanted {spec.shape}", "reshape it")
-        for axis, (size, wanted) in enumerate(zip(shape, spec.shape)):
-            if axis != spec.batch_axis and isinstance(wanted, int) and size != wanted:
-                raise InputError(f"{spec.name} has shape {shape}, wanted {spec.shape}", f"make axis {axis} {wanted}")
+        if not spec.fits(shape):
+            fix = layout_fix(shape, spec) or _axis_fix(shape, spec)
+            raise InputError(f"{spec.name} has shape {shape}, wanted {spec.shape}", fix)
         if spec.batch_axis is not None:
             sizes[spec.name] = shape[spec.batch_axis]
     if len(set(sizes.values())) > 1:
         raise InputError(f"the inputs disagree on the batch size: {sizes}", "give each the same number of samples")
     return next(iter(sizes.values()), 1)
+
+
+def layout_fix(shape: tuple[int, ...], spec: TensorSpec) -> str | None:
+    """What to do with images in the other layout, or with a sample without a batch axis; None where it is neither."""
+    if spec.batch_axis != 0:
+        return None
+    if spec.fits((1, *shape)):
+        return "add the batch axis: array[None]"
+    for axes, names in (((0, 3, 1, 2), "NHWC and the engine's NCHW"), ((0, 2, 3, 1), "NCHW and the engine's NHWC")):
+        if len(shape) == 4 and spec.fits(tuple(shape[axis] for axis in axes)):
+            return f"its layout is {names}: transpose it, array.transpose{axes}"
+    return None
+
+
+def _axis_fix(shape: tuple[int, ...], spec: TensorSpec) -> str:
+    if len(shape) != len(spec.shape):
+        return "reshape it"
+    axes = (axis for axis in range(len(shape)) if axis != spec.batch_axis and isinstance(spec.shape[axis], int))
+    return next(f"make axis {axis} {spec.shape[axis]}" for axis in axes if shape[axis] != spec.shape[axis])
+
+
+def refuse_integers(dtype: str, spec: TensorSpec, where: str = "") -> None:
+    """Raise where an array of integers is given to an input of floats.
+
+    The cast would keep every value, and the rows would be nonsense: pixels of 0 to 255 for a model of normalised ones.
+
+    Args:
+        dtype: of the array, as numpy names it.
+        where: the array is from, for the error.
+
+    Raises:
+        InputError: naming both types.
+    """
+    if not dtype.startswith(("int", "uint")) or "float" not in spec.dtype:
+        return
+    if dtype == "uint8":
+        fix = (
+            f"normalise it to {spec.dtype} as the model was trained; or give photographs (engine.predict, infer --input "
+            "FOLDER/, a Predictor's column 'image'); or build with --fuse-preprocess for an engine that takes uint8"
+        )
+    else:
+        fix = f"cast it yourself if that is meant: array.astype({spec.dtype!r})"
+    raise InputError(f"{where and f'{where}: '}{spec.name} is {dtype} and the engine takes {spec.dtype}", fix)
 
 
 def conform(array: Array, spec: TensorSpec, where: str = "") -> Array:
