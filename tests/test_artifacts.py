@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from trtbatch import artifacts, files
-from trtbatch.artifacts import BATCH_AXIS, Artifact, ModelRecord, Sidecar, TensorSpec
+from trtbatch.artifacts import BATCH_AXIS, Artifact, Conversion, ModelRecord, Sidecar, TensorSpec
 from trtbatch.batches import Profile
 from trtbatch.errors import ArtifactError, UsageError
 
@@ -183,3 +184,64 @@ def test_an_engine_in_an_onnx_files_place_names_what_it_was_made_from(tmp_path: 
         artifacts.load(made.path, "onnx")
     assert caught.value.problem == f"{made.path} is an engine, not an ONNX file"
     assert caught.value.fix.endswith("made from: " + str(tmp_path / "engines" / ".." / "m.onnx"))
+
+
+def test_a_damaged_engine_names_the_command_that_builds_it(tmp_path: Path) -> None:
+    fixed = TensorSpec("input", "float32", (4, 3, 8, 8))
+    int8 = Conversion("int8", "fp32", "fp16", ("Conv", "/head"), "photos", "0", "entropy")
+    for changes, words in (
+        ({}, "trtbatch build ONNX_FILE --profile 1:4:8 --backend onnxruntime"),
+        (
+            {"source_path": "../m.onnx", "profiles": (Profile(1, 1, 2), Profile(1, 8, 8)), "backend": "tensorrt"},
+            f"trtbatch build {tmp_path / 'm.onnx'} --profile 1:1:2 --profile 1:8:8",
+        ),
+        (
+            {"source_path": "m.onnx", "inputs": (fixed,), "profiles": (Profile(4, 4, 4),), "precision_asked": "fp16"},
+            f"trtbatch build {tmp_path / 'a b/m.onnx'} --static 4 --precision fp16 --backend onnxruntime",
+        ),
+        (
+            {"backend": "tensorrt", "precision_asked": "default", "conversion": int8, "options": {"aux_streams": 0}},
+            "trtbatch build ONNX_FILE --profile 1:4:8 --precision int8 --io-precision fp16 --keep-fp32 Conv "
+            "--keep-fp32 /head --calibration SAMPLES --aux-streams 0",
+        ),
+        (
+            {"kind": "preprocessor", "source_path": "m.pre.onnx", "backend": "tensorrt", "profiles": ()},
+            f"trtbatch build {tmp_path / 'a b/m.pre.onnx'}",
+        ),
+    ):
+        made = published(tmp_path / "a b" / "m.engine", **changes)
+        made.path.write_bytes(b"ENGINE")
+        with pytest.raises(ArtifactError, match="SHA-256 differs") as caught:
+            artifacts.check_file(made)
+        told = caught.value.fix.removeprefix("run: ")
+        assert shlex.split(told) == [*shlex.split(words.replace("a b", "'a b'")), "--output", str(made.path)]
+
+
+def test_files_that_are_no_artifacts_are_called_what_they_are(tmp_path: Path) -> None:
+    for name, what, fix in (
+        ("x.jpg", "a photograph", "name an engine"),
+        ("X.PNG", "a photograph", "name an engine"),
+        ("x.csv", "a table", "name an engine"),
+        ("x.npy", "a file of arrays", "name an engine"),
+        ("x.pth", "a file of torch weights", f"trtbatch export MODEL --dynamic --weights {tmp_path / 'x.pth'}"),
+        ("x.pt2", "a program of torch", f"trtbatch export {tmp_path / 'x.pt2'} --dynamic"),
+    ):
+        (tmp_path / name).write_bytes(b"x")
+        with pytest.raises(ArtifactError) as caught:
+            artifacts.load(tmp_path / name, "engine")
+        assert caught.value.problem == f"{tmp_path / name} is {what}, not an engine"
+        assert caught.value.fix.endswith(fix)
+
+
+def test_of_a_folder_the_files_in_it_are_named(tmp_path: Path) -> None:
+    def fix(kind: artifacts.Kind | None) -> str:
+        with pytest.raises(ArtifactError, match=f"{tmp_path} is a folder, not an") as caught:
+            artifacts.refuse_other_file(tmp_path, kind)
+        return caught.value.fix
+
+    assert fix("engine") == "name an engine; there is none in it"
+    for name in ("a.onnx", "a.engine", "a.ort.onnx", "a.engine.json", "b.onnx", "c.onnx", "a.pre.onnx", "x.jpg"):
+        (tmp_path / name).touch()
+    assert fix("engine") == f"name a file in it: {tmp_path / 'a.engine'}, {tmp_path / 'a.ort.onnx'}"
+    assert fix("onnx") == f"name a file in it: {', '.join(str(tmp_path / f'{name}.onnx') for name in 'abc')}"
+    assert fix(None).endswith(f"{tmp_path / 'a.pre.onnx'} and 2 more")

@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch", reason="export needs torch")
 onnx = pytest.importorskip("onnx")
 
 from tests.conftest import run_process  # noqa: E402
+from tests.test_build import refused  # noqa: E402
 from trtbatch.artifacts import load  # noqa: E402
 from trtbatch.backends.onnxruntime import OnnxReference  # noqa: E402
 from trtbatch.exporting import exporters  # noqa: E402
@@ -258,6 +259,22 @@ def test_cached_weights_are_taken(folder: Path, monkeypatch: pytest.MonkeyPatch)
     done = run_process(*line, cwd=folder, env=unreachable_weights(folder))
     assert done.returncode == 0, done.stderr
     assert "weights pretrained (SqueezeNet1_1_Weights.IMAGENET1K_V1)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("photos/x.jpg", "photos/x.jpg is a file, and no model"),
+        ("photos", "photos is a folder, and no model"),
+        ("photos/y.jpg", "photos/y.jpg looks like a path, and no model"),
+    ],
+)
+def test_paths_are_no_misspelt_names(cli: Callable[..., Any], folder: Path, model: str, told: str) -> None:
+    (folder / "photos").mkdir()
+    (folder / "photos/x.jpg").write_bytes(b"")
+    (folder / "m.onnx").write_bytes(b"")
+    refused(cli("export", model), 2, told, ".pt2 file, package.module:factory, or a torchvision name")
+    refused(cli("export", "m.onnx"), 2, "m.onnx is an ONNX file: it is exported already", "trtbatch build m.onnx")
 
 
 @pytest.mark.parametrize(

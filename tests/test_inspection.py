@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def test_an_engine_beside_its_sidecar(cli: Cli, engine: Path) -> None:
     sidecar_path(engine).write_text(json.dumps(data))
     result = cli("inspect", engine)
     assert result.exit_code == 1 and "(?, 3, 9, 8) float32" in result.output
+    assert f"differ; build it again: trtbatch build {engine.parent.parent / 'small.onnx'} --profile 1:4:8" in result.output
 
 
 def test_a_damaged_engine_shows_its_sidecar_and_fails(cli: Cli, engine: Path) -> None:
@@ -72,8 +74,13 @@ def test_a_damaged_engine_shows_its_sidecar_and_fails(cli: Cli, engine: Path) ->
         engine.write_bytes(damage)
         result = cli("inspect", engine)
         refused(result, 1, told, "build it again")
+        source = engine.parent.parent / "small.onnx"
+        line = f"trtbatch build {source} --profile 1:4:8 --backend onnxruntime --output {engine}"
+        assert result.output.endswith(f"fix: build it again: {line}\n")
         assert "not opened" in result.output and "input (batch_size, 3, 8, 8) float32" in result.output
     assert "5 B, onnxruntime" in result.output
+    assert cli(*shlex.split(line)[1:]).exit_code == 0 and engine.read_bytes() == whole
+    assert cli("inspect", engine).exit_code == 0
 
 
 def test_an_engine_of_another_machine_shows_its_sidecar_and_is_no_failure(cli: Cli, engine: Path) -> None:
@@ -101,6 +108,15 @@ def test_json_holds_everything(cli: Cli, engine: Path, folder: Path) -> None:
 
 def test_wrong_files(cli: Cli, engine: Path, folder: Path) -> None:
     refused(cli("inspect", "nothing.onnx"), 1, "nothing.onnx doesn't exist")
+    (folder / "x.jpg").write_bytes(b"no")
+    (folder / "x.csv").write_text("file,class\n")
+    (folder / "x.bin").write_bytes(b"no")
+    refused(cli("inspect", "x.jpg"), 1, "x.jpg is a photograph, not an ONNX file or an engine", "name an ONNX file or an")
+    refused(cli("build", "x.jpg"), 1, "x.jpg is a photograph, not an ONNX file", "name an ONNX file")
+    refused(cli("inspect", "x.csv"), 1, "x.csv is a table, not an ONNX file or an engine", "name an ONNX file or an")
+    refused(cli("bench", "x.csv"), 1, "x.csv is a table, not an engine", "name an engine")
+    refused(cli("inspect", "x.bin"), 1, "x.bin is not a readable ONNX file", "name an ONNX file")
+    refused(cli("inspect", "engines"), 1, "engines is a folder", f"name a file in it: {engine.relative_to(folder)}")
     (folder / "x.onnx").write_bytes(b"no")
     refused(cli("inspect", "x.onnx"), 1, "not a readable ONNX file")
     refused(cli("inspect", engine, "--open"), 2, "--open shows ONNX graphs")

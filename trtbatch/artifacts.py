@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -36,6 +37,8 @@ __all__ = [
     "Sidecar",
     "TensorSpec",
     "Tuned",
+    "build_line",
+    "built_from",
     "check_file",
     "listed",
     "load",
@@ -404,9 +407,9 @@ def load(path: Path, kind: Kind) -> Artifact:
         ArtifactError: no artifact, no sidecar, a damaged sidecar, or a sidecar of another kind.
     """
     make = "trtbatch build" if kind != "onnx" else "trtbatch export MODEL --dynamic"
+    refuse_other_file(path, kind)
     if not path.is_file():
         raise ArtifactError(f"{path} doesn't exist" if not path.exists() else f"{path} is not a file", f"run: {make}")
-    refuse_other_file(path, kind)
     beside = sidecar_path(path)
     if not beside.is_file():
         raise ArtifactError(f"{path} has no sidecar {beside.name}", f"make it again, sidecar and all: {make}")
@@ -435,14 +438,20 @@ def _for_photographs(path: Path) -> str:
 
 
 def refuse_other_file(path: Path, kind: Kind | None) -> None:
-    """Raise where a file's name says that it is something else of ours than an artifact of this kind.
+    """Raise where a path is a folder, or its name says that it is something else than an artifact of this kind.
 
     Args:
         kind: None where any kind will do.
 
     Raises:
-        ArtifactError: a sidecar, another JSON file, or a preprocessor; the file that was meant is named.
+        ArtifactError: a sidecar, another JSON file, a preprocessor, a photograph, a table, …; the file that was meant
+            is named, or what to name.
     """
+    if path.is_dir():
+        raise ArtifactError(f"{path} is a folder, not {_wanted(kind)}", _one_of_folder(path, kind))
+    if path.suffix.lower() in _OTHERS and path.is_file():
+        what, fix = _OTHERS[path.suffix.lower()]
+        raise ArtifactError(f"{path} is {what}, not {_wanted(kind)}", fix.format(path) or f"name {_wanted(kind)}")
     if path.suffix == ".json" and path.is_file():
         _refuse_json(path, kind)
     if path.name.endswith(".pre.onnx") and kind in ("engine", "onnx") and not sidecar_path(path).is_file():
@@ -450,9 +459,47 @@ def refuse_other_file(path: Path, kind: Kind | None) -> None:
         raise ArtifactError(f"{path} is a preprocessor, not {_ARTICLES[kind]}", fix)
 
 
+_PHOTOGRAPH, _TABLE, _ARRAYS = ("a photograph", ""), ("a table", ""), ("a file of arrays", "")
+_WEIGHTS = ("a file of torch weights", "export the model with them: trtbatch export MODEL --dynamic --weights {}")
+
+_OTHERS = {
+    **dict.fromkeys((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"), _PHOTOGRAPH),
+    **dict.fromkeys((".csv", ".tsv", ".jsonl", ".parquet"), _TABLE),
+    **dict.fromkeys((".npy", ".npz"), _ARRAYS),
+    **dict.fromkeys((".pt", ".pth", ".safetensors"), _WEIGHTS),
+    ".pt2": ("a program of torch", "export it first: trtbatch export {} --dynamic"),
+    ".py": ("Python code", "export its model first: trtbatch export MODULE:FACTORY --dynamic"),
+}
+"""Files that are named by mistake, by suffix: what they are, and what to do (``""``: name the right file)."""
+
+_SUFFIXES: dict[Kind | None, tuple[str, ...]] = {
+    None: (".onnx", ".engine", ".plan"),
+    "onnx": (".onnx",),
+    "engine": (".engine", ".plan", ".ort.onnx"),
+    "preprocessor": (".pre.engine", ".pre.onnx"),
+}
+
+_MOST_NAMED = 4
+
+
+def _wanted(kind: Kind | None) -> str:
+    return "an ONNX file or an engine" if kind is None else _ARTICLES[kind]
+
+
+def _one_of_folder(folder: Path, kind: Kind | None) -> str:
+    """What to name in place of a folder: the files of the kind that lie in it."""
+    names = sorted(path.name for path in folder.iterdir() if path.name.endswith(_SUFFIXES[kind]) and path.is_file())
+    if kind == "onnx":
+        names = [name for name in names if not name.endswith((".ort.onnx", ".pre.onnx"))]
+    if not names:
+        return f"name {_wanted(kind)}; there is none in it"
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return f"name a file in it: {', '.join(str(folder / name) for name in names[:_MOST_NAMED])}{more}"
+
+
 def _refuse_json(path: Path, kind: Kind | None) -> None:
     """Raise for a JSON file, with the artifact beside which it lies."""
-    wanted = "an ONNX file or an engine" if kind is None else _ARTICLES[kind]
+    wanted = _wanted(kind)
     own = path.with_name(path.name.removesuffix(".json") + (".onnx" if path.name.endswith(".pre.json") else ""))
     if not own.is_file():
         raise ArtifactError(f"{path} is a JSON file, not {wanted}", f"name {wanted}")
@@ -488,7 +535,7 @@ def check_file(artifact: Artifact) -> None:
     Raises:
         ArtifactError: a file is truncated, changed or missing.
     """
-    make = "trtbatch export MODEL --dynamic" if artifact.sidecar.kind == "onnx" else "trtbatch build"
+    make = "trtbatch export MODEL --dynamic" if artifact.sidecar.kind == "onnx" else build_line(artifact)
     for record in (artifact.sidecar.artifact, *artifact.sidecar.companions):
         path = artifact.path if record is artifact.sidecar.artifact else artifact.path.with_name(record.file)
         if not path.is_file():
@@ -499,6 +546,44 @@ def check_file(artifact: Artifact) -> None:
             raise ArtifactError(f"{path} is {state}: {size} bytes, {record.bytes} when it was made", f"run: {make}")
         if record_file(path).sha256 != record.sha256:
             raise ArtifactError(f"{path} is not the file that its sidecar describes (SHA-256 differs)", f"run: {make}")
+
+
+def built_from(artifact: Artifact) -> list[str]:
+    """The path of the file that an artifact was made from, as seen from here; empty where it isn't known."""
+    source = artifact.sidecar.source_path
+    return [] if source is None else [os.path.normpath(artifact.path.parent / source)]
+
+
+def build_line(artifact: Artifact) -> str:
+    """The command that builds this engine again, in its place, as far as its sidecar tells.
+
+    Calibration samples are not on record as they were given, nor are settings of the builder that decide how long it
+    searches.
+    """
+    sidecar = artifact.sidecar
+    words = ["trtbatch", "build", *(built_from(artifact) or ["ONNX_FILE"])]
+    if sidecar.kind == "engine" and sidecar.is_dynamic:
+        words += [word for profile in sidecar.profiles for word in ("--profile", str(profile))]
+    elif sidecar.kind == "engine":
+        words += ["--static", str(sidecar.profiles[0].max)]
+    words += _precision_words(sidecar)
+    for name, value in sidecar.options.items():
+        words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    if sidecar.backend == "onnxruntime":
+        words += ["--backend", "onnxruntime"]
+    return shlex.join([*words, "--output", str(artifact.path)])
+
+
+def _precision_words(sidecar: Sidecar) -> list[str]:
+    conversion, asked = sidecar.conversion, sidecar.precision_asked
+    if asked in (None, "default"):
+        asked = None if conversion is None else conversion.precision
+    words = [] if asked is None else ["--precision", asked]
+    if conversion is not None:
+        words += [] if conversion.io is None else ["--io-precision", conversion.io]
+        words += [word for name in conversion.keep_fp32 for word in ("--keep-fp32", name)]
+        words += ["--calibration", "SAMPLES"] if conversion.method is not None and not conversion.random else []
+    return words
 
 
 def newest(

@@ -92,6 +92,7 @@ def _from_torchvision(model: str, weights: str, seed: int, input_shape: tuple[in
 
     known = models.list_models(module=models)
     if model not in known:
+        _refuse_file(model)
         close = difflib.get_close_matches(model, known, n=3, cutoff=0.0)
         raise UsageError(
             f"torchvision has no classification model {model!r}; closest: {', '.join(close)}",
@@ -112,6 +113,23 @@ def _from_torchvision(model: str, weights: str, seed: int, input_shape: tuple[in
             classes = None if resized else classes
             label = f"file {Path(weights).name}"
     return TorchModel(model, module, _images(shape, seed), False, label, preprocessing, classes)
+
+
+def _refuse_file(model: str) -> None:
+    """Raise for a path: no model's name resembles it.
+
+    Raises:
+        UsageError: saying what of a file could be exported.
+    """
+    path = Path(model)
+    if not path.exists() and os.sep not in model:
+        return
+    if path.suffix == ".onnx" and path.is_file():
+        raise UsageError(f"{model} is an ONNX file: it is exported already", f"run: trtbatch build {model}")
+    what = "is a folder" if path.is_dir() else "is a file" if path.exists() else "looks like a path"
+    raise UsageError(
+        f"{model} {what}, and no model", "name a .pt2 file, package.module:factory, or a torchvision name (resnet18)"
+    )
 
 
 def _preprocessing(transforms: Any) -> Preprocessing:

@@ -53,17 +53,18 @@ def load_onnx(path: Path, weights: bool = False) -> Any:
     if not path.is_file():
         state = "is a folder" if path.is_dir() else "doesn't exist"
         raise ArtifactError(f"{path} {state}", "run: trtbatch export MODEL --dynamic, or name another file")
+    again = "export it again" if path.suffix == ".onnx" else "name an ONNX file"
     try:
         model = onnx.load(str(path), load_external_data=weights)
     except OSError:
         raise
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ArtifactError(f"{path} is not a readable ONNX file: {reason}", "export it again") from error
+        raise ArtifactError(f"{path} is not a readable ONNX file: {reason}", again) from error
     _refuse_no_text(model, path)
     _refuse_outside(model, path)
     if not model.graph.input or not model.graph.output:
-        raise ArtifactError(f"{path} is not an ONNX model: it has no inputs or no outputs", "export it again")
+        raise ArtifactError(f"{path} is not an ONNX model: it has no inputs or no outputs", again)
     return model
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch import optional
-from trtbatch.artifacts import ENGINES, Artifact, FileRecord, record_file, refuse_other_file
+from trtbatch.artifacts import ENGINES, Artifact, FileRecord, build_line, record_file, refuse_other_file
 from trtbatch.backends.base import conform
 from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import ArtifactError, InputError, UsageError
@@ -49,11 +49,11 @@ def open_reference(against: str, artifact: Artifact) -> Reference:
     if against == "torch":
         return _Torch(artifact)
     path = Path(against)
+    if path.suffix == ".npz":
+        return SavedReference(path, artifact)
     refuse_other_file(path, "onnx")
     if path.suffix == ".onnx" and path.is_file():
         return OnnxFileReference(path)
-    if path.suffix == ".npz":
-        return SavedReference(path, artifact)
     raise UsageError(f"--against {against}: no such reference", "pass onnxruntime, torch, an .onnx or an .npz file")
 
 
@@ -97,7 +97,7 @@ def _find(artifact: Artifact, record: FileRecord, otherwise: str) -> Path:
             return place
     if found:
         problem = f"{found[0]} is not the file that {artifact.path.name} was built from (SHA-256 differs)"
-        raise ArtifactError(problem, f"build the engine again: trtbatch build{otherwise}")
+        raise ArtifactError(problem, f"build the engine again: {build_line(artifact)}{otherwise}")
     raise ArtifactError(
         f"{name}, from which {artifact.path.name} was built, isn't in {folder}/",
         f"put it there, or make it anew and build again{otherwise}",

@@ -26,7 +26,7 @@ def command(
 
     The exit code is 1 where the sidecar and the engine differ.
     """
-    from trtbatch.artifacts import refuse_other_file
+    from trtbatch.artifacts import Artifact, build_line, refuse_other_file
     from trtbatch.errors import ArtifactError, UsageError
     from trtbatch.inspection import inspect_engine, inspect_onnx, is_engine
     from trtbatch.photographs.inspection import inspect_preprocessor, is_preprocessor_file
@@ -54,10 +54,11 @@ def command(
         raise ArtifactError(report.damaged, f"make it again: trtbatch {again}")
     if preprocessor:
         return
+    again = f"build it again: {build_line(Artifact(file, report.sidecar))}" if engine else ""
     if engine and report.damaged is not None:
-        raise ArtifactError(report.damaged, "build it again: trtbatch build")
+        raise ArtifactError(report.damaged, again)
     if engine and not all(fact.same for fact in report.facts):
-        err().print("[bold red]WRONG[/]: the sidecar and the engine differ; build it again: trtbatch build")
+        err().print(f"[bold red]WRONG[/]: the sidecar and the engine differ; {plain(again)}", soft_wrap=True)
         raise typer.Exit(1)
 
 

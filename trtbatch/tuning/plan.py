@@ -5,7 +5,6 @@ The model of times is in :mod:`trtbatch.tuning.timemodel`, the choice in :mod:`t
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -210,7 +209,7 @@ def _enough(lines: tuple[PlanLine, ...]) -> PlanLine:
 def _command(artifact: Artifact, profiles: tuple[Profile, ...], counts: Mapping[int, int]) -> str:
     """The line that builds an engine with these profiles; it times the traffic's sizes too, where they aren't many."""
     sidecar = artifact.sidecar
-    words = ["trtbatch", "build", *_source(artifact)]
+    words = ["trtbatch", "build", *artifacts.built_from(artifact)]
     for profile in profiles:
         words += ["--profile", str(profile)]
     if len(counts) <= _MOST_NAMED:
@@ -218,16 +217,10 @@ def _command(artifact: Artifact, profiles: tuple[Profile, ...], counts: Mapping[
     return shlex.join([*words, *_precision(sidecar)])
 
 
-def _source(artifact: Artifact) -> list[str]:
-    """The ONNX file, as seen from here; left out where it isn't known."""
-    source = artifact.sidecar.source_path
-    return [] if source is None else [os.path.normpath(artifact.path.parent / source)]
-
-
 def _tell_missing(artifact: Artifact) -> None:
     """Warn where the build line can't run as it stands: its ONNX file isn't there, or isn't known."""
     source = artifact.sidecar.source
-    named = _source(artifact)
+    named = artifacts.built_from(artifact)
     if not named:
         warn(f"the ONNX file that {artifact.path.name} was built from isn't recorded: name it in the build line")
     elif not Path(named[0]).is_file():

@@ -7,7 +7,7 @@ import os
 import shutil
 
 from trtbatch import optional
-from trtbatch.artifacts import Artifact
+from trtbatch.artifacts import Artifact, build_line
 from trtbatch.errors import ArtifactError, MissingPackageError
 
 __all__ = ["numbers", "obstacle", "refuse_foreign", "sees_nvidia", "wheel"]
@@ -90,7 +90,7 @@ def refuse_foreign(artifact: Artifact, device: int = 0) -> None:
     if made_with is not None and made_with != trt.__version__ and not later:
         raise ArtifactError(
             f"{artifact.path} was built with TensorRT {made_with}; this is {trt.__version__}",
-            f"build it again here (trtbatch build), or {wheel(here['driver_cuda'], made_with)}",
+            f"build it again here ({build_line(artifact)}), or {wheel(here['driver_cuda'], made_with)}",
         )
     capability = artifact.sidecar.device.get("compute_capability")
     anywhere = bool(options.get("hardware_compatible")) and numbers(here["compute_capability"]) >= (8, 0)
@@ -98,5 +98,5 @@ def refuse_foreign(artifact: Artifact, device: int = 0) -> None:
         raise ArtifactError(
             f"{artifact.path} was built for a {artifact.sidecar.device.get('gpu', 'GPU')} (compute capability "
             f"{capability}); this is a {here['gpu']} ({here['compute_capability']})",
-            "build it again on this GPU: trtbatch build",
+            f"build it again on this GPU: {build_line(artifact)}",
         )

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch import optional
-from trtbatch.artifacts import Artifact, TensorSpec, record_file
+from trtbatch.artifacts import Artifact, TensorSpec, build_line, record_file
 from trtbatch.backends.base import Description, Event, Mode, batch_of, conform
 from trtbatch.backends.tensorrt import compat
 from trtbatch.backends.tensorrt.buffers import Device, DeviceMemory, Stream
@@ -53,7 +53,7 @@ class TensorRTEngine:
         if self.cuda_engine is None:
             reason = self.complaint()
             self.close()
-            raise ArtifactError(f"TensorRT can't load {artifact.path}: {reason}", "build it again: trtbatch build")
+            raise ArtifactError(f"TensorRT can't load {artifact.path}: {reason}", f"build it again: {build_line(artifact)}")
         self._refuse_strange_bindings()
         if self.sidecar.options.get("strip_weights"):
             self._refit(trt, weights or _onnx_of(artifact))
