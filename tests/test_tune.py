@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -696,6 +697,34 @@ def test_the_table_does_without_columns_before_it_wraps(several: bool) -> None:
     assert all(columns in possible for columns in shown.values()), shown
     assert shown[200] == possible[0] and shown[80] == possible[4]
     assert [len(columns) for columns in shown.values()] == sorted(map(len, shown.values()), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("ends", "cell", "sentence"),
+    [
+        ((4.1, 4.4), "4.1–4.4", "4.1–4.4 ms"),
+        ((4.1, math.inf), "over 4.1", "over 4.1 ms"),
+        ((0.0, 4.4), "up to 4.4", "up to 4.4 ms"),
+        ((0.0, math.inf), "not known", "not known from 5 runs"),
+        ((-math.inf, math.inf), "not known", "not known from 5 runs"),
+    ],
+)
+def test_an_end_that_is_not_known_is_words(ends: tuple[float, float], cell: str, sentence: str) -> None:
+    interval = Interval(4.2, *ends)
+    trial = Trial(4, 1, 0, 4.0, interval, interval, 5)
+    assert tune_command._range(interval, tune_command._ms) == cell
+    assert tune_command._latency(trial, "p99") == f"p99 {sentence}"
+
+
+def test_an_interval_that_too_few_runs_give_is_said_in_words(
+    cli: Cli, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "throughput", lambda latencies, batch, streams: Interval(1000.0, 0.0, math.inf))
+    monkeypatch.setattr(tune, "percentile_interval", lambda latencies, percentile: Interval(2.0, -math.inf, math.inf))
+    result = cli("tune", "--max-throughput", "--batch", "2,4", *QUICK)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"fresh runs after the search: p99 not known from \d+ runs, samples/s not known from", result.output)
+    assert "?" not in result.output and "–inf" not in result.output and "0–" not in result.output
 
 
 def test_choices_that_can_not_be_told_apart_are_said(cli: Cli, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -237,9 +237,28 @@ def _ms(value: float) -> str:
 
 
 def _range(interval: Interval, words: Callable[[float], str]) -> str:
-    """``4.1–4.4``; an end that isn't known is a question mark."""
-    low, high = (words(end) if 0 <= end < float("inf") else "?" for end in (interval.low, interval.high))
-    return f"{low}–{high}"
+    """``4.1–4.4``, or ``over 4.1``, ``up to 4.4``, ``not known`` where there were too few runs for an end."""
+    below, above = interval.low > 0, interval.high < float("inf")
+    if below and above:
+        return f"{words(interval.low)}–{words(interval.high)}"
+    if below:
+        return f"over {words(interval.low)}"
+    return f"up to {words(interval.high)}" if above else _UNKNOWN
+
+
+_UNKNOWN = "not known"
+
+
+def _latency(trial: Trial, percentile: str) -> str:
+    """``p99 4.1–4.4 ms``, or ``p99 not known from 5 runs``."""
+    known = _range(trial.latency_ms, _ms)
+    return f"{percentile} {known} from {trial.runs} runs" if known == _UNKNOWN else f"{percentile} {known} ms"
+
+
+def _throughput(trial: Trial) -> str:
+    """``900–1,100 samples/s``, or ``samples/s not known from 5 runs``."""
+    known = _range(trial.samples_per_s, _rate)
+    return f"samples/s {known} from {trial.runs} runs" if known == _UNKNOWN else f"{known} samples/s"
 
 
 def _show_chosen(console: Console, result: TuneResult) -> None:
@@ -254,8 +273,8 @@ def _show_chosen(console: Console, result: TuneResult) -> None:
         ),
         (
             "sure",
-            f"to 95 %, from {chosen.runs} fresh runs after the search: {percentile} "
-            f"{_range(chosen.latency_ms, _ms)} ms, {_range(chosen.samples_per_s, _rate)} samples/s",
+            f"to 95 %, from {chosen.runs} fresh runs after the search: {_latency(chosen, percentile)}, "
+            f"{_throughput(chosen)}",
         ),
         *(("alike", _alike(result)) for _ in result.alike[:1]),
         *(("smaller", _cost(chosen, each, percentile)) for each in (result.smaller,) if each is not None),
@@ -271,7 +290,7 @@ def _alike(result: TuneResult) -> str:
     one = result.chosen.streams
     others = (
         f"batch {each.batch}{'' if each.streams == one else f', {_streams(each.streams)}'} "
-        f"({_range(each.samples_per_s, _rate)} samples/s)"
+        f"({_throughput(each)})"
         for each in sorted(result.alike, key=lambda each: (each.batch, each.streams))
     )
     return f"not told apart by throughput: {', '.join(others)}"
@@ -281,8 +300,7 @@ def _cost(chosen: Trial, other: Trial, percentile: str) -> str:
     """``batch 32: +4.1 % throughput, +61.0 % latency (p99 …)``."""
     rate = other.samples_per_s.value / chosen.samples_per_s.value - 1
     time = other.latency_ms.value / chosen.latency_ms.value - 1
-    known = _range(other.latency_ms, _ms)
-    return f"batch {other.batch}: {rate:+.1%} throughput, {time:+.1%} latency ({percentile} {known} ms)"
+    return f"batch {other.batch}: {rate:+.1%} throughput, {time:+.1%} latency ({_latency(other, percentile)})"
 
 
 def _streams(count: int) -> str:
@@ -298,7 +316,7 @@ def _notes(result: TuneResult) -> Sequence[str]:
     lines.append("samples/s: of the same load, by Little's law; 95 %: intervals by order statistics")
     needed = runs_needed(percentile)
     if any(trial.failed is None and trial.runs < needed for trial in result.trials):
-        lines.append(f"p{percentile:g} has an upper end from {needed} runs on; ? where there were fewer")
+        lines.append(f"p{percentile:g} is known from above from {needed} runs on: fewer give its lower end, or none")
     for trial in result.trials:
         if trial.failed is not None and not trial.left_out:
             lines.append(
