@@ -143,6 +143,12 @@ def test_what_may_be_chance_does_not_fail_and_is_told() -> None:
     few = tuple(replace(line, samples_ms=(0.9,) * 10) for line in b.batches)
     found = compare_results(a, replace(b, batches=few), limit=0.05)
     assert all(line.verdict == "UNCLEAR" for line in found.lines) and not found.failures
+    assert "by chance" not in "\n".join(gatereport.warnings(found)), "nothing is known of so few runs"
+    assert found.unjudged == found.lines
+    swaying = np.repeat([0.5, 2.0, 1.15, 0.6, 1.8, 1.2, 0.5, 2.0, 1.15, 1.2], 6)
+    wide = tuple(replace(line, samples_ms=tuple(np.asarray(line.samples_ms) * swaying)) for line in b.batches)
+    found = compare_results(a, replace(b, batches=wide), limit=0.05)
+    assert not found.failures and not found.unjudged
     assert "the median is over the limit, but may be by chance" in "\n".join(gatereport.warnings(found))
 
 
@@ -158,15 +164,15 @@ def test_bad_samples_do_not_count() -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"device": {"gpu": "NVIDIA L4"}}, "GPU: NVIDIA H200 in A, NVIDIA L4 in B"),
-        ({"device": {"gpu": "NVIDIA H200", "memory_mib": "20000"}}, "GPU memory, MiB: unknown in A, 20000 in B"),
-        ({"environment": {"driver": "580.1"}}, "driver: unknown in A, 580.1 in B"),
-        ({"tools": {"tensorrt": "10.0.1"}}, "version of tensorrt: unknown in A, 10.0.1 in B"),
-        ({"profiles": ()}, "profiles: 1:1:1, 1:8:32 in A, unknown in B"),
-        ({"precision": "int8"}, "precision: fp16 in A, int8 in B"),
-        ({"settings": {"streams": 2}}, "setting streams: unknown in A, 2 in B"),
+        ({"device": {"gpu": "NVIDIA L4"}}, "GPU: A NVIDIA H200; B NVIDIA L4"),
+        ({"device": {"gpu": "NVIDIA H200", "memory_mib": "20000"}}, "GPU memory, MiB: A unknown; B 20000"),
+        ({"environment": {"driver": "580.1"}}, "driver: A unknown; B 580.1"),
+        ({"tools": {"tensorrt": "10.0.1"}}, "version of tensorrt: A unknown; B 10.0.1"),
+        ({"profiles": ()}, "profiles: A 1:1:1, 1:8:32; B unknown"),
+        ({"precision": "int8"}, "precision: A fp16; B int8"),
+        ({"settings": {"streams": 2}}, "setting streams: A unknown; B 2"),
         ({"settings": {"iterations": 7, "max_noise": 0.1}}, None),
-        ({"timed": {"graph": "something else"}}, "what graph times: what graph is in A, something else in B"),
+        ({"timed": {"graph": "something else"}}, "what graph times: A what graph is; B something else"),
         ({"gpu_after": {"sm_mhz": 1980}}, None),
     ],
 )
@@ -186,8 +192,8 @@ def test_clocks_throttling_and_shapes_are_told() -> None:
     a, b = replace(a, gpu_after={"sm_mhz": 1980}), replace(b, gpu_after={"sm_mhz": 1755, "memory_mhz": "?"})
     first = replace(b.batches[0], verdict="throttled", shapes={"input": [1, 3, 9, 9]})
     found = compare_results(a, replace(b, batches=(first, *b.batches[1:]))).differences
-    assert found[0] == "GPU clock: 1980 MHz in A, 1755 MHz in B"
-    assert found[1].startswith("batch 1 (graph) ran other shapes: {'input': [1, 3, 8, 8]")
+    assert found[0] == "GPU clock: A 1980 MHz; B 1755 MHz"
+    assert found[1].startswith("batch 1 (graph) ran other shapes: A {'input': [1, 3, 8, 8]")
     assert found[2] == "batch 1 (graph) was throttled in B"
 
 
@@ -225,13 +231,33 @@ def test_the_gate_on_the_command_line(cli: Cli, folder: Path) -> None:
     assert cli("compare", "b.json", "a.json", "--fail-if-slower", "5%").exit_code == 0, "A being slower is no failure"
 
 
+def test_a_gate_does_not_pass_what_it_can_not_judge(cli: Cli, folder: Path) -> None:
+    """Without a limit there is no gate; and what is surely slower fails, whatever else isn't known."""
+    a, b = pair(lambda batch: 1.2 if batch == 8 else 1.0)
+    few = replace(b.batches[4], samples_ms=b.batches[4].samples_ms[:29])
+    saved(folder / "a.json", a)
+    saved(folder / "b.json", replace(b, batches=(*b.batches[:4], few, *b.batches[5:])))
+    line = ("compare", "a.json", "b.json")
+    for options, code, told in (
+        (("--fail-if-slower", "25%"), 3, "; not judged at batch 16 (graph): fewer than 30 runs\n"),
+        (("--fail-if-slower", "25%", "--markdown"), 3, "; not judged at batch 16 (graph): fewer than 30 runs\n"),
+        (("--fail-if-slower", "5%"), 1, "; fails: slower by more than 5 % at batch 8 (graph)"),
+        ((), 0, "UNCLEAR at batch 16 (graph)"),
+    ):
+        done = cli(*line, *options)
+        assert done.exit_code == code and told in done.stdout, done.output
+        told = "batch 16 (graph): can't be judged with fewer than 30 runs: measure longer (bench --min-time, or"
+        assert f"warning: {told} --iterations 30)" in done.stderr
+    assert "3 where nothing" in " ".join(cli("compare", "--help").output.replace("│", " ").split())
+
+
 def test_warnings_go_to_standard_error(cli: Cli, folder: Path) -> None:
     a, b = pair(lambda batch: 1.0, device={"gpu": "NVIDIA L4"})
     saved(folder / "a.json", replace(a, batches=a.batches[:-1]))
     saved(folder / "b.json", b)
     done = cli("compare", "a.json", "b.json")
     assert done.exit_code == 0
-    assert "warning: the runs differ in GPU: NVIDIA H200 in A, NVIDIA L4 in B" in done.stderr
+    assert "warning: the runs differ in GPU: A NVIDIA H200; B NVIDIA L4" in done.stderr
     assert "warning: in B only, not in A: batch 32 (graph)" in done.stderr
 
 
@@ -259,7 +285,7 @@ def test_lines_that_bench_had_called_unstable_are_named(cli: Cli, folder: Path) 
     assert f"warning: B wasn't stable at {told}" in cli("compare", "a.json", "b.json", "--markdown").stdout
     assert json.loads((folder / "c.json").read_text())["unstable_b"][0] == "batch 8 (graph, drift -16.7 %)"
     steady = cli("compare", "b.json", "b.json", "--fail-if-slower", "5%")
-    assert "A wasn't stable at batch 8" in steady.stderr and steady.exit_code == 0
+    assert "A wasn't stable at batch 8" in steady.stderr and steady.exit_code == 3
 
 
 def test_stable_lines_are_not_warned_of(cli: Cli, folder: Path) -> None:

@@ -18,7 +18,9 @@ def command(
     fail_if_slower: Annotated[
         Optional[str],
         typer.Option(
-            metavar="P%", help="Exit code 1 where B's median is more than P% slower and the whole interval above 1."
+            metavar="P%",
+            help="Exit code 1 where B's median is more than P% slower and the whole interval above 1; 3 where nothing "
+            "is, and a line has fewer than 30 runs, too few to judge it.",
         ),
     ] = None,
     json_: Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="All figures.")] = None,
@@ -39,6 +41,7 @@ def command(
     limit = None if fail_if_slower is None else _share(fail_if_slower)
     refuse_outputs((json_, ".json"), inputs=[a, b])
     comparison = compare_results(read_result(a), read_result(b), (str(a), str(b)), limit)
+    unjudged = limit is not None and not comparison.failures and bool(comparison.unjudged)
     console = out()
     if markdown:
         console.print(gatereport.comparison_markdown(comparison), markup=False, soft_wrap=True, end="")
@@ -46,9 +49,8 @@ def command(
         console.print(gatereport.comparison_table(comparison))
         for note in gatereport.comparison_notes(comparison):
             console.print(note, style="dim", markup=False)
-        console.print(
-            gatereport.conclusion(comparison), style="bold red" if comparison.failures else "bold", markup=False
-        )
+        style = "bold red" if comparison.failures else "bold yellow" if unjudged else "bold"
+        console.print(gatereport.conclusion(comparison), style=style, markup=False)
     for text in gatereport.warnings(comparison):
         warn(text)
     if json_ is not None:
@@ -56,6 +58,8 @@ def command(
         (err() if markdown else console).print(f"[bold]{plain(str(json_))}[/]")
     if comparison.failures:
         raise typer.Exit(1)
+    if unjudged:
+        raise typer.Exit(gatereport.UNJUDGED)
 
 
 def _share(text: str) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,11 @@ class Change:
     verdict: str
     fails: bool = False
 
+    @property
+    def judged(self) -> bool:
+        """Whether there were runs enough for an interval."""
+        return isfinite(self.high)
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -91,6 +97,11 @@ class Comparison:
     def failures(self) -> tuple[Change, ...]:
         """The lines that fail."""
         return tuple(line for line in self.lines if line.fails)
+
+    @property
+    def unjudged(self) -> tuple[Change, ...]:
+        """The lines of which nothing is known, for they have too few runs."""
+        return tuple(line for line in self.lines if not line.judged)
 
 
 def compare_results(
@@ -180,16 +191,15 @@ def _differences(a: BenchResult, b: BenchResult, rows: Sequence[tuple[BatchResul
     ours, theirs = _facts(a), _facts(b)
     for name in dict.fromkeys([*ours, *theirs]):
         if ours.get(name) != theirs.get(name):
-            yield f"{name}: {_told(ours.get(name))} in A, {_told(theirs.get(name))} in B"
+            yield f"{name}: {_sides(ours.get(name), theirs.get(name))}"
     yield from _clocks(a, b)
     for mode in dict.fromkeys(row.mode for row, _ in rows):
         if a.timed.get(mode) != b.timed.get(mode):
-            told = f"{_told(a.timed.get(mode))} in A, {_told(b.timed.get(mode))} in B"
-            yield f"what {clean(mode)} times: {told}"
+            yield f"what {clean(mode)} times: {_sides(a.timed.get(mode), b.timed.get(mode))}"
     for our, their in rows:
         where = _place((our.batch, our.mode))
         if our.shapes != their.shapes:
-            yield f"{where} ran other shapes: {_told(our.shapes)} in A, {_told(their.shapes)} in B"
+            yield f"{where} ran other shapes: {_sides(our.shapes, their.shapes)}"
         for side, row in (("A", our), ("B", their)):
             if row.verdict == THROTTLED:
                 yield f"{where} was throttled in {side}"
@@ -221,7 +231,12 @@ def _clocks(a: BenchResult, b: BenchResult) -> Iterator[str]:
         if not isinstance(ours, (int, float)) or not isinstance(theirs, (int, float)) or min(ours, theirs) <= 0:
             continue
         if max(ours, theirs) / min(ours, theirs) > 1 + CLOCK_LIMIT:
-            yield f"{what}: {ours:g} MHz in A, {theirs:g} MHz in B"
+            yield f"{what}: {_sides(f'{ours:g} MHz', f'{theirs:g} MHz')}"
+
+
+def _sides(ours: Any, theirs: Any) -> str:
+    """``A 580.1; B 570.2``."""
+    return f"A {_told(ours)}; B {_told(theirs)}"
 
 
 def _told(value: Any) -> str:

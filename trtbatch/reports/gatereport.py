@@ -17,7 +17,13 @@ from trtbatch.stats import SAME_LIMIT
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["comparison_markdown", "comparison_notes", "comparison_table", "conclusion", "warnings", "write_comparison"]
+__all__ = ["FEWEST_RUNS", "UNJUDGED", "comparison_markdown", "comparison_notes", "comparison_table", "conclusion", "warnings", "write_comparison"]
+
+UNJUDGED = 3
+"""Exit code where no line fails a limit, and some can't be judged: neither a pass nor a failure."""
+
+FEWEST_RUNS = MIN_BLOCKS * BLOCK_RUNS
+"""Of either side, that a line can be judged by."""
 
 _COLOURS = {"FASTER": "green", "SLOWER": "red", "UNCLEAR": "yellow", "SAME": "bold"}
 
@@ -95,6 +101,8 @@ def conclusion(comparison: Comparison) -> str:
     told = f"B is {', '.join(counted)}"
     if comparison.limit is None:
         return told
+    if not comparison.failures and comparison.unjudged:
+        return f"{told}; not judged at {_batches(comparison.unjudged)}: fewer than {FEWEST_RUNS} runs"
     if not comparison.failures:
         return f"{told}; passes: nowhere surely slower by more than {_percent(comparison.limit)}"
     worst = max(comparison.failures, key=lambda line: line.ratio)
@@ -127,9 +135,14 @@ def warnings(comparison: Comparison) -> list[str]:
             told.append(
                 f"{name} wasn't stable at {', '.join(unstable)}: stop other programs, or measure longer (--min-time)"
             )
+    if comparison.unjudged:
+        told.append(
+            f"{_batches(comparison.unjudged)}: can't be judged with fewer than {FEWEST_RUNS} runs: measure longer "
+            f"(bench --min-time, or --iterations {FEWEST_RUNS})"
+        )
     if comparison.limit is not None:
         limit = comparison.limit
-        unsure = [line for line in comparison.lines if line.ratio > 1 + limit and not line.fails]
+        unsure = [line for line in comparison.lines if line.ratio > 1 + limit and line.judged and not line.fails]
         if unsure:
             told.append(
                 f"{_batches(unsure)}: the median is over the limit, but may be by chance: measure longer (--min-time)"
@@ -142,15 +155,16 @@ def comparison_notes(comparison: Comparison) -> list[str]:
     told = [
         f"B / A is the ratio of the medians of all runs, below 1 where B is faster. B is SAME where the 95 % interval "
         f"lies within 1 ± {SAME_LIMIT * 100:g} %, FASTER where it lies below 1, SLOWER where it lies above, else "
-        f"UNCLEAR, as with fewer than {MIN_BLOCKS * BLOCK_RUNS} runs.",
+        f"UNCLEAR, as with fewer than {FEWEST_RUNS} runs.",
         "The interval is from the medians of blocks of consecutive runs (sectioning), so that neighbours may be alike. "
         "It knows what varied within the two runs, not what differs from one to the next (heat, clocks, other "
         "programs): for differences of a few per cent use bench --against, which takes turns.",
     ]
     if comparison.limit is not None:
         told.append(
-            f"A line fails where B / A is over {1 + comparison.limit:g} and its whole interval above 1. What is in one "
-            "file only fails nothing."
+            f"A line fails where B / A is over {1 + comparison.limit:g} and its whole interval above 1. One of fewer than "
+            f"{FEWEST_RUNS} runs neither fails nor passes: where none fails, the exit code is {UNJUDGED}. What is in one file "
+            "only fails nothing."
         )
     return told
 
