@@ -278,7 +278,7 @@ def test_lines_that_bench_had_called_unstable_are_named(cli: Cli, folder: Path) 
     done = cli("compare", "a.json", "b.json", "--json", "c.json")
     assert done.exit_code == 0
     fix = "stop other programs, or measure longer (--min-time)"
-    assert f"warning: A wasn't stable at batch 1 (graph, noise {noisy.summary.noise * 100:.1f} %): {fix}" in done.stderr
+    assert f"warning: A wasn't stable at batch 1 (graph, {noisy.summary.verdict}): {fix}" in done.stderr
     told = f"batch 8 (graph, drift -16.7 %), batch 16 (graph, too few runs): {fix}"
     assert f"warning: B wasn't stable at {told}" in done.stderr
     assert "batch 32 (graph) was throttled in B" in done.stderr

@@ -124,10 +124,10 @@ def test_samples_under_other_clocks_are_told() -> None:
 def test_what_was_wanted_and_what_was_reached() -> None:
     loose = replace(summarize(np.full(200, 0.5), (90, 99)), stable=False, noise=0.0234, drift=0.01)
     told = result(row(1, "graph", summary=loose, verdict=loose.verdict))
-    assert "noise 2.3 %" in printed(report.bench_table(told))
+    assert "noise 2.4 %" in printed(report.bench_table(told))
     notes = "\n".join(report.footnotes(told))
     assert "wanted: the median to 0.5 %, and a drift of at most 3 %, within 3 s" in notes
-    assert "reached: batch 1, graph: noise 2.3 %, drift +1.0 %. Stop other programs, or raise --min-time" in notes
+    assert "reached: batch 1, graph: noise 2.4 %, drift +1.0 %. Stop other programs, or raise --min-time" in notes
 
 
 def test_the_csv_keeps_its_first_columns_and_ends_with_the_new_ones(tmp_path: Path) -> None:

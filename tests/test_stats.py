@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -60,6 +62,24 @@ def test_the_verdict_says_what_was_not_reached() -> None:
     noisy = summarize(1 + 0.1 * generator.random(400))
     assert noisy.verdict == "stable" or noisy.verdict.startswith("noise ")
     assert summarize(1 + 0.1 * generator.random(400), max_noise=1e-4).verdict.startswith("noise ")
+
+
+@pytest.mark.parametrize(
+    ("noise", "runs", "words"),
+    [
+        (0.0104, 1000, "noise 1.1 %"),
+        (0.0104, 99, "noise 2 %"),
+        (0.023, 100, "noise 2.3 %"),
+        (0.02, 100, "noise 2.0 %"),
+        (0.123, 20, "noise 13 %"),
+        (0.03, 20, "noise 3 %"),
+        (float("inf"), 5, "noise unknown"),
+    ],
+)
+def test_noise_is_rounded_up_to_what_is_known_of_it(noise: float, runs: int, words: str) -> None:
+    summary = replace(summarize(np.ones(runs)), noise=noise, stable=False)
+    assert summary.noise_words == words
+    assert summary.verdict == (words if runs > 5 else "too few runs")
 
 
 def test_the_largest_noise_that_is_stable_is_a_choice() -> None:

@@ -322,7 +322,7 @@ def _unstable(result: BenchResult) -> list[str]:
     else:
         wanted, more = f"{wanted}, within {float(settings.get('time_out_s', 0)):g} s", "--min-time or --time-out"
     reached = [
-        f"batch {row.batch}, {row.mode}: noise {row.summary.noise * 100:.1f} %, drift {row.summary.drift * 100:+.1f} %"
+        f"batch {row.batch}, {row.mode}: {row.summary.noise_words}, drift {row.summary.drift * 100:+.1f} %"
         for row in rows
     ]
     return [

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import comb
+from math import ceil, comb
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,9 @@ Milliseconds = NDArray[np.float64]
 NOISE_LIMIT = 0.01
 """Stable means: the 95 % interval of the median is at most ±1 % wide. (nvbench stops at 0.5 % of the mean's
 standard error, which is about the same width for a 95 % interval.)"""
+
+DECIMAL_RUNS = 100
+"""The noise of fewer runs is told in whole per cent."""
 
 DRIFT_LIMIT = 0.03
 """… and the median of the second half is within 3 % of the first half's: no warming up, no throttling."""
@@ -83,7 +86,21 @@ class Summary:
             return "too few runs"
         if abs(self.drift) > DRIFT_LIMIT:
             return f"drift {self.drift * 100:+.1f} %"
-        return f"noise {self.noise * 100:.1f} %"
+        return self.noise_words
+
+    @property
+    def noise_words(self) -> str:
+        """``noise 1.3 %``, of fewer than 100 runs ``noise 2 %``.
+
+        Rounded up, as uncertainties are (GUM, 7.2.6), so that what is over a limit never reads like the limit. The
+        interval spans about 1.96·√n spacings of neighbours, and is itself known to one part in the root of that:
+        ±23 % of 100 runs, ±36 % of 16.
+        """
+        if not np.isfinite(self.noise):
+            return "noise unknown"
+        digits = 1 if self.iterations >= DECIMAL_RUNS else 0
+        shown = ceil(round(self.noise * 100 * 10**digits, 6)) / 10**digits  # 2.3, not 2.4 for 0.023 in binary
+        return f"noise {shown:.{digits}f} %"
 
 
 def median_noise(samples: Milliseconds) -> float:
