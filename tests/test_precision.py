@@ -21,10 +21,11 @@ from tests import models
 from tests.conftest import child_environment
 from tests.test_build import refused
 from trtbatch import optional
-from trtbatch.artifacts import TensorSpec, load
+from trtbatch.artifacts import Artifact, TensorSpec, load
 from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.building.request import foreign
 from trtbatch.precision import ConversionRequest, convert
+from trtbatch.precisions import candidates
 from trtbatch.precisions.converter import MODELOPT_PYTHON
 from trtbatch.precisions.typedgraph import kinds, products, scales
 from trtbatch.preprocessing import Preprocessing
@@ -162,6 +163,36 @@ def test_best_takes_the_fastest_within_the_tolerance(cli: Cli, folder: Path, mod
     strict = build(cli, "--precision", "best", "--tolerance", 1e-5)
     assert strict.exit_code == 0 and "fp16  out: " in strict.output and "(limit 1e-05)" in strict.output
     assert load(folder / "engines/m.best.ort.onnx", "engine").sidecar.precision_realised == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("options", "again"),
+    [
+        (("--batch", "2,4"), False),
+        (("--batch", "2"), True),
+        ((), True),
+    ],
+)
+def test_best_goes_by_the_builds_times_where_it_has_those_of_every_opt(
+    cli: Cli, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], again: bool
+) -> None:
+    """One profile on ONNX Runtime has no table, but of the sizes that are named."""
+    timed: list[str] = []
+    real = candidates.open_engine
+
+    def opened(artifact: Artifact, *args: Any) -> Any:
+        timed.append(artifact.path.name)
+        return real(artifact, *args)
+
+    monkeypatch.setattr(candidates, "open_engine", opened)
+    assert build(cli, "--precision", "best", *options).exit_code == 0
+    sidecar = load(folder / "engines/m.best.ort.onnx", "engine").sidecar
+    tried = {each["precision"]: each["ms"] for each in sidecar.build["candidates"] if "ms" in each}
+    assert set(tried) == {"fp32", "fp16"} and all(set(ms) == {"4"} for ms in tried.values())
+    assert len(timed) == (2 if again else 0)
+    if not again:
+        assert tried[sidecar.precision_realised]["4"] == sidecar.times[4]
+    assert sidecar.precision_realised == min(tried, key=lambda name: tried[name]["4"])
 
 
 def test_a_tolerance_that_is_not_kept_leaves_no_engine(cli: Cli, folder: Path, model: Path) -> None:
