@@ -65,7 +65,9 @@ def test_an_engine_beside_its_sidecar(cli: Cli, engine: Path) -> None:
     sidecar_path(engine).write_text(json.dumps(data))
     result = cli("inspect", engine)
     assert result.exit_code == 1 and "(?, 3, 9, 8) float32" in result.output
-    assert f"differ; build it again: trtbatch build {engine.parent.parent / 'small.onnx'} --profile 1:4:8" in result.output
+    assert (
+        f"differ; build it again: trtbatch build {engine.parent.parent / 'small.onnx'} --profile 1:4:8" in result.output
+    )
 
 
 def test_a_damaged_engine_shows_its_sidecar_and_fails(cli: Cli, engine: Path) -> None:
@@ -111,7 +113,9 @@ def test_wrong_files(cli: Cli, engine: Path, folder: Path) -> None:
     (folder / "x.jpg").write_bytes(b"no")
     (folder / "x.csv").write_text("file,class\n")
     (folder / "x.bin").write_bytes(b"no")
-    refused(cli("inspect", "x.jpg"), 1, "x.jpg is a photograph, not an ONNX file or an engine", "name an ONNX file or an")
+    refused(
+        cli("inspect", "x.jpg"), 1, "x.jpg is a photograph, not an ONNX file or an engine", "name an ONNX file or an"
+    )
     refused(cli("build", "x.jpg"), 1, "x.jpg is a photograph, not an ONNX file", "name an ONNX file")
     refused(cli("inspect", "x.csv"), 1, "x.csv is a table, not an ONNX file or an engine", "name an ONNX file or an")
     refused(cli("bench", "x.csv"), 1, "x.csv is a table, not an engine", "name an engine")

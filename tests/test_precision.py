@@ -22,6 +22,7 @@ from tests.conftest import child_environment
 from tests.test_build import refused
 from trtbatch import optional
 from trtbatch.artifacts import Artifact, TensorSpec, load
+from trtbatch.backends import open_engine
 from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.building.request import foreign
 from trtbatch.precision import ConversionRequest, convert
@@ -178,11 +179,10 @@ def test_best_goes_by_the_builds_times_where_it_has_those_of_every_opt(
 ) -> None:
     """One profile on ONNX Runtime has no table, but of the sizes that are named."""
     timed: list[str] = []
-    real = candidates.open_engine
 
     def opened(artifact: Artifact, *args: Any) -> Any:
         timed.append(artifact.path.name)
-        return real(artifact, *args)
+        return open_engine(artifact, *args)
 
     monkeypatch.setattr(candidates, "open_engine", opened)
     assert build(cli, "--precision", "best", *options).exit_code == 0

@@ -723,7 +723,9 @@ def test_an_interval_that_too_few_runs_give_is_said_in_words(
     monkeypatch.setattr(tune, "percentile_interval", lambda latencies, percentile: Interval(2.0, -math.inf, math.inf))
     result = cli("tune", "--max-throughput", "--batch", "2,4", *QUICK)
     assert result.exit_code == 0, result.output
-    assert re.search(r"fresh runs after the search: p99 not known from \d+ runs, samples/s not known from", result.output)
+    assert re.search(
+        r"fresh runs after the search: p99 not known from \d+ runs, samples/s not known from", result.output
+    )
     assert "?" not in result.output and "–inf" not in result.output and "0–" not in result.output
 
 

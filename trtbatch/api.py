@@ -106,7 +106,8 @@ class LoadedEngine:
             The output where there is one, else a dict by name.
 
         Raises:
-            InputError: another shape or type (integers for an input of floats too), files, disagreeing batch sizes, a tensor on another device than the engine.
+            InputError: another shape or type (integers for floats too), files in place of arrays, disagreeing batch
+                sizes, a tensor on another device than the engine.
             UsageError: called from another thread, or closed.
             ExecutionError: the engine failed.
         """

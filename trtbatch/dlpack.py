@@ -97,7 +97,9 @@ def _as_array(value: Any, name: str) -> NDArray[Any]:
     try:
         return np.asarray(value)
     except ValueError as error:
-        raise InputError(f"{name} is no array: {' '.join(str(error).split())[:200]}", "give rows of one shape") from error
+        raise InputError(
+            f"{name} is no array: {' '.join(str(error).split())[:200]}", "give rows of one shape"
+        ) from error
 
 
 @dataclass(frozen=True)

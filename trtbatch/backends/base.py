@@ -383,8 +383,8 @@ def refuse_integers(dtype: str, spec: TensorSpec, where: str = "") -> None:
         return
     if dtype == "uint8":
         fix = (
-            f"normalise it to {spec.dtype} as the model was trained; or give photographs (engine.predict, infer --input "
-            "FOLDER/, a Predictor's column 'image'); or build with --fuse-preprocess for an engine that takes uint8"
+            f"normalise it to {spec.dtype} as the model was trained; or give photographs (engine.predict, infer "
+            "--input FOLDER/, a Predictor's column 'image'); or build with --fuse-preprocess for an engine of uint8"
         )
     else:
         fix = f"cast it yourself if that is meant: array.astype({spec.dtype!r})"

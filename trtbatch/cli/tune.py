@@ -289,8 +289,7 @@ def _alike(result: TuneResult) -> str:
     """``not told apart by throughput: batch 12 (46.1–48.2 samples/s), batch 17 (…)``; the smaller ones first."""
     one = result.chosen.streams
     others = (
-        f"batch {each.batch}{'' if each.streams == one else f', {_streams(each.streams)}'} "
-        f"({_throughput(each)})"
+        f"batch {each.batch}{'' if each.streams == one else f', {_streams(each.streams)}'} ({_throughput(each)})"
         for each in sorted(result.alike, key=lambda each: (each.batch, each.streams))
     )
     return f"not told apart by throughput: {', '.join(others)}"

@@ -17,7 +17,16 @@ from trtbatch.stats import SAME_LIMIT
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["FEWEST_RUNS", "UNJUDGED", "comparison_markdown", "comparison_notes", "comparison_table", "conclusion", "warnings", "write_comparison"]
+__all__ = [
+    "FEWEST_RUNS",
+    "UNJUDGED",
+    "comparison_markdown",
+    "comparison_notes",
+    "comparison_table",
+    "conclusion",
+    "warnings",
+    "write_comparison",
+]
 
 UNJUDGED = 3
 """Exit code where no line fails a limit, and some can't be judged: neither a pass nor a failure."""
@@ -162,9 +171,9 @@ def comparison_notes(comparison: Comparison) -> list[str]:
     ]
     if comparison.limit is not None:
         told.append(
-            f"A line fails where B / A is over {1 + comparison.limit:g} and its whole interval above 1. One of fewer than "
-            f"{FEWEST_RUNS} runs neither fails nor passes: where none fails, the exit code is {UNJUDGED}. What is in one file "
-            "only fails nothing."
+            f"A line fails where B / A is over {1 + comparison.limit:g} and its whole interval above 1. One of fewer "
+            f"than {FEWEST_RUNS} runs neither fails nor passes: where none fails, the exit code is {UNJUDGED}. What is "
+            "in one file only fails nothing."
         )
     return told
 

@@ -53,7 +53,9 @@ class TensorRTEngine:
         if self.cuda_engine is None:
             reason = self.complaint()
             self.close()
-            raise ArtifactError(f"TensorRT can't load {artifact.path}: {reason}", f"build it again: {build_line(artifact)}")
+            raise ArtifactError(
+                f"TensorRT can't load {artifact.path}: {reason}", f"build it again: {build_line(artifact)}"
+            )
         self._refuse_strange_bindings()
         if self.sidecar.options.get("strip_weights"):
             self._refit(trt, weights or _onnx_of(artifact))
