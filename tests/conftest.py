@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,23 @@ COMMANDS = (
     *("export-preprocessor", "deploy triton"),
 )
 """Every command that does something."""
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Let a folder take no files, which permissions don't where the tests are root's."""
+
+    def close(refusing: Path) -> None:
+        real = tempfile.mkdtemp
+
+        def refuse(*args: Any, dir: Any = None, **options: Any) -> str:
+            if Path(dir).resolve() == refusing.resolve():
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(dir))
+            return real(*args, dir=dir, **options)
+
+        monkeypatch.setattr("trtbatch.files.tempfile.mkdtemp", refuse)
+
+    return close
 
 
 @pytest.fixture(scope="session")

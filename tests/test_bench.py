@@ -98,6 +98,8 @@ def test_a_wrong_engine_gets_no_numbers(cli: Cli, folder: Path, model: Callable[
         (("--mode", ","), 2, "--mode names no mode"),
         (("--min-time", "inf"), 2, "--min-time inf never ends"),
         (("--json", "/sys/r.json"), 1, "/sys: "),
+        (("--json", "small.onnx/r.json"), 1, "--json small.onnx/r.json can't be written: small.onnx: File exists"),
+        (("--csv", "small.onnx/a/r.csv"), 1, "or write elsewhere with --csv"),
         (("--mode", "run,latencies"), 2, "no mode 'latencies'; it has run, latency, throughput"),
         (("--streams", 2), 2, "--streams 2 is for throughput"),
         (("--flush-l2",), 2, "--flush-l2 flushes the cache of a GPU, and this runs on the CPU"),

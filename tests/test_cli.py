@@ -145,7 +145,7 @@ def test_a_fix_names_no_option_that_the_command_lacks(
     monkeypatch.setattr("trtbatch.files.tempfile.mkdtemp", full)
     told = {
         ("build", "small.onnx", "--output", "there/x.ort.onnx"): "free disk space, or write elsewhere with --output",
-        ("bench", "--json", "there/r.json"): "free disk space, or write elsewhere",
+        ("bench", "--json", "there/r.json"): "free disk space, or write elsewhere with --json",
         ("deploy", "triton", "--repository", "there"): "free disk space, or write elsewhere with --repository",
     }
     for line, fix in told.items():

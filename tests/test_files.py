@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import child_environment
-from trtbatch.files import ASIDE, _machine_start, atomic_file, scratch
+from trtbatch.files import ASIDE, _machine_start, atomic_file, probe, scratch
 
 Cli = Callable[..., Any]
 
@@ -110,6 +111,35 @@ def test_a_file_system_without_locks_has_folders_that_nobody_removes(
             with scratch(tmp_path / "b"):
                 assert list(tmp_path.glob(".trtbatch-*")) != [] and folder.is_dir()
     assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_writing_names_what_is_known(tmp_path: Path) -> None:
+    """Neither a private file, nor nothing, nor the file that was copied."""
+    target, there = tmp_path / "x.onnx", tmp_path / "there"
+    cases: list[tuple[Callable[[Path], OSError], Path | None]] = [
+        (lambda private: OSError(errno.ENOSPC, "full"), target),
+        (lambda private: OSError(errno.ENOSPC, "full", str(private / "traced.onnx")), target),
+        (lambda private: OSError(errno.ENOSPC, "full", str(private / "x.onnx" / "deep")), target / "deep"),
+        (lambda private: OSError(errno.ENOSPC, "full", str(there), None, str(private / "x.onnx")), target),
+        (lambda private: OSError(errno.EACCES, "closed", str(there)), there),
+        (lambda private: OSError(errno.EXDEV, "far", str(private / "x.onnx"), None, str(there)), there),
+        (lambda private: OSError(errno.ECONNRESET, "reset"), None),
+    ]
+    for error, named in cases:
+        with pytest.raises(OSError) as caught, scratch(target) as folder:
+            raise error(folder)
+        assert caught.value.filename == (None if named is None else str(named))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_probe_leaves_nothing(tmp_path: Path) -> None:
+    probe(tmp_path / "a" / "b" / "x.onnx")
+    (tmp_path / "link").symlink_to("nowhere")
+    for wrong, code in ((tmp_path / ("x" * 300), errno.ENAMETOOLONG), (tmp_path / "link" / "x", errno.EEXIST)):
+        with pytest.raises(OSError) as caught:
+            probe(wrong)
+        assert caught.value.errno == code
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
 
 
 def test_a_killed_command_leaves_nothing_for_long(cli: Cli, engine: Path, folder: Path) -> None:

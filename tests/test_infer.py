@@ -7,6 +7,8 @@ import json
 import re
 import shutil
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -18,7 +20,7 @@ import pytest
 from PIL import Image
 
 from tests import models
-from tests.conftest import CLASSES, PHOTOS, PREPROCESSING
+from tests.conftest import CLASSES, PHOTOS, PREPROCESSING, child_environment
 from tests.test_build import refused
 from trtbatch.artifacts import load
 from trtbatch.backends.onnxruntime import OnnxReference
@@ -128,6 +130,36 @@ def test_a_trace_is_written_where_it_harms_nothing(cli: Cli, engine: Path, folde
     np.save(folder / "bad.npy", np.full((1, 3, 8, 8), 0.1))
     assert cli("infer", "--input", "bad.npy", "--trace", "t.json").exit_code == 1
     assert not (folder / "t.json").exists() and not list(folder.glob(".trtbatch*"))
+
+
+def test_outputs_that_cannot_be_written_are_told_by_their_option_before_anything_runs(
+    cli: Cli, engine: Path, folder: Path, closed: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trtbatch.infer.open_source", None)
+    closed(folder)
+    for option, name in (("--trace", "t.json"), ("--output", "o.csv")):
+        below = f"small.onnx/{name}"
+        told = (f"{option} {below} can't be written: small.onnx: File exists", f"write elsewhere with {option}")
+        refused(cli("infer", "--input", "random", option, below), 1, *told)
+        told = (f"{option} new/{name} can't be written: .: Read-only file system", f"write elsewhere with {option}")
+        refused(cli("infer", "--input", "random", option, f"new/{name}"), 1, *told)
+    assert sorted(path.name for path in folder.iterdir()) == ["engines", "small.onnx"]
+
+
+def test_a_trace_that_the_disk_does_not_hold_is_told_by_its_option(engine: Path, folder: Path) -> None:
+    """Spans are written while a row of the output is: the trace is named all the same."""
+    line = "infer --input random --count 500 --batch 1 --topk 1 --trace t.json --output o.csv"
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000));"
+        f"from trtbatch.cli import main; sys.argv = ['trtbatch', *{line.split()}]; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, env=child_environment(), timeout=120
+    )
+    assert done.returncode == 1, done.stderr
+    assert "\nerror: t.json: File too large\n" in done.stderr and done.stderr.endswith("write elsewhere with --trace\n")
+    assert sorted(path.name for path in folder.iterdir()) == ["engines", "small.onnx"]
 
 
 def test_csv_and_json_lines_hold_the_best_classes(cli: Cli, photo_engine: Path, folder: Path, photos: Path) -> None:

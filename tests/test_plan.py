@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from tests import models
 from tests.test_build import refused
+from trtbatch import artifacts
 from trtbatch.artifacts import load
 from trtbatch.batches import Profile
 from trtbatch.errors import ArtifactError, UsageError
@@ -381,6 +382,31 @@ def test_wrong_words(cli: Cli, auto: Path, folder: Path, args: tuple[object, ...
     traffic(folder, {1: 1})
     (folder / "wrong.csv").write_text("batch,count\n8,-1\n")
     refused(cli("plan", *args), code, told)
+
+
+def test_a_sidecar_that_cannot_be_written_is_told_before_anything_runs(
+    cli: Cli, engine: Path, folder: Path, closed: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ("plan", engine, "--traffic", traffic(folder, {3: 5}))
+    closed(engine.parent)
+    with monkeypatch.context() as patch:
+        patch.setattr(planning, "time_profiles", None)
+        result = cli(*line)
+    refused(result, 1, f"the sidecar of {engine}: {engine.parent}: Read-only file system", "pass --no-save")
+    assert cli(*line, "--no-save").exit_code == 0
+
+
+def test_what_cannot_be_kept_in_the_end_is_shown_all_the_same(
+    cli: Cli, auto: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def anew(artifact: Any, **fields: Any) -> None:
+        raise ArtifactError(f"{artifact.path} was made anew meanwhile", "run the command again")
+
+    monkeypatch.setattr(artifacts, "rewrite", anew)
+    result = cli("plan", "--traffic", traffic(folder, {3: 5}), "--json", "p.json")
+    refused(result, 1, "isn't kept in the engine's sidecar", "was made anew meanwhile", "--no-save")
+    assert "trtbatch build small.onnx --profile" in result.stdout
+    assert json.loads((folder / "p.json").read_text())["saved"] is False
 
 
 def test_a_build_line_whose_onnx_file_is_gone_is_told(cli: Cli, engine: Path, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -370,6 +371,22 @@ def test_a_failure_midway_leaves_nothing(cli: Cli, engine: Path, folder: Path, m
     monkeypatch.setattr("trtbatch.scaleout.triton.shutil.copyfile", full)
     assert cli("deploy", "triton", "--repository", "models").exit_code == 1
     assert list((folder / "models").iterdir()) == []
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_full_disk_names_the_file_that_is_not_written(
+    cli: Cli, engine: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, replaced: bool
+) -> None:
+    """As copying tells it: the file that is read comes first."""
+
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source), None, str(target))
+
+    line = ("deploy", "triton", "--repository", "models", "--force")
+    assert not replaced or cli(*line).exit_code == 0
+    monkeypatch.setattr("trtbatch.scaleout.triton.shutil.copyfile", full)
+    fix = "free disk space, or write elsewhere with --repository"
+    refused(cli(*line), 1, "error: models/small/1/model.onnx: No space left on device", fix)
 
 
 def test_a_damaged_engine_is_not_deployed(cli: Cli, engine: Path, folder: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -533,6 +535,31 @@ def test_nothing_is_kept_where_that_is_asked(cli: Cli, engine: Path) -> None:
     result = cli("tune", "--max-throughput", "--batch", "1-8", *QUICK, "--no-save")
     assert result.exit_code == 0 and sidecar_path(engine).read_bytes() == before
     assert "kept in" not in result.output
+
+
+def test_a_sidecar_that_cannot_be_written_is_told_before_anything_runs(
+    cli: Cli, engine: Path, closed: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed(engine.parent)
+    with monkeypatch.context() as patch:
+        patch.setattr(tune, "open_engine", None)
+        result = cli("tune", engine, "--max-throughput", "--batch", 2, *QUICK)
+    refused(result, 1, f"the sidecar of {engine}: {engine.parent}: Read-only file system", "pass --no-save")
+    assert cli("tune", engine, "--max-throughput", "--batch", 2, *QUICK, "--no-save").exit_code == 0
+
+
+def test_what_cannot_be_kept_in_the_end_is_shown_all_the_same(
+    cli: Cli, engine: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(artifact: Any, **fields: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(sidecar_path(artifact.path)))
+
+    monkeypatch.setattr(artifacts, "rewrite", full)
+    result = cli("tune", engine, "--max-throughput", "--batch", 2, *QUICK, "--json", "r.json")
+    refused(result, 1, "isn't kept in the engine's sidecar", f"{engine.name}.json: No space left", "--no-save")
+    assert "chosen" in result.stdout and "kept in the engine's sidecar: infer" not in result.stdout
+    data = json.loads((folder / "r.json").read_text())
+    assert data["chosen"]["batch"] == 2 and data["saved"] is False and "No space left" in data["unkept"]
 
 
 def test_sizes_are_the_tables_else_powers_of_two(cli: Cli, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

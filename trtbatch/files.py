@@ -16,11 +16,25 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from trtbatch.errors import UsageError
+from trtbatch.errors import TrtbatchError, UsageError, from_os_error
 from trtbatch.notes import note
 
-__all__ = ["ASIDE", "atomic_file", "refuse_folder", "refuse_outputs", "require_space", "scratch", "sidecar_path"]
+__all__ = [
+    "ASIDE",
+    "Output",
+    "atomic_file",
+    "name_written",
+    "probe",
+    "refuse_folder",
+    "refuse_outputs",
+    "refuse_unwritable",
+    "require_space",
+    "scratch",
+    "sidecar_path",
+]
 
+Output = tuple[Path | None, str, str]
+"""A file that a run is to write, the suffix that it must have (empty for any), and the option that names it."""
 
 _PREFIX = ".trtbatch-"
 
@@ -53,29 +67,68 @@ def require_space(target: Path, wanted: int) -> None:
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({wanted:,} bytes are needed)", str(target))
 
 
-def refuse_outputs(*targets: tuple[Path | None, str], inputs: Sequence[Path] = ()) -> None:
+def probe(target: Path) -> None:
+    """Raise where a file can't be written, before a long run that is to write it; nothing of this stays.
+
+    Raises:
+        UsageError: `target` is a folder.
+        OSError: its folder can't be written, or can't be made.
+    """
+    refuse_folder(target)
+    there = _standing(target.parent)
+    if not there.is_dir():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(there))
+    with _private(there) as folder:
+        (folder / target.name).touch()  # a name may be too long
+
+
+def _standing(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there; a link to nothing is there too, and no folder."""
+    return next((each for each in (folder, *folder.parents) if os.path.lexists(each)), Path())
+
+
+def refuse_unwritable(target: Path, option: str) -> None:
+    """Raise before a long run where what an option names can't be written.
+
+    Raises:
+        UsageError: it is a folder.
+        TrtbatchError: its folder can't be written; the option is named.
+    """
+    try:
+        probe(target)
+    except OSError as error:
+        told = from_os_error(error, option)
+        raise TrtbatchError(f"{option} {target} can't be written: {told.problem}", told.fix) from error
+
+
+def refuse_outputs(*targets: Output, inputs: Sequence[Path] = ()) -> None:
     """Raise before a long run where what it is to write can't be written, or would destroy something else.
 
     Args:
-        targets: each with the suffix that it must have, empty for any.
         inputs: files that the run reads.
 
     Raises:
         UsageError: a folder, another suffix, an artifact, a sidecar, an input, or the same file twice.
-        OSError: the folder can't be written.
+        TrtbatchError: the folder can't be written.
     """
-    wanted = {target: suffix for target, suffix in targets if target is not None}
-    named = [target for target, _ in targets if target is not None]
-    for index, target in enumerate(named):
-        refuse_folder(target)
-        if not target.name.endswith(wanted[target]):
-            raise UsageError(f"{target} doesn't end in {wanted[target]}", f"write {target.with_suffix(wanted[target])}")
-        if sidecar_path(target).is_file() or (target.suffix == ".json" and target.with_suffix("").is_file()):
-            raise UsageError(f"{target} is an artifact, or the sidecar of one", "write elsewhere")
-        if target.resolve() in {other.resolve() for other in (*named[:index], *inputs)}:
-            raise UsageError(f"{target} is named twice", "write elsewhere")
-        with scratch(target):
-            pass
+    named: list[Path] = []
+    for target, suffix, option in targets:
+        if target is None:
+            continue
+        _refuse_harm(target, suffix, option)
+        if target.resolve() in {other.resolve() for other in (*named, *inputs)}:
+            raise UsageError(f"{option} {target} is named twice", "write elsewhere")
+        refuse_unwritable(target, option)
+        named.append(target)
+
+
+def _refuse_harm(target: Path, suffix: str, option: str) -> None:
+    if target.is_dir():
+        raise UsageError(f"{option} {target} is a folder", "name a file")
+    if not target.name.endswith(suffix):
+        raise UsageError(f"{option} {target} doesn't end in {suffix}", f"write {target.with_suffix(suffix)}")
+    if sidecar_path(target).is_file() or (target.suffix == ".json" and target.with_suffix("").is_file()):
+        raise UsageError(f"{option} {target} is an artifact, or the sidecar of one", "write elsewhere")
 
 
 @contextmanager
@@ -87,11 +140,41 @@ def scratch(target: Path) -> Iterator[Path]:
     """
     refuse_folder(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(target.parent)
+    with _private(target.parent) as folder:
+        try:
+            yield folder
+        except OSError as error:
+            name_written(error, folder, target)
+            raise
+
+
+def name_written(error: OSError, folder: Path, target: Path) -> None:
+    """Let an error of writing name what the user knows: not a private file, nor, as copying has it, the file read.
+
+    Args:
+        folder: the private one in which `target` is prepared.
+    """
+    told = error.filename if error.filename2 is None else error.filename2
+    if told is None and error.errno in _FULL:
+        told = target  # writing into an open file names nothing
+    elif isinstance(told, (str, Path)) and Path(told).is_relative_to(folder):
+        own = folder / target.name
+        told = target / Path(told).relative_to(own) if Path(told).is_relative_to(own) else target
+    if isinstance(told, (str, Path)):
+        error.filename, error.filename2 = str(told), None
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def _private(parent: Path) -> Iterator[Path]:
+    """A private folder in `parent`."""
+    _remove_abandoned(parent)
     try:
-        folder, lock = _private_folder(target.parent)
+        folder, lock = _private_folder(parent)
     except OSError as error:  # the folder's fault, not that of the name that was tried
-        error.filename = str(target.parent)
+        error.filename = str(parent)
         raise
     try:
         yield folder

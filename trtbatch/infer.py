@@ -128,7 +128,8 @@ def infer(request: InferRequest) -> InferResult:
     for spec in sidecar.outputs:
         if spec.batch_axis is None:
             warn(f"output {spec.name!r} has no batch axis: it is not one row per sample, and is left out")
-    files.refuse_outputs((request.output, ""), (request.trace, ".json"), inputs=[Path(request.input)])
+    outputs = ((request.output, "", "--output"), (request.trace, ".json", "--trace"))
+    files.refuse_outputs(*outputs, inputs=[Path(request.input)])
     result = InferResult(artifact.path.name, sidecar.backend or "", sidecar.model.weights)
     result.output, result.trace = request.output, request.trace
     with open_trace(request.trace, "trtbatch infer") as trace:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, TextIO, Union
 
+from trtbatch.errors import from_os_error
 from trtbatch.files import atomic_file
 
 __all__ = ["NO_TRACE", "Recorder", "Span", "TraceFile", "open_trace"]
@@ -110,12 +111,20 @@ class TraceFile:
             if tid not in self._named:
                 self._named.add(tid)
                 named = {"ph": "M", "name": "thread_name", "pid": self._pid, "tid": tid, "args": {"name": label}}
-                self._stream.write(",\n" + json.dumps(named))
-            self._stream.write(",\n" + text)
+                text = json.dumps(named) + ",\n" + text
+            self._write(",\n" + text)
 
     def finish(self) -> None:
         """Close the list; nothing may be recorded any more."""
-        self._stream.write("\n]}\n")
+        self._write("\n]}\n")
+
+    def _write(self, text: str) -> None:
+        """Spans end wherever work is done: that it was this file that couldn't be written is known here alone."""
+        try:
+            self._stream.write(text)
+        except OSError as error:
+            error.filename = self._stream.name
+            raise
 
 
 class _TimedSpan:
@@ -145,12 +154,17 @@ def open_trace(path: Path | None, process: str = "trtbatch") -> Iterator[Recorde
     """A recorder into a file, which appears when the block ends well; one that records nothing for None.
 
     Raises:
-        OSError: the file can't be written.
+        TrtbatchError: the file can't be written.
     """
     if path is None:
         yield NO_TRACE
         return
-    with atomic_file(path) as made, made.open("w", encoding="utf-8", errors="backslashreplace") as stream:
-        file = TraceFile(stream, process)
-        yield file
-        file.finish()
+    try:
+        with atomic_file(path) as made, made.open("w", encoding="utf-8", errors="backslashreplace") as stream:
+            file = TraceFile(stream, process)
+            yield file
+            file.finish()
+    except OSError as error:
+        if error.filename != str(path):
+            raise
+        raise from_os_error(error, "--trace") from error

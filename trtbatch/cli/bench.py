@@ -82,7 +82,7 @@ def command(
 
     _refuse_contradictions(iterations, min_time, time_out, warmup)
     _refuse_comparisons(profile, compare_profiles, against)
-    refuse_outputs((json_, ".json"), (csv, ".csv"))
+    refuse_outputs((json_, ".json", "--json"), (csv, ".csv", "--csv"))
     with show_progress() as (_, progress):
         request = BenchRequest(
             engine=engine,

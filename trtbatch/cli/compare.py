@@ -39,7 +39,7 @@ def command(
     from trtbatch.reports.results import read_result
 
     limit = None if fail_if_slower is None else _share(fail_if_slower)
-    refuse_outputs((json_, ".json"), inputs=[a, b])
+    refuse_outputs((json_, ".json", "--json"), inputs=[a, b])
     comparison = compare_results(read_result(a), read_result(b), (str(a), str(b)), limit)
     unjudged = limit is not None and not comparison.failures and bool(comparison.unjudged)
     console = out()

@@ -37,9 +37,10 @@ def command(
     """
     from trtbatch.files import refuse_outputs
     from trtbatch.jsonfile import write_record
+    from trtbatch.tuning.keeping import refuse_unkept
     from trtbatch.tuning.plan import PlanRequest, plan
 
-    refuse_outputs((json_, ".json"), inputs=[traffic])
+    refuse_outputs((json_, ".json", "--json"), inputs=[traffic])
     with show_progress() as (_, progress):
         result = plan(PlanRequest(traffic, engine, max_profiles, from_table, not no_save, device, progress))
     console = out()
@@ -50,6 +51,7 @@ def command(
     if json_ is not None:
         write_record(result, json_)
         console.print(f"[bold]{plain(str(json_))}[/]")
+    refuse_unkept(result.unkept)
 
 
 def _table(result: PlanResult) -> Table:

@@ -65,7 +65,13 @@ def command(
     from trtbatch.reports.series import ARTICLE_MODEL, series_of, shared
 
     text = None if markdown is None or str(markdown) == PRINT else markdown
-    refuse_outputs((html, ".html"), (png, ".png"), (svg, ".svg"), (text, ".md"), inputs=results)
+    refuse_outputs(
+        (html, ".html", "--html"),
+        (png, ".png", "--png"),
+        (svg, ".svg", "--svg"),
+        (text, ".md", "--markdown"),
+        inputs=results,
+    )
     read = [(str(path), read_result(path)) for path in results]
     if article is None:
         article = any(result.model.name == ARTICLE_MODEL for _, result in read)

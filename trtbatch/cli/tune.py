@@ -66,18 +66,20 @@ def command(
     from trtbatch.errors import UsageError
     from trtbatch.files import refuse_outputs
     from trtbatch.jsonfile import write_record
+    from trtbatch.tuning.keeping import refuse_unkept
     from trtbatch.tuning.tune import TuneRequest, largest_batch, tune
 
     _one_of(latency=latency is not None, max_throughput=max_throughput, max_batch_search=max_batch_search)
     if max_batch_search and batch is not None:
         raise UsageError("--max-batch-search tries every batch size", "leave out --batch")
     budget = None if latency is None else parse_latency(latency)
-    refuse_outputs((json_, ".json"))
+    refuse_outputs((json_, ".json", "--json"))
     if max_batch_search:
         with show_progress() as (_, progress):
             artifact, largest = largest_batch(engine, device, not no_cuda_graph, progress)
         _show_largest(artifact, largest)
         record: object = largest
+        unkept = ""
     else:
         with show_progress() as (_, progress):
             request = TuneRequest(
@@ -94,10 +96,11 @@ def command(
             )
             result = tune(request)
         _show(result)
-        record = result
+        record, unkept = result, result.unkept
     if json_ is not None:
         write_record(record, json_)
         out().print(f"[bold]{plain(str(json_))}[/]")
+    refuse_unkept(unkept)
 
 
 _LATENCY = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(us|µs|μs|ms|s)", re.ASCII)

@@ -53,7 +53,7 @@ def command(
     from trtbatch.verify import VerifyRequest, verify
 
     read = [Path(name) for name in (input_, against) if name is not None]
-    refuse_outputs((json_, ".json"), inputs=read)
+    refuse_outputs((json_, ".json", "--json"), inputs=read)
     for name, value in (("--rtol", rtol), ("--atol", atol)):
         if value is not None and not math.isfinite(value):
             raise UsageError(f"{name} {value} lets everything pass", "give a finite number from 0 on")

@@ -89,7 +89,8 @@ def export_preprocessor(request: PreprocessorRequest) -> Path:
     record = describe(artifact.sidecar, request.max_size)
     target = request.output or ENGINES / f"{_stem(artifact.path)}{SUFFIX}"
     beside = target.with_suffix(".json")
-    files.refuse_outputs((target, SUFFIX), (beside, ".json"), inputs=(artifact.path,))
+    outputs = ((target, SUFFIX, "--output"), (beside, ".json", "--output"))
+    files.refuse_outputs(*outputs, inputs=(artifact.path,))
     with files.atomic_file(beside) as facts, files.atomic_file(target) as made:
         made.write_bytes(build_graph(record))
         with OnnxPreprocessor(made) as preprocessor:

@@ -30,7 +30,7 @@ from trtbatch.artifacts import Artifact, Sidecar, TensorSpec, check_file
 from trtbatch.backends import resolve_engine
 from trtbatch.building.planning import prepared
 from trtbatch.errors import ArtifactError, UsageError, from_os_error
-from trtbatch.files import ASIDE, scratch, sidecar_path
+from trtbatch.files import ASIDE, name_written, scratch, sidecar_path
 from trtbatch.notes import note
 from trtbatch.onnxfile import external_files, load_onnx
 from trtbatch.profiles import gaps
@@ -112,12 +112,11 @@ def deploy(request: TritonRequest) -> Deployed:
     _tell_needs(artifact.sidecar)
     try:
         with scratch(target / "config.pbtxt" if target.is_dir() else target) as folder:
-            made = folder / name
-            _fill(made, artifact, onnx, text, request.version)
-            if target.is_dir():
-                _replace(made, target, request.version)
-            else:
-                made.rename(target)
+            try:
+                _place_model(folder / name, target, artifact, onnx, text, request.version)
+            except OSError as error:
+                name_written(error, folder, target)
+                raise
     except OSError as error:
         raise from_os_error(error, "--repository") from error
     return Deployed(target, name, request.version, text, plan)
@@ -153,6 +152,15 @@ def _refuse_existing(target: Path, request: TritonRequest) -> None:
         raise UsageError(f"{target} is there, and isn't a model of Triton's", "name another: --name NAME")
     if version.exists() and not request.force:
         raise UsageError(f"{version} is there already", "pass --force to replace it, or another --version")
+
+
+def _place_model(made: Path, target: Path, artifact: Artifact, onnx: Path | None, text: str, version: int) -> None:
+    """Write the whole folder, and put it where it belongs."""
+    _fill(made, artifact, onnx, text, version)
+    if target.is_dir():
+        _replace(made, target, version)
+    else:
+        made.rename(target)
 
 
 def _fill(made: Path, artifact: Artifact, onnx: Path | None, text: str, version: int) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trtbatch import artifacts
@@ -18,6 +18,7 @@ from trtbatch.building.timetable import time_profiles
 from trtbatch.errors import ArtifactError, UsageError
 from trtbatch.notes import note, warn
 from trtbatch.profiles import MAX_PROFILES, Measured
+from trtbatch.tuning.keeping import keep, refuse_unkeepable
 from trtbatch.tuning.optchoice import Choice, Costs, Method, best_choices, most_frequent, powers
 from trtbatch.tuning.timemodel import TimeModel
 from trtbatch.tuning.traffic import read_traffic
@@ -93,6 +94,7 @@ class PlanResult:
         by_batch_alone: the times tell nothing of profiles.
         extrapolated: batch sizes of the traffic beyond every measured one.
         command: builds the chosen ones.
+        unkept: why the sidecar couldn't be written, empty where it was or wasn't to be.
     """
 
     engine: str
@@ -108,6 +110,7 @@ class PlanResult:
     command: str
     created: str
     saved: bool
+    unkept: str = ""
     format_version: int = 1
 
 
@@ -117,12 +120,15 @@ def plan(request: PlanRequest) -> PlanResult:
     Raises:
         UsageError: a traffic file that can't be read, naming line and value.
         ArtifactError: no engine; with `from_table`, one without a table of times.
+        TrtbatchError: the sidecar can't be written; nothing has run.
     """
     if request.most < 1:
         raise UsageError(f"--max-profiles {request.most} leaves no profile", "give 1 or more")
     counts = read_traffic(request.traffic)
     artifact = resolve_engine(request.engine)
     sidecar = artifact.sidecar
+    if request.save:
+        refuse_unkeepable(artifact)
     table = sidecar.table if request.from_table else (*sidecar.table, *_timed(request, artifact, counts))
     if not table:
         raise ArtifactError(
@@ -156,9 +162,8 @@ def plan(request: PlanRequest) -> PlanResult:
         saved=request.save,
     )
     _tell_missing(artifact)
-    if request.save:
-        artifacts.rewrite(artifact, planned=_planned(found))
-    return found
+    unkept = keep(artifact, planned=_planned(found)) if request.save else ""
+    return replace(found, saved=request.save and not unkept, unkept=unkept)
 
 
 def _timed(request: PlanRequest, artifact: Artifact, counts: Mapping[int, int]) -> tuple[Measured, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from trtbatch import artifacts, environment
+from trtbatch import environment
 from trtbatch.artifacts import Artifact, Sidecar, Tuned
 from trtbatch.backends import open_engine, resolve_engine
 from trtbatch.batches import pick_profile, refuse_outside
@@ -25,6 +25,7 @@ from trtbatch.timing.clocks import ClockWatch
 from trtbatch.timing.loops import MIN_ITERATIONS, TIME_OUT, Loop, Samples, StopRule, collect
 from trtbatch.timing.run import Run
 from trtbatch.tuning.capacity import Largest, attempt, find_largest
+from trtbatch.tuning.keeping import keep, refuse_unkeepable
 from trtbatch.tuning.quantiles import percentile_interval, runs_needed
 from trtbatch.tuning.search import Goal, Outcome, Trial, budget_for, search
 from trtbatch.tuning.underload import Load, throughput
@@ -104,6 +105,7 @@ class TuneResult(Run):
         alike: what counts too, and whose throughput's interval overlaps with the choice's.
         timed: what a latency covers, by number of streams.
         device: that it ran on.
+        unkept: why the sidecar couldn't be written, empty where it was or wasn't to be.
     """
 
     asked: str
@@ -115,6 +117,7 @@ class TuneResult(Run):
     trials: tuple[Trial, ...]
     saved: bool
     alike: tuple[Trial, ...] = ()
+    unkept: str = ""
     format_version: int = 1
 
 
@@ -127,7 +130,8 @@ def tune(request: TuneRequest) -> TuneResult:
     """Search, and write what is found into the engine's sidecar.
 
     Raises:
-        TrtbatchError: no batch size meets the budget; the nearest is named.
+        TrtbatchError: no batch size meets the budget; the nearest is named. Or the sidecar can't be written; nothing
+            has run.
         ProfileError: a batch size outside every profile; nothing has run.
         RowsError: wrong rows; nothing is chosen.
         ExecutionError: nothing runs at all.
@@ -135,6 +139,8 @@ def tune(request: TuneRequest) -> TuneResult:
     _refuse_numbers(request)
     artifact = resolve_engine(request.engine, request.batches or ())
     sidecar = artifact.sidecar
+    if request.save:
+        refuse_unkeepable(artifact)
     if request.batches is not None:
         refuse_outside(sidecar.profiles, request.batches, artifact.path.name)
     batches = list(request.batches or _usual(sidecar))
@@ -154,9 +160,8 @@ def tune(request: TuneRequest) -> TuneResult:
             patient = _Bench(replace(request, latency_ms=math.inf), load, watch, {})
             raise _unmet(request, outcome, artifact, patient.measure)
     found = _result(request, artifact, outcome, bench.timed, device)
-    if request.save:
-        artifacts.rewrite(artifact, tuned=_tuned(found, request))
-    return found
+    unkept = keep(artifact, tuned=_tuned(found, request)) if request.save else ""
+    return replace(found, saved=request.save and not unkept, unkept=unkept)
 
 
 def _refuse_numbers(request: TuneRequest) -> None:
