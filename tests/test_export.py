@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -192,6 +193,52 @@ def test_weights_over_the_limit_lie_beside_and_are_found_from_anywhere(
     (folder / "engines" / "wide_dynamic.onnx.data").write_bytes(b"short")
     result = cli("build", onnx_file)
     assert result.exit_code == 1 and "truncated" in result.output
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "told"),
+    [
+        ("x", 2, "--output x doesn't end in .onnx"),
+        ("folder.onnx", 2, "folder.onnx is a folder"),
+        ("file/x.onnx", 1, "--output file/x.onnx can't be written: file: File exists"),
+        ("new/x.onnx", 1, "--output new/x.onnx can't be written: .: Read-only file system"),
+        (None, 1, ".: Read-only file system"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_told_before_the_model_is_loaded(
+    cli: Cli,
+    folder: Path,
+    closed: Callable[[Path], None],
+    monkeypatch: pytest.MonkeyPatch,
+    output: str | None,
+    code: int,
+    told: str,
+) -> None:
+    monkeypatch.setattr("trtbatch.export.load_model", None)
+    (folder / "folder.onnx").mkdir()
+    (folder / "file").write_text("")
+    closed(folder)
+    result = cli("export", "resnet18", "--dynamic", *(() if output is None else ("--output", output)))
+    refused(result, code, told, *(("elsewhere with --output",) if code == 1 else ()))
+    assert sorted(path.name for path in folder.iterdir()) == ["file", "folder.onnx"], "nothing new"
+
+
+@pytest.mark.parametrize("where", ["traced", "saved"])
+def test_a_full_disk_names_the_file_that_is_not_written(
+    cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Writing into an open file names nothing; torch wraps what it met in an error of its own."""
+
+    def full(*_: object, **options: object) -> None:
+        error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if where == "traced":
+            raise RuntimeError("torch's advice") from error
+        raise error
+
+    monkeypatch.setattr(*((torch.onnx, "export") if where == "traced" else (onnx, "save")), full)
+    result = cli("export", "tests.zoo:small", "--exporter", "dynamo", "--input-shape", "3,16,16", "--output", "y.onnx")
+    refused(result, 1, "error: y.onnx: No space left on device", "write elsewhere with --output")
+    assert list(folder.iterdir()) == []
 
 
 def test_weights_from_a_file(cli: Cli, folder: Path) -> None:

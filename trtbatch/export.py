@@ -67,7 +67,9 @@ def export(request: ExportRequest) -> Artifact:
         UsageError: unknown model, impossible options, or an opset that the TensorRT in reach can't read.
         ModelError: the model can't be made or run.
         ExportError: the exporter failed, or rows of the exported file are wrong.
+        TrtbatchError, OSError: the folder can't be written; nothing was downloaded.
     """
+    _refuse_output(request.output)
     exporter = choose_exporter(request.exporter)
     opset = request.opset if request.opset is not None else (17 if exporter == "torchscript" else 18)
     refuse_opset(opset, exporter)
@@ -75,8 +77,6 @@ def export(request: ExportRequest) -> Artifact:
     suffix = "_dynamic" if request.dynamic else ""
     suffix += SUFFIXES[request.layout] if request.input_dtype == "uint8" else ""
     target = request.output or ENGINES / f"{_file_stem(model.name)}{suffix}.onnx"
-    if target.suffix != ".onnx":
-        raise UsageError(f"--output {target} doesn't end in .onnx", f"write {target}.onnx")
     inputs = _input_specs(model, request)
     with files.scratch(target) as folder:
         made = folder / target.name
@@ -113,6 +113,21 @@ def export(request: ExportRequest) -> Artifact:
             room.mkdir()
             made, sidecar, companions = write_fused(made, sidecar, request.layout, room / target.name)
         return artifacts.publish(made, target, sidecar, companions)
+
+
+def _refuse_output(output: Path | None) -> None:
+    """Raise before weights are downloaded where the file can't be written.
+
+    Raises:
+        UsageError: its name isn't that of an ONNX file.
+        TrtbatchError, OSError: its folder can't be written.
+    """
+    if output is None:
+        files.probe(ENGINES / "model.onnx")
+        return
+    if output.suffix != ".onnx":
+        raise UsageError(f"--output {output} doesn't end in .onnx", f"write {output}.onnx")
+    files.refuse_unwritable(output, "--output")
 
 
 def _refuse_mismatch(model: TorchModel, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:

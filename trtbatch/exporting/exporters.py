@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from trtbatch import optional
 from trtbatch.artifacts import BATCH_AXIS, TensorSpec
-from trtbatch.errors import ExportError, MissingPackageError, TrtbatchError, UsageError, from_os_error
+from trtbatch.errors import ExportError, MissingPackageError, UsageError
 from trtbatch.exporting.torchmodel import TorchModel, flatten_outputs
 from trtbatch.notes import note, warn
 from trtbatch.onnxfile import load_onnx, opset_of
@@ -126,7 +126,10 @@ def _run_exporter(trace: Trace, batch: int, path: Path) -> None:
             ):
                 torch.onnx.export(module, tuple(example.values()), str(path), opset_version=trace.opset, **options)
         except Exception as error:
-            raise _exporter_failed(error, trace.exporter) from error
+            cause = error.__cause__ or error
+            if isinstance(cause, OSError):  # a full disk, say: who knows the file's name tells it
+                raise cause from None
+            raise _exporter_failed(cause, trace.exporter) from error
     _show(caught)
 
 
@@ -178,14 +181,11 @@ def _positional(module: Any, names: list[str]) -> Any:
     return Positional().eval()
 
 
-def _exporter_failed(error: Exception, exporter: Exporter) -> TrtbatchError:
-    """The exporter's own words, those of its cause first: torch wraps the reason in advice."""
-    cause = error.__cause__ or error
-    if isinstance(cause, OSError):
-        return from_os_error(cause, "--output")
+def _exporter_failed(cause: BaseException, exporter: Exporter) -> ExportError:
+    """The exporter's own words, those of its cause: torch wraps the reason in advice."""
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     telling = [line for line in lines if "pecializ" in line or "constraint" in line.lower() or "guard" in line.lower()]
-    reason = " ".join((telling or lines)[:2])[:500] or type(error).__name__
+    reason = " ".join((telling or lines)[:2])[:500] or type(cause).__name__
     fix = "make the model take any batch (no constant in view, reshape, expand)" if telling else "see --debug"
     return ExportError(f"the {exporter} exporter failed: {reason}", fix)
 
