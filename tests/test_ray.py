@@ -160,6 +160,21 @@ def test_no_classes_cannot_be_given(photo_engine: Path, folder: Path, topk: int)
         infer_with_ray(RayRequest(photo_engine, str(folder), str(folder / "out"), topk=topk))
 
 
+@pytest.mark.parametrize("name", ["x.csv", "a/x.JSONL", "x.npz", "x.json", "x.parquet/", "x.npy"])
+def test_a_folder_is_not_named_like_a_file(cli: Cli, photo_engine: Path, folder: Path, name: str) -> None:
+    pytest.importorskip("ray.data", reason="Ray (ray[data]) isn't installed")
+    source = pictures(folder, 1)
+    told = f"--output {name} is the name of a file, and --ray writes a folder"
+    refused(cli("infer", "--ray", "local", "--input", source, "--output", name), 2, told, "name a folder: --output ")
+    assert sorted(path.name for path in folder.iterdir()) == ["engines", "pictures", "small.onnx"]
+
+
+def test_random_samples_are_not_for_ray(cli: Cli, photo_engine: Path, folder: Path) -> None:
+    line = ("infer", "--ray", "local", "--input", "random", "--output", "out")
+    refused(cli(*line), 2, "--input random makes its samples on one machine, without --ray", "leave out --ray")
+    assert not (folder / "out").exists()
+
+
 # On a cluster.
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,12 +18,30 @@ from trtbatch.errors import ExecutionError, UsageError
 from trtbatch.names import written
 from trtbatch.scaleout.store import Store, write_file
 
-__all__ = ["audit", "claim", "done_rows", "write_rows"]
+__all__ = ["audit", "claim", "done_rows", "refuse_file_name", "write_rows"]
 
 Array = NDArray[Any]
 
 JOB = "_job.json"
 """In the folder: what its rows were made with. Readers of folders pass over names that begin so."""
+
+
+_FILE_SUFFIXES = (".csv", ".json", ".jsonl", ".npy", ".npz", ".parquet")
+
+
+def refuse_file_name(target: Store, shown: str) -> None:
+    """Raise where a folder of results would be made under the name of a file; one that is there may go on.
+
+    Raises:
+        UsageError: with a name to give.
+    """
+    fs = optional.require("pyarrow.fs", "write files for Ray")
+    stem, suffix = os.path.splitext(shown.rstrip("/"))
+    if suffix.lower() not in _FILE_SUFFIXES or target.system.get_file_info(target.path).type == fs.FileType.Directory:
+        return
+    kind = " --format jsonl" if suffix.lower() in (".json", ".jsonl") else ""
+    problem = f"--output {shown} is the name of a file, and --ray writes a folder of them (parquet or jsonl)"
+    raise UsageError(problem, f"name a folder: --output {stem}{kind}")
 
 
 def claim(target: Store, shown: str, made_with: Mapping[str, Any]) -> None:

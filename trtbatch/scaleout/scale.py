@@ -16,6 +16,7 @@ Files are read and written by pyarrow, from where its file systems reach: this m
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import math
 import os
@@ -24,6 +25,7 @@ import signal
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
@@ -37,7 +39,7 @@ from trtbatch.batches import refuse_outside
 from trtbatch.errors import ExecutionError, UsageError
 from trtbatch.notes import note
 from trtbatch.ray import IMAGE_COLUMNS, PIXELS, READY, Predictor
-from trtbatch.scaleout.rayresults import audit, claim, done_rows, write_rows
+from trtbatch.scaleout.rayresults import audit, claim, done_rows, refuse_file_name, write_rows
 from trtbatch.scaleout.rayrows import read_rows
 from trtbatch.scaleout.store import Kind, Store, list_rows, named, open_store
 from trtbatch.sinks import refuse_topk
@@ -69,7 +71,7 @@ class RayRequest:
         format: of the files in `output`.
         topk: classes given for each row; all of them where the model has fewer.
         count: at most so many rows.
-        progress: told the number of rows done, and of all.
+        progress: told the number of rows done, and of all; what it prints on standard output is not seen.
     """
 
     engine: Path | None
@@ -113,6 +115,7 @@ def infer_with_ray(request: RayRequest, predictor: type[Any] = Predictor) -> Ray
         InputError: rows that don't fit the engine.
         ExecutionError: the job failed; what it has done stays, and the next run goes on from there.
     """
+    _refuse_random(request.input)
     optional.require("ray.data", "predict on a cluster")
     refuse_topk(request.topk)
     artifact = resolve_engine(request.engine)
@@ -121,6 +124,7 @@ def infer_with_ray(request: RayRequest, predictor: type[Any] = Predictor) -> Ray
     if batch <= max(profile.max for profile in sidecar.profiles):
         refuse_outside(sidecar.profiles, [batch], artifact.path.name)
     source, target = open_store(request.input, "--input"), open_store(request.output, "--output")
+    refuse_file_name(target, request.output)
     kind, rows = list_rows(source, sidecar, request.count)
     made_with = {"engine": sidecar.artifact.sha256, "model": sidecar.model.name}
     claim(target, request.output, made_with | {"format": request.format, "topk": request.topk})
@@ -130,12 +134,23 @@ def infer_with_ray(request: RayRequest, predictor: type[Any] = Predictor) -> Ray
     if result.before:
         note(f"{result.before} of {len(rows)} rows are in {request.output} already")
     if waiting:
-        with _connected(request.address), _translated():
+        with _muted(), _connected(request.address), _translated():
             _run(request, artifact, source, target, kind, waiting, batch, predictor, result)
     wanted, there = [named(source, path, row) for path, row in rows], done_rows(target)
     audit(wanted, there.names, request.output)
     result.failed = len(there.failed.intersection(wanted))
     return result
+
+
+def _refuse_random(text: str) -> None:
+    """Raise for random samples, unless a file or folder has that name.
+
+    Raises:
+        UsageError: with what to do.
+    """
+    if text == "random" and not os.path.exists(text):
+        fix = "leave out --ray, or name a folder or file of images, .npy or .parquet"
+        raise UsageError("--input random makes its samples on one machine, without --ray", fix)
 
 
 @contextlib.contextmanager
@@ -148,7 +163,8 @@ def _connected(address: str) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ended = threading.Event()
     try:
-        _connect(ray, address, ended)
+        with _quiet_backend():
+            _connect(ray, address, ended)
         try:
             if threading.current_thread() is threading.main_thread():
                 # Ray's C++ has put its own, which prints a stack, before Python's.
@@ -158,6 +174,50 @@ def _connected(address: str) -> Iterator[None]:
             ray.shutdown()
     finally:
         ended.set()
+
+
+_LEVEL = "RAY_BACKEND_LOG_LEVEL"
+
+
+@contextlib.contextmanager
+def _quiet_backend() -> Iterator[None]:
+    """Let Ray's C++, which is started in the block, print nothing on our terminal.
+
+    It prints its errors there, advice to Ray's own makers among them; what ends a task or the job is an exception too.
+    That it was told to be quiet it prints as well, so standard error leads nowhere meanwhile.
+    """
+    if _LEVEL in os.environ:  # somebody wants to see it
+        yield
+        return
+    os.environ[_LEVEL] = "fatal"
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # of a caller that has closed it
+            kept = os.dup(2)
+            stack.callback(os.close, kept)
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            stack.callback(os.close, nowhere)
+            os.dup2(nowhere, 2)
+            stack.callback(os.dup2, kept, 2)
+        yield
+
+
+@contextlib.contextmanager
+def _muted() -> Iterator[None]:
+    """Hide what Ray's threads print by Python's means.
+
+    It warns of its own future, and of how to write pipelines for it; what befalls tasks that it runs again it prints
+    among our results, on standard output.
+    """
+    with warnings.catch_warnings(), contextlib.redirect_stdout(_Nowhere()):
+        warnings.filterwarnings("ignore", module=r"ray(\.|$)")
+        yield
+
+
+class _Nowhere(io.TextIOBase):
+    """Takes text, and is never closed: threads of Ray's may outlive the block."""
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 def _connect(ray: Any, address: str, ended: threading.Event) -> None:
@@ -266,6 +326,7 @@ def _run(
         )
         for part in (rows[start : start + size] for start in range(0, len(rows), size))
     ]
+    actors = min(actors, len(blocks))  # more would have nothing to do
     reading = {"source": source, "kind": kind, "sidecar": artifact.sidecar}
     settings = {
         "engine": str(artifact.path.absolute()),
