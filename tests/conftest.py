@@ -58,12 +58,12 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
     """Let a folder take no files, which permissions don't where the tests are root's."""
 
     def close(refusing: Path) -> None:
-        real = tempfile.mkdtemp
+        real: Any = tempfile.mkdtemp
 
         def refuse(*args: Any, dir: Any = None, **options: Any) -> str:
             if Path(dir).resolve() == refusing.resolve():
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(dir))
-            return real(*args, dir=dir, **options)
+            return str(real(*args, dir=dir, **options))
 
         monkeypatch.setattr("trtbatch.files.tempfile.mkdtemp", refuse)
 
