@@ -235,7 +235,7 @@ class Pipeline:
     ) -> None:
         self.busy = Busy()
         self.begun = 0.0
-        """When reading began, by ``time.perf_counter``: the session and its slots were ready."""
+        """When reading began, by ``time.perf_counter``: the session, its slots and the readers' memory were ready."""
         self._engine = engine
         self._inputs = inputs
         self._profiles = profiles
@@ -293,7 +293,6 @@ class Pipeline:
         with line.guard(), self._engine.session(cuda_graphs=self._cuda_graphs) as session:
             with line.guard():
                 self._make_rooms(session)
-                self.begun = time.perf_counter()
                 filler.start()
                 self._run_all(session)
             # The slots' memory goes with the session: first everybody must be through with it.
@@ -358,7 +357,9 @@ class Pipeline:
 
     def _fill(self) -> None:
         line = self._line
+        self.begun = time.perf_counter()
         with line.guard(), closing(self._feed()) as feed:
+            self.begun = time.perf_counter()
             for number, size in enumerate(itertools.cycle(self._sizes)):
                 room = line.free.get()
                 assert room is not None, "slots go round until the end"
@@ -510,6 +511,8 @@ class _DeviceFeed:
                 raise
             items = decoded_ahead(source.files, source.names, preprocessor, decoder, source.workers, trace)
         elif are_wanted(len(source.files), source.processes):
+            if source.team is not None:
+                source.team.page_lock(preprocessor.lock)
             items = packed_ahead(source.files, source.names, preprocessor, source.workers, trace, team=source.team)
         else:
             prepare, beside, arena = preprocessor.prepare, preprocessor.beside, preprocessor.arena

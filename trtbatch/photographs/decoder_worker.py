@@ -138,6 +138,7 @@ def main(order_text: str, ring_file: str) -> int:
     file = int(ring_file)
     ring = np.frombuffer(mmap.mmap(file, HEADER + order.ring), np.uint8)
     os.close(file)
+    ring[HEADER :: mmap.PAGESIZE] = 0  # its pages are there then; the parent would wait for them to lock it
     try:
         _Server(order, ring, _Inbox(0), channel).serve()
     except (_EndedError, BrokenPipeError):

@@ -79,7 +79,7 @@ RING_BYTES = 32 << 20
 """Of one process's photographs."""
 
 _SHARE = 8
-"""One photograph has at most such a part of a ring: four are uploaded beside the next, and some room is lost at the
+"""One photograph has at most such a part of a ring: some are uploaded beside the next, and some room is lost at the
 ring's end."""
 
 _SAMPLE_SHARE = 4
@@ -161,6 +161,13 @@ class Team:
     def take(self) -> _Worker[Any] | None:
         """A process without work, started now where none waits; None, said, where none can be started."""
         return self._idle.popleft() if self._idle else self._start()
+
+    def page_lock(self, lock: Callable[[Bytes], Callable[[], None]]) -> None:
+        """Page-lock the rings of those that wait, before there is work for them: what else the GPU's driver is asked
+        meanwhile waits for it."""
+        for worker in self._idle:
+            if not _page_locked(worker.ring, lock):
+                return
 
     def _start(self) -> _Worker[Any] | None:
         try:
@@ -332,6 +339,10 @@ class _Ring:
         """Photographs before this one aren't to wait for room."""
         self._counters[PRESSED] = number
 
+    @property
+    def is_locked(self) -> bool:
+        return self._unlock is not None
+
     def lock(self, lock: Callable[[Bytes], Callable[[], None]]) -> None:
         """Page-lock it, in any thread, while it is used."""
         unlock = lock(self.bytes)
@@ -354,6 +365,16 @@ class _Ring:
         unlock, self._unlock = self._unlock, None
         if unlock is not None:
             unlock()
+
+
+def _page_locked(ring: _Ring, lock: Callable[[Bytes], Callable[[], None]]) -> bool:
+    """Lock a ring; whether it could be, which is said."""
+    try:
+        ring.lock(lock)
+    except ExecutionError as error:
+        note(f"photographs are uploaded from memory that isn't page-locked: {error.problem}")
+        return False
+    return True
 
 
 class _Held:
@@ -394,6 +415,7 @@ class _Task(Generic[T]):
         items: what became of them so far, in order.
         given: of the items, how many were taken.
         alone: whether they are done one at a time, each by a process that does nothing else.
+        suspect: number of the file at which a process ended last.
     """
 
     first: int
@@ -401,6 +423,7 @@ class _Task(Generic[T]):
     items: list[Union[Photograph[T], Skipped, Future[Photograph[T] | Skipped]]] = field(default_factory=list)
     given: int = 0
     alone: bool = False
+    suspect: int = -1
 
     @property
     def next(self) -> int:
@@ -548,8 +571,8 @@ class _Crew(Generic[T]):
         self._team = self._job.start()
         started = [self._add() for _ in range(self._count)]
         self._hand_out()
-        if self._lock is not None:  # which takes some hundredths of a second each, and they have begun
-            rings = [worker.ring for worker in started if worker is not None]
+        rings = [worker.ring for worker in started if worker is not None and not worker.ring.is_locked]
+        if self._lock is not None and rings:  # which takes some hundredths of a second each, and they have begun
             self._locker = threading.Thread(target=self._lock_all, args=(rings,), name="trtbatch-page-lock")
             self._locker.start()
 
@@ -567,13 +590,8 @@ class _Crew(Generic[T]):
 
     def _page_lock(self, ring: _Ring) -> None:
         lock = self._lock
-        if lock is None:
-            return
-        try:
-            ring.lock(lock)
-        except ExecutionError as error:
+        if lock is not None and not _page_locked(ring, lock):
             self._lock = None
-            note(f"photographs are uploaded from memory that isn't page-locked: {error.problem}")
 
     def head(self) -> _Task[T] | None:
         """The task whose turn it is; None at the end."""
@@ -703,10 +721,10 @@ class _Crew(Generic[T]):
 
     def _suspect(self, task: _Task[T], how: str) -> None:
         name = self._job.names[task.next]
-        if task.alone:
+        if task.alone and task.suspect == task.next:
             task.items.append(Skipped(name, f"decoding it ends the process that does it {how}"))
         else:
-            task.alone = True
+            task.alone, task.suspect = True, task.next
             warn(f"a process that decodes photographs ended {how}; {name} and what follows is tried again by another")
 
     def close(self) -> None:

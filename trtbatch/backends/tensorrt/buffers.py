@@ -93,6 +93,10 @@ class Device:
     def plane_copy(self) -> PlaneCopy:
         return PlaneCopy(self._driver)
 
+    def upload(self, target: int, array: NDArray[Any], stream: Stream) -> None:
+        """Copy an array's bytes to the GPU, ordered on the stream."""
+        self._driver.memcpy_htod_async(target, array, stream.pycuda)
+
     def copy(self, target: int, source: int, count: int, stream: Stream) -> None:
         """Copy bytes on the GPU, ordered on the stream."""
         self._driver.memcpy_dtod_async(target, source, count, stream.pycuda)
