@@ -523,10 +523,12 @@ class _DeviceFeed:
         slot = cast(FillableSlot, room.slot)
         if not room.events:
             room.events = self._preprocessor.events()
-        names: list[str] = []
+        address, second = (slot.row_address(self._input, index) for index in (0, 1))
+        row, names = second - address, list[str]()
         while len(names) < size and (item := self._items.next()) is not None:
             with self._trace.span("preprocess", file=item.name):
-                self._preprocessor(item.prepared, slot.row_address(self._input, len(names)), item.release)
+                self._preprocessor(item.prepared, address, item.release)
+            address += row
             names.append(item.name)
         self._preprocessor.done(room.events)
         return names
