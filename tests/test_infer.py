@@ -26,7 +26,7 @@ from trtbatch.artifacts import load
 from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import UsageError
 from trtbatch.infer import InferRequest, InferResult, infer
-from trtbatch.sinks import open_sink, top_predictions
+from trtbatch.sinks import best_classes, open_sink, top_predictions
 from trtbatch.sources import Sample, Skipped, open_source
 
 Cli = Callable[..., Any]
@@ -443,7 +443,7 @@ def test_a_name_that_is_not_utf8_is_kept_in_every_format(
 def test_other_outputs_are_not_dropped_in_silence(engine: Path, folder: Path, caplog: Any) -> None:
     sidecar = load(engine, "engine").sidecar
     outputs = {"output": np.array([[1.0, np.nan]], np.float32), "depth": np.ones((1, 2), np.float32)}
-    top = top_predictions(outputs["output"], 2, None)
+    top = best_classes(outputs["output"], 2, None)
     with open_sink(folder / "p.jsonl", sidecar) as sink:
         sink.write(["x"], outputs, top)
     line = json.loads((folder / "p.jsonl").read_text(), parse_constant=lambda word: pytest.fail(word))

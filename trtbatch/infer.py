@@ -24,7 +24,7 @@ from trtbatch.photographs.preprocessor import OnnxPreprocessor
 from trtbatch.pipeline import Busy, Pipeline, Preprocessor
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.profiles import split_batch
-from trtbatch.sinks import Prediction, Sink, open_sink, refuse_topk, top_predictions
+from trtbatch.sinks import BestClasses, Prediction, Sink, best_classes, open_sink, refuse_topk
 from trtbatch.sources import ImageSource, Skipped, Source, open_source
 from trtbatch.trace import NO_TRACE, Recorder, open_trace
 
@@ -342,14 +342,14 @@ def _take(
     sink.write(names, outputs, top if sink.wants_top else None)
     result.samples += len(names)
     if top is not None:
-        result.shown += list(zip(names, top))[:room]
+        result.shown += zip(names, top.predictions(room))
 
 
-def _top(outputs: dict[str, Array], sidecar: Sidecar, k: int, count: int) -> list[list[Prediction]] | None:
+def _top(outputs: dict[str, Array], sidecar: Sidecar, k: int, count: int) -> BestClasses | None:
     """The best classes of the first samples, where the first output is class scores: ``(N, C)`` floats with C ≥ 2."""
     if not outputs or count < 1:
         return None
     first = next(iter(outputs.values()))
     if first.ndim != 2 or first.shape[1] < 2 or first.dtype.kind != "f":
         return None
-    return top_predictions(first[:count], k, sidecar.classes)
+    return best_classes(first[:count], k, sidecar.classes)
