@@ -1,11 +1,12 @@
 """What one engine with measured profiles reaches, against engines built for one batch, and against the hardware.
 
     python scripts/performance.py build [--model resnet18] [--precision fp16] [--only NAME,...]
+                                         [--auto-options='--own-kernels --tries 3']
     python scripts/performance.py measure [--rounds 12] [--json FILE]
 
-``build`` makes, of ``engines/MODEL_dynamic.onnx``, in ``engines/``: ``auto`` (``--profiles auto --max 32``), ``one``
-(1:16:32), ``wide`` (1:64:64) and ``bN`` (``--static N``), each with timings of its own; ``measure`` takes every
-ratio in one run, engines in turns, and keeps each round. Needs a GPU that nothing else uses.
+``build`` makes, of ``engines/MODEL_dynamic.onnx``, in ``engines/``: ``auto`` (``--profiles auto --max 32``, and the
+``--auto-options``), ``one`` (1:16:32), ``wide`` (1:64:64) and ``bN`` (``--static N``), each with timings of its own;
+``measure`` takes every ratio in one run, engines in turns, and keeps each round. Needs a GPU that nothing else uses.
 
 The bare loop of graph launches, the bare copies and the bare clock are written out here.
 """

@@ -19,7 +19,7 @@ from trtbatch.cli.app import app
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GPU = ROOT / "docs" / "gpu"
 PERFORMANCE = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-GPU_TESTS = ("engines", "models", "pipeline", "precision", "stress", "api", "consumer", "preprocessor")
+GPU_TESTS = ("engines", "models", "pipeline", "precision", "stress", "api", "consumer", "preprocessor", "speed")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -38,8 +38,9 @@ def test_every_option_that_it_names_exists_and_none_is_left_out(command: str) ->
 def test_the_table_of_bench_is_what_was_printed_on_the_gpu() -> None:
     kept = json.loads((GPU / "test_pipeline.json").read_text())
     lines = [line for test in kept["tests"] for line in test.get("printed", [])]
-    shown = [line for line in README.splitlines() if line.startswith("│ ") and "execute_v2" in line]
-    assert len(shown) == 6 and set(shown) <= set(lines)
+    shown = block("$ trtbatch bench --batch 1,2,4,...,32 --mode execute_v2,async --json r.json")[1:]
+    assert sum("execute_v2 │" in line for line in shown) == 6 and set(shown) <= set(lines)
+    assert kept["device"]["gpu"] in shown[0] and "On one H100 with TensorRT 8.6.0, both modes" in README
 
 
 ARTICLE = """
@@ -147,20 +148,65 @@ def test_every_kept_result_names_its_script_commit_gpu_driver_and_versions() -> 
         assert data.get("tools") or environment["libraries"], path
 
 
+def kept_on_gpu(name: str) -> Any:
+    return json.loads((GPU / f"{name}.json").read_text())
+
+
 def test_performance_has_the_tables_that_its_scripts_print() -> None:
-    kept = {
-        name: json.loads((ROOT / "docs" / "gpu" / f"{name}.json").read_text())
-        for name in ("performance", "build_times")
-    }
-    times, figures = performance.markdown(kept["performance"]).split("\n\n")
+    kept = kept_on_gpu("performance")
+    times, figures = performance.markdown(kept).split("\n\n")
     assert times in PERFORMANCE and times in README and figures in PERFORMANCE
-    assert build_times.markdown(kept["build_times"]["rows"]) in PERFORMANCE
-    for name in ("performance", "performance_earlier"):
-        first = json.loads((ROOT / "docs" / "gpu" / f"{name}.json").read_text())["profiles"][0]
-        assert first["batch"] == 1
-        assert all(f"{first[kind]:.4f} ms" in PERFORMANCE for kind in ("auto_ms", "static_ms"))
+    assert f'"the H100" is one {kept["device"]["gpu"]}' in PERFORMANCE and "on one H100 with TensorRT 8.6.0" in README
+    assert kept["tools"]["tensorrt"] == "8.6.0"
+    assert build_times.markdown(kept_on_gpu("build_times")["rows"]) in PERFORMANCE
     pipeline = json.loads((ROOT / "docs" / "cpu" / "pipeline_overhead.json").read_text())
     assert f"{pipeline['ratio']:.3f} times" in PERFORMANCE and pipeline["ratio"] <= 1.03
+
+
+def test_performance_quotes_what_the_kept_runs_hold() -> None:
+    text = " ".join(PERFORMANCE.split())
+    kept, later, earlier = map(kept_on_gpu, ("performance", "performance_h200", "performance_h200_earlier"))
+    now, after, before = (each["profiles"][0] for each in (kept, later, earlier))
+    assert {each["device"]["gpu"] for each in (later, earlier)} == {"NVIDIA H200"}
+    assert {row["batch"] for row in (now, after, before)} == {1}
+    growth = after["static_ms"] / before["static_ms"] - 1
+    seconds, gpu_ms = kept["builds"]["seconds"], (kept["latency"]["gpu"], later["latency"]["gpu"])
+    built = {row["way"]: row["build_seconds"] for row in kept_on_gpu("build_times")["rows"]}
+    second = kept["profiles"][1]
+    assert second["batch"] == 2
+    for quoted in (
+        f"as at batch 2 ({second['auto_over_static']:.3f} of its time)",
+        f"took {before['static_ms']:.4f} ms in the earlier run",
+        f"and {after['static_ms']:.4f} ms in the later one",
+        f", {growth:.0%} more.".replace("%", " %"),
+        f"took {before['auto_ms']:.4f} ms and {after['auto_ms']:.4f} ms",
+        f"{before['auto_over_one']:.3f} and {after['auto_over_one']:.3f} of what 1:16:32 took",
+        f"{before['auto_over_static']:.3f} and {after['auto_over_static']:.3f} of what the engine built for"
+        " batch 1 took",
+        f"On the H100 that gave {now['auto_over_one']:.3f} and {now['auto_over_static']:.3f};",
+        f"is {gpu_ms[0]:.4f} ms here, where one engine ran alone, and {now['auto_ms']:.4f} ms in the first table",
+        f"({gpu_ms[1]:.4f} ms and {after['auto_ms']:.4f} ms)",
+        f"took {seconds['auto']:.1f} s to build, and 1:16:32 {seconds['one']:.1f} s: "
+        f"{kept['builds']['auto_over_one']:.2f} times one",
+        f"then take {built['several'] / built['one']:.2f} times one (*several*)",
+        f"one build took {later['builds']['auto_over_one']:.2f} times one",
+    ):
+        assert quoted in text, quoted
+    assert f"took {kept['builds']['auto_over_one']:.2f} times as long as 1:16:32" in README
+    assert f"holds {kept['memory']['auto_over_one_in_use']:.2f} times the device memory" in README
+
+
+def test_performance_is_within_the_projects_bounds() -> None:
+    kept = kept_on_gpu("performance")
+    rows = {row["batch"]: row for row in kept["profiles"]}
+    assert set(rows) == set(performance.STATIC) == {1, 2, 4, 8, 16, 24, 32}
+    assert all(row["auto_over_static"] <= 1.03 for row in rows.values())
+    assert all(rows[batch]["auto_over_one"] <= most for batch, most in ((1, 0.82), (2, 0.86), (4, 0.93)))
+    assert {row["batch"] for row in kept["graph"]} == {1, 32}
+    assert all(row["graph_over_bare"] <= 1.01 for row in kept["graph"])
+    assert kept["latency"]["latency_over_parts"] <= 1.05
+    assert kept["throughput"]["of_the_bound"] >= 0.95
+    assert kept["memory"]["auto_over_one_in_use"] <= 1.3
 
 
 def test_the_preprocessors_figures_are_those_that_were_kept() -> None:
