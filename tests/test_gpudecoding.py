@@ -21,6 +21,7 @@ from trtbatch import optional
 from trtbatch.errors import ExecutionError, MissingPackageError
 from trtbatch.photographs import codec, gpudecoding
 from trtbatch.photographs.codec import JpegDecoder, Plane
+from trtbatch.photographs.decoding import read_bytes
 from trtbatch.photographs.gpudecoding import decoded_ahead
 from trtbatch.photographs.images import Skipped
 from trtbatch.photographs.operands import band, operands
@@ -40,16 +41,10 @@ class Planes(Reader):
         self.there = 0
         """Photographs that it was given as planes."""
 
-    def prepare_plane(self, plane: Plane, beside: NDArray[np.uint8]) -> Prepared | None:
-        sides = band(self.recipe, plane.height, plane.width, self.max_size)
-        if sides is None:
-            return None
-        rows, columns = sides
+    def prepare_plane(self, plane: Plane, packed: NDArray[np.uint8]) -> Prepared:
         self.there += 1
-        part = plane.part(rows.first, rows.end, columns.first, columns.end)
-        self._packing.fill(beside, rows, columns)
-        lines = [ctypes.string_at(part.address + row * part.pitch, 3 * part.width) for row in range(part.height)]
-        return Prepared(np.frombuffer(b"".join(lines), np.uint8).reshape(part.shape), beside[: self.beside])
+        lines = [ctypes.string_at(plane.address + row * plane.pitch, 3 * plane.width) for row in range(plane.height)]
+        return Prepared(np.frombuffer(b"".join(lines), np.uint8).reshape(plane.shape), packed)
 
 
 def of_them_planes(files: Sequence[Path]) -> list[str]:
@@ -146,10 +141,10 @@ def test_a_failure_of_the_decoder_ends_the_run_in_its_words(folder_of_all: Path,
 
 def test_a_failure_of_the_preprocessor_releases_all(folder_of_all: Path, reader: Planes) -> None:
     class Broken(Planes):
-        def prepare_plane(self, plane: Plane, beside: NDArray[np.uint8]) -> Prepared | None:
+        def prepare_plane(self, plane: Plane, packed: NDArray[np.uint8]) -> Prepared:
             if self.there == 15:
                 raise ValueError("broken")
-            return super().prepare_plane(plane, beside)
+            return super().prepare_plane(plane, packed)
 
     broken = Broken()
     files, names = listed(folder_of_all)
@@ -234,3 +229,43 @@ def test_skipped_ones_have_their_reasons(folder_of_all: Path, reader: Planes) ->
         if isinstance(item, Photograph):
             item.release()
     assert set(reasons) >= {"truncated.jpg", "empty.jpg", "text.jpg", "huge.jpg", "missing.jpg"}
+
+
+def test_few_threads_read_a_bounded_way_ahead(
+    folder_of_all: Path, reader: Planes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpudecoding, "GROUP", 10)
+    monkeypatch.setattr(gpudecoding, "READ", 30)
+    read: list[str] = []
+    threads: set[str] = set()
+
+    def watched(path: Path) -> bytes:
+        read.append(path.name)
+        threads.add(threading.current_thread().name)
+        return read_bytes(path)
+
+    monkeypatch.setattr(gpudecoding, "read_bytes", watched)
+    files, names = listed(folder_of_all)
+    files, names = files * 8, names * 8
+    items = decoded_ahead(files, names, reader, JpegDecoder(None), 16)
+    for taken, item in enumerate(items):
+        if isinstance(item, Photograph):
+            item.release()
+        # A group that is taken, those that are decoded, and what is read for the next.
+        assert len(read) <= taken + 10 + gpudecoding.GROUPS * 10 + 30
+    assert sorted(read) == sorted(names)
+    assert threads == {f"trtbatch-read_{number}" for number in range(len(threads))} and len(threads) <= 4
+
+
+def test_photographs_of_a_size_are_packed_once(folder_of_all: Path, reader: Planes) -> None:
+    files = [folder_of_all / "plain03.jpg", folder_of_all / "plain04.jpg"] * 20
+    seen: dict[str, set[int]] = {}
+    items = list(decoded_ahead(files, [file.name for file in files], reader, JpegDecoder(None), 2))
+    for item in items:
+        assert isinstance(item, Photograph)
+        seen.setdefault(item.name, set()).add(id(item.prepared.packed))
+    assert {name: len(packed) for name, packed in seen.items()} == {"plain03.jpg": 1, "plain04.jpg": 1}
+    assert reader.memory.in_use() == 2 * reader.memory.made[0]
+    for item in items:
+        assert isinstance(item, Photograph)
+        item.release()

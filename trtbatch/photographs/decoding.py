@@ -58,7 +58,8 @@ def read_bytes(path: Path) -> bytes:
         InputError: it can't be read.
     """
     try:
-        return path.read_bytes()
+        with open(path, "rb", buffering=0) as stream:  # no buffer: it is read at once
+            return stream.readall()
     except OSError as error:
         raise InputError(error.strerror or str(error), _FIX) from error
 

@@ -27,7 +27,7 @@ from trtbatch.errors import ExecutionError
 from trtbatch.notes import note
 from trtbatch.photographs.arena import ALIGNMENT, Arena
 from trtbatch.photographs.codec import Plane
-from trtbatch.photographs.operands import Packing, band, operands
+from trtbatch.photographs.operands import Packing, operands
 from trtbatch.photographs.record import OUTPUT, PreprocessorRecord
 from trtbatch.preprocessing import Preprocessing
 
@@ -62,10 +62,15 @@ def bucket(length: int, most: int) -> int:
 
 
 class Prepared(NamedTuple):
-    """A photograph, or the part of it that is needed, and how it is resized, packed."""
+    """A photograph, or the part of it that is needed, and how it is resized, packed.
+
+    Args:
+        is_shared: other photographs have the same `packed`, which stays as it is.
+    """
 
     image: NDArray[np.uint8] | Plane
     packed: NDArray[np.uint8]
+    is_shared: bool = False
 
 
 class TensorRTPreprocessor:
@@ -139,14 +144,9 @@ class TensorRTPreprocessor:
         self._packing.fill(beside, given.rows, given.columns)
         return Prepared(given.image, beside)
 
-    def prepare_plane(self, plane: Plane, beside: NDArray[np.uint8]) -> Prepared | None:
-        """The same of a photograph on the GPU; None where Pillow is to resize it. For any thread."""
-        found = band(self.record.recipe, plane.height, plane.width, self.record.max_size)
-        if found is None:
-            return None
-        rows, columns = found
-        self._packing.fill(beside, rows, columns)
-        return Prepared(plane.part(rows.first, rows.end, columns.first, columns.end), beside)
+    def prepare_plane(self, plane: Plane, packed: NDArray[np.uint8]) -> Prepared:
+        """The same of the part of a photograph that is on the GPU, and what photographs of its size share."""
+        return Prepared(plane, packed, is_shared=True)
 
     def prepared(self, image: NDArray[np.uint8], packed: NDArray[np.uint8]) -> Prepared:
         """The same of operands that are made and packed already."""
@@ -266,6 +266,8 @@ class _Lane:
         self._copy = self._device.plane_copy()
         self._uploaded = self.stream.event(timed=False)
         self._given: Prepared | None = None
+        self._shared: NDArray[np.uint8] | None = None
+        """What is on the GPU already, where the next photograph may have the same."""
         self.release: Callable[[], None] | None = None
         """Gives the memory of the photograph that was uploaded last back."""
         self._ready: OrderedDict[Size, _Ready] = OrderedDict()
@@ -297,7 +299,10 @@ class _Lane:
             self._copy.across(given.image, image, 3 * size[1], self.stream)
         else:
             self._copy.up(given.image, image, 3 * size[1], self.stream)
-        self._device.upload(self._packed_at, given.packed, self.stream)
+        if not given.is_shared or given.packed is not self._shared:
+            self._shared = None
+            self._device.upload(self._packed_at, given.packed, self.stream)
+            self._shared = given.packed if given.is_shared else None
         self._uploaded.record()
         ready = self._ready.get(size)
         if ready is None:
