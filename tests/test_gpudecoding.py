@@ -18,14 +18,16 @@ from PIL import Image, ImageOps
 from tests.test_decoders import Prepared, Reader, contents, folder_of_all, in_threads, listed
 from tests.test_trace import spans
 from trtbatch import optional
+from trtbatch.artifacts import TensorSpec
 from trtbatch.errors import ExecutionError, MissingPackageError
 from trtbatch.photographs import codec, gpudecoding
-from trtbatch.photographs.codec import JpegDecoder, Plane
+from trtbatch.photographs.codec import DecoderStart, JpegDecoder, Plane
 from trtbatch.photographs.decoding import read_bytes
 from trtbatch.photographs.gpudecoding import decoded_ahead
 from trtbatch.photographs.images import Skipped
 from trtbatch.photographs.operands import band, operands
 from trtbatch.photographs.pixels import Photograph
+from trtbatch.sources import ImageSource
 from trtbatch.trace import open_trace
 
 pytest.importorskip("nvidia.nvimgcodec", reason="needs nvImageCodec (extra gpu-decode)")
@@ -269,3 +271,42 @@ def test_photographs_of_a_size_are_packed_once(folder_of_all: Path, reader: Plan
     for item in items:
         assert isinstance(item, Photograph)
         item.release()
+
+
+def test_a_decoder_that_was_started_is_used_once(folder_of_all: Path, reader: Planes) -> None:
+    files, names = listed(folder_of_all)
+    start = DecoderStart(None)
+    first, second = JpegDecoder(None, start), JpegDecoder(None, start)
+    assert first._decoder is not second._decoder
+    assert contents(decoded_ahead(files, names, reader, first, 2)) == in_threads(files, names)
+    start.close()
+
+
+def test_what_goes_wrong_at_the_start_is_told_by_who_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(library: Any, index: int | None) -> Any:
+        raise RuntimeError("no such device\nat some file:12")
+
+    monkeypatch.setattr(codec, "_decoder", broken)
+    start = DecoderStart(7)
+    with pytest.raises(ExecutionError, match=r"^nvImageCodec failed: no such device; leave"):
+        JpegDecoder(None, start)
+    start.close()
+
+
+def test_a_source_starts_its_decoder_and_stops_it(folder_of_all: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int | None] = []
+    made = codec._decoder
+
+    def on_the_host(library: Any, index: int | None) -> Any:
+        asked.append(index)
+        return made(library, None)
+
+    monkeypatch.setattr(codec, "_decoder", on_the_host)
+    files, names = listed(folder_of_all)
+    spec = TensorSpec("input", "float32", ("batch", 3, 32, 32))
+    source = ImageSource(files, names, spec, Planes.recipe, gpu_decode=True)
+    source.start(300, 1)
+    assert source.decoder is not None and source.team is None
+    source.stop()
+    assert asked == [1] and source.decoder.take() is None
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("trtbatch-")]

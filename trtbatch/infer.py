@@ -138,7 +138,7 @@ def infer(request: InferRequest) -> InferResult:
         if request.gpu_decode:
             _decode_on_gpu(source, own, artifact)
         with (
-            _started(source, own),
+            _started(source, own, request.device),
             open_sink(request.output, sidecar) as sink,
             open_engine(artifact, request.device) as engine,
             ExitStack() as opened,
@@ -153,12 +153,12 @@ def infer(request: InferRequest) -> InferResult:
 
 
 @contextmanager
-def _started(source: Source, preprocessor: Artifact | None) -> Iterator[None]:
-    """Processes that read photographs start beside the loading of the engine."""
+def _started(source: Source, preprocessor: Artifact | None, device: int) -> Iterator[None]:
+    """Processes that read photographs, or a GPU's decoder, start beside the loading of the engine."""
     if not isinstance(source, ImageSource):
         yield
         return
-    source.start(None if preprocessor is None else preprocessor.sidecar.build["max_size"])
+    source.start(None if preprocessor is None else preprocessor.sidecar.build["max_size"], device)
     try:
         yield
     finally:

@@ -505,7 +505,7 @@ class _DeviceFeed:
         preprocessor.open()
         if source.gpu_decode:
             try:
-                decoder = JpegDecoder(preprocessor.device)
+                decoder = JpegDecoder(preprocessor.device, source.decoder)
             except BaseException:
                 preprocessor.close()
                 raise

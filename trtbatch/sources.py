@@ -21,6 +21,7 @@ from trtbatch.backends.base import conform, layout_fix, refuse_integers
 from trtbatch.errors import InputError, UsageError
 from trtbatch.notes import warn
 from trtbatch.photographs import decoders
+from trtbatch.photographs.codec import DecoderStart
 from trtbatch.photographs.decoding import read_sample
 from trtbatch.photographs.images import Skipped, plain
 from trtbatch.photographs.pixels import Photograph
@@ -226,18 +227,24 @@ class ImageSource:
     """Processes that were started already."""
     gpu_decode: bool = False
     """Whether the GPU of a preprocessor decodes."""
+    decoder: DecoderStart | None = None
+    """One that was started on it already."""
 
     @property
     def total(self) -> int:
         return len(self.files)
 
-    def start(self, max_size: int | None = None) -> None:
-        """Start the processes that read, where there are to be any; they begin when the first item is asked for.
+    def start(self, max_size: int | None = None, device: int = 0) -> None:
+        """Start the GPU's decoder, or the processes that read, where there are to be any; they begin when the first
+        item is asked for.
 
         Args:
             max_size: of the preprocessor on a GPU that takes the photographs; None where there is none.
+            device: index of that GPU.
         """
-        if self._is_lent and not self.gpu_decode:
+        if self.gpu_decode:
+            self.decoder = DecoderStart(device)
+        elif self._is_lent:
             workers = min(self.workers, len(self.files))
             if max_size is not None:
                 self.team = decoders.packed_team(self.preprocessing, max_size, workers)
@@ -245,7 +252,9 @@ class ImageSource:
                 self.team = decoders.sample_team(self.preprocessing, self.spec.dtype, workers)
 
     def stop(self) -> None:
-        """End processes that were started and have not begun."""
+        """End what was started and has not begun."""
+        if self.decoder is not None:
+            self.decoder.close()
         if self.team is not None:
             self.team.close()
 

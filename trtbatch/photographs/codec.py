@@ -7,17 +7,22 @@ transform isn't the same.
 
 from __future__ import annotations
 
+import io
 import os
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from trtbatch import optional
 from trtbatch.errors import ExecutionError
 
-__all__ = ["Coded", "DecodingDevice", "JpegDecoder", "Plane"]
+__all__ = ["Coded", "DecoderStart", "DecodingDevice", "JpegDecoder", "Plane"]
 
 LARGEST = 128 << 20
 """Bytes of the pixels of a photograph that is decoded with others; larger ones are left to the host."""
+
+FIRST = 64
+"""Photographs that a decoder is tried on, at once, as it is asked for later."""
 
 _BEGIN, _END = b"\xff\xd8\xff", b"\xff\xd9"
 _TAIL = 256
@@ -66,35 +71,64 @@ class DecodingDevice(Protocol):
     def leave_thread(self) -> None: ...
 
 
+class DecoderStart:
+    """Has a decoder ready when it is wanted: the first photographs take it a second, in which engines are loaded.
+
+    Args:
+        index: of the GPU; None for the host.
+    """
+
+    def __init__(self, index: int | None) -> None:
+        self._index = index
+        self._made: Any = None
+        self._thread = threading.Thread(target=self._start, name="trtbatch-gpu-start")
+        self._thread.start()
+
+    def _start(self) -> None:
+        try:
+            library = _library()
+            made, coded = _decoder(library, self._index), _plain_jpeg()
+            images = made.decode([library.CodeStream(coded) for _ in range(FIRST)], params=_params(library))
+            if images[-1] is not None:
+                images[-1].cpu()  # which waits
+        except Exception:  # whatever it is, who decodes meets it again, and tells it
+            return
+        self._made = made
+
+    def take(self) -> Any:
+        """nvImageCodec's decoder, once; None where there is none."""
+        self._thread.join()
+        made, self._made = self._made, None
+        return made
+
+    def close(self) -> None:
+        """Wait, and give up what nobody took."""
+        self.take()
+
+
 class JpegDecoder:
     """Decodes several files at once; used by one thread at a time.
 
     Args:
         device: that decodes, and has the pixels then; None for the host.
+        start: of a decoder of this device, where one was started.
 
     Raises:
         MissingPackageError: nvImageCodec isn't installed.
         ExecutionError: it doesn't start.
     """
 
-    def __init__(self, device: DecodingDevice | None) -> None:
-        os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # whatever can't be decoded is told by us
-        self._library: Any = optional.require("nvidia.nvimgcodec", "decode photographs on the GPU")
+    def __init__(self, device: DecodingDevice | None, start: DecoderStart | None = None) -> None:
+        self._library = _library()
         self._device = device
         self._stream: Any = None
-        self._params = self._library.DecodeParams(
-            apply_exif_orientation=True, sample_format=self._library.SampleFormat.I_RGB
-        )
-        options: dict[str, Any] = {"options": ":fancy_upsampling=1"}
-        if device is None:
-            options["device_id"] = self._library.NVIMGCODEC_DEVICE_CPU_ONLY
-            options["backends"] = [self._library.Backend(self._library.CPU_ONLY)]
-        else:
-            options["device_id"] = device.index
-        try:
-            self._decoder = self._library.Decoder(**options)
-        except RuntimeError as error:
-            raise _failed(error) from error
+        self._params = _params(self._library)
+        self._decoder: Any = None if start is None else start.take()
+        if self._decoder is None:
+            try:
+                self._decoder = _decoder(self._library, None if device is None else device.index)
+            except RuntimeError as error:
+                raise _failed(error) from error
 
     def coded(self, data: bytes) -> Coded | None:
         """A file's bytes to be decoded; None where that is left to others. For any thread."""
@@ -146,6 +180,33 @@ class JpegDecoder:
     def close(self) -> None:
         """Give up the stream, in a thread that has the GPU's context."""
         self._stream = None
+
+
+def _library() -> Any:
+    os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # whatever can't be decoded is told by us
+    return optional.require("nvidia.nvimgcodec", "decode photographs on the GPU")
+
+
+def _params(library: Any) -> Any:
+    return library.DecodeParams(apply_exif_orientation=True, sample_format=library.SampleFormat.I_RGB)
+
+
+def _decoder(library: Any, index: int | None) -> Any:
+    options: dict[str, Any] = {"options": ":fancy_upsampling=1"}
+    if index is None:
+        options["device_id"] = library.NVIMGCODEC_DEVICE_CPU_ONLY
+        options["backends"] = [library.Backend(library.CPU_ONLY)]
+    else:
+        options["device_id"] = index
+    return library.Decoder(**options)
+
+
+def _plain_jpeg() -> bytes:
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.linear_gradient("L").resize((500, 375)).convert("RGB").save(stream, "JPEG")
+    return stream.getvalue()
 
 
 def _is_ycc(data: bytes) -> bool:
