@@ -19,6 +19,7 @@ those that find no room are left to the parent.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import mmap
@@ -139,6 +140,7 @@ def main(order_text: str, ring_file: str) -> int:
     ring = np.frombuffer(mmap.mmap(file, HEADER + order.ring), np.uint8)
     os.close(file)
     ring[HEADER :: mmap.PAGESIZE] = 0  # its pages are there then; the parent would wait for them to lock it
+    _load_decoders()
     try:
         _Server(order, ring, _Inbox(0), channel).serve()
     except (_EndedError, BrokenPipeError):
@@ -152,6 +154,16 @@ def _set_pillow(order: Order) -> None:
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     Image.MAX_IMAGE_PIXELS = order.max_pixels
     ImageFile.LOAD_TRUNCATED_IMAGES = order.truncated
+
+
+def _load_decoders() -> None:
+    """Import what decodes JPEG files, which takes a tenth of a second, before the first of them waits for it."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    with contextlib.suppress(Exception):  # then the first file shows what is wrong
+        Image.new("RGB", (16, 16)).save(stream, "JPEG")
+        decode(stream.getvalue())
 
 
 class _EndedError(Exception):

@@ -1,10 +1,11 @@
 """Photographs to rows of a model's input batch on the GPU, by a preprocessor engine: no round trip to the host.
 
-Several lanes, each a stream with room for one photograph, take turns, so that the upload of one runs beside the
-resizing of another and small kernels share the GPU. What a photograph costs the host is what limits the rate: the
-engine's kernels launched one by one take longer there than on the GPU. So each lane keeps a CUDA graph for each size,
-and sizes are few: a photograph lies in the corner of the next of a few dozen, and nothing counts what is beside it.
-A graph writes where it was captured; its sample is then copied to the row, on the GPU, which takes a microsecond.
+Several lanes, each a stream with room for a group of photographs, take turns, so that the upload of one runs beside the
+resizing of another. What a photograph costs the host is what limits the rate: the engine's kernels launched one by one
+take longer there than on the GPU. So each lane keeps CUDA graphs for each size, and sizes are few: a photograph lies in
+the corner of the next of a few dozen, and nothing counts what is beside it. Small photographs go in groups of
+:data:`GROUP`, all in the size that the largest needs: one graph runs the engine on each of them.
+A graph writes where it was captured; its samples are then copied to the rows, on the GPU, which takes microseconds.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from trtbatch.backends.tensorrt.graphs import CudaGraph
 from trtbatch.backends.tensorrt.slots import bytes_of
 from trtbatch.errors import ExecutionError
 from trtbatch.notes import note
-from trtbatch.photographs.arena import ALIGNMENT, Arena
+from trtbatch.photographs.arena import Arena, aligned
 from trtbatch.photographs.codec import Plane
 from trtbatch.photographs.operands import Packing, operands
 from trtbatch.photographs.record import OUTPUT, PreprocessorRecord
@@ -43,7 +44,14 @@ LANES_SHARE = 16
 """Part of the free memory of the GPU that lanes' activations may take: one in so many."""
 
 MOST_CONTEXTS = 32
-"""Sizes that a lane keeps a context and a graph for."""
+"""Sizes that a lane keeps a context and graphs for."""
+
+GROUP = 8
+"""Photographs of one launch."""
+
+GROUP_SIDE = 512
+"""Rows and columns of the largest photographs that go in groups. A larger one keeps the host busy with decoding for
+longer than its launch takes, and the GPU with what is beside the others."""
 
 LEAST = 64
 """Rows and columns of the smallest size."""
@@ -73,6 +81,14 @@ class Prepared(NamedTuple):
     is_shared: bool = False
 
 
+class _Given(NamedTuple):
+    """A photograph, the address on the GPU that its sample is for, and what gives its memory back."""
+
+    photograph: Prepared
+    target: int
+    release: Callable[[], None]
+
+
 class TensorRTPreprocessor:
     """Fills rows of an input batch; opened, used and closed in one thread, whatever thread made it.
 
@@ -89,6 +105,10 @@ class TensorRTPreprocessor:
         self._cuda_graphs = cuda_graphs
         self._lanes: list[_Lane] = []
         self._next = 0
+        self._waiting: list[_Given] = []
+        """The next group, as far as it has come."""
+        self._size: Size = (0, 0)
+        """That its photographs need."""
         self._positions: DeviceMemory | None = None
         self.beside = self._packing.bytes
         """Bytes that :meth:`prepare` uses."""
@@ -169,11 +189,27 @@ class TensorRTPreprocessor:
         Raises:
             ExecutionError: TensorRT failed.
         """
+        rows, columns = given.image.shape[:2]
+        size, one = (bucket(rows, self.max_size), bucket(columns, self.max_size)), _Given(given, address, release)
+        if max(size) > GROUP_SIDE:
+            self._run([one], size)
+            return
+        self._waiting.append(one)
+        self._size = max(self._size[0], size[0]), max(self._size[1], size[1])
+        if len(self._waiting) == GROUP:
+            self._run_waiting()
+
+    def _run_waiting(self) -> None:
+        waiting, size = self._waiting, self._size
+        self._waiting, self._size = [], (0, 0)
+        if waiting:
+            self._run(waiting, size)
+
+    def _run(self, group: list[_Given], size: Size) -> None:
         lane = self._lanes[self._next]
         self._next = (self._next + 1) % len(self._lanes)
         lane.settle()
-        lane.release = release
-        lane.run(given, address)
+        lane.run(group, size)
 
     def sample(self, pixels: NDArray[np.uint8]) -> Array:
         """The sample of a photograph ``(H, W, 3)`` uint8, on the host; waits for it.
@@ -198,6 +234,7 @@ class TensorRTPreprocessor:
 
     def settle(self) -> None:
         """Wait for all that was asked for."""
+        self._run_waiting()
         for lane in self._lanes:
             lane.stream.synchronize()
             lane.settle()
@@ -208,6 +245,7 @@ class TensorRTPreprocessor:
 
     def done(self, events: Sequence[CudaEvent]) -> None:
         """Let the marks come when all that was asked for until now is done."""
+        self._run_waiting()
         for event in events:
             event.record()
 
@@ -220,6 +258,9 @@ class TensorRTPreprocessor:
             while self._lanes:  # none may outlive the block: what it has on the GPU goes with it
                 steps.callback(self._lanes.pop().close)
             self._positions = None
+            for given in self._waiting:
+                steps.callback(given.release)
+            self._waiting = []
 
     def free(self) -> None:
         """Free the photographs' memory and the engine: at the end, in the thread that made them."""
@@ -237,14 +278,14 @@ class TensorRTPreprocessor:
 
 @dataclass
 class _Ready:
-    """A context that has one size, and, from the second photograph of it on, a graph of its launch."""
+    """A context that has one size, and graphs of its launches, by the number of photographs."""
 
     context: Any
-    graph: CudaGraph | None = None
+    graphs: dict[int, CudaGraph] = field(default_factory=dict)
 
 
 class _Lane:
-    """One photograph on its way: a stream, room for the pixels, activations, and a context for each size."""
+    """A group of photographs on its way: a stream, room for the pixels, activations, and a context for each size."""
 
     def __init__(
         self,
@@ -258,106 +299,119 @@ class _Lane:
         self._device = engine.device
         self._packing = packing
         self._positions = positions
-        self._most = record.max_size
         self._bytes = bytes_of(record.output, tuple(map(int, record.output.shape)))
+        self._step = aligned(self._bytes)
+        """From sample to sample."""
         self._cuda_graphs = cuda_graphs
         self.stream = self._device.stream()
         self._handle = self.stream.handle
         self._copy = self._device.plane_copy()
         self._uploaded = self.stream.event(timed=False)
-        self._given: Prepared | None = None
-        self._shared: NDArray[np.uint8] | None = None
+        self._group: list[_Given] = []
+        """Uploaded last: their memory is given back when it is there."""
+        self._shared: list[NDArray[np.uint8] | None] = [None] * GROUP
         """What is on the GPU already, where the next photograph may have the same."""
-        self.release: Callable[[], None] | None = None
-        """Gives the memory of the photograph that was uploaded last back."""
         self._ready: OrderedDict[Size, _Ready] = OrderedDict()
         self._image: DeviceMemory | None = None
-        self._sample = self._device.memory(self._bytes)
-        self._packed = self._device.memory(packing.bytes)
-        self._sample_at, self._packed_at = self._sample.address, self._packed.address
+        self._samples = self._device.memory(GROUP * self._step)
+        self._packed = self._device.memory(GROUP * packing.bytes)
+        self._packed.fill(0, self.stream)  # a graph runs on what no photograph has come for, too
+        self._samples_at, self._packed_at = self._samples.address, self._packed.address
         self._activations = self._device.memory(engine.activation_bytes)
 
     def settle(self) -> None:
-        """Wait until the last photograph is uploaded, and give its memory back."""
-        release, self.release = self.release, None
-        if release is not None:
+        """Wait until the last group is uploaded, and give its memory back."""
+        group, self._group = self._group, []
+        if group:
             self._uploaded.synchronize()
-            release()
-        self._given = None
+            for given in group:
+                given.release()
 
-    def run(self, given: Prepared, target: int) -> None:
-        """Upload a photograph and put its sample at an address.
+    def run(self, group: list[_Given], size: Size) -> None:
+        """Upload photographs, each into the corner of a size, and put their samples at their addresses.
 
         Raises:
             ExecutionError: TensorRT failed.
         """
-        rows, columns = given.image.shape[:2]
-        size = bucket(rows, self._most), bucket(columns, self._most)
-        image = self._room(size)
-        self._given = given  # alive until it is there
-        if isinstance(given.image, Plane):
-            self._copy.across(given.image, image, 3 * size[1], self.stream)
-        else:
-            self._copy.up(given.image, image, 3 * size[1], self.stream)
-        if not given.is_shared or given.packed is not self._shared:
-            self._shared = None
-            self._device.upload(self._packed_at, given.packed, self.stream)
-            self._shared = given.packed if given.is_shared else None
+        self._group = group
+        step = aligned(3 * size[0] * size[1])
+        count = 1 if len(group) == 1 else GROUP
+        image = self._room(count * step)
+        for index, given in enumerate(group):
+            self._upload(index, given.photograph, image + index * step, 3 * size[1])
         self._uploaded.record()
         ready = self._ready.get(size)
         if ready is None:
-            self._enqueue(self._made(size), target)
-            return
-        self._ready.move_to_end(size)
-        if ready.graph is None and self._cuda_graphs:
-            ready.graph = self._captured(ready)
-        if ready.graph is None:
-            self._enqueue(ready, target)
+            self._enqueue(self._made(size), image, step, len(group))
         else:
-            ready.graph.launch()
-            self._device.copy(target, self._sample_at, self._bytes, self.stream)
+            self._ready.move_to_end(size)
+            self._launch(ready, image, step, len(group), count)
+        self._deliver([given.target for given in group])
 
-    def _captured(self, ready: _Ready) -> CudaGraph | None:
-        """The graph of a launch that leaves the sample in the lane; None, said once, where there is none."""
-        self._set(ready, self._sample.address)
+    def _upload(self, index: int, given: Prepared, address: int, pitch: int) -> None:
+        if isinstance(given.image, Plane):
+            self._copy.across(given.image, address, pitch, self.stream)
+        else:
+            self._copy.up(given.image, address, pitch, self.stream)
+        if given.is_shared and given.packed is self._shared[index]:
+            return
+        self._device.upload(self._packed_at + index * self._packing.bytes, given.packed, self.stream)
+        self._shared[index] = given.packed if given.is_shared else None
+
+    def _launch(self, ready: _Ready, image: int, step: int, photographs: int, count: int) -> None:
+        """As :meth:`_enqueue`, as a graph of `count` where there can be one."""
+        graph = ready.graphs.get(count)
+        if graph is None and self._cuda_graphs:
+            graph = self._captured(ready, image, step, count)
+        if graph is None:
+            self._enqueue(ready, image, step, photographs)
+        else:
+            graph.launch()
+
+    def _captured(self, ready: _Ready, image: int, step: int, count: int) -> CudaGraph | None:
+        """The graph of a launch; None, said once, where there is none."""
         try:
-            return CudaGraph(self.stream, lambda: self._execute(ready))
+            graph = CudaGraph(self.stream, lambda: self._enqueue(ready, image, step, count))
         except ExecutionError as error:
             self._cuda_graphs = False
             note(f"{self._engine.path.name} runs without CUDA graphs: {error.problem}")
             return None
+        ready.graphs[count] = graph
+        return graph
 
-    def _enqueue(self, ready: _Ready, target: int) -> None:
-        aligned = target % ALIGNMENT == 0
-        self._set(ready, target if aligned else self._sample.address)
-        self._execute(ready)
-        if not aligned:
-            self._device.copy(target, self._sample.address, self._bytes, self.stream)
+    def _enqueue(self, ready: _Ready, image: int, step: int, count: int) -> None:
+        """Run the engine on so many photographs, one after the other; their samples stay in the lane."""
+        for index in range(count):
+            packed = self._packed_at + index * self._packing.bytes
+            addresses = {name: packed + offset for name, offset in self._packing.offsets.items()}
+            addresses |= {"image": image + index * step, "down": self._positions, "across": self._positions}
+            addresses[OUTPUT] = self._samples_at + index * self._step
+            self._engine.set_addresses(ready.context, addresses)
+            if not ready.context.execute_async_v3(self._handle):
+                raise ExecutionError(f"the preprocessor failed: {self._engine.complaint()}", "build it again")
 
-    def _set(self, ready: _Ready, sample: int) -> None:
-        assert self._image is not None, "there is a photograph"
-        packed = {name: self._packed.address + offset for name, offset in self._packing.offsets.items()}
-        addresses = {"image": self._image.address, "down": self._positions, "across": self._positions, OUTPUT: sample}
-        self._engine.set_addresses(ready.context, {**packed, **addresses})
-
-    def _execute(self, ready: _Ready) -> None:
-        if not ready.context.execute_async_v3(self._handle):
-            raise ExecutionError(f"the preprocessor failed: {self._engine.complaint()}", "build it again")
+    def _deliver(self, targets: Sequence[int]) -> None:
+        """Copy the samples to their addresses: rows that follow each other in one go."""
+        first, count = targets[0], self._bytes
+        if self._step == count and all(target == first + index * count for index, target in enumerate(targets)):
+            self._device.copy(first, self._samples_at, len(targets) * count, self.stream)
+            return
+        for index, target in enumerate(targets):
+            self._device.copy(target, self._samples_at + index * self._step, count, self.stream)
 
     def _made(self, size: Size) -> _Ready:
         """A context for a size; the one that wasn't used for longest gives way."""
         if len(self._ready) >= MOST_CONTEXTS:
             self.stream.synchronize()
-            self._drop(self._ready.popitem(last=False)[1])
+            self._forget(self._ready.popitem(last=False)[1])
         context = self._engine.context(0, self.stream, self._activations)
         shapes = {"image": (*size, 3), "down": (1, size[0]), "across": (1, size[1]), **self._packing.shapes}
         self._engine.set_shapes(context, shapes)
         self._ready[size] = _Ready(context)
         return self._ready[size]
 
-    def _room(self, size: Size) -> int:
-        """Where the pixels go; graphs hold the address, and go when it changes."""
-        count = 3 * size[0] * size[1]
+    def _room(self, count: int) -> int:
+        """Where the pixels go, so many bytes; graphs hold the address, and go when it changes."""
         if self._image is None or self._image.bytes < count:
             self.stream.synchronize()
             if self._image is not None:
@@ -368,21 +422,17 @@ class _Lane:
         return self._image.address
 
     def _forget(self, ready: _Ready) -> None:
-        if ready.graph is not None:
-            ready.graph.close()
-            ready.graph = None
-
-    def _drop(self, ready: _Ready) -> None:
-        self._forget(ready)
-        ready.context = None
+        for graph in ready.graphs.values():
+            graph.close()
+        ready.graphs.clear()
 
     def close(self) -> None:
         """Wait, and free what there is on the GPU."""
         self.stream.synchronize()
         self.settle()
         while self._ready:
-            self._drop(self._ready.popitem()[1])
-        for memory in (self._image, self._sample, self._packed, self._activations):
+            self._forget(self._ready.popitem()[1])
+        for memory in (self._image, self._samples, self._packed, self._activations):
             if memory is not None:
                 memory.free()
         self.stream.close()
