@@ -1,0 +1,373 @@
+"""Photographs in groups, as the GPU is given them: every copy and launch is done here, on memory that stands for its.
+
+What the engine does ONNX Runtime does, on the file that the engine is built from, whenever it is launched and at the
+addresses and shapes that its context has then. So a wrong address, size, order or release shows in the samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from numpy.typing import NDArray
+
+from scripts.preprocessor_table import photograph, sizes
+from tests.test_preprocessor import sidecar
+from trtbatch.backends.tensorrt import preprocess
+from trtbatch.backends.tensorrt.preprocess import GROUP, GROUP_SIDE, Prepared, TensorRTPreprocessor
+from trtbatch.errors import ExecutionError
+from trtbatch.photographs.codec import Plane
+from trtbatch.photographs.operands import Packing, band, operands
+from trtbatch.photographs.preprocessor import build_graph, describe, feeds
+from trtbatch.photographs.record import OUTPUT, PreprocessorRecord
+from trtbatch.preprocessing import Preprocessing
+
+EVEN = Preprocessing(resize=40, crop=(32, 32))
+"""A sample is 12,288 bytes: rows follow each other as samples do in a lane."""
+
+ODD = Preprocessing(resize=40, crop=(29, 31))
+"""A sample is 10,788 bytes: it doesn't."""
+
+MOST = 700
+
+
+@dataclass
+class Memory:
+    """Bytes with addresses; what is put on a stream while a graph is captured is kept, and done when it is launched."""
+
+    bytes: NDArray[np.uint8] = field(default_factory=lambda: np.full(96 << 20, 0xFF, np.uint8))  # NaN wherever read
+    end: int = 256
+    captured: list[Callable[[], None]] | None = None
+    launches: int = 0
+
+    def do(self, work: Callable[[], None]) -> None:
+        if self.captured is None:
+            work()
+        else:
+            self.captured.append(work)
+
+    def at(self, address: int, count: int) -> NDArray[np.uint8]:
+        assert address > 0 and address + count <= self.end
+        return self.bytes[address : address + count]
+
+
+class Block:
+    def __init__(self, memory: Memory, count: int) -> None:
+        self.memory, self.bytes, self.address = memory, count, memory.end
+        memory.end += -(-count // 256) * 256
+
+    def fill(self, byte: int, stream: Any) -> None:
+        self.memory.at(self.address, self.bytes)[...] = byte
+
+    def free(self) -> None:
+        return
+
+
+class Stream:
+    handle = 1
+    pycuda = None
+
+    def synchronize(self) -> None:
+        return
+
+    def event(self, timed: bool = True) -> Stream:
+        return self
+
+    record = close = synchronize
+
+
+class PlaneCopy:
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    def up(self, pixels: NDArray[np.uint8], address: int, pitch: int, stream: Any) -> None:
+        for row, line in enumerate(pixels):
+            self._memory.at(address + row * pitch, line.size)[...] = line.ravel()
+
+    def across(self, plane: Plane, address: int, pitch: int, stream: Any) -> None:
+        count = 3 * plane.width
+        for row in range(plane.height):
+            there = self._memory.at(plane.address + row * plane.pitch, count)
+            self._memory.at(address + row * pitch, count)[...] = there
+
+
+class Device:
+    def __init__(self) -> None:
+        self.memory_ = Memory()
+        self.uploads = 0
+
+    def stream(self) -> Stream:
+        return Stream()
+
+    def memory(self, count: int) -> Block:
+        return Block(self.memory_, count)
+
+    def plane_copy(self) -> PlaneCopy:
+        return PlaneCopy(self.memory_)
+
+    def free_memory(self) -> int:
+        return 1 << 30
+
+    def enter_thread(self) -> None:
+        return
+
+    leave_thread = enter_thread
+
+    def page_locked(self, count: int) -> NDArray[np.uint8]:
+        return np.empty(count, np.uint8)
+
+    def free_page_locked(self, block: NDArray[np.uint8]) -> None:
+        return
+
+    def upload(self, address: int, array: NDArray[Any], stream: Any) -> None:
+        self.uploads += 1
+        self.memory_.at(address, array.nbytes)[...] = array.view(np.uint8).ravel()
+
+    def copy(self, target: int, source: int, count: int, stream: Any) -> None:
+        self.memory_.do(lambda: self._copy(target, source, count))
+
+    def _copy(self, target: int, source: int, count: int) -> None:
+        self.memory_.at(target, count)[...] = self.memory_.at(source, count)
+
+    def copies(self, pairs: Sequence[tuple[NDArray[Any], int]]) -> Any:
+        device = self
+
+        class Copies:
+            def up(self, stream: Any) -> None:
+                for array, address in pairs:
+                    device.upload(address, array, stream)
+
+            def down(self, stream: Any) -> None:
+                for array, address in pairs:
+                    array[...] = device.memory_.at(address, array.nbytes).view(array.dtype).reshape(array.shape)
+
+        return Copies()
+
+
+class Context:
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        self.is_new = True
+
+    def execute_async_v3(self, handle: int) -> bool:
+        memory, shapes, addresses = self.engine.device.memory_, dict(self.shapes), dict(self.addresses)
+        assert memory.captured is None or not self.is_new, "what is captured has been enqueued once before"
+        self.is_new = False
+        memory.do(lambda: self.engine.run(shapes, addresses))
+        return True
+
+
+class Engine:
+    """Runs the ONNX file on the bytes at a context's addresses."""
+
+    activation_bytes = 256
+    path = Path("simulated.pre.engine")
+
+    def __init__(self, record: PreprocessorRecord) -> None:
+        self.device = Device()
+        self.record = record
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = ort.InferenceSession(build_graph(record), options, providers=["CPUExecutionProvider"])
+        self.runs = 0
+
+    def context(self, profile: int, stream: Any, activations: Any) -> Context:
+        return Context(self)
+
+    def set_shapes(self, context: Context, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        context.shapes.update(shapes)
+
+    def set_addresses(self, context: Context, addresses: Mapping[str, int]) -> None:
+        assert all(address % 256 == 0 for address in addresses.values())
+        context.addresses.update(addresses)
+
+    def run(self, shapes: Mapping[str, tuple[int, ...]], addresses: Mapping[str, int]) -> None:
+        self.runs += 1
+        given = {}
+        for spec in self.session.get_inputs():
+            dtype = np.dtype(np.uint8 if spec.name == "image" else np.float32)
+            count = int(np.prod(shapes[spec.name])) * dtype.itemsize
+            there = self.device.memory_.at(addresses[spec.name], count)
+            given[spec.name] = there.view(dtype).reshape(shapes[spec.name])
+        (sample,) = self.session.run([OUTPUT], given)
+        self.device.memory_.at(addresses[OUTPUT], sample.nbytes)[...] = sample.view(np.uint8).ravel()
+
+    def complaint(self) -> str:
+        return ""
+
+    def close(self) -> None:
+        return
+
+
+class Graph:
+    """A capture on the simulated memory."""
+
+    memory: Memory
+
+    def __init__(self, stream: Any, enqueue: Callable[[], None]) -> None:
+        self._work: list[Callable[[], None]] = []
+        self.memory.captured = self._work
+        try:
+            enqueue()
+        finally:
+            self.memory.captured = None
+
+    def launch(self) -> None:
+        self.memory.launches += 1
+        for work in self._work:
+            work()
+
+    def close(self) -> None:
+        self._work = []
+
+
+Made = tuple[TensorRTPreprocessor, Engine]
+
+
+@pytest.fixture
+def opened(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Made]:
+    """A preprocessor of the recipe that the test is given; even rows without one."""
+    record = describe(sidecar(getattr(request, "param", EVEN)), MOST)
+    engine = Engine(record)
+    monkeypatch.setattr(preprocess, "CudaGraph", Graph)
+    monkeypatch.setattr(Graph, "memory", engine.device.memory_, raising=False)
+    made = TensorRTPreprocessor(engine, record)  # type: ignore[arg-type]
+    made.open()
+    yield made, engine
+    made.close()
+
+
+def wanted(record: PreprocessorRecord, engine: Engine, pixels: NDArray[np.uint8]) -> NDArray[Any]:
+    """The sample of one photograph in its own size."""
+    given = feeds(record, operands(record.recipe, pixels, record.max_size))
+    return np.asarray(engine.session.run([OUTPUT], given)[0])
+
+
+class Rows:
+    """Rows of a batch in the simulated memory."""
+
+    def __init__(self, engine: Engine, count: int) -> None:
+        spec = engine.record.output
+        self.shape, self.dtype = tuple(map(int, spec.shape)), np.dtype(spec.dtype)
+        self.bytes = int(np.prod(self.shape)) * self.dtype.itemsize
+        self.memory, self.block = engine.device.memory_, engine.device.memory(count * self.bytes)
+
+    def address(self, index: int) -> int:
+        return self.block.address + index * self.bytes
+
+    def __getitem__(self, index: int) -> NDArray[Any]:
+        return self.memory.at(self.address(index), self.bytes).view(self.dtype).reshape(self.shape)
+
+
+def shots(count: int, most: int = 400, seed: int = 0) -> list[NDArray[np.uint8]]:
+    generator = np.random.default_rng(seed)
+    return [photograph(generator, *size) for size in list(sizes(generator, count + 2, most))[2:]]
+
+
+@pytest.mark.parametrize("opened", [EVEN, ODD], indirect=True)
+@pytest.mark.parametrize("most", [300, 1200])
+def test_each_row_is_that_of_its_photograph(opened: Made, most: int) -> None:
+    """Batches of 21: groups, what is left of one at the end, and, of the larger ones, some that go alone."""
+    made, engine = opened
+    events, released = made.events(), []
+    for turn in range(4):
+        rows, given = Rows(engine, 21), shots(21, most, turn)
+        for index, pixels in enumerate(given):
+            prepared = made.prepare(pixels, np.empty(made.beside, np.uint8))
+            made(prepared, rows.address(index), lambda index=index: released.append(index))  # type: ignore[misc]
+        made.done(events)
+        for index, pixels in enumerate(given):
+            assert np.array_equal(rows[index], wanted(made.record, engine, pixels)), (turn, index, pixels.shape)
+    made.settle()
+    assert sorted(released) == sorted(4 * list(range(21)))
+    assert engine.device.memory_.launches > 0
+
+
+def test_a_group_is_one_launch(opened: Made) -> None:
+    made, engine = opened
+    rows = Rows(engine, 8 * GROUP)
+    for index, pixels in enumerate(8 * shots(GROUP, 60)):
+        made(made.prepare(pixels, np.empty(made.beside, np.uint8)), rows.address(index))
+    made.settle()
+    assert engine.device.memory_.launches == 6, "each of two lanes enqueues its first group, and launches the others"
+
+
+def test_what_is_large_goes_alone(opened: Made) -> None:
+    made, engine = opened
+    pixels = np.random.default_rng(0).integers(0, 256, (GROUP_SIDE + 90, GROUP_SIDE + 90, 3), np.uint8)
+    prepared = made.prepare(pixels, np.empty(made.beside, np.uint8))
+    assert min(prepared.image.shape[:2]) > GROUP_SIDE * 0.8
+    rows = Rows(engine, 3)
+    for index in range(3):
+        before = engine.runs
+        made(prepared, rows.address(index))
+        assert engine.runs == before + (max(prepared.image.shape[:2]) > GROUP_SIDE)
+    made.settle()
+    assert np.array_equal(rows[2], wanted(made.record, engine, pixels))
+
+
+def test_rows_that_lie_apart(opened: Made) -> None:
+    made, engine = opened
+    rows, given = Rows(engine, 3 * GROUP), shots(GROUP, 90)
+    for index, pixels in enumerate(given):
+        made(made.prepare(pixels, np.empty(made.beside, np.uint8)), rows.address(3 * (GROUP - 1 - index)))
+    made.settle()
+    for index, pixels in enumerate(given):
+        assert np.array_equal(rows[3 * (GROUP - 1 - index)], wanted(made.record, engine, pixels))
+
+
+def test_operands_that_are_shared_are_uploaded_once_for_each_place(opened: Made) -> None:
+    made, engine = opened
+    pixels = shots(1, 90)[0]
+    height, width = pixels.shape[:2]
+    found = band(EVEN, height, width, MOST)
+    assert found is not None
+    packed = np.empty(made.beside, np.uint8)
+    Packing(made.record).fill(packed, *found)
+    block = engine.device.memory(pixels.size)
+    engine.device.memory_.at(block.address, pixels.size)[...] = pixels.ravel()
+    plane = Plane(block.address, 3 * width, height, width, None)
+    part = plane.part(found[0].first, found[0].end, found[1].first, found[1].end)
+    rows, before = Rows(engine, 6 * GROUP), engine.device.uploads
+    for index in range(6 * GROUP):
+        made(made.prepare_plane(part, packed), rows.address(index))
+    made.settle()
+    assert engine.device.uploads - before == 2 * GROUP
+    assert all(np.array_equal(rows[index], wanted(made.record, engine, pixels)) for index in range(6 * GROUP))
+
+
+def test_one_sample_by_itself(opened: Made) -> None:
+    made, engine = opened
+    for pixels in shots(5, 200):
+        assert np.array_equal(made.sample(pixels), wanted(made.record, engine, pixels))
+
+
+def test_without_graphs_the_same(opened: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(stream: Any, enqueue: Callable[[], None]) -> Graph:
+        raise ExecutionError("this engine can't run as a CUDA graph", "use --no-cuda-graph")
+
+    monkeypatch.setattr(preprocess, "CudaGraph", refuse)
+    made, engine = opened
+    given, rows = shots(3 * GROUP, 120), Rows(engine, 3 * GROUP)
+    for index, pixels in enumerate(given):
+        made(made.prepare(pixels, np.empty(made.beside, np.uint8)), rows.address(index))
+    made.settle()
+    assert all(np.array_equal(rows[i], wanted(made.record, engine, pixels)) for i, pixels in enumerate(given))
+
+
+def test_leaving_gives_the_memory_of_a_begun_group_back(opened: Made) -> None:
+    made, _ = opened
+    released: list[int] = []
+    for index, pixels in enumerate(shots(GROUP + 3, 90)):
+        prepared: Prepared = made.prepare(pixels, np.empty(made.beside, np.uint8))
+        made(prepared, Rows(opened[1], 1).address(0), lambda index=index: released.append(index))  # type: ignore[misc]
+    made.close()
+    assert sorted(released) == list(range(GROUP + 3))
+    made.open()  # which the fixture closes again
