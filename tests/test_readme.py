@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from scripts import article_table, bench_overhead, build_times, decode_table, folder_table, performance, precision_table
+from scripts import (
+    article_table,
+    bench_overhead,
+    build_times,
+    bytes_table,
+    decode_table,
+    folder_table,
+    performance,
+    precision_table,
+    scale_table,
+)
 from tests.conftest import COMMANDS, ROOT
 from trtbatch.cli.app import app
 
@@ -220,6 +230,26 @@ def test_photographs_have_the_figures_that_were_kept() -> None:
     kept = json.loads((ROOT / "docs" / "gpu" / "folder.json").read_text())
     assert folder_table.markdown(kept).split("\n\n")[0] in PERFORMANCE
     assert all(row["pillow_over_preprocessor"] >= 20 for row in kept["photograph"])
+    assert kept["figures"]["folder_over_dataloader"] >= 2 and kept["figures"]["memory_all_over_few"] <= 1.02
+
+
+def test_bytes_have_the_figures_that_were_kept() -> None:
+    rows = {row["engine"]: row for row in kept_on_gpu("bytes")["rows"]}
+    assert bytes_table.markdown(list(rows.values())) in PERFORMANCE
+    fp16, int8 = (f"{rows[name]['gpu_over_float32'] - 1:.0%}".replace("%", " %") for name in ("fp16-NHWC", "int8-NHWC"))
+    assert f"costs {fp16} of the GPU's time in fp16" in " ".join(PERFORMANCE.split())
+    assert f"and {int8} in int8" in " ".join(PERFORMANCE.split())
+
+
+def test_two_gpus_have_the_figures_that_were_kept() -> None:
+    kept = kept_on_gpu("scale")
+    assert scale_table.markdown(kept) in PERFORMANCE
+    assert kept["actors"] == 2 and kept["several_over_one"] >= 1.9
+    one, two = ([run["rows_per_s"] for run in kept["rounds"][actors]] for actors in ("1", "2"))
+    ratios = [f"{over / under:.2f}" for over, under in zip(two, one)]
+    assert f"they reached {ratios[0]}, {ratios[1]} and {ratios[2]}" in PERFORMANCE
+    runs = [run for several in kept["rounds"].values() for run in several]
+    assert all(run["rows"] == kept["samples"] and not run["failed"] for run in runs)
 
 
 def test_decoding_has_the_figures_that_were_kept() -> None:

@@ -136,6 +136,8 @@ def _write_cache(path: Path, data: bytes) -> None:
 def _advice(complaint: str) -> str:
     if "libnvinfer_lean" in complaint:
         return "put TensorRT's lean runtime beside it (pip install tensorrt-lean), or leave out --version-compatible"
+    if "mergeScales" in complaint:  # 8.6.0, on images as NCHW before a quantized layer
+        return "take uint8 images as NHWC (--layout NHWC), or floats (without --fuse-preprocess)"
     if "memory" in complaint.lower():
         return "give it less to do: a smaller --max, --workspace 2GiB, or --opt-level 2"
     return "check the ONNX file: trtbatch build --backend onnxruntime runs the same model on the CPU"
