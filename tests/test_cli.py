@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
 import trtbatch
-from tests.conftest import ROOT, child_environment, run_process
+from tests.conftest import COMMANDS, ROOT, child_environment, run_process
+from trtbatch.cli import app as app_module
 from trtbatch.cli import console
 from trtbatch.cli.console import parse_bytes, parse_shape, size
 from trtbatch.errors import UsageError
@@ -28,6 +30,26 @@ def test_version_in_both_ways(folder: Path) -> None:
             continue  # run from a checkout that isn't installed
         done = subprocess.run([*line, "--version"], capture_output=True, text=True, env=child_environment(), cwd=folder)
         assert (done.returncode, done.stdout) == (0, f"trtbatch {trtbatch.__version__}\n")
+
+
+def test_help_imports_no_more_than_it_needs(folder: Path) -> None:
+    """Nor does a wrong name: commands and Rich take longer than a quarter of a second."""
+    code = "import sys; from trtbatch.cli import main\ntry: main()\nfinally: print(*sys.modules, file=sys.stderr)"
+    for args in ((), ("--help",), ("--version",)):
+        line = [sys.executable, "-c", code, *args]
+        done = subprocess.run(line, capture_output=True, text=True, env=child_environment(), cwd=folder)
+        assert done.returncode == (0 if args else 2) and done.stdout
+        loaded = set(done.stderr.split())
+        assert "trtbatch.cli.app" in loaded
+        assert not loaded & {"rich.console", "rich.markdown", "numpy", "trtbatch.cli.build", "trtbatch.cli.bench"}
+
+
+def test_the_list_of_commands_says_what_each_says_of_itself(cli: Cli) -> None:
+    assert set(app_module._COMMANDS) == {name.split()[0] for name in COMMANDS}
+    for name, words in app_module._COMMANDS.items():
+        command = get_command(app_module.app).commands[name]  # type: ignore[attr-defined]
+        assert " ".join((command.help or "").split("\n\n")[0].split()) == words
+        assert " ".join(words.split()[:3]) in cli("--help").output
 
 
 def test_help_names_the_commands_and_their_defaults(cli: Cli) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import itertools
 import logging
 import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
@@ -16,21 +18,6 @@ import typer
 from typer.core import TyperGroup
 
 import trtbatch
-from trtbatch.cli import (
-    bench,
-    build,
-    compare,
-    deploy,
-    doctor,
-    export,
-    export_preprocessor,
-    infer,
-    inspect,
-    plan,
-    report,
-    tune,
-    verify,
-)
 from trtbatch.cli.console import STATE, show_error, show_notes
 from trtbatch.errors import TrtbatchError, UsageError, from_os_error
 from trtbatch.interrupts import in_callback, send_again
@@ -41,8 +28,75 @@ _ENDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGH
 """Signals that end a command, by the exit code 128 + number, with nothing half-written."""
 
 
+_COMMANDS = {
+    "export": "Export a torch model to ONNX, and prove that its batch axis is what it says.",
+    "export-preprocessor": "Write a model's preprocessing as a model of its own: a photograph of any size becomes one "
+    "sample of the input.",
+    "build": "Build an engine from an ONNX file, and check its rows at min, opt and max.",
+    "infer": "Run images or arrays through an engine, in order, at their true batch sizes.",
+    "bench": "Time an engine at each batch size; its rows are checked first.",
+    "tune": "Find the best batch size of an engine, and keep it for infer --batch auto and deploy triton.",
+    "plan": "Choose the optimization profiles that serve a traffic in the least time.",
+    "report": "Lay results of bench over each other: table, charts, page.",
+    "compare": "Compare two results of bench: is B FASTER, SLOWER or the SAME as A, batch by batch?",
+    "verify": "Check every sample of an engine: against a reference, and against itself. Exit code 0 only if all "
+    "passes.",
+    "inspect": "Say what is in an ONNX file, an engine or a preprocessor, and where its sidecar says something else.",
+    "doctor": "Look over this machine: driver, libraries in search order, packages, tools; one line each, with the "
+    "fix.",
+    "deploy": "Hand an engine to a server.",
+}
+"""Each with what it does: the first paragraph of its own help."""
+
+
+class _Commands(MutableMapping[str, Any]):
+    """The subcommands by name, each made when it is asked for: to make them all takes longer than ``--help`` may."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = dict.fromkeys(_COMMANDS)
+
+    def __getitem__(self, name: str) -> Any:
+        if self._made[name] is None:
+            self._made[name] = _made(name)
+        return self._made[name]
+
+    def __setitem__(self, name: str, command: Any) -> None:
+        self._made[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+
+def _made(name: str) -> Any:
+    """A subcommand of its module's function ``command``, or of the application that the module has."""
+    module = importlib.import_module(f"trtbatch.cli.{name.replace('-', '_')}")
+    own = getattr(module, "app", None)
+    if own is None:
+        own = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+        own.command(name, cls=getattr(module, "Command", None))(module.command)
+    made = typer.main.get_command(own)
+    made.name = name
+    return made
+
+
 class _Group(TyperGroup):
     """Runs a subcommand and maps what it raises: problem and fix, 2 for usage, 1 for failure, no traceback."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands: Any = _Commands()
+        self.rich_markup_mode = None  # its help is a list of names, for which Rich isn't imported
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The names, and what each does."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **options: Any) -> Any:  # type: ignore[override]
         """Click's own errors (an unknown option, a number out of range) in the words of all others."""
@@ -59,7 +113,10 @@ class _Group(TyperGroup):
             given = sys.argv[1:] if args is None else args
             context = getattr(error, "ctx", None)
             path = context.command_path if context is not None else self._named_in(given)
-            if message():  # without arguments the help has been shown, and there is nothing to say
+            if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help, where that isn't shown already
+                with contextlib.suppress(BrokenPipeError):
+                    print(message(), flush=True)
+            elif message():
                 fix = f"{_allowed(error)}{_flag_given_a_value(message(), given)}see {path} --help"
                 show_error(UsageError(_with_value(message(), given), fix))
             sys.exit(UsageError.exit_code)
@@ -174,21 +231,6 @@ def _root(
     ] = False,
 ) -> None:
     """PyTorch vision models on TensorRT at any batch size: export, build, infer, bench."""
-
-
-app.command("export")(export.command)
-app.command("export-preprocessor")(export_preprocessor.command)
-app.command("build")(build.command)
-app.command("infer")(infer.command)
-app.command("bench")(bench.command)
-app.command("tune")(tune.command)
-app.command("plan")(plan.command)
-app.command("report", cls=report.Command)(report.command)
-app.command("compare")(compare.command)
-app.command("verify")(verify.command)
-app.command("inspect")(inspect.command)
-app.command("doctor")(doctor.command)
-app.add_typer(deploy.app, name="deploy")
 
 
 def main() -> NoReturn:

@@ -12,18 +12,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.measure import Measurement
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from trtbatch.errors import TrtbatchError, UsageError
 from trtbatch.names import written
 from trtbatch.notes import LOGGER
+
+if TYPE_CHECKING:  # Rich takes longer to import than --help may take
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
 
 __all__ = [
     "STATE",
@@ -72,6 +72,8 @@ Device = Annotated[int, typer.Option("--device", min=0, metavar="N", help="Numbe
 
 def out() -> Console:
     """Results: standard output. In a pipe or a file tables keep their full width."""
+    from rich.console import Console
+
     stream = sys.stdout or io.StringIO()  # None where the caller has closed it
     wide = not stream.isatty()
     return Console(file=stream, width=160 if wide else None, highlight=False, soft_wrap=wide, emoji=False)
@@ -79,6 +81,8 @@ def out() -> Console:
 
 def err() -> Console:
     """Everything else: standard error."""
+    from rich.console import Console
+
     if STATE.console is not None:
         return STATE.console
     return Console(file=sys.stderr or io.StringIO(), highlight=False, soft_wrap=True, emoji=False)
@@ -96,12 +100,16 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 def plain(text: str) -> str:
     """Text for Rich, on one line, as it is: no markup, no terminal codes, no half of a character."""
+    from rich.markup import escape
+
     return escape(" ".join(written(_COLOURS.sub("", text)).split()))
 
 
 def fitting(console: Console, *tables: Table) -> Table:
     """The first of tables, from the fullest to the briefest, for whose figures the console is wide enough; else the
     last."""
+    from rich.measure import Measurement
+
     free = console.options.update(width=1000)
     fit = (table for table in tables if Measurement.get(console, free, table).maximum <= console.width)
     return next(fit, tables[-1])
@@ -128,9 +136,16 @@ def show_notes() -> Iterator[None]:
 
 
 @contextmanager
-def show_progress(*columns: TextColumn) -> Iterator[tuple[Progress, Callable[[str, float | None], None]]]:
-    """A spinner with words, a share where it is known, and the elapsed time; outside a terminal a line now and then."""
-    console = err()
+def show_progress(*texts: str) -> Iterator[tuple[Progress, Callable[[str, float | None], None]]]:
+    """A spinner with words, a share where it is known, and the elapsed time; outside a terminal a line now and then.
+
+    Args:
+        texts: templates of further columns.
+    """
+    from rich.markup import escape
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    console, columns = err(), map(TextColumn, texts)
     bars = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), *columns)
     with Progress(*bars, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting", total=None, rate="")

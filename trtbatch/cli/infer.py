@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
-from rich.progress import TextColumn
 
 from trtbatch.cli.console import Debug, Device, EngineFile, err, out, plain, show_progress
 
@@ -100,7 +99,7 @@ def command(
 
     if preprocessor is not None and no_preprocessor:
         raise UsageError("--preprocessor and --no-preprocessor contradict each other", "give one of them")
-    with show_progress(TextColumn("{task.fields[rate]}")) as (bar, _):
+    with show_progress("{task.fields[rate]}") as (bar, _):
         task = bar.tasks[0].id
         bar.update(task, description="predicting")
 
@@ -162,7 +161,7 @@ def _with_ray(
         raise UsageError("--ray needs --output DIR", "name a folder, or a URI such as s3://bucket/folder")
     if format_ not in (None, "parquet", "jsonl"):
         raise UsageError(f"--format {format_} is no format", "give parquet or jsonl")
-    with show_progress(TextColumn("{task.fields[rate]}")) as (bar, _):
+    with show_progress("{task.fields[rate]}") as (bar, _):
         task = bar.tasks[0].id
         bar.update(task, description="predicting")
         result = infer_with_ray(
