@@ -1,0 +1,291 @@
+"""What bytes at a model's input cost the GPU, by how the arithmetic that makes floats of them is written in the graph.
+
+    python scripts/prefix_table.py [--only NAME,...] [--batch 128] [--rounds 8] [--json FILE]
+
+Builds engines of a stem alone (the first layers of a ResNet, of random weights), one for each way to write the prefix,
+in fp16 and, with quantized products, in int8; runs them in turns, and lists what each engine's layers take. ``floats``
+is the stem that is given floats: what the others are measured against. ``bound`` computes no mean and no deviation, and
+so gives other numbers: no prefix can be cheaper. Needs a GPU that nothing else uses, and about ten seconds an engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from scripts.performance import medians, ratio
+from trtbatch import environment, optional
+from trtbatch.artifacts import load
+from trtbatch.backends import open_engine
+from trtbatch.build import BuildRequest, build
+from trtbatch.rows import random_inputs
+from trtbatch.timing.loops import Loop, mode_loop
+
+Array = NDArray[Any]
+MEAN = 255 * np.array([0.485, 0.456, 0.406])
+DEVIATION = 255 * np.array([0.229, 0.224, 0.225])
+CHANNELS = 64
+TRANSPOSE = (0, 3, 1, 2)
+INPUT_SCALE, INNER_SCALE = 0.02, 0.05
+"""Of quantized activations: 127 of them are the largest value."""
+
+
+@dataclass
+class Graph:
+    """Nodes and constants as they come."""
+
+    batch: int
+    side: int
+    nodes: list[Any] = field(default_factory=list)
+    constants: list[Any] = field(default_factory=list)
+    generator: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    def constant(self, array: Any, dtype: Any = np.float32) -> str:
+        name = f"constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.asarray(array, dtype), name))
+        return name
+
+    def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        output = f"{operator.lower()}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, list(inputs), [output], f"/{output}", **attributes))
+        return output
+
+    def cast(self, value: str, dtype: Any) -> str:
+        return self.add("Cast", value, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+    def normalised(self, value: str, shape: Sequence[int], dtype: Any) -> str:
+        value = self.add("Sub", value, self.constant(MEAN.reshape(shape), dtype))
+        return self.add("Mul", value, self.constant((1 / DEVIATION).reshape(shape), dtype))
+
+    def quantized(self, value: str, scale: float) -> str:
+        given = self.constant(scale), self.constant(0, np.int8)
+        return self.add("DequantizeLinear", self.add("QuantizeLinear", value, *given), *given)
+
+
+Prefix = Callable[[Graph, str], str]
+
+
+def last(dtype: Any) -> Prefix:
+    """Normalised as images lie, NHWC, then transposed."""
+    return lambda g, x: g.add("Transpose", g.normalised(g.cast(x, dtype), (1, 1, 1, 3), dtype), perm=TRANSPOSE)
+
+
+def first(dtype: Any) -> Prefix:
+    """Transposed, then normalised."""
+    return lambda g, x: g.normalised(g.add("Transpose", g.cast(x, dtype), perm=TRANSPOSE), (1, 3, 1, 1), dtype)
+
+
+def planar(dtype: Any) -> Prefix:
+    """Of images that lie as NCHW."""
+    return lambda g, x: g.normalised(g.cast(x, dtype), (1, 3, 1, 1), dtype)
+
+
+def product(channels: int, dtype: Any) -> Prefix:
+    """A product of 1×1, which may give more channels than the image has: TensorRT's layouts hold four or eight."""
+
+    def prefix(graph: Graph, image: str) -> str:
+        weights, shift = np.zeros((channels, 3, 1, 1)), np.zeros(channels)
+        weights[range(3), range(3), 0, 0], shift[:3] = 1 / DEVIATION, -MEAN / DEVIATION
+        planes = graph.add("Transpose", graph.cast(image, dtype), perm=TRANSPOSE)
+        given = graph.constant(weights, dtype), graph.constant(shift, dtype)
+        return graph.add("Conv", planes, *given, kernel_shape=[1, 1])
+
+    return prefix
+
+
+def padded(graph: Graph, image: str) -> str:
+    """Four channels, the last of them zero, before the transpose."""
+    value = graph.normalised(graph.cast(image, np.float16), (1, 1, 1, 3), np.float16)
+    none = graph.constant(np.zeros((graph.batch, graph.side, graph.side, 1)), np.float16)
+    return graph.add("Transpose", graph.add("Concat", value, none, axis=3), perm=TRANSPOSE)
+
+
+def bare(dtype: Any) -> Prefix:
+    return lambda g, x: g.add("Transpose", g.cast(x, dtype), perm=TRANSPOSE)
+
+
+def then(prefix: Prefix, dtype: Any) -> Prefix:
+    return lambda g, x: g.cast(prefix(g, x), dtype)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to write the prefix.
+
+    Args:
+        layout: of uint8 images; None is floats, NCHW.
+        channels: that it gives.
+        is_quantized: whether it quantizes what it gives itself.
+    """
+
+    prefix: Prefix
+    layout: str | None = "NHWC"
+    channels: int = 3
+    is_quantized: bool = False
+
+
+HALF, SINGLE = np.float16, np.float32
+
+WAYS: dict[str, Way] = {
+    "fp16 floats": Way(lambda g, x: g.cast(x, HALF), None),
+    "fp16 bound": Way(bare(HALF)),
+    "fp16 last": Way(last(HALF)),
+    "fp16 first": Way(first(HALF)),
+    "fp16 last in fp32": Way(then(last(SINGLE), HALF)),
+    "fp16 first in fp32": Way(then(first(SINGLE), HALF)),
+    "fp16 planar": Way(planar(HALF), "NCHW"),
+    "fp16 product": Way(product(3, HALF)),
+    "fp16 product of 8": Way(product(8, HALF), channels=8),
+    "fp16 product in fp32": Way(then(product(3, SINGLE), HALF)),
+    "fp16 padded": Way(padded, channels=4),
+    "int8 floats": Way(lambda g, x: x, None),
+    "int8 bound": Way(bare(SINGLE)),
+    "int8 last": Way(last(SINGLE)),
+    "int8 last in fp16": Way(then(last(HALF), SINGLE)),
+    "int8 product": Way(product(3, SINGLE)),
+    "int8 quantized before": Way(
+        lambda g, x: g.add(
+            "Transpose",
+            g.quantized(g.normalised(g.cast(x, SINGLE), (1, 1, 1, 3), SINGLE), INPUT_SCALE),
+            perm=TRANSPOSE,
+        ),
+        is_quantized=True,
+    ),
+}
+"""The first word is what the stem computes in."""
+
+
+def convolution(graph: Graph, value: str, channels: int, size: int, stride: int, is_int8: bool) -> str:
+    """A product with random weights; those of channels beyond the third are zero, as in no image there is anything."""
+    inputs = min(channels, CHANNELS)
+    weights = graph.generator.standard_normal((CHANNELS, inputs if inputs > 8 else 3, size, size)) / size**2
+    if inputs > weights.shape[1]:
+        weights = np.concatenate([weights, np.zeros((CHANNELS, inputs - 3, size, size))], axis=1)
+    dtype = SINGLE if is_int8 else HALF
+    given = graph.constant(weights, dtype)
+    if is_int8:
+        scales = np.abs(weights).max(axis=(1, 2, 3)) / 127
+        whole = graph.constant(np.rint(weights / scales[:, None, None, None]), np.int8)
+        zeros = graph.constant(np.zeros(CHANNELS), np.int8)
+        given = graph.add("DequantizeLinear", whole, graph.constant(scales), zeros, axis=0)
+    shape: dict[str, Any] = {"kernel_shape": [size, size], "strides": [stride, stride], "pads": [size // 2] * 4}
+    return graph.add("Relu", graph.add("Conv", value, given, graph.constant(np.zeros(CHANNELS), dtype), **shape))
+
+
+def stem(name: str, batch: int, side: int) -> Any:
+    """The ONNX model of one of the ways."""
+    way, is_int8 = WAYS[name], name.startswith("int8")
+    graph = Graph(batch, side)
+    value = way.prefix(graph, "image")
+    if is_int8 and not way.is_quantized:
+        value = graph.quantized(value, INPUT_SCALE)
+    value = convolution(graph, value, way.channels, 7, 2, is_int8)
+    value = graph.quantized(value, INNER_SCALE) if is_int8 else value
+    value = graph.add("MaxPool", value, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+    value = convolution(graph, value, CHANNELS, 3, 1, is_int8)
+    value = graph.add("GlobalAveragePool", graph.quantized(value, INNER_SCALE) if is_int8 else value)
+    graph.nodes[-1].output[0] = "sums"
+    shape = (batch, 3, side, side) if way.layout in (None, "NCHW") else (batch, side, side, 3)
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8 if way.layout else TensorProto.FLOAT, shape)
+    kind = TensorProto.FLOAT if is_int8 else TensorProto.FLOAT16
+    sums = helper.make_tensor_value_info("sums", kind, (batch, CHANNELS, 1, 1))
+    whole = helper.make_graph(graph.nodes, "stem", [image], [sums], graph.constants)
+    return helper.make_model(whole, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def layer_times(path: Path, inputs: Any, runs: int = 8) -> list[tuple[str, float]]:
+    """Median ms of each of an engine's layers, by TensorRT's profiler; layers run apart take longer than in a graph."""
+    trt: Any = optional.require("tensorrt", "time layers")
+    cuda: Any = optional.require("pycuda.driver", "time layers")
+    found: dict[str, list[float]] = {}
+
+    class Profiler(trt.IProfiler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+
+        def report_layer_time(self, name: str, ms: float) -> None:
+            found.setdefault(name, []).append(ms)
+
+    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    context, profiler = engine.create_execution_context(), Profiler()
+    context.profiler = profiler
+    image = cuda.to_device(inputs["image"])
+    sums = cuda.mem_alloc(4 * CHANNELS * len(inputs["image"]))
+    for _ in range(runs):
+        context.execute_v2([int(image), int(sums)])
+    return [(name, float(np.median(times[1:]))) for name, times in found.items()]
+
+
+def measure(names: Sequence[str], batch: int, rounds: int, folder: Path) -> list[dict[str, Any]]:
+    """A row for each way that could be built."""
+    rows: dict[str, dict[str, Any]] = {}
+    with ExitStack() as stack:
+        loops: dict[str, Loop] = {}
+        for name in names:
+            file = folder / f"{name.replace(' ', '-')}.onnx"
+            onnx.save(stem(name, batch, 224), str(file))
+            request = BuildRequest(
+                file, backend="tensorrt", own_kernels=True, verify=False, output=file.with_suffix(".engine")
+            )
+            try:
+                artifact = build(request)
+            except Exception as error:  # TensorRT builds some of them not at all, which is worth knowing
+                rows[name] = {"way": name, "failed": str(error)}
+                print(name, "can't be built:", error, flush=True)
+                continue
+            inputs = random_inputs(artifact.sidecar.inputs, batch, seed=0)
+            session = stack.enter_context(stack.enter_context(open_engine(load(artifact.path, "engine"))).session())
+            session.bind(inputs)
+            loops[name] = mode_loop(session.modes()["graph"])
+            rows[name] = {"way": name, "layers": layer_times(artifact.path, inputs)}
+        times = medians(loops, rounds)
+    for name, found in times.items():
+        floats = times.get(f"{name.split()[0]} floats", found)
+        more = float(np.median(np.asarray(found) - np.asarray(floats)))
+        rows[name] |= {"ms": float(np.median(found)), "over_floats": ratio(found, floats), "more_ms": more}
+        rows[name]["rounds_ms"] = found
+    return list(rows.values())
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """A line for each way."""
+    lines = ["| stem, prefix | GPU, ms | more than floats, ms |", "|---|---:|---:|"]
+    for row in rows:
+        figures = "can't be built | –" if "failed" in row else f"{row['ms']:.4f} | {row['more_ms']:+.4f}"
+        lines.append(f"| {row['way']} | {figures} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(WAYS))
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure(given.only.split(","), given.batch, given.rounds, Path(folder))
+    for row in rows:
+        for layer, ms in row.get("layers", []):
+            print(f"{row['way']:24} {ms:.4f} {layer}")
+    print(markdown(rows))
+    if given.json is not None:
+        data = {"script": "scripts/prefix_table.py", "batch": given.batch, "rows": rows}
+        data |= {"environment": environment.describe(), "gpu": environment.gpu_state()}
+        given.json.write_text(json.dumps(data, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

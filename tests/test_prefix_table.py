@@ -1,0 +1,39 @@
+"""The ways to write a prefix: all but the bound give what floats give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from scripts.prefix_table import DEVIATION, MEAN, WAYS, markdown, stem
+
+SIDE = 16
+
+
+def sums(name: str, image: object) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    model = stem(name, 2, SIDE)
+    onnx.checker.check_model(model, full_check=True)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = session.run(None, {"image": image})[0]
+    return found.astype(np.float32)
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_each_gives_what_the_stem_gives_of_floats(name: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
+    floats = ((pixels - MEAN) / DEVIATION).transpose(0, 3, 1, 2).astype(np.float32)
+    way = WAYS[name]
+    given = {None: floats, "NHWC": pixels, "NCHW": np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))}[way.layout]
+    wanted = sums(f"{name.split()[0]} floats", floats)
+    off = np.linalg.norm(sums(name, given) - wanted) / np.linalg.norm(wanted)
+    assert np.std(wanted) > 0
+    assert off > 0.5 if "bound" in name else off < 0.01
+
+
+def test_what_can_not_be_built_has_no_figures() -> None:
+    rows: list[dict[str, Any]] = [{"way": "a", "failed": "no"}, {"way": "b", "ms": 1.5, "more_ms": -0.25}]
+    assert markdown(rows).splitlines()[2:] == ["| a | can't be built | – |", "| b | 1.5000 | -0.2500 |"]
