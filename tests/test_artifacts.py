@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -245,3 +247,9 @@ def test_of_a_folder_the_files_in_it_are_named(tmp_path: Path) -> None:
     assert fix("engine") == f"name a file in it: {tmp_path / 'a.engine'}, {tmp_path / 'a.ort.onnx'}"
     assert fix("onnx") == f"name a file in it: {', '.join(str(tmp_path / f'{name}.onnx') for name in 'abc')}"
     assert fix(None).endswith(f"{tmp_path / 'a.pre.onnx'} and 2 more")
+
+
+def test_an_engine_of_the_other_backend_is_named(cli: Callable[..., Any], engine: Path) -> None:
+    done = cli("infer", engine.with_name("small.engine"), "--input", "random")
+    assert done.exit_code == 1 and "small.engine doesn't exist" in done.output
+    assert f"name the one that is there: {engine}" in " ".join(done.output.split())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -420,3 +421,18 @@ def test_a_build_line_whose_onnx_file_is_gone_is_told(cli: Cli, engine: Path, fo
     beside = sidecar_path(engine)
     beside.write_text(json.dumps(json.loads(beside.read_text()) | {"source_path": None}))
     assert "isn't recorded: name it in the build line" in cli(*line).output
+
+
+def test_a_file_of_one_batch_takes_no_profile(cli: Callable[..., Any], folder: Path) -> None:
+    models.classifier(folder / "open.onnx")
+    model = onnx.load("open.onnx")
+    for info in (*model.graph.input, *model.graph.output):
+        info.type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(model, "fixed.onnx")
+    (folder / "t.csv").write_text("batch,count\n1,5\n8,2\n")
+    assert cli("build", "fixed.onnx", "--backend", "onnxruntime", "--output", "f.ort.onnx").exit_code == 0
+    done = cli("plan", "f.ort.onnx", "--traffic", "t.csv")
+    assert done.exit_code == 2 and "has a fixed batch of 4: no profile can be added" in done.output
+    line = ("build", "open.onnx", "--static", 4, "--backend", "onnxruntime", "--output", "s.ort.onnx")
+    assert cli(*line).exit_code == 0
+    assert cli("plan", "s.ort.onnx", "--traffic", "t.csv").exit_code == 0, "its file is open: profiles can be added"

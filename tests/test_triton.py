@@ -429,3 +429,26 @@ def test_help_needs_no_server() -> None:
             capture_output=True, text=True, timeout=60, env=child_environment(),
         )  # fmt: skip
         assert done.returncode == 0 and "Usage" in done.stdout
+
+
+def test_another_version_says_which_are_served_no_longer_and_another_model_is_refused(
+    cli: Cli, engine: Path, folder: Path
+) -> None:
+    line = ("deploy", "triton", engine, "--repository", "models", "--name", "net")
+    for version in (2, 3):
+        assert (done := cli(*line, "--version", version)).exit_code == 0, done.output
+        assert ("version 2 of models/net stays where it is, and is served no longer" in done.output) == (version == 3)
+    assert "versions 2, 3 of models/net stay where they are" in cli(*line, "--version", 4).output
+    models.classifier(folder / "wide.onnx", size=12)
+    assert cli("build", "wide.onnx", "--max", 8, "--backend", "onnxruntime").exit_code == 0
+    before = (folder / "models/net/config.pbtxt").read_text()
+    other = ("deploy", "triton", "engines/wide.ort.onnx", *line[3:], "--version", 5)
+    done = cli(*other)
+    assert done.exit_code == 2 and "models/net has other inputs than wide.ort.onnx" in done.output
+    assert "--force to replace its configuration" in done.output
+    assert (folder / "models/net/config.pbtxt").read_text() == before
+    assert cli(*other, "--force").exit_code == 0
+    assert cli("build", "small.onnx", "--max", 4, "--backend", "onnxruntime", "--output", "few.ort.onnx").exit_code == 0
+    assert cli(*line, "--version", 6, "--force").exit_code == 0
+    done = cli("deploy", "triton", "few.ort.onnx", *line[3:], "--version", 7)
+    assert done.exit_code == 2 and "has a larger batch (8) than few.ort.onnx" in done.output

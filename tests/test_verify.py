@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from tests import models
@@ -236,3 +237,18 @@ def test_the_newest_engine_that_takes_the_batches_is_taken(cli: Cli, engine: Pat
     assert "engines/small.ort.onnx" in cli("verify", "--batch", "1,8").output
     assert "engines/small_b2.ort.onnx" in cli("verify", "--batch", 2).output
     refused(cli("bench", "--batch", 9), 2, "batch 9 is outside every profile of small_b2.ort.onnx")
+
+
+def test_rows_of_nan_are_told_and_so_is_a_reference_of_one_batch(cli: Callable[..., Any], engine: Path) -> None:
+    np.save("nan.npy", np.full((8, 3, 8, 8), np.nan, np.float32))
+    done = cli("verify", engine, "--input", "nan.npy", "--batch", 4)
+    assert "output, batch 4: 4 of 4 rows hold NaN or infinities, as the reference's do" in " ".join(done.output.split())
+    done = cli("infer", engine, "--input", "nan.npy", "--batch", 4, "--output", "p.csv")
+    assert "the scores of 8 of 8 samples are NaN" in done.output
+    model = onnx.load("small.onnx")
+    for info in (*model.graph.input, *model.graph.output):
+        info.type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(model, "fixed.onnx")
+    done = cli("verify", engine, "--against", "fixed.onnx", "--batch", 1)
+    assert done.exit_code == 2 and "fixed.onnx has a fixed batch of 4, and can't be given 1" in done.output
+    assert cli("verify", engine, "--against", "fixed.onnx", "--batch", 4).exit_code == 0

@@ -409,7 +409,9 @@ def load(path: Path, kind: Kind) -> Artifact:
     make = "trtbatch build" if kind != "onnx" else "trtbatch export MODEL --dynamic"
     refuse_other_file(path, kind)
     if not path.is_file():
-        raise ArtifactError(f"{path} doesn't exist" if not path.exists() else f"{path} is not a file", f"run: {make}")
+        there = _of_other_backend(path)
+        fix = f"run: {make}" if there is None else f"name the one that is there: {there}"
+        raise ArtifactError(f"{path} doesn't exist" if not path.exists() else f"{path} is not a file", fix)
     beside = sidecar_path(path)
     if not beside.is_file():
         raise ArtifactError(f"{path} has no sidecar {beside.name}", f"make it again, sidecar and all: {make}")
@@ -418,6 +420,16 @@ def load(path: Path, kind: Kind) -> Artifact:
         problem = f"{path} is {_ARTICLES[sidecar.kind]}, not {_ARTICLES[kind]}"
         raise ArtifactError(problem, _instead(path, sidecar, kind))
     return Artifact(path, sidecar)
+
+
+def _of_other_backend(path: Path) -> Path | None:
+    """The engine of that name that the other backend has built: ``x.ort.onnx`` for ``x.engine``, or the reverse."""
+    suffixes = (".engine", ".ort.onnx")
+    for own, other in (suffixes, suffixes[::-1]):
+        there = path.with_name(path.name.removesuffix(own) + other)
+        if path.name.endswith(own) and there.is_file():
+            return there
+    return None
 
 
 def _instead(path: Path, sidecar: Sidecar, kind: Kind) -> str:

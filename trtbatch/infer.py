@@ -85,6 +85,7 @@ class InferResult:
     Args:
         seconds: wall time from the first read to the last row handed to the sink, the engine being loaded.
         executed: how often each batch size ran, as executed (padding included).
+        unscored: samples whose class scores hold NaN, of those whose classes were sought.
         busy: share of `seconds` in which ``reading``, ``computing`` and ``writing`` worked rather than waited for
             each other.
     """
@@ -99,6 +100,7 @@ class InferResult:
     output: Path | None = None
     trace: Path | None = None
     seconds: float = 0.0
+    unscored: int = 0
     busy: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -307,6 +309,10 @@ def predict(
         ended = time.perf_counter()
     result.seconds = ended - pipeline.begun
     result.busy = _shares(pipeline.busy, result.seconds)
+    if result.unscored:
+        warn(
+            f"the scores of {result.unscored} of {result.samples} samples are NaN: look at the inputs, and at the model"
+        )
 
 
 def _shares(busy: Busy, seconds: float) -> dict[str, float]:
@@ -342,6 +348,7 @@ def _take(
     sink.write(names, outputs, top if sink.wants_top else None)
     result.samples += len(names)
     if top is not None:
+        result.unscored += int(np.isnan(top.scores).any(axis=1).sum())
         result.shown += zip(names, top.predictions(room))
 
 

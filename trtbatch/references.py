@@ -111,6 +111,7 @@ class OnnxFileReference:
         self.label = f"ONNX Runtime {optional.version('onnxruntime') or ''} on {path}"
         self._inputs, _ = read_specs(load_onnx(path), path.name)
         self._run = OnnxReference(path)
+        self._path = path
 
     @property
     def is_dynamic(self) -> bool:
@@ -118,6 +119,12 @@ class OnnxFileReference:
         return all(spec.batch_axis is not None and spec.fixed_batch is None for spec in self._inputs)
 
     def __call__(self, inputs: Mapping[str, Array], batch: int) -> dict[str, Array]:
+        fixed = next((spec.fixed_batch for spec in self._inputs if spec.fixed_batch not in (None, batch)), None)
+        if fixed is not None:
+            raise UsageError(
+                f"the reference {self._path} has a fixed batch of {fixed}, and can't be given {batch}",
+                f"pass --batch {fixed}, or a reference with an open batch",
+            )
         missing = [spec.name for spec in self._inputs if spec.name not in inputs]
         if missing:
             raise InputError(f"the reference has an input {missing[0]!r}, the engine hasn't", "pass its own ONNX file")

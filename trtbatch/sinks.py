@@ -168,6 +168,8 @@ def open_sink(path: Path | None, sidecar: Sidecar) -> Iterator[Sink]:
     kinds = {".npz": _NpzSink, ".csv": _CsvSink, ".jsonl": _JsonLinesSink}
     kind = kinds.get(path.suffix)
     if kind is None:
+        if not path.suffix:
+            raise UsageError(f"--output {path} has no suffix", "write .npz, .csv or .jsonl; a folder is for --ray")
         raise UsageError(f"--output {path}: no format for {path.suffix!r}", "write .npz, .csv or .jsonl")
     with (
         atomic_file(path) as made,

@@ -18,7 +18,7 @@ from trtbatch.batches import refuse_outside
 from trtbatch.checks import CHECKS, Finding, RowChecker
 from trtbatch.comparison import OutputResult, compare_outputs
 from trtbatch.errors import ArtifactError, UsageError
-from trtbatch.notes import note
+from trtbatch.notes import note, warn
 from trtbatch.onnxfile import what_fixes_the_batch
 from trtbatch.references import Reference, SavedReference, find_onnx, open_reference
 from trtbatch.rows import Limit, random_inputs
@@ -109,6 +109,7 @@ def verify(request: VerifyRequest) -> VerifyResult:
             if reference is not None:
                 request.progress(f"batch {batch}: comparing with the reference", None)
                 outputs += _against(reference, session, checker.inputs(batch), batch, sidecar, request)
+    _tell_numbers_that_are_none(outputs)
     return VerifyResult(
         engine=name,
         backend=sidecar.backend or "",
@@ -196,6 +197,17 @@ def _against(
     if request.rtol is not None or request.atol is not None:
         limit = Limit(0.0, request.rtol, request.atol)
     return compare_outputs(session.fetch(), wanted, batch, sidecar.outputs, sidecar.precision, limit)
+
+
+def _tell_numbers_that_are_none(outputs: Sequence[OutputResult]) -> None:
+    """Warn of NaN and infinities in rows that are equal to the reference's: right, and of no use."""
+    for each in outputs:
+        strange = sum(1 for row in each.rows if row.passed and (row.nan or row.inf))
+        if strange:
+            warn(
+                f"{each.output}, batch {each.batch}: {strange} of {len(each.rows)} rows hold NaN or infinities, as the "
+                "reference's do: equal, and of no use"
+            )
 
 
 def _explanations(findings: Sequence[Finding], artifact: Artifact) -> list[str]:

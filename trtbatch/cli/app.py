@@ -184,7 +184,8 @@ def _with_value(message: str, given: Sequence[str]) -> str:
         return message
     option = match[1]
     joined = next((text.partition("=")[2] for text in given if text.startswith(f"{option}=")), None)
-    after = next((value for name, value in itertools.pairwise(given) if name == option), None)
+    pairs = list(itertools.pairwise(given))
+    after = next((value for name, value in reversed(pairs) if name == option), None)  # the last one counts
     value = joined if joined is not None else after
     return message if value is None else f"{option} {value}: {message[match.end() :]}"
 

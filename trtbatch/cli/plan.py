@@ -48,6 +48,8 @@ def command(
     for line in _words(result):
         console.print(line, markup=False)
     console.print(f"[bold]{plain(result.command)}[/]", soft_wrap=True)
+    if result.saved:
+        console.print("kept in the engine's sidecar")
     if json_ is not None:
         write_record(result, json_)
         console.print(f"[bold]{plain(str(json_))}[/]")

@@ -106,7 +106,9 @@ def deploy(request: TritonRequest) -> Deployed:
     refuse_unservable(artifact)
     _refuse_existing(target, request)
     plan = batching(artifact.sidecar, request.instances, request.max_queue_delay)
-    text = _text(model_config(artifact.sidecar, name, request))
+    config = model_config(artifact.sidecar, name, request)
+    _refuse_other_model(target, config, artifact, request)
+    text = _text(config)
     check_file(artifact)
     onnx = None if artifact.sidecar.backend == "tensorrt" else _onnx_of(artifact)
     _tell_needs(artifact.sidecar)
@@ -138,7 +140,11 @@ def _onnx_of(artifact: Artifact) -> Path:
 
 
 def _name(request: TritonRequest, sidecar: Sidecar) -> str:
-    name = request.name or re.sub(r"[^A-Za-z0-9_.-]+", "_", sidecar.model.name).strip("._-") or "model"
+    name = (
+        request.name
+        if request.name is not None
+        else re.sub(r"[^A-Za-z0-9_.-]+", "_", sidecar.model.name).strip("._-") or "model"
+    )
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
         raise UsageError(f"--name {name!r} is no name of a model", "use letters, digits, '_', '-' and '.'")
     return name
@@ -152,6 +158,55 @@ def _refuse_existing(target: Path, request: TritonRequest) -> None:
         raise UsageError(f"{target} is there, and isn't a model of Triton's", "name another: --name NAME")
     if version.exists() and not request.force:
         raise UsageError(f"{version} is there already", "pass --force to replace it, or another --version")
+
+
+def _refuse_other_model(target: Path, config: Any, artifact: Artifact, request: TritonRequest) -> None:
+    """Say which versions are served no longer; raise where clients of these couldn't talk to the new one.
+
+    Raises:
+        UsageError: other inputs, outputs or batch sizes than the configuration that is there has.
+    """
+    file = target / "config.pbtxt"
+    if not file.is_file():
+        return
+    if not request.force:
+        there = _read(file, type(config))
+        what = "a configuration that isn't Triton's" if there is None else _differing(there, config)
+        if what:
+            raise UsageError(
+                f"{target} has {what} than {artifact.path.name}, and clients of its own",
+                "pass --name for a model beside it, or --force to replace its configuration",
+            )
+    others = sorted(int(each.name) for each in target.iterdir() if each.name.isdigit() and each.is_dir())
+    unserved = [str(version) for version in others if version != request.version]
+    if unserved:
+        note(
+            f"version{'s' if len(unserved) > 1 else ''} {', '.join(unserved)} of {target} "
+            f"{'stay where they are, and are' if len(unserved) > 1 else 'stays where it is, and is'} served no longer"
+        )
+
+
+def _read(file: Path, kind: type[Any]) -> Any | None:
+    """The configuration in a file; None where it is none."""
+    text_format: Any = importlib.import_module("google.protobuf.text_format")
+    try:
+        return text_format.Parse(file.read_text(encoding="utf-8"), kind())
+    except (text_format.ParseError, UnicodeDecodeError):
+        return None
+
+
+def _differing(there: Any, config: Any) -> str:
+    """What clients see of two configurations and that differs, in words; empty where nothing does."""
+    for name, words in (("input", "other inputs"), ("output", "other outputs")):
+        one, two = (
+            [(each.name, each.data_type, list(each.dims)) for each in getattr(each_config, name)]
+            for each_config in (there, config)
+        )
+        if one != two:
+            return words
+    if (there.max_batch_size == 0) != (config.max_batch_size == 0):
+        return "another way to batch"
+    return f"a larger batch ({there.max_batch_size})" if there.max_batch_size > config.max_batch_size else ""
 
 
 def _place_model(made: Path, target: Path, artifact: Artifact, onnx: Path | None, text: str, version: int) -> None:

@@ -17,6 +17,7 @@ from trtbatch.batches import Profile, pick_profile
 from trtbatch.building.timetable import time_profiles
 from trtbatch.errors import ArtifactError, UsageError
 from trtbatch.notes import note, warn
+from trtbatch.onnxfile import load_onnx, read_specs
 from trtbatch.profiles import MAX_PROFILES, Measured
 from trtbatch.tuning.keeping import keep, refuse_unkeepable
 from trtbatch.tuning.optchoice import Choice, Costs, Method, best_choices, most_frequent, powers
@@ -127,6 +128,7 @@ def plan(request: PlanRequest) -> PlanResult:
     counts = read_traffic(request.traffic)
     artifact = resolve_engine(request.engine)
     sidecar = artifact.sidecar
+    _refuse_fixed(artifact)
     if request.save:
         refuse_unkeepable(artifact)
     table = sidecar.table if request.from_table else (*sidecar.table, *_timed(request, artifact, counts))
@@ -164,6 +166,25 @@ def plan(request: PlanRequest) -> PlanResult:
     _tell_missing(artifact)
     unkept = keep(artifact, planned=_planned(found)) if request.save else ""
     return replace(found, saved=request.save and not unkept, unkept=unkept)
+
+
+def _refuse_fixed(artifact: Artifact) -> None:
+    """Raise where the file that an engine was built from holds one batch size, so that no profile can be added.
+
+    Raises:
+        UsageError: with that size.
+    """
+    named = artifacts.built_from(artifact)
+    if artifact.sidecar.is_dynamic or not named or not Path(named[0]).is_file():
+        return
+    inputs, _ = read_specs(load_onnx(Path(named[0])), named[0])
+    sizes = [spec.fixed_batch for spec in inputs if spec.fixed_batch is not None]
+    if sizes:
+        raise UsageError(
+            f"{named[0]}, from which {artifact.path.name} was built, has a fixed batch of {sizes[0]}: no profile can "
+            "be added",
+            "export it with --dynamic, build that, and plan for its engine",
+        )
 
 
 def _timed(request: PlanRequest, artifact: Artifact, counts: Mapping[int, int]) -> tuple[Measured, ...]:
