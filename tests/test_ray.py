@@ -22,7 +22,9 @@ from tests.test_build import refused
 from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import ExecutionError, InputError, UsageError
 from trtbatch.ray import Predictor
+from trtbatch.scaleout.rayresults import claim, refuse_taken
 from trtbatch.scaleout.scale import RayRequest, infer_with_ray
+from trtbatch.scaleout.store import open_store
 
 Cli = Callable[..., Any]
 MANY = 5000
@@ -173,6 +175,22 @@ def test_random_samples_are_not_for_ray(cli: Cli, photo_engine: Path, folder: Pa
     line = ("infer", "--ray", "local", "--input", "random", "--output", "out")
     refused(cli(*line), 2, "--input random makes its samples on one machine, without --ray", "leave out --ray")
     assert not (folder / "out").exists()
+
+
+def test_a_claim_without_results_is_another_jobs_to_take(folder: Path) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow isn't installed")
+    target = open_store("out", "--output")
+    claim(target, "out", {"format": "parquet"})
+    claim(target, "out", {"format": "jsonl"})
+    assert json.loads((folder / "out" / "_job.json").read_text()) == {"format": "jsonl"}
+    (folder / "out" / "_job.json").write_text("")
+    claim(target, "out", {"format": "parquet"})
+    (folder / "out" / "part-0.parquet").write_bytes(b"")
+    claim(target, "out", {"format": "parquet"})
+    for take in (refuse_taken, claim):
+        with pytest.raises(UsageError, match=r"out holds rows of another format \(parquet\)"):
+            take(target, "out", {"format": "jsonl"})
+    assert json.loads((folder / "out" / "_job.json").read_text()) == {"format": "parquet"}
 
 
 # On a cluster.

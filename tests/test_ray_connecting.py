@@ -71,6 +71,7 @@ def test_an_address_where_nothing_listens(
     assert done.returncode == 2, done.stderr
     assert f"error: no Ray cluster at {address}: {told}" in done.stderr
     assert "fix: check host and port, start one (ray start --head), or pass --ray local" in done.stderr
+    assert not (folder / "out").exists(), "a folder is claimed by a run that has a cluster"
 
 
 def test_an_address_where_something_listens_that_says_nothing(silent: socket.socket) -> None:

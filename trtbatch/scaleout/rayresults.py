@@ -18,7 +18,7 @@ from trtbatch.errors import ExecutionError, UsageError
 from trtbatch.names import written
 from trtbatch.scaleout.store import Store, write_file
 
-__all__ = ["audit", "claim", "done_rows", "refuse_file_name", "write_rows"]
+__all__ = ["audit", "claim", "done_rows", "refuse_file_name", "refuse_taken", "write_rows"]
 
 Array = NDArray[Any]
 
@@ -44,11 +44,12 @@ def refuse_file_name(target: Store, shown: str) -> None:
     raise UsageError(problem, f"name a folder: --output {stem}{kind}")
 
 
-def claim(target: Store, shown: str, made_with: Mapping[str, Any]) -> None:
-    """Note what the rows of a folder are made with, or see that it is the same.
+def refuse_taken(target: Store, shown: str, made_with: Mapping[str, Any]) -> None:
+    """Raise where a folder can't take the rows of a job; nothing is written.
 
     Args:
         shown: the folder, as it was named.
+        made_with: what the job's rows are made with.
 
     Raises:
         UsageError: the folder holds rows of another job, or other files, or its name is none for pyarrow.
@@ -56,26 +57,46 @@ def claim(target: Store, shown: str, made_with: Mapping[str, Any]) -> None:
     fs = optional.require("pyarrow.fs", "write files for Ray")
     if written(target.path) != target.path:
         raise UsageError(f"--output {shown}: pyarrow takes names in UTF-8 only", "name another folder")
-    place = f"{target.path}/{JOB}"
     if target.system.get_file_info(target.path).type == fs.FileType.File:
         raise UsageError(f"--output {shown} is a file", "name a folder")
+    if not _files(target):
+        return  # what a run has noted that came to nothing binds nobody
+    there = _noted(target)
+    if there is None:
+        raise UsageError(f"--output {shown} holds files of something else", "name another folder")
+    different = [name for name in made_with if there.get(name) != made_with[name]]
+    if different:
+        raise UsageError(
+            f"--output {shown} holds rows of another {different[0]} ({there.get(different[0])})",
+            "name another folder",
+        )
+
+
+def claim(target: Store, shown: str, made_with: Mapping[str, Any]) -> None:
+    """Make the folder, and note what its rows are made with; halves of files that a dead run has left are removed.
+
+    Raises:
+        UsageError: as :func:`refuse_taken`.
+    """
+    fs = optional.require("pyarrow.fs", "write files for Ray")
+    refuse_taken(target, shown, made_with)
     target.system.create_dir(target.path, recursive=True)
     for each in target.system.get_file_info(fs.FileSelector(target.path)):
         if each.base_name.startswith((".part-", f".{JOB}.")):
             target.system.delete_file(each.path)  # half a file, of a machine that stopped
-    if target.system.get_file_info(place).type == fs.FileType.File:
-        with target.system.open_input_stream(place) as stream:
-            there = json.loads(stream.read())
-        different = [name for name in made_with if there.get(name) != made_with[name]]
-        if different:
-            raise UsageError(
-                f"--output {shown} holds rows of another {different[0]} ({there.get(different[0])})",
-                "name another folder",
-            )
-        return
-    if _files(target):
-        raise UsageError(f"--output {shown} holds files of something else", "name another folder")
-    write_file(target.system, place, lambda stream: stream.write(json.dumps(dict(made_with)).encode()))
+    if not _files(target):
+        place = f"{target.path}/{JOB}"
+        write_file(target.system, place, lambda stream: stream.write(json.dumps(dict(made_with)).encode()))
+
+
+def _noted(target: Store) -> dict[str, Any] | None:
+    """What the rows in a folder are made with; None where that isn't noted."""
+    fs = optional.require("pyarrow.fs", "read files for Ray")
+    place = f"{target.path}/{JOB}"
+    if target.system.get_file_info(place).type != fs.FileType.File:
+        return None
+    with target.system.open_input_stream(place) as stream:
+        return dict(json.loads(stream.read()))
 
 
 def _files(target: Store) -> list[str]:

@@ -39,7 +39,7 @@ from trtbatch.batches import refuse_outside
 from trtbatch.errors import ExecutionError, UsageError
 from trtbatch.notes import note
 from trtbatch.ray import IMAGE_COLUMNS, PIXELS, READY, Predictor
-from trtbatch.scaleout.rayresults import audit, claim, done_rows, refuse_file_name, write_rows
+from trtbatch.scaleout.rayresults import audit, claim, done_rows, refuse_file_name, refuse_taken, write_rows
 from trtbatch.scaleout.rayrows import read_rows
 from trtbatch.scaleout.store import Kind, Store, list_rows, named, open_store
 from trtbatch.sinks import refuse_topk
@@ -126,8 +126,9 @@ def infer_with_ray(request: RayRequest, predictor: type[Any] = Predictor) -> Ray
     source, target = open_store(request.input, "--input"), open_store(request.output, "--output")
     refuse_file_name(target, request.output)
     kind, rows = list_rows(source, sidecar, request.count)
-    made_with = {"engine": sidecar.artifact.sha256, "model": sidecar.model.name}
-    claim(target, request.output, made_with | {"format": request.format, "topk": request.topk})
+    made_with: dict[str, Any] = {"engine": sidecar.artifact.sha256, "model": sidecar.model.name}
+    made_with |= {"format": request.format, "topk": request.topk}
+    refuse_taken(target, request.output, made_with)
     done = done_rows(target).names
     waiting = [(path, row) for path, row in rows if named(source, path, row) not in done]
     result = RayResult(request.output, before=len(rows) - len(waiting))
@@ -135,6 +136,7 @@ def infer_with_ray(request: RayRequest, predictor: type[Any] = Predictor) -> Ray
         note(f"{result.before} of {len(rows)} rows are in {request.output} already")
     if waiting:
         with _muted(), _connected(request.address), _translated():
+            claim(target, request.output, made_with)
             _run(request, artifact, source, target, kind, waiting, batch, predictor, result)
     wanted, there = [named(source, path, row) for path, row in rows], done_rows(target)
     audit(wanted, there.names, request.output)
