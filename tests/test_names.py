@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from trtbatch.names import written
+from trtbatch.names import shortened, written
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,17 @@ def test_only_bytes_that_are_no_text_are_written_as_numbers(name: bytes, shown: 
 
 def test_half_a_character_is_written_too() -> None:
     assert written("a\ud800b") == r"a\ud800b"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("one  two\nthree", "one two three"),
+        ("one two three four", "one two …"),
+        ("one two three, four", "one two …"),
+        ("one, two: threefour", "one, two …"),
+        ("onetwothreefourfive", "onetwothreef…"),
+    ],
+)
+def test_a_long_message_ends_at_a_word(text: str, shown: str) -> None:
+    assert shortened(text, 13) == shown

@@ -193,6 +193,31 @@ def test_a_claim_without_results_is_another_jobs_to_take(folder: Path) -> None:
     assert json.loads((folder / "out" / "_job.json").read_text()) == {"format": "parquet"}
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(
+    cli: Cli, photo_engine: Path, folder: Path, closed: Callable[[Path], None]
+) -> None:
+    pytest.importorskip("ray.data", reason="Ray (ray[data]) isn't installed")
+    line = ("infer", "--ray", "local", "--input", pictures(folder, 1), "--output")
+    told = "--output /proc/zz can't be written: No such file or directory"
+    if Path("/proc/self").exists():
+        refused(cli(*line, "/proc/zz"), 1, told, "name a folder that can be made")
+    refused(cli(*line, "small.onnx/out"), 1, "--output small.onnx/out can't be written: File exists", "move it")
+    (folder / "out").mkdir()
+    closed(folder / "out")
+    told = "--output out can't be written: Read-only file system"
+    refused(cli(*line, "out"), 1, told, "write elsewhere with --output")
+
+
+def test_an_input_that_is_not_there(cli: Cli, photo_engine: Path, folder: Path) -> None:
+    pytest.importorskip("ray.data", reason="Ray (ray[data]) isn't installed")
+    line = ("infer", "--ray", "local", "--output", "out", "--input")
+    refused(cli(*line, "nodir"), 2, "nodir: no such file or folder", "name a folder or file of images")
+    (folder / "nowhere").symlink_to("nodir")
+    refused(cli(*line, "nowhere"), 2, "nowhere: no such file or folder")
+    refused(cli("verify", "--input", "nodir"), 2, "--input nodir: no such file, folder or match")
+    assert not (folder / "out").exists()
+
+
 # On a cluster.
 
 

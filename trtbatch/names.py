@@ -1,10 +1,10 @@
-"""File names that are no text: Linux lets a name be any bytes, and what Python makes of such ones no encoder takes."""
+"""Text of others, for our lines: file names that no encoder takes (Linux lets a name be any bytes), long messages."""
 
 from __future__ import annotations
 
 import re
 
-__all__ = ["written"]
+__all__ = ["shortened", "written"]
 
 _BYTE = re.compile("[\udc80-\udcff]")
 
@@ -15,3 +15,12 @@ def written(name: str) -> str:
         return name
     shown = _BYTE.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", name)
     return shown.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """A message on one line, cut between words, with "…", where it is longer than `most` characters."""
+    line = " ".join(text.split())
+    if len(line) <= most:
+        return line
+    head, gap, _ = line[:most].rpartition(" ")
+    return f"{head.rstrip(' .,;:')} …" if gap else f"{line[: most - 1]}…"

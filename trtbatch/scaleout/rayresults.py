@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch import optional
-from trtbatch.errors import ExecutionError, UsageError
-from trtbatch.names import written
+from trtbatch.errors import ExecutionError, TrtbatchError, UsageError, from_os_error
+from trtbatch.files import probe
+from trtbatch.names import shortened, written
 from trtbatch.scaleout.store import Store, write_file
 
 __all__ = ["audit", "claim", "done_rows", "refuse_file_name", "refuse_taken", "write_rows"]
@@ -53,12 +56,14 @@ def refuse_taken(target: Store, shown: str, made_with: Mapping[str, Any]) -> Non
 
     Raises:
         UsageError: the folder holds rows of another job, or other files, or its name is none for pyarrow.
+        TrtbatchError: it can't be written.
     """
     fs = optional.require("pyarrow.fs", "write files for Ray")
     if written(target.path) != target.path:
         raise UsageError(f"--output {shown}: pyarrow takes names in UTF-8 only", "name another folder")
     if target.system.get_file_info(target.path).type == fs.FileType.File:
         raise UsageError(f"--output {shown} is a file", "name a folder")
+    _refuse_unwritable(target, shown)
     if not _files(target):
         return  # what a run has noted that came to nothing binds nobody
     there = _noted(target)
@@ -76,17 +81,40 @@ def claim(target: Store, shown: str, made_with: Mapping[str, Any]) -> None:
     """Make the folder, and note what its rows are made with; halves of files that a dead run has left are removed.
 
     Raises:
-        UsageError: as :func:`refuse_taken`.
+        UsageError, TrtbatchError: as :func:`refuse_taken`.
     """
     fs = optional.require("pyarrow.fs", "write files for Ray")
     refuse_taken(target, shown, made_with)
-    target.system.create_dir(target.path, recursive=True)
-    for each in target.system.get_file_info(fs.FileSelector(target.path)):
-        if each.base_name.startswith((".part-", f".{JOB}.")):
-            target.system.delete_file(each.path)  # half a file, of a machine that stopped
-    if not _files(target):
-        place = f"{target.path}/{JOB}"
-        write_file(target.system, place, lambda stream: stream.write(json.dumps(dict(made_with)).encode()))
+    try:
+        target.system.create_dir(target.path, recursive=True)
+        for each in target.system.get_file_info(fs.FileSelector(target.path)):
+            if each.base_name.startswith((".part-", f".{JOB}.")):
+                target.system.delete_file(each.path)  # half a file, of a machine that stopped
+        if not _files(target):
+            place = f"{target.path}/{JOB}"
+            write_file(target.system, place, lambda stream: stream.write(json.dumps(dict(made_with)).encode()))
+    except OSError as error:
+        raise _unwritable(shown, error) from error
+
+
+def _refuse_unwritable(target: Store, shown: str) -> None:
+    """Raise where a folder on this machine can't be made, or takes no files; nothing of this stays.
+
+    Raises:
+        TrtbatchError: with the system's reason.
+    """
+    if target.is_local:
+        try:
+            probe(Path(target.path, JOB))
+        except OSError as error:
+            raise _unwritable(shown, error) from error
+
+
+def _unwritable(shown: str, error: OSError) -> TrtbatchError:
+    reason = os.strerror(error.errno) if error.errno else shortened(str(error))
+    fix = from_os_error(error, "--output").fix if error.errno else "check the address, your permissions and the network"
+    fix = "name a folder that can be made" if error.errno == errno.ENOENT else fix
+    return TrtbatchError(f"--output {shown} can't be written: {reason}", fix)
 
 
 def _noted(target: Store) -> dict[str, Any] | None:
