@@ -23,7 +23,7 @@ from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import ExecutionError, InputError, UsageError
 from trtbatch.ray import Predictor
 from trtbatch.scaleout.rayresults import claim, refuse_taken
-from trtbatch.scaleout.scale import RayRequest, infer_with_ray
+from trtbatch.scaleout.scale import RayRequest, _reason, infer_with_ray
 from trtbatch.scaleout.store import open_store
 
 Cli = Callable[..., Any]
@@ -218,6 +218,52 @@ def test_an_input_that_is_not_there(cli: Cli, photo_engine: Path, folder: Path) 
     assert not (folder / "out").exists()
 
 
+def test_arrays_that_do_not_fit_are_told_before_the_work(cli: Cli, photo_engine: Path, folder: Path) -> None:
+    pytest.importorskip("ray.data", reason="Ray (ray[data]) isn't installed")
+    (folder / "in").mkdir()
+    line = ("infer", "--ray", "local", "--output", "out", "--input", "in")
+
+    def told(array: Any, *words: str) -> None:
+        np.save(folder / "in" / "x.npy", array)
+        refused(cli(*line), 1, f"{folder}/in/x.npy: ", *words)
+
+    shape = (3, *PREPROCESSING.crop)
+    told(np.zeros((2, *shape), np.uint8), "input is uint8 and the engine takes float32", "fix: normalise it to float32")
+    told(np.zeros(shape, np.float32), "the engine takes float32 (N, ", "fix: add the batch axis: array[None]")
+    told(np.zeros((2, *shape[1:], shape[0]), np.float32), "fix: its layout is NHWC")
+    told(np.zeros((2, 5), np.float32), "input is float32 (2, 5)", "fix: save an array of this shape")
+    told(np.zeros((2, *shape), "datetime64[s]"), "input is datetime64[s]")
+    assert not (folder / "out").exists()
+
+
+def test_columns_that_do_not_fit_are_told_before_the_work(cli: Cli, folder: Path) -> None:
+    pytest.importorskip("ray.data", reason="Ray (ray[data]) isn't installed")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    models.negated(folder / "m.onnx")
+    assert cli("build", "m.onnx", "--max", 8, "--backend", "onnxruntime").exit_code == 0
+    for column, words in (
+        ({"x": [1.0]}, ("x.parquet has the columns x", "fix: wanted: input, or bytes")),
+        ({"input": [[1, 2, 3, 4]]}, ("column 'input': input is int64 and the engine takes float32", "fix: cast it")),
+        ({"input": [["a"] * 4]}, ("column 'input' holds list<", "fix: give lists of numbers")),
+        ({"input": [1.0]}, ("column 'input' holds 1 numbers a row; the engine takes 4", "fix: give each row")),
+        ({"input": pa.array([[1.0] * 3], pa.list_(pa.float32(), 3))}, ("holds 3 numbers a row; the engine takes 4",)),
+        ({"bytes": [b""]}, ("no preprocessing",)),
+    ):
+        pq.write_table(pa.table(column), folder / "x.parquet")
+        result = cli("infer", "--ray", "local", "--output", "out", "--input", "x.parquet")
+        refused(result, 2 if "bytes" in column else 1, *words)
+    assert not (folder / "out").exists()
+
+
+def test_our_own_errors_in_a_task_keep_problem_and_fix() -> None:
+    ours = ValueError("a\nTraceback\ntrtbatch.errors.InputError: x is bad; mend it; or else\nray.exceptions.Error: advice")
+    assert _reason(ours) == ("x is bad", "mend it; or else; what is done stays")
+    assert _reason(ValueError("a\nKeyError: 'b; c'\nadvice"))[0] == "KeyError: 'b; c'"
+    assert _reason(ValueError("what"))[0] == "ValueError: what"
+
+
 # On a cluster.
 
 
@@ -309,8 +355,9 @@ def test_the_next_run_goes_on_where_one_ended(
     monkeypatch.setattr("trtbatch.scaleout.scale.BLOCK_ROWS", 50)
     source = pictures(folder, 400)
     request = RayRequest(photo_engine, str(source), str(folder / "out"), batch=8, concurrency=1, format="jsonl", topk=1)
-    with pytest.raises(ExecutionError, match=r"the Ray job failed: .*the GPU is on fire"):
+    with pytest.raises(ExecutionError, match=r"^the Ray job failed: the GPU is on fire; ") as failed:
         infer_with_ray(request, Failing)
+    assert failed.value.fix == "pour water on it; what is done stays"
     half = sum(len(file.read_text().splitlines()) for file in (folder / "out").glob("*.jsonl"))
     assert 0 < half < 400
     for name in (".part-0.jsonl.0", "._job.json.0"):

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from trtbatch import optional
 from trtbatch.artifacts import Sidecar
-from trtbatch.errors import InputError
-from trtbatch.names import written
+from trtbatch.names import shortened, written
 from trtbatch.photographs.images import image_input
 from trtbatch.ray import PIXELS, prepare
-from trtbatch.scaleout.store import Kind, Store, named, npy_header
+from trtbatch.scaleout.store import Kind, Store, named, npy_header, parquet_columns
 
 __all__ = ["read_rows"]
 
@@ -53,7 +52,7 @@ def _images(source: Store, files: Sequence[str], errors: Array, sidecar: Sidecar
                 held = np.empty(1, dtype=object)
                 held[0] = stream.read()
         except OSError as error:
-            errors[index] = " ".join(str(error).split())[:200]
+            errors[index] = shortened(str(error))
             continue
         made[index : index + 1] = prepare({"bytes": held}, sidecar, errors[index : index + 1])
     return _even(made, sidecar)
@@ -88,14 +87,7 @@ def _parquet(source: Store, path: str, rows: Sequence[int], sidecar: Sidecar) ->
     parquet = optional.require("pyarrow.parquet", "read Parquet")
     with source.reading(path) as stream:
         file = parquet.ParquetFile(stream)
-        names = [spec.name for spec in sidecar.inputs]
-        there = file.schema_arrow.names
-        wanted = names if set(names) <= set(there) else ["bytes"] if "bytes" in there else []
-        if not wanted:
-            raise InputError(
-                f"{written(path)} has the columns {', '.join(there)}",
-                f"wanted: {', '.join(names)}, or bytes (encoded images)",
-            )
+        wanted = parquet_columns(file, sidecar, written(path))
         edges = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))])
         groups = sorted({int(np.searchsorted(edges, row, side="right")) - 1 for row in rows})
         table = file.read_row_groups(groups, columns=wanted)

@@ -37,6 +37,7 @@ from trtbatch.artifacts import Artifact, Sidecar
 from trtbatch.backends import resolve_engine
 from trtbatch.batches import refuse_outside
 from trtbatch.errors import ExecutionError, UsageError
+from trtbatch.names import shortened
 from trtbatch.notes import note
 from trtbatch.ray import IMAGE_COLUMNS, PIXELS, READY, Predictor
 from trtbatch.scaleout.rayresults import audit, claim, done_rows, refuse_file_name, refuse_taken, write_rows
@@ -253,7 +254,7 @@ def _connect(ray: Any, address: str, ended: threading.Event) -> None:
     try:
         done.result(0)
     except Exception as error:
-        told = " ".join(str(error).split())[:200] if done.done() else f"it gave no answer in {CONNECT_S:g} s"
+        told = shortened(str(error)) if done.done() else f"it gave no answer in {CONNECT_S:g} s"
         fix = "check host and port, start one (ray start --head), or pass --ray local"
         raise UsageError(f"no Ray cluster at {address}: {told}", fix) from error
 
@@ -292,17 +293,23 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayError as error:
-        problem = f"the Ray job failed: {_reason(error)}"
-        raise ExecutionError(problem, "mend that, and run it again: what is done stays") from error
+        problem, fix = _reason(error)
+        raise ExecutionError(f"the Ray job failed: {problem}", fix) from error
     finally:
         context.enable_progress_bars = bars
         logger.setLevel(level)
 
 
-def _reason(error: Exception) -> str:
-    """The last exception that a task's traceback ends with; Ray adds advice of its own after it."""
+def _reason(error: Exception) -> tuple[str, str]:
+    """Problem and fix of the last exception that a task's traceback ends with; Ray adds advice of its own after it.
+
+    Of an error of ours the text alone comes back, ``module.Class: problem; fix``.
+    """
     raised = re.findall(r"^(?!ray\.)\S*(?:Error|Exception)\b.*$", str(error), re.MULTILINE)
-    return (raised[-1] if raised else f"{type(error).__name__}: {error}".splitlines()[0]).strip()[:300]
+    last = raised[-1] if raised else f"{type(error).__name__}: {error}".splitlines()[0]
+    own = re.match(r"trtbatch\.errors\.\w+: (.*?); (.*)", last)
+    problem, fix = own.groups() if own else (last, "mend that, and run it again")
+    return shortened(problem, 300), f"{fix}; what is done stays"
 
 
 def _run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import uuid
 from collections.abc import Callable
@@ -12,12 +13,13 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from trtbatch import optional
-from trtbatch.artifacts import Sidecar
+from trtbatch.artifacts import Sidecar, TensorSpec
+from trtbatch.backends.base import layout_fix, refuse_integers
 from trtbatch.errors import InputError, TrtbatchError, UsageError
-from trtbatch.names import written
+from trtbatch.names import shortened, written
 from trtbatch.photographs.images import image_input
 
-__all__ = ["Kind", "Store", "list_rows", "named", "npy_header", "open_store", "write_file"]
+__all__ = ["Kind", "Store", "list_rows", "named", "npy_header", "open_store", "parquet_columns", "write_file"]
 
 Kind = Literal["images", "npy", "parquet"]
 """What files are; of one image each, or of several rows."""
@@ -72,7 +74,7 @@ def list_rows(source: Store, sidecar: Sidecar, count: int | None) -> tuple[Kind,
 
     Raises:
         UsageError: nothing is there, or files of several kinds.
-        InputError: a folder without usable files.
+        InputError: a folder without usable files, or a file whose rows don't fit the engine.
     """
     shown = f"--input {source.prefix}{source.path}"
     found = _local_files(source.path) if source.is_local else _remote_files(source)
@@ -90,7 +92,7 @@ def list_rows(source: Store, sidecar: Sidecar, count: int | None) -> tuple[Kind,
         return kind, [(path, -1) for path in kinds][:count]
     rows: list[tuple[str, int]] = []
     for path in kinds:
-        rows += [(path, row) for row in range(_length(source, path, kind))]
+        rows += [(path, row) for row in range(_length(source, path, kind, sidecar))]
         if count is not None and len(rows) >= count:
             break
     return kind, rows[:count]
@@ -140,21 +142,87 @@ def _kind(path: str) -> Kind | None:
     return "images" if Image.registered_extensions().get(suffix) in Image.OPEN else None
 
 
-def _length(source: Store, path: str, kind: Kind) -> int:
+def _length(source: Store, path: str, kind: Kind, sidecar: Sidecar) -> int:
     """Number of rows in a file, from its header.
 
     Raises:
-        InputError: it can't be read.
+        InputError: it can't be read, or its rows don't fit the engine.
+        UsageError: an array file for a model with several inputs, images for one that takes none.
     """
     try:
         with source.reading(path) as stream:
             if kind == "npy":
-                return int(npy_header(stream)[0][0])
-            return int(optional.require("pyarrow.parquet", "read Parquet").ParquetFile(stream).metadata.num_rows)
+                shape, dtype = npy_header(stream)
+                _refuse_array(written(path), shape, dtype, sidecar)
+                return shape[0]
+            parquet = optional.require("pyarrow.parquet", "read Parquet")
+            file = parquet.ParquetFile(stream)
+            if parquet_columns(file, sidecar, written(path)) == ["bytes"]:
+                image_input(sidecar)
+            else:
+                _refuse_columns(written(path), file.schema_arrow, sidecar)
+            return int(file.metadata.num_rows)
     except TrtbatchError:
         raise
     except Exception as error:
-        raise InputError(f"{path} can't be read: {' '.join(str(error).split())[:200]}", "mend or remove it") from error
+        raise InputError(f"{written(path)} can't be read: {shortened(str(error))}", "mend or remove it") from error
+
+
+def _refuse_array(path: str, shape: tuple[int, ...], dtype: np.dtype[Any], sidecar: Sidecar) -> None:
+    """Raise where an array's rows aren't the model's input; no rows are of any kind."""
+    if len(sidecar.inputs) != 1:
+        names = ", ".join(spec.name for spec in sidecar.inputs)
+        raise UsageError(
+            f"{path}: the model has {len(sidecar.inputs)} inputs ({names})", "give a .parquet with a column of each"
+        )
+    (spec,) = sidecar.inputs
+    sizes = _row_shape(spec)
+    if not shape[0]:
+        return
+    if shape[1:] != sizes or dtype.kind not in "biuf":
+        wanted = ", ".join(map(str, ("N", *sizes)))
+        raise InputError(
+            f"{path}: {spec.name} is {dtype} {shape}; the engine takes {spec.dtype} ({wanted})",
+            layout_fix(shape, spec) or "save an array of this shape",
+        )
+    refuse_integers(str(dtype), spec, path)
+
+
+def _row_shape(spec: TensorSpec) -> tuple[int, ...]:
+    return tuple(int(size) for axis, size in enumerate(spec.shape) if axis != spec.batch_axis)
+
+
+def parquet_columns(file: Any, sidecar: Sidecar, path: str) -> list[str]:
+    """The columns of a Parquet file that are read: the model's inputs, or encoded images.
+
+    Raises:
+        InputError: the file has neither.
+    """
+    names, there = [spec.name for spec in sidecar.inputs], file.schema_arrow.names
+    if set(names) <= set(there):
+        return names
+    if "bytes" in there:
+        return ["bytes"]
+    raise InputError(
+        f"{path} has the columns {', '.join(there)}", f"wanted: {', '.join(names)}, or bytes (encoded images)"
+    )
+
+
+def _refuse_columns(path: str, schema: Any, sidecar: Sidecar) -> None:
+    """Raise where a column isn't a model's input: by its type, and its size where the type tells it."""
+    for spec in sidecar.inputs:
+        kind, size = schema.field(spec.name).type, 1
+        while (kind := getattr(kind, "storage_type", kind)) and hasattr(kind, "value_type"):
+            size *= getattr(kind, "list_size", 0)
+            kind = kind.value_type
+        dtype, where, wanted = np.dtype(kind.to_pandas_dtype()), f"{path}, column {spec.name!r}", _row_shape(spec)
+        if dtype.kind not in "biuf":
+            problem = f"{where} holds {schema.field(spec.name).type}; the engine takes {spec.dtype} {wanted}"
+            raise InputError(problem, "give lists of numbers, one a row")
+        if size not in (0, math.prod(wanted)):
+            problem = f"{where} holds {size} numbers a row; the engine takes {math.prod(wanted)}, {wanted}"
+            raise InputError(problem, "give each row with as many")
+        refuse_integers(str(dtype), spec, where)
 
 
 def npy_header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
