@@ -257,6 +257,23 @@ def test_columns_that_do_not_fit_are_told_before_the_work(cli: Cli, folder: Path
     assert not (folder / "out").exists()
 
 
+def test_a_bucket_that_is_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    fs = pytest.importorskip("pyarrow.fs", reason="pyarrow isn't installed")
+
+    class Unreached:
+        @staticmethod
+        def from_uri(text: str) -> Any:
+            raise OSError("When resolving region for bucket 'b': AWS Error NETWORK_CONNECTION " + "of some host " * 30)
+
+    with pytest.raises(UsageError, match="Unrecognized filesystem type") as refusal:
+        open_store("nothing://b/y", "--input")
+    assert refusal.value.fix == "name a path, s3:// or gs://"
+    monkeypatch.setattr(fs, "FileSystem", Unreached)
+    with pytest.raises(UsageError, match=r"^--input s3://b/y: When resolving .* of some host of …; ") as refusal:
+        open_store("s3://b/y", "--input")
+    assert refusal.value.fix == "check the bucket's name, your permissions and the network"
+
+
 def test_our_own_errors_in_a_task_keep_problem_and_fix() -> None:
     ours = ValueError("a\nTraceback\ntrtbatch.errors.InputError: x is bad; mend it; or else\nray.exceptions.Error: advice")
     assert _reason(ours) == ("x is bad", "mend it; or else; what is done stays")

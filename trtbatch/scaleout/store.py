@@ -57,11 +57,16 @@ def open_store(text: str, option: str) -> Store:
     try:
         system, path = fs.FileSystem.from_uri(text)
     except Exception as error:  # what pyarrow raises differs by scheme
-        raise UsageError(f"{option} {text}: {' '.join(str(error).split())[:200]}", "name a path, s3:// or gs://") from (
-            error
-        )
+        raise _unreached(f"{option} {text}", error) from error
     scheme = text.partition("://")[0]
     return Store(system, path, "" if scheme == "file" else f"{scheme}://")
+
+
+def _unreached(shown: str, error: Exception) -> UsageError:
+    """What pyarrow says of a URI that it can't follow; of one that it can, an error is the system's."""
+    known = isinstance(error, OSError)
+    fix = "check the bucket's name, your permissions and the network" if known else "name a path, s3:// or gs://"
+    return UsageError(f"{shown}: {shortened(str(error))}", fix)
 
 
 def named(source: Store, path: str, row: int) -> str:
@@ -77,7 +82,12 @@ def list_rows(source: Store, sidecar: Sidecar, count: int | None) -> tuple[Kind,
         InputError: a folder without usable files, or a file whose rows don't fit the engine.
     """
     shown = f"--input {source.prefix}{source.path}"
-    found = _local_files(source.path) if source.is_local else _remote_files(source)
+    try:
+        found = _local_files(source.path) if source.is_local else _remote_files(source)
+    except OSError as error:
+        if source.is_local:
+            raise
+        raise _unreached(shown, error) from error
     if found is None:
         raise UsageError(f"{shown}: no such file or folder", "name a folder or file of images, .npy or .parquet")
     paths = [path for path in sorted(found) if not _hidden(path, source.path)]
