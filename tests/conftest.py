@@ -70,6 +70,27 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
     return close
 
 
+@pytest.fixture
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Let a file be read by nobody, which permissions don't where the tests are root's."""
+    barred: set[Path] = set()
+    opens: Any = open
+    access: Any = os.access
+
+    def refuse(file: Any, *args: Any, **options: Any) -> Any:
+        if isinstance(file, (str, os.PathLike)) and Path(file).resolve() in barred:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+        return opens(file, *args, **options)
+
+    def may(path: Any, *args: Any, **options: Any) -> bool:
+        return Path(os.fsdecode(path)).resolve() not in barred and access(path, *args, **options)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr("io.open", refuse)
+    monkeypatch.setattr("os.access", may)
+    return lambda file: barred.add(file.resolve())
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of ten real photographs."""

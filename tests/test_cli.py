@@ -11,11 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.main import get_command
 
 import trtbatch
 from tests.conftest import COMMANDS, ROOT, child_environment, run_process
+from tests.test_build import refused
 from trtbatch.cli import app as app_module
 from trtbatch.cli import console
 from trtbatch.cli.console import parse_bytes, parse_shape, size
@@ -229,3 +231,29 @@ def test_a_long_tune_shows_signs_of_life_in_a_pipe(cli: Cli, engine: Path, monke
     assert result.exit_code == 0
     assert re.search(r"^[0-9]+ s: measurement [0-9]+: batch [24], 1 in flight$", result.stderr, re.MULTILINE)
     assert not re.search(r"^[0-9]+ s: ", result.stdout, re.MULTILINE), "results alone go there"
+
+
+def test_what_may_not_be_read_is_told_so_whoever_reads_it(
+    cli: Cli, engine: Path, folder: Path, unreadable: Callable[[Path], None]
+) -> None:
+    fix = "fix: give yourself the permission to read it"
+    assert cli("infer", engine, "--input", "random", "--output", "saved.npz").exit_code == 0
+    np.save(folder / "x.npy", np.zeros((1, 3, 8, 8), np.float32))
+    (folder / "it's.onnx").write_bytes((folder / "small.onnx").read_bytes())
+    for name in ("x.npy", "saved.npz", "it's.onnx"):
+        unreadable(folder / name)
+    refused(cli("infer", engine, "--input", "x.npy"), 1, "x.npy can't be read: Permission denied", fix)
+    refused(cli("verify", engine, "--input", "x.npy"), 1, "x.npy can't be read: Permission denied", fix)
+    refused(cli("verify", engine, "--against", "saved.npz"), 1, "saved.npz can't be read: Permission denied", fix)
+    refused(cli("verify", engine, "--against", "it's.onnx"), 1, "it's.onnx can't be read: Permission denied", fix)
+    told = "error: it's.onnx can't be read: Permission denied"
+    for command in ("build", "inspect", "infer --input random", "bench"):
+        name, *options = command.split()
+        refused(cli(name, "it's.onnx", *options), 1, told, fix)
+    (folder / "shut").mkdir()
+    unreadable(folder / "shut")
+    refused(cli("infer", engine, "--input", "shut"), 1, "shut can't be read: Permission denied", fix)
+    unreadable(folder / "small.onnx")
+    refused(cli("verify", engine), 1, "small.onnx can't be read: Permission denied", fix)
+    unreadable(engine)
+    refused(cli("infer", "--input", "random"), 1, "small.ort.onnx can't be read: Permission denied", fix)

@@ -218,6 +218,25 @@ def test_an_input_that_is_not_there(cli: Cli, photo_engine: Path, folder: Path) 
     assert not (folder / "out").exists()
 
 
+def test_an_input_that_may_not_be_read(
+    cli: Cli, photo_engine: Path, folder: Path, unreadable: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray.data", reason="Ray (ray[data]) isn't installed")
+    (folder / "in").mkdir()
+    np.save(folder / "in" / "x.npy", np.zeros((1, 3, *PREPROCESSING.crop), np.float32))
+    unreadable(folder / "in" / "x.npy")
+    line = ("infer", "--ray", "local", "--output", "out", "--input", "in")
+    fix = "fix: give yourself the permission to read it"
+    refused(cli(*line), 1, "in/x.npy can't be read: Permission denied", fix)
+
+    def walk(root: str, onerror: Callable[[OSError], None], **options: Any) -> Iterator[Any]:
+        onerror(PermissionError(13, "Permission denied", root))
+        yield from ()
+
+    monkeypatch.setattr("trtbatch.scaleout.store.os.walk", walk)
+    refused(cli(*line), 1, "in can't be read: Permission denied", fix)
+
+
 def test_arrays_that_do_not_fit_are_told_before_the_work(cli: Cli, photo_engine: Path, folder: Path) -> None:
     pytest.importorskip("ray.data", reason="Ray (ray[data]) isn't installed")
     (folder / "in").mkdir()
@@ -275,7 +294,9 @@ def test_a_bucket_that_is_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_our_own_errors_in_a_task_keep_problem_and_fix() -> None:
-    ours = ValueError("a\nTraceback\ntrtbatch.errors.InputError: x is bad; mend it; or else\nray.exceptions.Error: advice")
+    ours = ValueError(
+        "a\nTraceback\ntrtbatch.errors.InputError: x is bad; mend it; or else\nray.exceptions.Error: advice"
+    )
     assert _reason(ours) == ("x is bad", "mend it; or else; what is done stays")
     assert _reason(ValueError("a\nKeyError: 'b; c'\nadvice"))[0] == "KeyError: 'b; c'"
     assert _reason(ValueError("what"))[0] == "ValueError: what"

@@ -23,6 +23,7 @@ Every one of them carries a *problem* (one line, with the values) and a *fix* (o
 from __future__ import annotations
 
 import errno
+import os
 
 __all__ = [
     "AccuracyError",
@@ -40,6 +41,8 @@ __all__ = [
     "TrtbatchError",
     "UsageError",
     "from_os_error",
+    "reading_fix",
+    "unreadable",
 ]
 
 
@@ -127,12 +130,31 @@ _OS_FIXES = {
 }
 
 
+_MAY_NOT = (errno.EACCES, errno.EPERM)
+
+_READING = "give yourself the permission to read it"
+
+
+def reading_fix(error: Exception, otherwise: str) -> str:
+    """What to do about a file that can't be read, where the system says why."""
+    return _READING if isinstance(error, OSError) and error.errno in _MAY_NOT else otherwise
+
+
+def unreadable(path: object) -> TrtbatchError:
+    """A file that its reader has no permission to read."""
+    return TrtbatchError(f"{path} can't be read: {os.strerror(errno.EACCES)}", _READING)
+
+
 def from_os_error(error: OSError, option: str | None = None) -> TrtbatchError:
     """The operating system's refusal, in our words; the file name is kept where the system gave one.
 
     Args:
         option: by which the command is told where to write; None where it has none, or several.
     """
+    told, barred = error.filename, error.errno in _MAY_NOT
+    # The system doesn't say what a file was opened for.
+    if barred and isinstance(told, (str, os.PathLike)) and os.path.isfile(told) and not os.access(told, os.R_OK):
+        return unreadable(told)
     where = f"{error.filename}: " if error.filename else ""
     reason = error.strerror or str(error) or type(error).__name__
     fix = _OS_FIXES.get(error.errno or 0, "check the path, its permissions and the free space of its disk")

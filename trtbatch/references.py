@@ -13,9 +13,10 @@ from trtbatch import optional
 from trtbatch.artifacts import ENGINES, Artifact, FileRecord, build_line, record_file, refuse_other_file
 from trtbatch.backends.base import conform
 from trtbatch.backends.onnxruntime import OnnxReference
-from trtbatch.errors import ArtifactError, InputError, UsageError
+from trtbatch.errors import ArtifactError, InputError, UsageError, reading_fix
 from trtbatch.fusing import unfused_inputs
 from trtbatch.models import load_model
+from trtbatch.names import shortened
 from trtbatch.notes import warn
 from trtbatch.onnxfile import load_onnx, read_specs
 
@@ -241,5 +242,6 @@ def _arrays(path: Path) -> dict[str, Array]:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive}
     except Exception as error:  # numpy and zipfile raise many kinds for damaged files
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{path} can't be read: {reason}", "save it with infer --output, or numpy.savez") from error
+        reason = shortened(str(getattr(error, "strerror", None) or error)) or type(error).__name__
+        fix = reading_fix(error, "save it with infer --output, or numpy.savez")
+        raise InputError(f"{path} can't be read: {reason}", fix) from error

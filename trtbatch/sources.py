@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from trtbatch.artifacts import Sidecar, TensorSpec
 from trtbatch.backends.base import conform, layout_fix, refuse_integers
-from trtbatch.errors import InputError, UsageError
+from trtbatch.errors import InputError, UsageError, reading_fix, unreadable
 from trtbatch.notes import warn
 from trtbatch.photographs import decoders
 from trtbatch.photographs.codec import DecoderStart
@@ -157,6 +157,8 @@ def _images(text: str, sidecar: Sidecar, count: int | None, option: str) -> Imag
     path = Path(text)
     if path.is_dir():
         files = sorted(_image_files(path), key=lambda file: file.relative_to(path).as_posix())
+        if not files and not os.access(path, os.R_OK | os.X_OK):
+            raise unreadable(text)
         if not files:
             raise InputError(
                 f"{text} holds no images", f"put {', '.join(_SOME_SUFFIXES)} … files there, or name another"
@@ -385,7 +387,8 @@ def _load_arrays(path: Path, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
     except (OSError, ValueError, EOFError, KeyError) as error:
         if str(error).startswith("Object arrays") or "Python objects" in str(error):
             raise InputError(f"{path} can't be read: it holds Python objects, not numbers", _NUMBERS) from error
-        raise InputError(f"{path} can't be read: {plain(error)}", "save it with numpy.save or numpy.savez") from error
+        fix = reading_fix(error, "save it with numpy.save or numpy.savez")
+        raise InputError(f"{path} can't be read: {plain(error)}", fix) from error
     except Exception as error:
         if isinstance(error, (InputError, UsageError)):
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib
 import itertools
@@ -19,7 +20,7 @@ from typer.core import TyperGroup
 
 import trtbatch
 from trtbatch.cli.console import STATE, show_error, show_notes
-from trtbatch.errors import TrtbatchError, UsageError, from_os_error
+from trtbatch.errors import TrtbatchError, UsageError, from_os_error, unreadable
 from trtbatch.interrupts import in_callback, send_again
 
 __all__ = ["app", "main"]
@@ -116,6 +117,9 @@ class _Group(TyperGroup):
             if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help, where that isn't shown already
                 with contextlib.suppress(BrokenPipeError):
                     print(message(), flush=True)
+            elif (barred := _barred(message())) is not None:
+                show_error(barred)
+                sys.exit(barred.exit_code)
             elif message():
                 fix = f"{_allowed(error)}{_flag_given_a_value(message(), given)}see {path} --help"
                 show_error(UsageError(_with_value(message(), given), fix))
@@ -175,6 +179,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+def _barred(message: str) -> TrtbatchError | None:
+    """What stands in the place of the parser's complaint that it may not read a file; None of any other."""
+    match = re.search(
+        r"""\b(?:path|file|directory) ('.*'|".*") is not readable\.$""", message, re.IGNORECASE | re.DOTALL
+    )
+    return unreadable(ast.literal_eval(match[1])) if match else None
 
 
 def _with_value(message: str, given: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from trtbatch import optional
 from trtbatch.artifacts import Sidecar, TensorSpec
 from trtbatch.backends.base import layout_fix, refuse_integers
-from trtbatch.errors import InputError, TrtbatchError, UsageError
+from trtbatch.errors import InputError, TrtbatchError, UsageError, reading_fix
 from trtbatch.names import shortened, written
 from trtbatch.photographs.images import image_input
 
@@ -86,7 +86,8 @@ def list_rows(source: Store, sidecar: Sidecar, count: int | None) -> tuple[Kind,
         found = _local_files(source.path) if source.is_local else _remote_files(source)
     except OSError as error:
         if source.is_local:
-            raise
+            problem = f"{written(str(error.filename))} can't be read: {error.strerror}"
+            raise InputError(problem, reading_fix(error, "mend or remove it")) from error
         raise _unreached(shown, error) from error
     if found is None:
         raise UsageError(f"{shown}: no such file or folder", "name a folder or file of images, .npy or .parquet")
@@ -175,7 +176,8 @@ def _length(source: Store, path: str, kind: Kind, sidecar: Sidecar) -> int:
     except TrtbatchError:
         raise
     except Exception as error:
-        raise InputError(f"{written(path)} can't be read: {shortened(str(error))}", "mend or remove it") from error
+        reason = shortened(str(getattr(error, "strerror", None) or error))
+        raise InputError(f"{written(path)} can't be read: {reason}", reading_fix(error, "mend or remove it")) from error
 
 
 def _refuse_array(path: str, shape: tuple[int, ...], dtype: np.dtype[Any], sidecar: Sidecar) -> None:
