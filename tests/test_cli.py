@@ -22,6 +22,7 @@ from trtbatch.cli import app as app_module
 from trtbatch.cli import console
 from trtbatch.cli.console import parse_bytes, parse_shape, size
 from trtbatch.errors import UsageError
+from trtbatch.tuning.tune import TuneRequest, tune
 
 Cli = Callable[..., Any]
 
@@ -257,3 +258,12 @@ def test_what_may_not_be_read_is_told_so_whoever_reads_it(
     refused(cli("verify", engine), 1, "small.onnx can't be read: Permission denied", fix)
     unreadable(engine)
     refused(cli("infer", "--input", "random"), 1, "small.ort.onnx can't be read: Permission denied", fix)
+
+
+@pytest.mark.parametrize("count", [0, 65, 100000])
+def test_streams_are_bounded(cli: Cli, engine: Path, count: int) -> None:
+    told = f"--streams {count}"
+    refused(cli("bench", engine, "--batch", 1, "--mode", "throughput", "--streams", count), 2, told, "give 1 to 64")
+    refused(cli("tune", engine, "--max-throughput", "--streams", f"1,{count}"), 2, f"1,{count}", "from 1 to 64")
+    with pytest.raises(UsageError, match=r"not numbers of streams; give numbers from 1 to 64$"):
+        tune(TuneRequest(engine, streams=[1, count]))

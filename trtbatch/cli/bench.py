@@ -46,7 +46,7 @@ def command(
     ] = "1%",
     warmup: Annotated[float, typer.Option(min=0, metavar="MS", help="Milliseconds of runs before each.")] = 200.0,
     percentile: Annotated[str, typer.Option(metavar="P,Q", help="Percentiles beside the median.")] = "90,99",
-    streams: Annotated[int, typer.Option(min=1, help="Sessions side by side, for throughput.")] = 1,
+    streams: Annotated[int, typer.Option(min=1, max=64, help="Sessions side by side, for throughput.")] = 1,
     no_cuda_graph: Annotated[
         bool, typer.Option("--no-cuda-graph", help="Launch kernel by kernel in latency and throughput.")
     ] = False,

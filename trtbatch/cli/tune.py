@@ -124,10 +124,6 @@ def parse_latency(text: str) -> float:
     return value
 
 
-MOST_STREAMS = 64
-"""More are taken for a typing error."""
-
-
 def _streams_of(text: str) -> list[int]:
     """``1,2,4``, in the grammar of batch lists.
 
@@ -136,6 +132,7 @@ def _streams_of(text: str) -> list[int]:
     """
     from trtbatch.batches import parse_batches
     from trtbatch.errors import BatchListError, UsageError
+    from trtbatch.timing.request import MOST_STREAMS
 
     try:
         found = parse_batches(text)

@@ -13,12 +13,15 @@ from trtbatch.errors import ProfileError, UsageError
 from trtbatch.stats import NOISE_LIMIT
 from trtbatch.timing.loops import TIME_OUT, StopRule
 
-__all__ = ["LATENCY", "SLOT_MODES", "THROUGHPUT", "BenchRequest", "refuse_batches", "refuse_modes"]
+__all__ = ["LATENCY", "MOST_STREAMS", "SLOT_MODES", "THROUGHPUT", "BenchRequest", "refuse_batches", "refuse_modes"]
 
 LATENCY, THROUGHPUT = "latency", "throughput"
 
 SLOT_MODES = (LATENCY, THROUGHPUT)
 """The modes that are made of slots, on every backend; the others are a session's own."""
+
+MOST_STREAMS = 64
+"""More are taken for a typing error."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class BenchRequest:
         progress: told what is being done.
         max_noise: half width of the median's 95 % interval, relative to it, that is stable.
         time_out: seconds; None is three times `min_time`.
-        streams: sessions that run side by side, for throughput.
+        streams: sessions that run side by side, for throughput; :data:`MOST_STREAMS` at the most.
         cuda_graphs: whether slots may run as CUDA graphs.
         flush_l2: evict the L2 cache before each launch, for the session's own modes on a GPU.
         profile: the optimization profile to run on; None is each batch's fastest.
@@ -115,6 +118,8 @@ def refuse_modes(request: BenchRequest) -> None:
     modes = request.modes
     if modes is not None and not modes:
         raise UsageError("--mode names no mode", "name one, like --mode latency, or leave out --mode")
+    if not 1 <= request.streams <= MOST_STREAMS:
+        raise UsageError(f"--streams {request.streams}: not a number of streams", f"give 1 to {MOST_STREAMS}")
     if request.streams > 1 and THROUGHPUT not in (modes or ()):
         raise UsageError(f"--streams {request.streams} is for throughput", f"pass --mode {THROUGHPUT} with it")
     for mode in modes or ():

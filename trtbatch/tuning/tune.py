@@ -23,6 +23,7 @@ from trtbatch.profiles import powers_of_two
 from trtbatch.stats import median_interval
 from trtbatch.timing.clocks import ClockWatch
 from trtbatch.timing.loops import MIN_ITERATIONS, TIME_OUT, Loop, Samples, StopRule, collect
+from trtbatch.timing.request import MOST_STREAMS
 from trtbatch.timing.run import Run
 from trtbatch.tuning.capacity import Largest, attempt, find_largest
 from trtbatch.tuning.keeping import keep, refuse_unkeepable
@@ -174,9 +175,9 @@ def _refuse_numbers(request: TuneRequest) -> None:
         raise UsageError(f"--percentile {request.percentile:g} has no interval", "give a number over 0 and below 100")
     if request.latency_ms is not None and not 0 < request.latency_ms < math.inf:
         raise UsageError(f"--latency {request.latency_ms:g} ms is no budget", "give one over 0")
-    if not request.streams or min(request.streams) < 1:
+    if not request.streams or not all(1 <= each <= MOST_STREAMS for each in request.streams):
         shown = ",".join(map(str, request.streams))
-        raise UsageError(f"--streams {shown}: not numbers of streams", "give numbers from 1 on")
+        raise UsageError(f"--streams {shown}: not numbers of streams", f"give numbers from 1 to {MOST_STREAMS}")
 
 
 def _usual(sidecar: Sidecar) -> list[int]:
