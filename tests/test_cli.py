@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import subprocess
 import sys
@@ -267,3 +269,18 @@ def test_streams_are_bounded(cli: Cli, engine: Path, count: int) -> None:
     refused(cli("tune", engine, "--max-throughput", "--streams", f"1,{count}"), 2, f"1,{count}", "from 1 to 64")
     with pytest.raises(UsageError, match=r"not numbers of streams; give numbers from 1 to 64$"):
         tune(TuneRequest(engine, streams=[1, count]))
+
+
+def test_a_folder_on_the_way_that_may_not_be_searched(cli: Cli, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stat: Any = os.stat
+
+    def refuse(path: Any, *args: Any, **options: Any) -> Any:
+        if "shut/" in str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, *args, **options)
+
+    monkeypatch.setattr("os.stat", refuse)
+    fix = "fix: give yourself the permission to read it"
+    for line in ("infer --input shut/x.npy", "verify --input shut/x.npy", "verify --against shut/x.onnx"):
+        name, *options = line.split()
+        refused(cli(name, engine, *options), 1, f"{options[-1]} can't be read: Permission denied", fix)

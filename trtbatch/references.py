@@ -13,7 +13,7 @@ from trtbatch import optional
 from trtbatch.artifacts import ENGINES, Artifact, FileRecord, build_line, record_file, refuse_other_file
 from trtbatch.backends.base import conform
 from trtbatch.backends.onnxruntime import OnnxReference
-from trtbatch.errors import ArtifactError, InputError, UsageError, reading_fix
+from trtbatch.errors import ArtifactError, InputError, UsageError, reading_fix, unreadable
 from trtbatch.fusing import unfused_inputs
 from trtbatch.models import load_model
 from trtbatch.names import shortened
@@ -50,11 +50,14 @@ def open_reference(against: str, artifact: Artifact) -> Reference:
     if against == "torch":
         return _Torch(artifact)
     path = Path(against)
-    if path.suffix == ".npz":
-        return SavedReference(path, artifact)
-    refuse_other_file(path, "onnx")
-    if path.suffix == ".onnx" and path.is_file():
-        return OnnxFileReference(path)
+    try:
+        if path.suffix == ".npz":
+            return SavedReference(path, artifact)
+        refuse_other_file(path, "onnx")
+        if path.suffix == ".onnx" and path.is_file():
+            return OnnxFileReference(path)
+    except PermissionError as error:
+        raise unreadable(against) from error
     raise UsageError(f"--against {against}: no such reference", "pass onnxruntime, torch, an .onnx or an .npz file")
 
 

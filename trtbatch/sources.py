@@ -117,9 +117,12 @@ def open_source(
     if text == "random":
         return RandomSource(sidecar.inputs, RANDOM_COUNT if count is None else count, seed, trace)
     path = Path(text)
-    if path.suffix.lower() in (".npy", ".npz") and path.is_file():
-        return ArraySource(path, sidecar.inputs, count)
-    source = _images(text, sidecar, count, option)
+    try:
+        if path.suffix.lower() in (".npy", ".npz") and path.is_file():
+            return ArraySource(path, sidecar.inputs, count)
+        source = _images(text, sidecar, count, option)
+    except PermissionError as error:  # of a folder on the way
+        raise unreadable(text) from error
     source.trace = trace
     return source
 
