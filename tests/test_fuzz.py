@@ -81,7 +81,7 @@ def samples(folder: Path) -> Path:
     return folder / "x.npy"
 
 
-@fuzzed(700)
+@fuzzed(280)
 @given(changes=mutations)
 def test_mutated_sidecars(engine: Path, samples: Path, changes: list[Mutation]) -> None:
     beside = sidecar_path(engine)
@@ -89,7 +89,7 @@ def test_mutated_sidecars(engine: Path, samples: Path, changes: list[Mutation]) 
         run("infer", engine, "--input", samples)
 
 
-@fuzzed(200)
+@fuzzed(80)
 @given(data=st.data())
 def test_sidecars_with_other_values(engine: Path, samples: Path, data: st.DataObject) -> None:
     """Well-formed JSON, one value of it exchanged for another."""
@@ -120,7 +120,7 @@ def places(value: Any) -> Any:
             yield from places(value[key])
 
 
-@fuzzed(600)
+@fuzzed(240)
 @given(changes=mutations)
 def test_mutated_onnx_files(folder: Path, changes: list[Mutation]) -> None:
     path = folder / "m.onnx"
@@ -135,7 +135,7 @@ def original(folder: Path) -> bytes:
     return keep.read_bytes()
 
 
-@fuzzed(500)
+@fuzzed(200)
 @given(changes=mutations)
 def test_mutated_engines(engine: Path, samples: Path, changes: list[Mutation]) -> None:
     with altered(engine, mutated(engine.read_bytes(), changes)):

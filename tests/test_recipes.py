@@ -50,6 +50,8 @@ NEEDED = {"--ray": "ray", "deploy triton": "tritonclient", "--precision": "model
 OBSTACLE = tensorrt.obstacle()
 SUFFIX = ".engine" if OBSTACLE is None else ".ort.onnx"
 
+EXPORT = "trtbatch export resnet18 --dynamic"
+
 TRAFFIC = "batch,count\n1,5000\n2,1200\n5,800\n8,300\n20,90\n"
 
 
@@ -115,6 +117,15 @@ def used(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+    """A folder in which the line has run that most sections begin with."""
+    folder = tmp_path_factory.mktemp("exported")
+    prepare(folder, photos)
+    run(Command(EXPORT), folder)
+    return folder
+
+
 def prepare(folder: Path, photos: Path) -> None:
     """What a reader has: photographs, a traffic, models."""
     shutil.copytree(photos, folder / "PHOTOS")
@@ -131,7 +142,10 @@ def begins(lines: Sequence[Command]) -> bool:
 def test_every_command_of_a_section_runs(section: Section, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     needs_export()
     lines, folder = typed(section), tmp_path / "folder"
-    if begins(lines):
+    if begins(lines) and lines[0].line == EXPORT and not lines[0].shown:
+        shutil.copytree(request.getfixturevalue("exported"), folder)
+        lines = lines[1:]
+    elif begins(lines):
         folder.mkdir()
         prepare(folder, request.getfixturevalue("photos"))
     else:
