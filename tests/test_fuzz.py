@@ -89,7 +89,7 @@ def test_mutated_sidecars(engine: Path, samples: Path, changes: list[Mutation]) 
         run("infer", engine, "--input", samples)
 
 
-@fuzzed(80)
+@fuzzed(200)
 @given(data=st.data())
 def test_sidecars_with_other_values(engine: Path, samples: Path, data: st.DataObject) -> None:
     """Well-formed JSON, one value of it exchanged for another."""
