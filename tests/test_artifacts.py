@@ -253,3 +253,12 @@ def test_an_engine_of_the_other_backend_is_named(cli: Callable[..., Any], engine
     done = cli("infer", engine.with_name("small.engine"), "--input", "random")
     assert done.exit_code == 1 and "small.engine doesn't exist" in done.output
     assert f"name the one that is there: {engine}" in " ".join(done.output.split())
+
+
+def test_an_engines_input_has_a_size_on_every_axis_but_the_batch(cli: Callable[..., Any], engine: Path) -> None:
+    beside = files.sidecar_path(engine)
+    data = json.loads(beside.read_text())
+    data["inputs"][0]["shape"][1] = ""
+    beside.write_text(json.dumps(data))
+    done = cli("infer", engine, "--input", "random")
+    assert done.exit_code == 1 and "is damaged: axis 1 of input 'input' has no size ('')" in done.output

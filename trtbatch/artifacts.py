@@ -45,6 +45,7 @@ __all__ = [
     "newest",
     "now",
     "occupant",
+    "precision_words",
     "publish",
     "record_file",
     "refuse_other_file",
@@ -533,12 +534,26 @@ def _read_sidecar(path: Path, make: str) -> Sidecar:
                 f"{path} has format {version}; this trtbatch reads {FORMAT_VERSION}",
                 "update trtbatch: pip install -U trtbatch",
             )
-        return decode(Sidecar, data)
+        sidecar = decode(Sidecar, data)
+        _refuse_open_axes(sidecar, path)
+        return sidecar
     except (ValueError, RecursionError, TrtbatchError) as error:
         if isinstance(error, ArtifactError):
             raise
         reason = str(error) if isinstance(error, RecordError) else f"not a sidecar ({error})"
         raise ArtifactError(f"{path} is damaged: {reason}", f"make it again: {make}") from error
+
+
+def _refuse_open_axes(sidecar: Sidecar, path: Path) -> None:
+    """Raise where an engine's input has an open axis that isn't the batch: the build gives each a size.
+
+    Raises:
+        RecordError: naming it.
+    """
+    for spec in sidecar.inputs if sidecar.kind == "engine" else ():
+        for axis, size in enumerate(spec.shape):
+            if axis != spec.batch_axis and not isinstance(size, int):
+                raise RecordError(f"axis {axis} of input {spec.name!r} has no size ({size!r})")
 
 
 def check_file(artifact: Artifact) -> None:
@@ -578,7 +593,7 @@ def build_line(artifact: Artifact) -> str:
         words += [word for profile in sidecar.profiles for word in ("--profile", str(profile))]
     elif sidecar.kind == "engine":
         words += ["--static", str(sidecar.profiles[0].max)]
-    words += _precision_words(sidecar)
+    words += precision_words(sidecar)
     for name, value in sidecar.options.items():
         words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     if sidecar.backend == "onnxruntime":
@@ -586,7 +601,8 @@ def build_line(artifact: Artifact) -> str:
     return shlex.join([*words, "--output", str(artifact.path)])
 
 
-def _precision_words(sidecar: Sidecar) -> list[str]:
+def precision_words(sidecar: Sidecar) -> list[str]:
+    """The options of ``build`` that give an engine the precision that this one has."""
     conversion, asked = sidecar.conversion, sidecar.precision_asked
     if asked in (None, "default"):
         asked = None if conversion is None else conversion.precision

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from trtbatch.artifacts import TensorSpec
 from trtbatch.backends.base import refuse_integers
 from trtbatch.errors import InputError
+from trtbatch.names import shortened
 
 __all__ = ["CPU", "CUDA", "DeviceArray", "Shared", "device_of", "host_array", "shared"]
 
@@ -87,9 +88,8 @@ def host_array(value: Any, name: str) -> NDArray[Any]:
     try:
         return np.from_dlpack(value)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{name} can't be shared: {reason}", "give tensor.detach(), of a type that numpy has"
+            f"{name} can't be shared: {shortened(str(error))}", "give tensor.detach(), of a type that numpy has"
         ) from error
 
 
@@ -97,9 +97,7 @@ def _as_array(value: Any, name: str) -> NDArray[Any]:
     try:
         return np.asarray(value)
     except ValueError as error:
-        raise InputError(
-            f"{name} is no array: {' '.join(str(error).split())[:200]}", "give rows of one shape"
-        ) from error
+        raise InputError(f"{name} is no array: {shortened(str(error))}", "give rows of one shape") from error
 
 
 @dataclass(frozen=True)

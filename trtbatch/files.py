@@ -25,7 +25,6 @@ __all__ = [
     "atomic_file",
     "name_written",
     "probe",
-    "refuse_folder",
     "refuse_outputs",
     "refuse_unwritable",
     "require_space",
@@ -46,14 +45,17 @@ def sidecar_path(artifact: Path) -> Path:
     return artifact.with_name(artifact.name + ".json")
 
 
-def refuse_folder(target: Path) -> None:
+def refuse_folder(target: Path, option: str | None = None) -> None:
     """Raise where a file is to be written and a folder stands.
+
+    Args:
+        option: that names it, if any.
 
     Raises:
         UsageError: `target` is a folder.
     """
     if target.is_dir():
-        raise UsageError(f"{target} is a folder", "name a file")
+        raise UsageError(f"{option} {target} is a folder" if option else f"{target} is a folder", "name a file")
 
 
 def require_space(target: Path, wanted: int) -> None:
@@ -123,8 +125,7 @@ def refuse_outputs(*targets: Output, inputs: Sequence[Path] = ()) -> None:
 
 
 def _refuse_harm(target: Path, suffix: str, option: str) -> None:
-    if target.is_dir():
-        raise UsageError(f"{option} {target} is a folder", "name a file")
+    refuse_folder(target, option)
     if not target.name.endswith(suffix):
         raise UsageError(f"{option} {target} doesn't end in {suffix}", f"write {target.with_suffix(suffix)}")
     if sidecar_path(target).is_file() or (target.suffix == ".json" and target.with_suffix("").is_file()):

@@ -357,7 +357,6 @@ class Pipeline:
 
     def _fill(self) -> None:
         line = self._line
-        self.begun = time.perf_counter()
         with line.guard(), closing(self._feed()) as feed:
             self.begun = time.perf_counter()
             for number, size in enumerate(itertools.cycle(self._sizes)):

@@ -33,6 +33,7 @@ from trtbatch.api import LoadedEngine, load
 from trtbatch.artifacts import Sidecar, TensorSpec
 from trtbatch.backends.base import layout_fix, refuse_integers
 from trtbatch.errors import InputError, UsageError
+from trtbatch.names import shortened
 from trtbatch.photographs.images import image_input, open_image, stacked
 from trtbatch.sinks import Prediction, refuse_topk, top_predictions
 
@@ -192,7 +193,7 @@ def prepare(batch: Mapping[str, Any], sidecar: Sidecar, errors: Array) -> Array:
         except InputError as error:
             errors[row] = error.problem
         except Exception as error:  # an image that opens may still not be one to resize
-            errors[row] = " ".join(str(error).split())[:200] or type(error).__name__
+            errors[row] = shortened(str(error)) or type(error).__name__
     return pixels
 
 

@@ -22,6 +22,7 @@ import trtbatch
 from trtbatch.cli.console import STATE, show_error, show_notes
 from trtbatch.errors import TrtbatchError, UsageError, from_os_error, unreadable
 from trtbatch.interrupts import in_callback, send_again
+from trtbatch.names import shortened
 
 __all__ = ["app", "main"]
 
@@ -158,7 +159,7 @@ class _Group(TyperGroup):
             except Exception as error:
                 if type(error).__module__.partition(".")[0] in ("typer", "click"):
                     raise
-                problem = f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                problem = f"unexpected {type(error).__name__}: {shortened(str(error), 300)}"
                 self._fail(TrtbatchError(problem, "run it again with --debug, and report what it prints"), error)
 
     def _fail(self, error: TrtbatchError, cause: BaseException | None = None) -> NoReturn:

@@ -148,6 +148,8 @@ class Team:
         self._text = json.dumps(encode(_with_pillows(order)))
         self._idle: deque[_Worker[Any]] = deque()
         self._started = 0
+        self.can_be_locked = True
+        """Whether it is worth trying to page-lock a ring."""
         try:
             for _ in range(workers):
                 worker = self._start()
@@ -165,9 +167,7 @@ class Team:
     def page_lock(self, lock: Callable[[Bytes], Callable[[], None]]) -> None:
         """Page-lock the rings of those that wait, before there is work for them: what else the GPU's driver is asked
         meanwhile waits for it."""
-        for worker in self._idle:
-            if not _page_locked(worker.ring, lock):
-                return
+        self.can_be_locked = all(_page_locked(worker.ring, lock) for worker in self._idle)
 
     def _start(self) -> _Worker[Any] | None:
         try:
@@ -569,6 +569,8 @@ class _Crew(Generic[T]):
     def start(self) -> None:
         """Take the processes, and hand out tasks at once."""
         self._team = self._job.start()
+        if not self._team.can_be_locked:  # which was said
+            self._lock = None
         started = [self._add() for _ in range(self._count)]
         self._hand_out()
         rings = [worker.ring for worker in started if worker is not None and not worker.ring.is_locked]

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.errors import InputError, UsageError
+from trtbatch.names import shortened
 from trtbatch.preprocessing import Preprocessing
 
 if TYPE_CHECKING:  # which would bring artifacts into every process that decodes
@@ -129,4 +130,4 @@ def plain(error: Exception) -> str:
     text = str(getattr(error, "strerror", None) or error).strip()
     if "pickle" in text:  # numpy's advice is the opposite of ours
         return "not an array file, or one of Python objects"
-    return " ".join(text.split())[:200] or type(error).__name__
+    return shortened(text) or type(error).__name__

@@ -112,6 +112,7 @@ def deploy(request: TritonRequest) -> Deployed:
     check_file(artifact)
     onnx = None if artifact.sidecar.backend == "tensorrt" else _onnx_of(artifact)
     _tell_needs(artifact.sidecar)
+    unserved = _others(target, request.version)
     try:
         with scratch(target / "config.pbtxt" if target.is_dir() else target) as folder:
             try:
@@ -121,6 +122,7 @@ def deploy(request: TritonRequest) -> Deployed:
                 raise
     except OSError as error:
         raise from_os_error(error, "--repository") from error
+    _tell_unserved(target, unserved)
     return Deployed(target, name, request.version, text, plan)
 
 
@@ -140,11 +142,9 @@ def _onnx_of(artifact: Artifact) -> Path:
 
 
 def _name(request: TritonRequest, sidecar: Sidecar) -> str:
-    name = (
-        request.name
-        if request.name is not None
-        else re.sub(r"[^A-Za-z0-9_.-]+", "_", sidecar.model.name).strip("._-") or "model"
-    )
+    name = request.name
+    if name is None:
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "_", sidecar.model.name).strip("._-") or "model"
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
         raise UsageError(f"--name {name!r} is no name of a model", "use letters, digits, '_', '-' and '.'")
     return name
@@ -161,29 +161,35 @@ def _refuse_existing(target: Path, request: TritonRequest) -> None:
 
 
 def _refuse_other_model(target: Path, config: Any, artifact: Artifact, request: TritonRequest) -> None:
-    """Say which versions are served no longer; raise where clients of these couldn't talk to the new one.
+    """Raise where clients of the model that is there couldn't talk to the new one.
 
     Raises:
-        UsageError: other inputs, outputs or batch sizes than the configuration that is there has.
+        UsageError: other inputs, outputs or batch sizes than its configuration has, or one that can't be read.
     """
     file = target / "config.pbtxt"
-    if not file.is_file():
+    if request.force or not file.is_file():
         return
-    if not request.force:
-        there = _read(file, type(config))
-        what = "a configuration that isn't Triton's" if there is None else _differing(there, config)
-        if what:
-            raise UsageError(
-                f"{target} has {what} than {artifact.path.name}, and clients of its own",
-                "pass --name for a model beside it, or --force to replace its configuration",
-            )
-    others = sorted(int(each.name) for each in target.iterdir() if each.name.isdigit() and each.is_dir())
-    unserved = [str(version) for version in others if version != request.version]
-    if unserved:
-        note(
-            f"version{'s' if len(unserved) > 1 else ''} {', '.join(unserved)} of {target} "
-            f"{'stay where they are, and are' if len(unserved) > 1 else 'stays where it is, and is'} served no longer"
-        )
+    fix = "pass --name for a model beside it, or --force to replace its configuration"
+    there = _read(file, type(config))
+    if there is None:
+        raise UsageError(f"{file} isn't a configuration that Triton reads", fix)
+    what = _differing(there, config)
+    if what:
+        raise UsageError(f"{target} has {what} than {artifact.path.name}, and clients of its own", fix)
+
+
+def _others(target: Path, version: int) -> list[str]:
+    """The versions of a model that are there, but for this one."""
+    there = target.iterdir() if target.is_dir() else ()
+    numbers = sorted(int(each.name) for each in there if each.name.isdigit() and each.is_dir())
+    return [str(number) for number in numbers if number != version]
+
+
+def _tell_unserved(target: Path, versions: Sequence[str]) -> None:
+    if versions:
+        several = len(versions) > 1
+        stay = "stay where they are, and are" if several else "stays where it is, and is"
+        note(f"version{'s' if several else ''} {', '.join(versions)} of {target} {stay} served no longer")
 
 
 def _read(file: Path, kind: type[Any]) -> Any | None:

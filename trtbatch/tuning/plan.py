@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trtbatch import artifacts
-from trtbatch.artifacts import Artifact, FileRecord, Planned, Sidecar
+from trtbatch.artifacts import Artifact, FileRecord, Planned
 from trtbatch.backends import open_engine, resolve_engine, runs_here
 from trtbatch.batches import Profile, pick_profile
 from trtbatch.building.timetable import time_profiles
@@ -234,13 +234,12 @@ def _enough(lines: tuple[PlanLine, ...]) -> PlanLine:
 
 def _command(artifact: Artifact, profiles: tuple[Profile, ...], counts: Mapping[int, int]) -> str:
     """The line that builds an engine with these profiles; it times the traffic's sizes too, where they aren't many."""
-    sidecar = artifact.sidecar
     words = ["trtbatch", "build", *artifacts.built_from(artifact)]
     for profile in profiles:
         words += ["--profile", str(profile)]
     if len(counts) <= _MOST_NAMED:
         words += ["--batch", ",".join(map(str, counts))]
-    return shlex.join([*words, *_precision(sidecar)])
+    return shlex.join([*words, *artifacts.precision_words(artifact.sidecar)])
 
 
 def _tell_missing(artifact: Artifact) -> None:
@@ -252,11 +251,6 @@ def _tell_missing(artifact: Artifact) -> None:
     elif not Path(named[0]).is_file():
         known = f" (SHA-256 {source.sha256[:12]}…)" if source is not None else ""
         warn(f"{named[0]}{known} isn't there: bring it there before you run the build line, or name it where it is")
-
-
-def _precision(sidecar: Sidecar) -> list[str]:
-    asked = sidecar.precision_asked
-    return [] if asked in (None, "default") else ["--precision", str(asked)]
 
 
 def _planned(found: PlanResult) -> Planned:

@@ -60,8 +60,8 @@ LEAST = 64
 def bucket(length: int, most: int) -> int:
     """The size in which a photograph with so many rows (or columns) lies: two steps to each power of two.
 
-    A graph for a size takes a hundredth of a second in each lane, and computing on what is beside a photograph nothing
-    that would show: few sizes are better than close ones.
+    Each lane makes a context and a graph for a size, which takes it as long as many photographs; to compute on what is
+    beside one takes nothing that would show. So few sizes are better than close ones.
     """
     if length <= LEAST:
         return min(LEAST, most)
@@ -144,7 +144,7 @@ class TensorRTPreprocessor:
             stream = device.stream()
             line = np.arange(self.record.max_size, dtype=np.float32)
             self._positions = device.memory(line.nbytes)
-            device.copies([(line, self._positions.address)]).up(stream)
+            device.upload(self._positions.address, line, stream)
             stream.synchronize()
             for _ in range(count):
                 self._lanes.append(
