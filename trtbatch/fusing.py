@@ -5,7 +5,7 @@ per channel, and the transpose where images lie as NHWC. In float32 it differs f
 :meth:`trtbatch.preprocessing.Preprocessing.normalise` by rounding alone.
 
 In a graph whose products are in half precision :func:`halve_prefix` writes it again for the GPU, in half precision and
-on NHWC images before the transpose: half the bytes to move, though TensorRT 8.6 doesn't make one kernel of it
+on NHWC images before the transpose: half the bytes to move. What TensorRT makes of it takes more time than that would
 (``scripts/bytes_table.py``). The subtraction comes first, because bytes are exact in half precision: what is rounded is
 the difference. The scale isn't put into the first product's weights: weights divided by 58 lose digits as subnormal
 numbers.
