@@ -307,12 +307,12 @@ def test_wrong_pixels_leave_no_file(folder: Path, monkeypatch: pytest.MonkeyPatc
     write(folder)
     honest = resample._bilinear
     monkeypatch.setitem(resample._FILTERS, "bilinear", (lambda x: honest(x) ** 2, 1.0))
-    resample.side.cache_clear()
+    resample.forget()
     try:
         with pytest.raises(ExportError, match="of 255 from Pillow's"):
             export_preprocessor(PreprocessorRequest(Path("engines/x.onnx")))
     finally:
-        resample.side.cache_clear()
+        resample.forget()
     assert sorted(path.name for path in Path("engines").iterdir()) == ["x.onnx", "x.onnx.json"]
 
 

@@ -297,7 +297,7 @@ def test_an_engine_of_one_size_takes_the_streams_alone() -> None:
 def test_deploy_follows_tune_and_says_so(cli: Cli, engine: Path, folder: Path) -> None:
     first = cli("deploy", "triton", "--repository", "before")
     assert first.exit_code == 0 and "from tune" not in first.output
-    search = ("--percentile", 50, "--batch", "1,2", "--streams", "1,2", "--min-time", 0.05)
+    search = ("--percentile", 50, "--batch", "2,4", "--streams", "1,2", "--min-time", 0.05)
     assert cli("tune", "--latency", "5s", *search).exit_code == 0
     chosen = json.loads(sidecar_path(engine).read_text())["tuned"]
     assert chosen["budget_ms"] == 5000

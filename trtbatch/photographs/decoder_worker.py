@@ -30,18 +30,20 @@ import struct
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch.errors import InputError
+from trtbatch.errors import ExecutionError, InputError, MissingPackageError
 from trtbatch.photographs.arena import aligned
-from trtbatch.photographs.decoding import decode, read_bytes, read_sample
-from trtbatch.photographs.operands import MAX_SIZE, Operands, Packing, band_bytes, operands
+from trtbatch.photographs.codec import Coded, PartDecoder, plain_jpeg
+from trtbatch.photographs.decoding import decode, is_upright, read_bytes, read_sample, size_of_jpeg
+from trtbatch.photographs.operands import MAX_SIZE, Operands, Packing, band, band_bytes, operands
+from trtbatch.photographs.resample import keep
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import decode as decode_record
 
@@ -74,9 +76,9 @@ TASK = struct.Struct("<I")
 
 ANSWER = struct.Struct("<II")
 
-ITEM = struct.Struct("<BxxxIIQQqqq")
+ITEM = struct.Struct("<BxxxIIQQqqqq")
 """What became of a file; two numbers; where its bytes begin in the ring, and the position behind them; when reading
-began, decoding began (0: it is part of reading) and all ended, by ``time.perf_counter_ns``."""
+began and ended, and when decoding did (the same twice: it is part of reading), by ``time.perf_counter_ns``."""
 
 LAID, SKIPPED, LEFT = range(3)
 """It lies in the ring (rows and columns of the image, where there is one); it can't be used (bytes of the words that
@@ -91,6 +93,12 @@ _LARGE_FILE = 1 << 20
 _KEPT = 64 << 20
 """Bytes of the largest memory that is kept for the next photograph."""
 
+_AT_ONCE = 4 << 20
+"""Bytes of files, at most, that are read before the first of them is decoded."""
+
+_WORTH = 0.9
+"""Share of a photograph's pixels below which it is decoded in part: that takes a twentieth of its time to prepare."""
+
 
 @dataclass(frozen=True)
 class Order:
@@ -103,6 +111,7 @@ class Order:
         ring: bytes of photographs in the ring, a multiple of 256.
         largest: bytes of the largest one that is put there; an eighth of the ring always finds room in time.
         max_size: of the preprocessor, for ``packed``.
+        parts: whether photographs are decoded in part, for ``packed``, where nvImageCodec is installed.
         dtype: of the model's input, for ``sample``.
         max_pixels, truncated: Pillow's ``MAX_IMAGE_PIXELS`` and ``LOAD_TRUNCATED_IMAGES``.
     """
@@ -112,6 +121,7 @@ class Order:
     ring: int
     largest: int
     max_size: int = MAX_SIZE
+    parts: bool = True
     dtype: str = "float32"
     max_pixels: int | None = None
     truncated: bool = False
@@ -140,9 +150,11 @@ def main(order_text: str, ring_file: str) -> int:
     ring = np.frombuffer(mmap.mmap(file, HEADER + order.ring), np.uint8)
     os.close(file)
     ring[HEADER :: mmap.PAGESIZE] = 0  # its pages are there then; the parent would wait for them to lock it
-    _load_decoders()
+    maker: _Maker = _PackedMaker(order) if order.kind == "packed" else _SampleMaker(order)
+    with contextlib.suppress(Exception):  # then the first file shows what is wrong
+        maker.warm(plain_jpeg())
     try:
-        _Server(order, ring, _Inbox(0), channel).serve()
+        _Server(order, maker, ring, _Inbox(0), channel).serve()
     except (_EndedError, BrokenPipeError):
         os._exit(0)  # at once: there is nobody to tidy up for
     return 0
@@ -154,16 +166,6 @@ def _set_pillow(order: Order) -> None:
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     Image.MAX_IMAGE_PIXELS = order.max_pixels
     ImageFile.LOAD_TRUNCATED_IMAGES = order.truncated
-
-
-def _load_decoders() -> None:
-    """Import what decodes JPEG files, which takes a tenth of a second, before the first of them waits for it."""
-    from PIL import Image
-
-    stream = io.BytesIO()
-    with contextlib.suppress(Exception):  # then the first file shows what is wrong
-        Image.new("RGB", (16, 16)).save(stream, "JPEG")
-        decode(stream.getvalue())
 
 
 class _EndedError(Exception):
@@ -211,13 +213,13 @@ class _Inbox:
 class _Server:
     """Does task after task."""
 
-    def __init__(self, order: Order, ring: Bytes, inbox: _Inbox, channel: int) -> None:
+    def __init__(self, order: Order, maker: _Maker, ring: Bytes, inbox: _Inbox, channel: int) -> None:
         self._order = order
         self._counters = ring[:16].view(np.uint64)
         self._data = ring[HEADER:]
         self._inbox = inbox
         self._channel = channel
-        self._maker: _Maker = _PackedMaker(order) if order.kind == "packed" else _SampleMaker(order)
+        self._maker = maker
         self._items: list[bytes] = []
         self._words = b""
         self._position = 0
@@ -227,10 +229,14 @@ class _Server:
     def serve(self) -> None:
         self._tell()
         while True:
-            for file in self._inbox.task():
-                item = self._one(file)  # which may tell the items before it
-                self._items.append(item)
-                self._number += 1
+            files = self._inbox.task()
+            while files:
+                read = self._maker.read(files)
+                files = files[len(read) :]
+                for file in read:
+                    item = self._one(file)  # which may tell the items before it
+                    self._items.append(item)
+                    self._number += 1
             self._tell()
 
     def _tell(self) -> None:
@@ -239,10 +245,9 @@ class _Server:
             answer = answer[os.write(self._channel, answer) :]
         self._items, self._words = [], b""
 
-    def _one(self, file: Path) -> bytes:
+    def _one(self, file: _Read) -> bytes:
         begun = ended = time.perf_counter_ns()
         kind, first, second, at = LAID, 0, 0, 0
-        self._maker.opened = 0
         try:
             count = self._maker.make(file)
             ended = time.perf_counter_ns()  # not counted: waiting for room
@@ -256,7 +261,11 @@ class _Server:
             kind = LEFT
         if ended == begun:
             ended = time.perf_counter_ns()
-        return ITEM.pack(kind, first, second, at, self._position, begun, self._maker.opened, ended)
+        if file.ended == file.begun:  # it was read just now
+            file = file._replace(begun=begun, ended=ended)
+        if file.ended > begun or isinstance(file.data, InputError):
+            begun = ended  # and not decoded by itself
+        return ITEM.pack(kind, first, second, at, self._position, file.begun, file.ended, begun, ended)
 
     def _place(self, count: int) -> int:
         """Where so many bytes have room; waits for it."""
@@ -280,11 +289,25 @@ class _Server:
         return end - int(self._counters[RELEASED]) <= self._order.ring
 
 
-class _Maker(Protocol):
-    opened: int
-    """When decoding began, where that is told apart from reading."""
+class _Read(NamedTuple):
+    """A file as far as it was read before others were decoded: when that began and ended, and what came of it."""
 
-    def make(self, file: Path) -> int:
+    path: Path
+    begun: int = 0
+    ended: int = 0
+    data: bytes | InputError = b""
+    coded: Coded | None = None
+    size: tuple[int, int] | None = None
+
+
+class _Maker(Protocol):
+    def warm(self, data: bytes) -> None:
+        """Import and start what a photograph takes, a tenth of a second of it, before the first waits for that."""
+
+    def read(self, files: Sequence[Path]) -> list[_Read]:
+        """The first of the files, one or more, as far as they are read together."""
+
+    def make(self, file: _Read) -> int:
         """Make it, in memory of its own; how many bytes it has."""
 
     def write(self, room: Bytes) -> tuple[int, int]:
@@ -295,18 +318,62 @@ class _PackedMaker:
     def __init__(self, order: Order) -> None:
         self._order = order
         self._packing = Packing(order)
-        self.opened = 0
         self._scratch = np.empty(1 << 20, np.uint8)
         self._given: Operands | None = None
+        self._parts = _part_decoder() if order.parts else None
 
-    def make(self, file: Path) -> int:
-        data = read_bytes(file)
-        self.opened = time.perf_counter_ns()
+    def warm(self, data: bytes) -> None:
+        file = self._seen(_Read(Path()), data)
+        keep(self._order.recipe, [] if file.size is None else [file.size])
+        self.write(np.empty(self.make(file), np.uint8))
+
+    def read(self, files: Sequence[Path]) -> list[_Read]:
+        """As many as :data:`_AT_ONCE` allows: the sides of all are made in one go."""
+        found: list[_Read] = []
+        count = 0
+        for path in files:
+            begun = time.perf_counter_ns()
+            data = _content(path)
+            found.append(_Read(path, begun, time.perf_counter_ns(), data))
+            count += len(data) if isinstance(data, bytes) else 0
+            if count > _AT_ONCE:
+                break
+        found = [each if isinstance(each.data, InputError) else self._seen(each, each.data) for each in found]
+        keep(self._order.recipe, [each.size for each in found if each.size is not None])
+        return found
+
+    def _seen(self, file: _Read, data: bytes) -> _Read:
+        """With what can be seen of it undecoded."""
+        coded = None if self._parts is None else self._parts.coded(data)
+        return file._replace(data=data, coded=coded, size=size_of_jpeg(data) if coded is None else coded.size)
+
+    def make(self, file: _Read) -> int:
+        data = file.data
+        if isinstance(data, InputError):
+            raise data
         if len(data) > _LARGE_FILE:
             self._leave_large(data)
-        pixels = decode(data, self._room)
-        self._given = operands(self._order.recipe, pixels, self._order.max_size)
+        self._given = self._of_part(data, file.coded)
+        if self._given is None:
+            self._given = operands(self._order.recipe, decode(data, self._room), self._order.max_size)
         return aligned(self._given.image.size) + self._packing.bytes
+
+    def _of_part(self, data: bytes, file: Coded | None) -> Operands | None:
+        """What no more than the part that the crop needs was decoded for; None where all of it has to be."""
+        if file is None or self._parts is None or not is_upright(data):
+            return None
+        limit = self._order.max_pixels
+        if limit is not None and file.height * file.width > limit:
+            return None
+        found = band(self._order.recipe, *file.size, self._order.max_size)
+        if found is None:
+            return None
+        rows, columns = found
+        share = (rows.end - rows.first) * (columns.end - columns.first) / (file.height * file.width)
+        pixels = None
+        if share < _WORTH:
+            pixels = self._parts(file, rows.first, rows.end, columns.first, columns.end)
+        return None if pixels is None else Operands(pixels, rows, columns)
 
     def _leave_large(self, data: bytes) -> None:
         from PIL import Image
@@ -336,15 +403,37 @@ class _PackedMaker:
         return image.shape[0], image.shape[1]
 
 
+def _content(path: Path) -> bytes | InputError:
+    try:
+        return read_bytes(path)
+    except InputError as error:
+        return error
+
+
+def _part_decoder() -> PartDecoder | None:
+    """None where nvImageCodec isn't there, or doesn't start."""
+    try:
+        return PartDecoder()
+    except (MissingPackageError, ExecutionError):
+        return None
+
+
 class _SampleMaker:
     def __init__(self, order: Order) -> None:
         self._recipe: Callable[[Any], Array] = order.recipe
         self._type = sample_type(order.recipe, order.dtype)
         self._sample: Array = np.empty(0)
-        self.opened = 0
 
-    def make(self, file: Path) -> int:
-        self._sample = read_sample(file, self._recipe)
+    def warm(self, data: bytes) -> None:
+        from PIL import Image
+
+        self._recipe(Image.open(io.BytesIO(data)))
+
+    def read(self, files: Sequence[Path]) -> list[_Read]:
+        return [_Read(files[0])]
+
+    def make(self, file: _Read) -> int:
+        self._sample = read_sample(file.path, self._recipe)
         return self._sample.size * self._type.itemsize
 
     def write(self, room: Bytes) -> tuple[int, int]:

@@ -187,10 +187,14 @@ class Team:
                 steps.callback(worker.end)
 
 
-def packed_team(recipe: Preprocessing, max_size: int, workers: int, ring: int = RING_BYTES) -> Team:
-    """Processes for :func:`packed_ahead`, of a preprocessor with this recipe and size."""
+def packed_team(recipe: Preprocessing, max_size: int, workers: int, ring: int = RING_BYTES, parts: bool = True) -> Team:
+    """Processes for :func:`packed_ahead`, of a preprocessor with this recipe and size.
+
+    Args:
+        parts: whether they may decode photographs in part.
+    """
     ring = aligned(ring)
-    return Team(Order("packed", recipe, ring, ring // _SHARE, max_size), workers)
+    return Team(Order("packed", recipe, ring, ring // _SHARE, max_size, parts), workers)
 
 
 def sample_team(recipe: Preprocessing, dtype: str, workers: int, ring: int = RING_BYTES) -> Team:
@@ -518,10 +522,11 @@ class _Worker(Generic[T]):
 
 
 def _environment() -> dict[str, str]:
-    """This process's, with its modules in reach; numpy's threads, which nothing here uses, would be one for each core
-    in each process."""
+    """This process's, with its modules in reach, and without a GPU, whose context no decoder needs; numpy's threads,
+    which nothing here uses, would be one for each core in each process."""
     threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    return os.environ | threads | {"PYTHONPATH": environment.module_path(), "PYTHONSAFEPATH": "1"}
+    alone = {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": environment.module_path(), "PYTHONSAFEPATH": "1"}
+    return os.environ | threads | alone
 
 
 def _ahead(job: _Job[T]) -> Generator[Photograph[T] | Skipped, None, None]:
@@ -642,7 +647,7 @@ class _Crew(Generic[T]):
         task, last = worker.tasks[0]
         number, names, view, ring = task.next, self._job.names, self._job.view, worker.ring
         data, holds = ring.data, []
-        for kind, first, second, at, end, begun, opened, ended in ITEM.iter_unpack(items):
+        for kind, first, second, at, end, *times in ITEM.iter_unpack(items):
             name = names[number]
             number += 1
             if kind == LAID:
@@ -655,7 +660,7 @@ class _Crew(Generic[T]):
             else:
                 self._do_here(task)
             if self._traced:
-                self._record(worker, name, begun, opened or ended, ended)
+                self._record(worker, name, *times)
         ring.hold(holds)
         worker.received += len(items) // ITEM.size
         if number == last:
@@ -663,8 +668,8 @@ class _Crew(Generic[T]):
             if not task.is_done:
                 self._again.appendleft(task)
 
-    def _record(self, worker: _Worker[T], name: str, begun: int, opened: int, ended: int) -> None:
-        self._job.trace.record("read", begun, opened, {"file": name}, worker.thread)
+    def _record(self, worker: _Worker[T], name: str, begun: int, read: int, opened: int, ended: int) -> None:
+        self._job.trace.record("read", begun, read, {"file": name}, worker.thread)
         if opened < ended:
             self._job.trace.record("decode", opened, ended, {"file": name}, worker.thread)
 

@@ -21,7 +21,7 @@ from trtbatch.errors import InputError
 from trtbatch.photographs.images import open_image, plain, unusable
 from trtbatch.preprocessing import Preprocessing, orientation_of
 
-__all__ = ["decode", "read_bytes", "read_pixels", "read_sample"]
+__all__ = ["decode", "is_upright", "read_bytes", "read_pixels", "read_sample", "size_of_jpeg"]
 
 Pixels = NDArray[np.uint8]
 
@@ -31,7 +31,12 @@ Room = Callable[[int], Pixels]
 _FIX = "mend it, or leave it out"
 
 _JPEG = b"\xff\xd8\xff"
+_SOI = b"\xff\xd8"
 _EXIF = b"Exif\0\0"
+_SEGMENT = 4
+"""Bytes of a segment's mark and length."""
+_ALONE = frozenset([0x00, 0x01, *range(0xD0, 0xDA), 0xFF])
+"""Second bytes of marks that no length follows, and of what is no mark."""
 _HEADERS = 1 << 16
 """Bytes in which a camera's EXIF block begins: it is the first of a file, or the second."""
 
@@ -84,6 +89,15 @@ def read_sample(path: Path, make: Callable[[Any], NDArray[Any]]) -> NDArray[Any]
         raise InputError(plain(error), _FIX) from error
 
 
+def size_of_jpeg(data: bytes) -> tuple[int, int] | None:
+    """Rows and columns that a JPEG file says it has; None where it says none, or simplejpeg isn't there."""
+    library = _simplejpeg() if data.startswith(_JPEG) else None
+    try:
+        return None if library is None else library.decode_jpeg_header(data)[:2]
+    except ValueError:
+        return None
+
+
 def decode(data: bytes, room: Room | None = None) -> Pixels:
     """The same of a file's bytes.
 
@@ -115,7 +129,7 @@ def _decoded_jpeg(data: bytes, room: Room | None) -> Pixels | None:
         height, width, colours, _ = library.decode_jpeg_header(data)
         limit = Image.MAX_IMAGE_PIXELS
         too_large = limit is not None and height * width > limit
-        if too_large or colours not in _PLAIN or not _is_upright(data):
+        if too_large or colours not in _PLAIN or not is_upright(data):
             return None
         count = height * width * 3
         memory = np.empty(count, np.uint8) if room is None else room(count)
@@ -125,12 +139,25 @@ def _decoded_jpeg(data: bytes, room: Room | None) -> Pixels | None:
     return pixels
 
 
-def _is_upright(data: bytes) -> bool:
+def is_upright(data: bytes) -> bool:
+    """Whether the EXIF block of a JPEG file, if there is one, doesn't turn it."""
     from PIL import Image
 
-    if _EXIF not in data[:_HEADERS]:
+    if not _has_exif(data):
         return True
     return orientation_of(Image.open(io.BytesIO(data))) == 1
+
+
+def _has_exif(data: bytes) -> bool:
+    """Whether there may be an EXIF block: an APP1 segment before the first scan (ITU-T T.81, B.1.1.3 and B.2.1)."""
+    at = len(_SOI)
+    while at + _SEGMENT <= len(data) and data[at] == 0xFF and data[at + 1] not in _ALONE:
+        if data[at + 1] == 0xDA:
+            return False
+        if data[at + 1] == 0xE1 and data.startswith(_EXIF, at + 4):
+            return True
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return data.find(_EXIF, 0, _HEADERS) >= 0  # padded, or damaged
 
 
 @lru_cache(maxsize=1)

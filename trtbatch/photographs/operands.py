@@ -113,10 +113,7 @@ class Packing:
 
     def views(self, block: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """The inputs as they lie in a block."""
-        return {
-            name: block[self.offsets[name] :][: 4 * lines * length].view(np.float32).reshape(lines, length)
-            for name, (lines, length) in self.shapes.items()
-        }
+        return {name: np.ndarray(self.shapes[name], np.float32, block, at) for name, at in self.offsets.items()}
 
     def fill(self, block: NDArray[np.uint8], rows: Side, columns: Side) -> dict[str, NDArray[np.float32]]:
         """Write the small inputs of a photograph into a block of at least `bytes`; they are returned."""

@@ -17,10 +17,13 @@ between is rounded and clipped: by 1 of 255, and by more under filters that over
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +31,7 @@ from numpy.typing import NDArray
 from trtbatch import optional
 from trtbatch.preprocessing import Preprocessing
 
-__all__ = ["FRACTION_BITS", "LOW_BITS", "Side", "most_taps", "resized", "rows_first", "side", "sides"]
+__all__ = ["FRACTION_BITS", "LOW_BITS", "Side", "forget", "keep", "most_taps", "resized", "rows_first", "side", "sides"]
 
 Floats = NDArray[np.float64]
 
@@ -62,7 +65,9 @@ class Side:
 
 
 def _bilinear(x: Floats) -> Floats:
-    return np.maximum(1.0 - np.abs(x), 0.0)
+    np.abs(x, out=x)
+    np.subtract(1.0, x, out=x)
+    return np.maximum(x, 0.0, out=x)
 
 
 def _bicubic(x: Floats) -> Floats:
@@ -82,7 +87,7 @@ _FILTERS: dict[str, tuple[Callable[[Floats], Floats], float]] = {
     "bicubic": (_bicubic, 2.0),
     "lanczos": (_lanczos, 3.0),
 }
-"""Each with its support: how far it reaches to either side, in pixels of the smaller image."""
+"""Each with its support: how far it reaches to either side, in pixels of the smaller image. It may write over `x`."""
 
 
 def resized(preprocessing: Preprocessing, height: int, width: int) -> tuple[int, int]:
@@ -118,10 +123,21 @@ def sides(preprocessing: Preprocessing, height: int, width: int) -> tuple[Side, 
     """
     if height < 1 or width < 1:
         raise ValueError(f"a photograph of {width}×{height} has no pixels")
+    rows, columns = _sides(_keys(preprocessing, height, width))
+    return rows, columns
+
+
+def keep(preprocessing: Preprocessing, sizes: Iterable[tuple[int, int]]) -> None:
+    """Make the sides of several photographs, heights and widths, for :func:`sides` at once: which takes little longer
+    than those of one."""
+    _sides([key for height, width in sizes if min(height, width) > 0 for key in _keys(preprocessing, height, width)])
+
+
+def _keys(preprocessing: Preprocessing, height: int, width: int) -> tuple[_Key, _Key]:
     new_height, new_width = resized(preprocessing, height, width)
     crop_height, crop_width = preprocessing.crop
-    rows = side(height, new_height, crop_height, preprocessing.interpolation)
-    return rows, side(width, new_width, crop_width, preprocessing.interpolation)
+    kind = preprocessing.interpolation
+    return _Key(height, new_height, crop_height, kind), _Key(width, new_width, crop_width, kind)
 
 
 def most_taps(preprocessing: Preprocessing, size: int) -> int:
@@ -134,7 +150,45 @@ def most_taps(preprocessing: Preprocessing, size: int) -> int:
     return int(np.ceil(support * scale)) * 2 + 1
 
 
-@lru_cache(maxsize=KEPT)
+class _Key(NamedTuple):
+    """What decides a side: its pixels, those that they become, the lines of the crop, and the filter."""
+
+    size: int
+    new_size: int
+    crop: int
+    interpolation: str
+
+    @property
+    def is_weighed(self) -> bool:
+        """Whether a line is a sum of pixels, not a single one."""
+        return self.new_size != self.size and self.interpolation != "nearest"
+
+    @property
+    def scale(self) -> float:
+        return self.size / self.new_size
+
+    @property
+    def lines(self) -> tuple[int, int]:
+        """Of the resized side, those in the crop: the first, and the end."""
+        offset = _offset(self.new_size, self.crop)
+        return max(offset, 0), min(offset + self.crop, self.new_size)
+
+    @property
+    def shape(self) -> tuple[int, int, int, str]:
+        """What sides that are made together have in common: lines, taps to either side, the crop and the filter."""
+        first, end = self.lines
+        return end - first, math.ceil(self.support), self.crop, self.interpolation
+
+    @property
+    def support(self) -> float:
+        """Pixels that a line's filter reaches to either side: all that become one, which is what antialiases."""
+        return _FILTERS[self.interpolation][1] * max(self.scale, 1.0)
+
+
+_kept: OrderedDict[_Key, Side] = OrderedDict()
+_lock = threading.Lock()
+
+
 def side(size: int, new_size: int, crop: int, interpolation: str) -> Side:
     """The central `crop` lines of `size` pixels that become `new_size`.
 
@@ -143,31 +197,80 @@ def side(size: int, new_size: int, crop: int, interpolation: str) -> Side:
     Args:
         interpolation: Pillow's name of the filter, in lower case.
     """
-    offset = _offset(new_size, crop)
-    lines = np.arange(max(offset, 0), min(offset + crop, new_size))
-    first, end, weights = _lines(size, new_size, interpolation, lines)
-    begin = int(first.min())
-    high = np.floor(weights * 2.0**-LOW_BITS + 0.5)
-    starts, taps = np.zeros((2, crop, 1), np.float32), np.zeros((2, crop, weights.shape[1]), np.float32)
-    inside = slice(int(lines[0]) - offset, int(lines[-1]) - offset + 1)
-    starts[:, inside, 0] = first - begin
-    taps[0, inside] = high
-    taps[1, inside] = weights - high * 2.0**LOW_BITS
-    starts.flags.writeable = taps.flags.writeable = False
-    return Side(begin, max(begin + 1, int(end.max())), starts.reshape(2 * crop, 1), taps.reshape(2 * crop, -1))
+    return _sides([_Key(size, new_size, crop, interpolation)])[0]
 
 
-def _lines(
-    size: int, new_size: int, interpolation: str, lines: NDArray[Any]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
-    """Of each line, the first pixel, the end, and the weights of the pixels from the first on, in units of 2⁻²²."""
+def forget() -> None:
+    """Give up the sides that are kept."""
+    with _lock:
+        _kept.clear()
+
+
+def _sides(keys: Sequence[_Key]) -> list[Side]:
+    with _lock:
+        found = {key: _kept[key] for key in keys if key in _kept}
+        for key in found:
+            _kept.move_to_end(key)
+    missing = [key for key in dict.fromkeys(keys) if key not in found]
+    if missing:
+        made = _made(missing)
+        found |= made
+        with _lock:
+            _kept.update(made)
+            while len(_kept) > KEPT:
+                _kept.popitem(last=False)
+    return [found[key] for key in keys]
+
+
+def _made(keys: Sequence[_Key]) -> dict[_Key, Side]:
+    """Make sides, those together that have arrays of one shape."""
+    alike: dict[tuple[Any, ...], list[_Key]] = {}
+    for key in keys:
+        alike.setdefault(key.shape if key.is_weighed else (key,), []).append(key)
+    return {key: made for group in alike.values() for key, made in zip(group, _made_alike(group))}
+
+
+def _made_alike(keys: Sequence[_Key]) -> list[Side]:
+    """Make sides: all of as many lines and taps; several only where they are weighed."""
+    crop = keys[0].crop
+    first, ends, weights = _lines(keys)
+    begins = first[:, 0].astype(np.int64)  # the least: line after line they go on
+    first -= first[:, :1]
+    high = weights * 2.0**-LOW_BITS
+    high += 0.5
+    np.floor(high, out=high)
+    weights -= high * 2.0**LOW_BITS
+    starts = np.zeros((len(keys), 2, crop, 1), np.float32)
+    taps = np.zeros((len(keys), 2, crop, len(weights)), np.float32)
+    black = max(-_offset(keys[0].new_size, crop), 0)  # lines before the first: as many in all of them
+    inside = slice(black, black + first.shape[1])
+    starts[:, :, inside, 0] = first[:, None]
+    taps[:, 0, inside] = high.transpose(1, 2, 0)
+    taps[:, 1, inside] = weights.transpose(1, 2, 0)
+    made = []
+    for index, begin in enumerate(begins):
+        pair = starts[index].reshape(2 * crop, 1).copy(), taps[index].reshape(2 * crop, -1).copy()
+        for each in pair:
+            each.flags.writeable = False
+        made.append(Side(int(begin), max(int(begin) + 1, ends[index]), *pair))
+    return made
+
+
+def _lines(keys: Sequence[_Key]) -> tuple[Floats, list[int], Floats]:
+    """Of each line ``(side, line)``, the first pixel; of each side, the end of its pixels; and the weights ``(k, side,
+    line)`` of the pixels from the first on, in units of 2⁻²²."""
+    key = keys[0]
+    if key.is_weighed:
+        return _taps(keys)
     unit = float(1 << FRACTION_BITS)
-    if new_size == size:
-        return lines, lines + 1, np.full((len(lines), 1), unit)
-    if interpolation == "nearest":
-        nearest = _nearest(size, new_size)[lines]
-        return np.minimum(nearest, size - 1), np.minimum(nearest + 1, size), unit * (nearest < size)[:, None]
-    return _taps(size, new_size, interpolation, lines)
+    lines = np.arange(*key.lines)
+    if key.new_size == key.size:
+        return lines[None].astype(np.float64), [key.lines[1]], np.full((1, 1, len(lines)), unit)
+    nearest = _nearest(key.size, key.new_size)[lines]
+    first = np.minimum(nearest, key.size - 1)
+    end = min(int(nearest[-1]) + 1, key.size)
+    weights = np.where(nearest < key.size, unit, 0.0)
+    return first[None].astype(np.float64), [end], weights[None, None]
 
 
 def _offset(size: int, crop: int) -> int:
@@ -189,25 +292,32 @@ def _nearest(size: int, new_size: int) -> NDArray[np.int64]:
     return np.cumsum(steps).astype(np.int64)
 
 
-def _taps(
-    size: int, new_size: int, interpolation: str, lines: NDArray[Any]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
-    """As :func:`_lines`; taps from the end on weigh 0.
+def _taps(keys: Sequence[_Key]) -> tuple[Floats, list[int], Floats]:
+    """As :func:`_lines`; taps from a line's end on weigh 0.
 
-    Source: ``precompute_coeffs`` and ``normalize_coeffs_8bpc`` of Pillow's Resample.c.
+    Source: ``precompute_coeffs`` and ``normalize_coeffs_8bpc`` of Pillow's Resample.c. One filter weighs all, in few
+    steps: of numpy's time for a side most goes into calling it.
     """
-    weigh, support = _FILTERS[interpolation]
-    scale = size / new_size
-    widened = max(scale, 1.0)  # what antialiases: the filter covers all pixels that become one
-    support *= widened
-    centres = (lines + 0.5) * scale
-    first = np.maximum((centres - support + 0.5).astype(np.int64), 0)
-    end = np.minimum((centres + support + 0.5).astype(np.int64), size)
-    at = first[:, None] + np.arange(int(np.ceil(support)) * 2 + 1)
-    weights = weigh((at - centres[:, None] + 0.5) * (1.0 / widened))
-    weights[at >= end[:, None]] = 0.0
-    # One after the other, as Pillow adds them: numpy's own sum goes in pairs, and rounds otherwise.
-    totals = np.cumsum(weights, axis=1)[:, -1:]
+    weigh = _FILTERS[keys[0].interpolation][0]
+    scales, supports, sizes = (
+        np.array(values, np.float64)[:, None]
+        for values in ([key.scale for key in keys], [key.support for key in keys], [key.size for key in keys])
+    )
+    begin, end = zip(*(key.lines for key in keys))
+    centres = (np.arange(end[0] - begin[0]) + (np.array(begin, np.float64)[:, None] + 0.5)) * scales
+    first = np.maximum(np.trunc(centres - supports + 0.5), 0.0)
+    ends = np.minimum(np.trunc(centres + supports + 0.5), sizes)
+    at = first + np.arange(math.ceil(keys[0].support) * 2.0 + 1)[:, None, None]
+    x = at - centres
+    x += 0.5
+    x *= 1.0 / np.maximum(scales, 1.0)
+    weights = weigh(x)
+    weights *= at < ends
+    # One after the other, as Pillow adds them: along another axis numpy's sum goes in pairs, and rounds otherwise.
+    totals = np.add.reduce(weights, axis=0)
     totals[totals == 0.0] = 1.0
     weights /= totals
-    return first, end, np.trunc(weights * float(1 << FRACTION_BITS) + np.copysign(0.5, weights))
+    weights *= float(1 << FRACTION_BITS)
+    weights += np.copysign(0.5, weights)
+    np.trunc(weights, out=weights)
+    return first, [int(last) for last in ends[:, -1]], weights
