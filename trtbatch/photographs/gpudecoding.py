@@ -28,6 +28,7 @@ from trtbatch.photographs.decoding import read_bytes
 from trtbatch.photographs.images import Skipped
 from trtbatch.photographs.packs import Packs
 from trtbatch.photographs.pixels import MOST_BYTES, Budget, Photograph, Reader, release_all
+from trtbatch.photographs.resample import keep
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.trace import NO_TRACE, Recorder
 
@@ -193,7 +194,10 @@ class _Run:
         return group
 
     def _chunk_of(self, first: int) -> list[_Read | Skipped]:
-        return [self._of_file(number) for number in range(first, min(first + self._chunk, len(self._files)))]
+        found = [self._of_file(number) for number in range(first, min(first + self._chunk, len(self._files)))]
+        sizes = (read.coded.size for read in found if isinstance(read, _Read) and read.coded is not None)
+        keep(self._preprocessor.recipe, sizes)  # the thread that decodes would wait for each of them
+        return found
 
     def _of_file(self, number: int) -> _Read | Skipped:
         name = self._names[number]
