@@ -171,6 +171,42 @@ def test_the_release_decides_the_order(monkeypatch: pytest.MonkeyPatch, version:
         resample._turns_round.cache_clear()
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(SIZES, SIZES), min_size=1, max_size=12),
+    st.integers(1, 300),
+    st.integers(1, 300),
+    st.sampled_from(FILTERS),
+)
+def test_sides_made_together_are_those_made_alone(
+    sizes: list[tuple[int, int]], resize: int, crop: int, kind: str
+) -> None:
+    recipe = Preprocessing(resize, (crop, crop + 3), interpolation=kind)  # type: ignore[arg-type]
+    together: list[Side] = []
+    alone: list[Side] = []
+    resample.forget()
+    resample.keep(recipe, [*sizes, (0, 5)])
+    for size in sizes:
+        together += sides(recipe, *size)
+    for size in sizes:
+        resample.forget()
+        alone += sides(recipe, *size)
+    for found, wanted in zip(together, alone):
+        assert (found.first, found.end) == (wanted.first, wanted.end)
+        np.testing.assert_array_equal(found.starts, wanted.starts)
+        np.testing.assert_array_equal(found.taps, wanted.taps)
+        assert not found.taps.flags.writeable and found.taps.base is None, "nothing else is kept for its sake"
+
+
+def test_sides_that_were_used_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resample, "KEPT", 3)
+    resample.forget()
+    one, two, _ = (side(size, 50, 50, "bilinear") for size in (100, 200, 300))
+    assert side(100, 50, 50, "bilinear") is one
+    side(400, 50, 50, "bilinear")
+    assert side(100, 50, 50, "bilinear") is one and side(200, 50, 50, "bilinear") is not two
+
+
 def test_no_pixels_are_refused() -> None:
     with pytest.raises(ValueError, match="0×5 has no pixels"):
         sides(Preprocessing(256, (224, 224)), 5, 0)

@@ -25,6 +25,10 @@ __all__ = ["Coded", "DecoderStart", "DecodingDevice", "JpegDecoder", "PartDecode
 LARGEST = 128 << 20
 """Bytes of the pixels of a photograph that is decoded with others; larger ones are left to the host."""
 
+NARROWEST = 16
+"""Columns of a part: of one with two columns of chroma or less libjpeg-turbo doesn't interpolate them
+(``jinit_upsampler`` of jdsample.c: ``do_fancy`` asks for ``downsampled_width > 2``)."""
+
 FIRST = 64
 """Photographs that a decoder is tried on, at once, as it is asked for later."""
 
@@ -212,7 +216,9 @@ class PartDecoder:
 
     def __call__(self, file: Coded, top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8] | None:
         """The rows from `top` to before `bottom`, and the columns from `left` to before `right`, as the file has them,
-        not turned; None where that failed."""
+        not turned; None where that failed, or the pixels might be others."""
+        if right - left < NARROWEST:
+            return None
         try:
             part = file.stream.get_sub_code_stream(region=self._library.Region(top, left, bottom, right))
             image = self._decoder.decode(part, params=self._params)
