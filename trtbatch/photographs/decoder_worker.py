@@ -96,7 +96,7 @@ _KEPT = 64 << 20
 _AT_ONCE = 4 << 20
 """Bytes of files, at most, that are read before the first of them is decoded."""
 
-_WORTH = 0.65
+_WORTH = 0.8
 """Share of a photograph's pixels below which it is decoded in part. Above it, preparing that takes longer than it
 spares."""
 
