@@ -13,6 +13,7 @@ import pytest
 from typer.main import get_command
 
 from scripts import (
+    ahead_table,
     article_table,
     bench_overhead,
     build_times,
@@ -258,3 +259,5 @@ def test_decoding_has_the_figures_that_were_kept() -> None:
     kept = json.loads((ROOT / "docs" / "cpu" / "decode_16_cores.json").read_text())
     assert kept["environment"]["cores"] == 16 and decode_table.markdown(kept["rows"]) in PERFORMANCE
     assert f"up to {max(kept['nvimagecodec_differs_by'])} of 255" in PERFORMANCE
+    kept = json.loads((ROOT / "docs" / "cpu" / "ahead.json").read_text())
+    assert kept["environment"]["cores"] == kept["workers"] == 2 and ahead_table.markdown(kept["rounds"]) in PERFORMANCE
