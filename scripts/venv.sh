@@ -14,5 +14,6 @@ make_venv() {
         exit 2
     fi
     echo "installing $* into .venv (a few minutes and 6 GB the first time: torch comes with CUDA)"
-    .venv/bin/pip install --quiet --disable-pip-version-check --editable "$@"
+    # Without compiling every module that comes: those that are used are compiled when they are.
+    .venv/bin/pip install --quiet --disable-pip-version-check --no-compile --editable "$@"
 }
