@@ -14,6 +14,8 @@ make_venv() {
         exit 2
     fi
     echo "installing $* into .venv (a few minutes and 6 GB the first time: torch comes with CUDA)"
-    # Without compiling every module that comes: those that are used are compiled when they are.
-    .venv/bin/pip install --quiet --disable-pip-version-check --no-compile --editable "$@"
+    # Modules are compiled when they are first used, unless nothing may be written then.
+    local compile=--no-compile
+    [ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || compile=--compile
+    .venv/bin/pip install --quiet --disable-pip-version-check "$compile" --editable "$@"
 }
