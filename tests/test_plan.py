@@ -373,7 +373,7 @@ def test_a_table_of_an_engine_that_does_not_run_here_is_enough(cli: Cli, auto: P
     ("args", "code", "told"),
     [
         (("--traffic", "traffic.csv", "--max-profiles", 0), 2, "--max-profiles 0"),
-        (("--traffic", "nothing.csv"), 1, "nothing.csv: No such file"),
+        (("--traffic", "nothing.csv"), 2, "--traffic nothing.csv: no such file"),
         (("--traffic", "wrong.csv"), 2, "wrong.csv, line 2: count '-1' is not a whole number"),
         (("--traffic", "traffic.csv", "--json", "p.txt"), 2, "p.txt doesn't end in .json"),
         ((), 2, "--traffic"),

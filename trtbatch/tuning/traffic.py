@@ -22,11 +22,13 @@ def read_traffic(path: Path) -> dict[int, int]:
     """Number of requests by batch size, ascending; lines of one size are added up, empty lines passed over.
 
     Raises:
-        UsageError: another header, or a line that isn't two whole numbers from 1 on, naming line and value.
+        UsageError: no such file, another header, or a line that isn't two whole numbers from 1 on, naming line and value.
         OSError: the file can't be read.
     """
     if path.is_dir():
         raise UsageError(f"{path} is a folder", "name a CSV file")
+    if not path.exists():
+        raise UsageError(f"--traffic {path}: no such file", _HELP)
     counts: Counter[int] = Counter()
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
