@@ -291,6 +291,11 @@ def test_arrays_are_checked_before_they_run(cli: Cli, engine: Path, folder: Path
     refused(cli("infer", "--input", "cut.npz"), 1, "cut.npz")
     np.savez(folder / "other.npz", a=good.astype(np.float32), b=good)
     refused(cli("infer", "--input", "other.npz"), 1, "no array 'input'; it has a, b")
+    np.save(folder / "both.npy", np.full((5, 8, 8, 3), 200, np.uint8))
+    refused(cli("infer", "--input", "both.npy"), 1, "uint8 (5, 8, 8, 3)", "array.transpose(0, 3, 1, 2); and normalise")
+    np.savez(folder / "more.npz", input=good.astype(np.float32), label=np.arange(5))
+    done = cli("infer", "--input", "more.npz")
+    assert done.exit_code == 0 and "more.npz: no input of the model, and left out: label" in done.output
 
 
 def test_fortran_ordered_and_strided_arrays_are_right(cli: Cli, engine: Path, folder: Path) -> None:

@@ -605,6 +605,7 @@ def test_too_few_runs_for_the_percentile_are_said(cli: Cli, engine: Path, monkey
         (("--max-throughput", "--streams", "1,2,4,...,128"), "1 to 64"),
         (("--max-throughput", "--batch", "9"), "batch 9 is outside every profile"),
         (("--max-batch-search", "--batch", "4"), "--max-batch-search tries every batch size"),
+        (("--max-batch-search", "--streams", "1,2"), "--max-batch-search has one batch in memory at a time"),
         (("--max-throughput", "--json", "engines"), "engines is a folder"),
     ],
 )

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.artifacts import Sidecar, TensorSpec
-from trtbatch.backends.base import conform, layout_fix, refuse_integers
+from trtbatch.backends.base import array_fix, conform, refuse_integers
 from trtbatch.errors import InputError, UsageError, reading_fix, unreadable
-from trtbatch.notes import warn
+from trtbatch.names import shortened
+from trtbatch.notes import note, warn
 from trtbatch.photographs import decoders
 from trtbatch.photographs.codec import DecoderStart
 from trtbatch.photographs.decoding import read_sample
@@ -386,6 +387,9 @@ def _load_arrays(path: Path, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
                 raise InputError(
                     f"{path} has no array {missing[0]!r}; it has {', '.join(keys)}", "name each input's array"
                 )
+            others = [key for key in keys if key not in names]
+            if others:
+                note(f"{path.name}: no input of the model, and left out: {shortened(', '.join(others))}")
             return {name: archive[name] for name in names}
     except (OSError, ValueError, EOFError, KeyError) as error:
         if str(error).startswith("Object arrays") or "Python objects" in str(error):
@@ -403,7 +407,7 @@ def _refuse_shape(array: Array, spec: TensorSpec, path: Path) -> None:
         sizes = ["N" if axis == spec.batch_axis else str(size) for axis, size in enumerate(spec.shape)]
         raise InputError(
             f"{path}: {spec.name} is {array.dtype} {array.shape}; the engine takes {spec.dtype} ({', '.join(sizes)})",
-            layout_fix(array.shape, spec) or "save an array of this shape",
+            array_fix(str(array.dtype), array.shape, spec),
         )
     refuse_integers(str(array.dtype), spec, str(path))
 

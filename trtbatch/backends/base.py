@@ -29,6 +29,7 @@ __all__ = [
     "Range",
     "Session",
     "Slot",
+    "array_fix",
     "batch_of",
     "conform",
     "layout_fix",
@@ -379,16 +380,26 @@ def refuse_integers(dtype: str, spec: TensorSpec, where: str = "") -> None:
     Raises:
         InputError: naming both types.
     """
+    fix = _integers_fix(dtype, spec)
+    if fix is not None:
+        raise InputError(f"{where and f'{where}: '}{spec.name} is {dtype} and the engine takes {spec.dtype}", fix)
+
+
+def _integers_fix(dtype: str, spec: TensorSpec) -> str | None:
     if not dtype.startswith(("int", "uint")) or "float" not in spec.dtype:
-        return
+        return None
     if dtype == "uint8":
-        fix = (
+        return (
             f"normalise it to {spec.dtype} as the model was trained; or give photographs (engine.predict, infer "
             "--input FOLDER/, a Predictor's column 'image'); or build with --fuse-preprocess for an engine of uint8"
         )
-    else:
-        fix = f"cast it yourself if that is meant: array.astype({spec.dtype!r})"
-    raise InputError(f"{where and f'{where}: '}{spec.name} is {dtype} and the engine takes {spec.dtype}", fix)
+    return f"cast it yourself if that is meant: array.astype({spec.dtype!r})"
+
+
+def array_fix(dtype: str, shape: tuple[int, ...], spec: TensorSpec) -> str:
+    """What to do with a saved array of another shape; and of another type, where it has one."""
+    steps = (layout_fix(shape, spec) or "save an array of this shape", _integers_fix(dtype, spec))
+    return "; and ".join(step for step in steps if step is not None)
 
 
 def conform(array: Array, spec: TensorSpec, where: str = "") -> Array:

@@ -72,6 +72,8 @@ def command(
     _one_of(latency=latency is not None, max_throughput=max_throughput, max_batch_search=max_batch_search)
     if max_batch_search and batch is not None:
         raise UsageError("--max-batch-search tries every batch size", "leave out --batch")
+    if max_batch_search and streams != "1":
+        raise UsageError("--max-batch-search has one batch in memory at a time", "leave out --streams")
     budget = None if latency is None else parse_latency(latency)
     refuse_outputs((json_, ".json", "--json"))
     if max_batch_search:

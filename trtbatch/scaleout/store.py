@@ -14,7 +14,7 @@ import numpy as np
 
 from trtbatch import optional
 from trtbatch.artifacts import Sidecar, TensorSpec
-from trtbatch.backends.base import layout_fix, refuse_integers
+from trtbatch.backends.base import array_fix, refuse_integers
 from trtbatch.errors import InputError, TrtbatchError, UsageError, reading_fix
 from trtbatch.names import shortened, written
 from trtbatch.photographs.images import image_input
@@ -195,7 +195,7 @@ def _refuse_array(path: str, shape: tuple[int, ...], dtype: np.dtype[Any], sidec
         wanted = ", ".join(map(str, ("N", *sizes)))
         raise InputError(
             f"{path}: {spec.name} is {dtype} {shape}; the engine takes {spec.dtype} ({wanted})",
-            layout_fix(shape, spec) or "save an array of this shape",
+            array_fix(str(dtype), shape, spec),
         )
     refuse_integers(str(dtype), spec, path)
 

@@ -22,7 +22,8 @@ def read_traffic(path: Path) -> dict[int, int]:
     """Number of requests by batch size, ascending; lines of one size are added up, empty lines passed over.
 
     Raises:
-        UsageError: no such file, another header, or a line that isn't two whole numbers from 1 on, naming line and value.
+        UsageError: no such file; another header, or a line that isn't two whole numbers from 1 on, naming line and
+            value.
         OSError: the file can't be read.
     """
     if path.is_dir():
