@@ -128,8 +128,8 @@ def sides(preprocessing: Preprocessing, height: int, width: int) -> tuple[Side, 
 
 
 def keep(preprocessing: Preprocessing, sizes: Iterable[tuple[int, int]]) -> None:
-    """Make the sides of several photographs, heights and widths, for :func:`sides` at once: which takes little longer
-    than those of one."""
+    """Make the sides of several photographs, heights and widths, for :func:`sides` at once, in a part of the time that
+    each would take by itself."""
     _sides([key for height, width in sizes if min(height, width) > 0 for key in _keys(preprocessing, height, width)])
 
 
