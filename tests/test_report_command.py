@@ -285,6 +285,8 @@ def test_notes_say_what_is_not_known() -> None:
     assert "No bound is known of A" in plain and "memory" not in plain
     known = "\n".join(notes(series_of([("a", timed(lambda b: 1.0, bound=lambda b: "compute-bound"))])))
     assert "memory, where it is known that moving" in known and "over 0.6 of the GPU's time" in known
+    assert "the p99 is the longest, or nearly: batch 1, 2, 4," in plain
+    assert "the longest" not in "\n".join(notes(series_of([("a", timed(lambda b: 1.0, samples=100))])))
     measured = timed(lambda b: 1.0, mode="throughput")
     windows = replace(measured, batches=tuple(replace(line, window=24) for line in measured.batches))
     assert "its p99 is not that of single batches" in "\n".join(notes(series_of([("a", windows)])))

@@ -140,6 +140,10 @@ def notes(series: Sequence[Series]) -> list[str]:
         if mode == line.mode
     )
     told = [*timed, "ms/batch is the median of the runs; p99 their 99th percentile; samples/s = batch / median."]
+    few = [point.batch for point in points if point.p99 is not None and 0 < point.runs < 100]
+    if few:
+        sizes = ", ".join(map(str, sorted(set(few))))
+        told.append(f"Of fewer than 100 runs the p99 is the longest, or nearly: batch {sizes}.")
     if any(point.window > 1 for point in points):
         told.append("In throughput a run is the mean of several batches: its p99 is not that of single batches.")
     told.append(
