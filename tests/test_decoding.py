@@ -35,6 +35,15 @@ def by_pillow(data: bytes) -> np.ndarray[Any, Any]:
     return np.asarray(Preprocessing.rgb(Image.open(io.BytesIO(data))))
 
 
+def test_how_chroma_is_sampled_may_be_unknown_to_the_fast_way() -> None:
+    """4:4:1, for which simplejpeg has no name."""
+    data = bytearray(jpeg(photograph(64, 64), subsampling=2))
+    at = data.index(b"\xff\xc0")
+    data[at + 11] = 0x14  # of luma: one across, four down
+    assert decoding.size_of_jpeg(bytes(data)) in (None, (64, 64))
+    np.testing.assert_array_equal(decode(bytes(data)), by_pillow(bytes(data)))
+
+
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes that simplejpeg has decoded."""

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def test_a_part_has_the_pixels_of_the_whole(decoder: PartDecoder, data: st.DataO
     bottom, right = data.draw(st.integers(top + 1, height)), data.draw(st.integers(left + codec.NARROWEST, width))
     options = data.draw(
         st.fixed_dictionaries(
-            {"subsampling": st.sampled_from([0, 1, 2]), "progressive": st.booleans(), "quality": st.integers(5, 100)}
+            {"subsampling": st.sampled_from([0, 1, 2]), "optimize": st.booleans(), "quality": st.integers(5, 100)}
         )
     )
     file = jpeg(photograph(height, width), **options)
@@ -69,12 +70,42 @@ def test_what_its_file_is_turned_by_is_left_to_others(decoder: PartDecoder) -> N
     np.testing.assert_array_equal(found, decode(jpeg(photograph()))[3:40, 5:77])
 
 
-def test_damage_is_no_part(decoder: PartDecoder) -> None:
+def test_a_component_that_there_is_not_makes_no_part(decoder: PartDecoder) -> None:
     file = bytearray(jpeg(photograph()))
     at = file.index(b"\xff\xda")
-    file[at + 5] ^= 0x55  # a component that there isn't
+    file[at + 5] ^= 0x55
     coded = decoder.coded(bytes(file))
-    assert coded is None or decoder(coded, 0, 10, 0, 10) is None
+    assert coded is None or decoder(coded, 0, 10, 0, 20) is None
+
+
+def in_scan(file: bytes, mark: int) -> bytes:
+    """With a mark instead of the last byte 255 of the scan."""
+    at = file.rindex(b"\xff\x00")
+    return file[: at + 1] + bytes([mark]) + file[at + 2 :]
+
+
+@pytest.mark.parametrize("kind", ["mark", "restart", "two", "progressive", "progressive, cut", "restarts", "no scan"])
+def test_what_only_the_whole_shows_or_changes_is_left_to_others(decoder: PartDecoder, kind: str) -> None:
+    """Damage behind the part, which Pillow refuses; and scans whose lack makes the pixels of a part others."""
+    file, slow = jpeg(photograph(375, 500)), jpeg(photograph(375, 500), progressive=True)
+    given = {
+        "mark": in_scan(file, 0xD8),
+        "restart": in_scan(file, 0xD3),
+        "two": file[: len(file) // 3] + file,
+        "progressive": slow,
+        "progressive, cut": slow[: slow.rindex(b"\xff\xda")] + b"\xff\xd9",
+        "restarts": jpeg(photograph(375, 500), restart_marker_rows=1),
+        "no scan": file[: file.index(b"\xff\xda")] + b"\xff\xd9",
+    }
+    assert decoder.coded(file) is not None and decoder.coded(given[kind]) is None
+
+
+def test_fill_bytes_and_an_end_that_is_padded_are_no_damage(decoder: PartDecoder) -> None:
+    file = jpeg(photograph(375, 500))
+    coded = decoder.coded(file[:-2] + b"\xff\xff\xff\xd9" + bytes(40))
+    assert coded is not None
+    found = decoder(coded, 3, 40, 5, 77)
+    np.testing.assert_array_equal(found, decode(file)[3:40, 5:77])
 
 
 def maker(**changes: object) -> _PackedMaker:
@@ -133,12 +164,54 @@ def test_no_more_is_decoded_than_the_crop_needs(tmp_path: Path, parts: list[tupl
     assert len(parts) == 2 and all(top > 0 and left > 0 for top, _, left, _ in parts)
 
 
-def test_a_photograph_over_pillows_limit_is_decoded_by_nobody(tmp_path: Path, parts: list[tuple[int, ...]]) -> None:
-    (file,) = write(tmp_path, {"x": jpeg(photograph(375, 500))})
-    made = maker(max_pixels=375 * 500 - 1)
-    (read,) = made.read([file])
-    made._of_part(read.data, read.coded)  # type: ignore[arg-type]
-    assert parts == []
+@pytest.mark.parametrize("changes", [{"max_pixels": 375 * 500 - 1}, {"max_size": 374}])
+def test_nothing_is_made_for_a_photograph_over_a_limit_before_it_is_decoded(
+    tmp_path: Path, parts: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, changes: dict[str, int]
+) -> None:
+    wanted: list[tuple[int, int]] = []
+    monkeypatch.setattr(decoder_worker, "keep", lambda recipe, sizes: wanted.extend(sizes))
+    files = write(tmp_path, {"x": jpeg(photograph(375, 500)), "y": jpeg(photograph(300, 400))})
+    made = maker(**changes)
+    over, under = made.read(files)
+    assert over.coded is None and over.size is None and under.coded is not None and wanted == [(300, 400)]
+
+
+def test_each_file_goes_when_it_is_done(tmp_path: Path) -> None:
+    """A task's next files are read when none of those before are held."""
+    held: list[int] = []
+
+    class HeldError(InputError):
+        def __init__(self) -> None:
+            super().__init__("no photograph", "leave it out")
+            held.append(1)
+
+        def __del__(self) -> None:
+            held.pop()
+
+    class Maker:
+        def read(self, files: list[Path]) -> list[decoder_worker._Read]:
+            assert held == []
+            return [decoder_worker._Read(file, data=HeldError()) for file in files[:2]]
+
+        def make(self, file: decoder_worker._Read) -> int:
+            raise InputError("no photograph", "leave it out")
+
+    class Inbox:
+        tasks = 0
+
+        def task(self) -> list[Path]:
+            self.tasks += 1
+            if self.tasks > 1:
+                raise decoder_worker._EndedError
+            return [tmp_path] * 6
+
+    channel = os.open(os.devnull, os.O_WRONLY)
+    order, maker, inbox = Order("packed", RECIPE, 1 << 20, 1 << 17), cast(Any, Maker()), cast(Any, Inbox())
+    server = decoder_worker._Server(order, maker, np.zeros(1 << 16, np.uint8), inbox, channel)
+    with pytest.raises(decoder_worker._EndedError):
+        server.serve()
+    os.close(channel)
+    assert server._number == 6 and held == []
 
 
 def test_parts_can_be_left_out_and_are_where_the_library_is_not_there(
@@ -179,6 +252,14 @@ def test_what_libraries_print_while_they_load_is_lost_and_nothing_else(tmp_path:
     code = "import os; from trtbatch.photographs.codec import PartDecoder; PartDecoder(); os.write(2, b'after')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
     assert (done.returncode, done.stderr) == (0, "after")
+
+
+def test_xmp_turns_it_as_pillow_says() -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="%d"/></x:xmpmeta>'
+    for orientation, upright in ((6, False), (1, True)):
+        data = jpeg(photograph(), xmp=xmp % orientation)
+        assert is_upright(data) is upright
+        np.testing.assert_array_equal(decode(data), by_pillow(data))
 
 
 @pytest.mark.parametrize("options", [{}, {"comment": b"y" * 60_000}, {"icc_profile": bytes(99_000)}])

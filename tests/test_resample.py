@@ -199,9 +199,10 @@ def test_sides_made_together_are_those_made_alone(
 
 
 def test_sides_that_were_used_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resample, "KEPT", 3)
+    sizes = (100, 200, 300)
+    monkeypatch.setattr(resample, "KEPT", sum(side(size, 50, 50, "bilinear").bytes for size in sizes))
     resample.forget()
-    one, two, _ = (side(size, 50, 50, "bilinear") for size in (100, 200, 300))
+    one, two, _ = (side(size, 50, 50, "bilinear") for size in sizes)
     assert side(100, 50, 50, "bilinear") is one
     side(400, 50, 50, "bilinear")
     assert side(100, 50, 50, "bilinear") is one and side(200, 50, 50, "bilinear") is not two

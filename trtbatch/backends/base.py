@@ -398,7 +398,8 @@ def _integers_fix(dtype: str, spec: TensorSpec) -> str | None:
 
 def array_fix(dtype: str, shape: tuple[int, ...], spec: TensorSpec) -> str:
     """What to do with a saved array of another shape; and of another type, where it has one."""
-    steps = (layout_fix(shape, spec) or "save an array of this shape", _integers_fix(dtype, spec))
+    other = f"save it as {spec.dtype}" if spec.fits(shape) else "save an array of this shape"
+    steps = (layout_fix(shape, spec) or other, _integers_fix(dtype, spec))
     return "; and ".join(step for step in steps if step is not None)
 
 

@@ -211,8 +211,9 @@ class PartDecoder:
                 raise _failed(error) from error
 
     def coded(self, data: bytes) -> Coded | None:
-        """A file's bytes to be decoded; None where that is left to others."""
-        return _coded(self._library, data)
+        """A file's bytes to be decoded; None where that is left to others: damage beside the part wouldn't be met, and
+        of a progressive file that isn't whole libjpeg-turbo makes other pixels in part."""
+        return _coded(self._library, data) if _is_one_scan(data) else None
 
     def __call__(self, file: Coded, top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8] | None:
         """The rows from `top` to before `bottom`, and the columns from `left` to before `right`, as the file has them,
@@ -300,6 +301,27 @@ def _is_ycc(data: bytes) -> bool:
             return data[at + 9] == 3 and bytes(data[at + 10 : at + 17 : 3]) != b"RGB"
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return False
+
+
+def _is_one_scan(data: bytes) -> bool:
+    """Whether a file is sequential, and its pixels come in one scan without restarts: no mark is in it until the end.
+
+    Marks are those of ITU-T T.81, B.1.1.3; in a scan a zero follows the byte that they begin with.
+    """
+    at, is_sequential = 2, False
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        mark = data[at + 1]
+        if 0xC0 <= mark <= 0xCF and mark not in (0xC4, 0xC8, 0xCC):
+            is_sequential = mark in (0xC0, 0xC1)
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if mark == 0xDA:
+            break
+    else:
+        return False
+    scan = np.frombuffer(data, np.uint8)[at:]
+    follows = scan[1:][scan[:-1] == 0xFF]
+    marks = follows[(follows != 0x00) & (follows != 0xFF)]
+    return is_sequential and marks.size > 0 and marks[0] == _END[1]
 
 
 def _failed(error: RuntimeError) -> ExecutionError:

@@ -30,6 +30,7 @@ import struct
 import sys
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,10 +233,10 @@ class _Server:
         while True:
             files = self._inbox.task()
             while files:
-                read = self._maker.read(files)
+                read = deque(self._maker.read(files))
                 files = files[len(read) :]
-                for file in read:
-                    item = self._one(file)  # which may tell the items before it
+                while read:  # each goes when it is done
+                    item = self._one(read.popleft())  # which may tell the items before it
                     self._items.append(item)
                     self._number += 1
             self._tell()
@@ -344,9 +345,13 @@ class _PackedMaker:
         return found
 
     def _seen(self, file: _Read, data: bytes) -> _Read:
-        """With what can be seen of it undecoded."""
+        """With what can be seen of it undecoded; its size only where its sides will be wanted."""
         coded = None if self._parts is None else self._parts.coded(data)
-        return file._replace(data=data, coded=coded, size=size_of_jpeg(data) if coded is None else coded.size)
+        size = size_of_jpeg(data) if coded is None else coded.size
+        limit = self._order.max_pixels
+        if size is not None and (min(size) > self._order.max_size or (limit is not None and size[0] * size[1] > limit)):
+            coded = size = None
+        return file._replace(data=data, coded=coded, size=size)
 
     def make(self, file: _Read) -> int:
         data = file.data
@@ -362,9 +367,6 @@ class _PackedMaker:
     def _of_part(self, data: bytes, file: Coded | None) -> Operands | None:
         """What no more than the part that the crop needs was decoded for; None where all of it has to be."""
         if file is None or self._parts is None or not is_upright(data):
-            return None
-        limit = self._order.max_pixels
-        if limit is not None and file.height * file.width > limit:
             return None
         found = band(self._order.recipe, *file.size, self._order.max_size)
         if found is None:

@@ -33,12 +33,17 @@ _FIX = "mend it, or leave it out"
 _JPEG = b"\xff\xd8\xff"
 _SOI = b"\xff\xd8"
 _EXIF = b"Exif\0\0"
+_XMP = b"tiff:Orientation"
+"""By which Pillow goes too."""
 _SEGMENT = 4
 """Bytes of a segment's mark and length."""
 _ALONE = frozenset([0x00, 0x01, *range(0xD0, 0xDA), 0xFF])
 """Second bytes of marks that no length follows, and of what is no mark."""
 _HEADERS = 1 << 16
 """Bytes in which a camera's EXIF block begins: it is the first of a file, or the second."""
+
+_REFUSALS = (ValueError, KeyError)
+"""Of simplejpeg: the second where it has no name for how chroma is sampled."""
 
 _PLAIN = ("YCbCr", "Gray", "RGB")
 """Colour spaces, in simplejpeg's names, that become RGB as in Pillow; CMYK and YCCK don't."""
@@ -94,7 +99,7 @@ def size_of_jpeg(data: bytes) -> tuple[int, int] | None:
     library = _simplejpeg() if data.startswith(_JPEG) else None
     try:
         return None if library is None else library.decode_jpeg_header(data)[:2]
-    except ValueError:
+    except _REFUSALS:
         return None
 
 
@@ -134,13 +139,13 @@ def _decoded_jpeg(data: bytes, room: Room | None) -> Pixels | None:
         count = height * width * 3
         memory = np.empty(count, np.uint8) if room is None else room(count)
         pixels: Pixels = library.decode_jpeg(data, "RGB", buffer=memory)
-    except ValueError:  # damaged in some way; Pillow forgives some of them
+    except _REFUSALS:  # damaged in some way; Pillow forgives some of them
         return None
     return pixels
 
 
 def is_upright(data: bytes) -> bool:
-    """Whether the EXIF block of a JPEG file, if there is one, doesn't turn it."""
+    """Whether what a JPEG file says of the camera's orientation, if anything, doesn't turn it."""
     from PIL import Image
 
     if not _has_exif(data):
@@ -149,14 +154,18 @@ def is_upright(data: bytes) -> bool:
 
 
 def _has_exif(data: bytes) -> bool:
-    """Whether there may be an EXIF block: an APP1 segment before the first scan (ITU-T T.81, B.1.1.3 and B.2.1)."""
+    """Whether there may be an EXIF block, or one of XMP that turns it: APP1 segments before the first scan.
+
+    Source: ITU-T T.81, B.1.1.3 and B.2.1.
+    """
     at = len(_SOI)
     while at + _SEGMENT <= len(data) and data[at] == 0xFF and data[at + 1] not in _ALONE:
         if data[at + 1] == 0xDA:
             return False
-        if data[at + 1] == 0xE1 and data.startswith(_EXIF, at + 4):
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if data[at + 1] == 0xE1 and (data.startswith(_EXIF, at + 4) or data.find(_XMP, at, end) >= 0):
             return True
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        at = end
     return data.find(_EXIF, 0, _HEADERS) >= 0  # padded, or damaged
 
 

@@ -195,8 +195,9 @@ class _Run:
 
     def _chunk_of(self, first: int) -> list[_Read | Skipped]:
         found = [self._of_file(number) for number in range(first, min(first + self._chunk, len(self._files)))]
-        sizes = (read.coded.size for read in found if isinstance(read, _Read) and read.coded is not None)
-        keep(self._preprocessor.recipe, sizes)  # the thread that decodes would wait for each of them
+        sizes = [read.coded.size for read in found if isinstance(read, _Read) and read.coded is not None]
+        wanted = [size for size in sizes if min(size) <= self._preprocessor.max_size]
+        keep(self._preprocessor.recipe, wanted)  # the thread that decodes would wait for each of them
         return found
 
     def _of_file(self, number: int) -> _Read | Skipped:

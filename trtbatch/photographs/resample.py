@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -35,8 +35,8 @@ __all__ = ["FRACTION_BITS", "LOW_BITS", "Side", "forget", "keep", "most_taps", "
 
 Floats = NDArray[np.float64]
 
-KEPT = 4096
-"""Sides that are kept: 11 KB each, of photographs of 500×375."""
+KEPT = 32 << 20
+"""Bytes of the sides that are kept: 11 KB each, of photographs of 500×375."""
 
 FRACTION_BITS = 22
 """Coefficients are multiples of 2⁻²² (``PRECISION_BITS`` of Pillow's Resample.c: 32 − 8 − 2)."""
@@ -62,6 +62,10 @@ class Side:
     end: int
     starts: NDArray[np.float32]
     taps: NDArray[np.float32]
+
+    @property
+    def bytes(self) -> int:
+        return self.starts.nbytes + self.taps.nbytes
 
 
 def _bilinear(x: Floats) -> Floats:
@@ -185,8 +189,38 @@ class _Key(NamedTuple):
         return _FILTERS[self.interpolation][1] * max(self.scale, 1.0)
 
 
-_kept: OrderedDict[_Key, Side] = OrderedDict()
-_lock = threading.Lock()
+class _Kept:
+    """Sides by what decides them, those used last; for any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sides: OrderedDict[_Key, Side] = OrderedDict()
+        self._bytes = 0
+
+    def of(self, keys: Iterable[_Key]) -> dict[_Key, Side]:
+        """Those that are kept."""
+        with self._lock:
+            found = {key: self._sides[key] for key in keys if key in self._sides}
+            for key in found:
+                self._sides.move_to_end(key)
+            return found
+
+    def add(self, made: Mapping[_Key, Side]) -> None:
+        with self._lock:
+            for key, each in made.items():
+                if key not in self._sides:
+                    self._sides[key] = each
+                    self._bytes += each.bytes
+            while self._bytes > KEPT:
+                self._bytes -= self._sides.popitem(last=False)[1].bytes
+
+    def clear(self) -> None:
+        with self._lock:
+            self._sides.clear()
+            self._bytes = 0
+
+
+_kept = _Kept()
 
 
 def side(size: int, new_size: int, crop: int, interpolation: str) -> Side:
@@ -202,23 +236,16 @@ def side(size: int, new_size: int, crop: int, interpolation: str) -> Side:
 
 def forget() -> None:
     """Give up the sides that are kept."""
-    with _lock:
-        _kept.clear()
+    _kept.clear()
 
 
 def _sides(keys: Sequence[_Key]) -> list[Side]:
-    with _lock:
-        found = {key: _kept[key] for key in keys if key in _kept}
-        for key in found:
-            _kept.move_to_end(key)
+    found = _kept.of(keys)
     missing = [key for key in dict.fromkeys(keys) if key not in found]
     if missing:
         made = _made(missing)
+        _kept.add(made)
         found |= made
-        with _lock:
-            _kept.update(made)
-            while len(_kept) > KEPT:
-                _kept.popitem(last=False)
     return [found[key] for key in keys]
 
 
@@ -313,8 +340,8 @@ def _taps(keys: Sequence[_Key]) -> tuple[Floats, list[int], Floats]:
     x *= 1.0 / np.maximum(scales, 1.0)
     weights = weigh(x)
     weights *= at < ends
-    # One after the other, as Pillow adds them: along another axis numpy's sum goes in pairs, and rounds otherwise.
-    totals = np.add.reduce(weights, axis=0)
+    # One after the other, as Pillow adds them: numpy's own sum may go in pairs, and rounds otherwise.
+    totals = np.add.accumulate(weights, axis=0)[-1]
     totals[totals == 0.0] = 1.0
     weights /= totals
     weights *= float(1 << FRACTION_BITS)
