@@ -5,10 +5,8 @@
 
 The photographs are those of ``scripts/folder_table.py``, made first where they are missing. In turns:
 
-- *alone*: processes that decode them whole, and drop the pixels;
-- *whole*: as ``infer`` has a folder decoded for a preprocessor on a GPU, each photograph whole; what comes is released
-  at once;
-- *part*: the same, where nvImageCodec decodes no more of each than the crop needs.
+- *alone*: processes that decode them, and drop the pixels;
+- *ahead*: as ``infer`` has a folder decoded for a preprocessor on a GPU; what comes is released at once.
 
 The clock runs from a fifth of the photographs on: processes have started then.
 """
@@ -43,7 +41,7 @@ from trtbatch.photographs.operands import MAX_SIZE, Packing, operands
 
 Bytes = NDArray[np.uint8]
 
-LIBRARIES = ("pillow", "simplejpeg", "nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13")
+LIBRARIES = ("pillow", "simplejpeg")
 SKIPPED = 5
 """One in so many photographs isn't timed: the first."""
 
@@ -90,10 +88,10 @@ def alone(files: Sequence[Path], workers: int) -> float:
         return rate(counts, len(files))
 
 
-def ahead(files: Sequence[Path], workers: int, parts: bool) -> float:
+def ahead(files: Sequence[Path], workers: int) -> float:
     taker = Taker()
     names = [file.name for file in files]
-    team = packed_team(taker.recipe, taker.max_size, workers, parts=parts)
+    team = packed_team(taker.recipe, taker.max_size, workers)
     with closing(packed_ahead(files, names, taker, workers, team=team)) as items:
 
         def counts() -> Iterator[int]:
@@ -108,16 +106,11 @@ def ahead(files: Sequence[Path], workers: int, parts: bool) -> float:
 
 def measure(files: Sequence[Path], workers: int, rounds: int) -> dict[str, list[float]]:
     """Of each way its rates, in rounds of alternating order; the first round, which warms up, isn't counted."""
-    ways: dict[str, Callable[[], float]] = {
-        "alone": lambda: alone(files, workers),
-        "whole": lambda: ahead(files, workers, parts=False),
-    }
-    if optional.is_installed("nvidia.nvimgcodec"):
-        ways["part"] = lambda: ahead(files, workers, parts=True)
+    ways = {"alone": alone, "ahead": ahead}
     found: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + 1):
         for name in list(ways)[:: 1 if turn % 2 == 0 else -1]:
-            speed = ways[name]()
+            speed = ways[name](files, workers)
             if turn:
                 found[name].append(speed)
     return found

@@ -1,8 +1,8 @@
-"""JPEG files decoded by nvImageCodec, NVIDIA's library: on a GPU, where the pixels stay, or in part, on the host.
+"""JPEG files decoded by nvImageCodec, NVIDIA's library: on a GPU, where the pixels stay, or on the host.
 
 Only what it decodes as libjpeg-turbo does is given to it: colour photographs of 8 bits that end as a JPEG file ends. It
-interpolates chroma here as libjpeg-turbo does. On the host it is libjpeg-turbo; a GPU's pixels may differ by a few of
-255, since its inverse cosine transform isn't the same.
+interpolates chroma here as libjpeg-turbo does; pixels may still differ by a few of 255, since a GPU's inverse cosine
+transform isn't the same.
 """
 
 from __future__ import annotations
@@ -10,24 +10,16 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from trtbatch import optional
 from trtbatch.errors import ExecutionError
 
-__all__ = ["Coded", "DecoderStart", "DecodingDevice", "JpegDecoder", "PartDecoder", "Plane", "plain_jpeg"]
+__all__ = ["Coded", "DecoderStart", "DecodingDevice", "JpegDecoder", "Plane", "plain_jpeg"]
 
 LARGEST = 128 << 20
 """Bytes of the pixels of a photograph that is decoded with others; larger ones are left to the host."""
-
-NARROWEST = 16
-"""Columns of a part: of one with two columns of chroma or less libjpeg-turbo doesn't interpolate them
-(``jinit_upsampler`` of jdsample.c: ``do_fancy`` asks for ``downsampled_width > 2``)."""
 
 FIRST = 64
 """Photographs that a decoder is tried on, at once, as it is asked for later."""
@@ -150,7 +142,17 @@ class JpegDecoder:
 
     def coded(self, data: bytes) -> Coded | None:
         """A file's bytes to be decoded; None where that is left to others. For any thread."""
-        return _coded(self._library, data)
+        if not data.startswith(_BEGIN) or _END not in data[-_TAIL:] or not _is_ycc(data):
+            return None
+        try:
+            stream = self._library.CodeStream(data)
+            is_plain = stream.codec_name == "jpeg" and stream.num_channels == 3 and stream.precision in (0, 8)
+            height, width = int(stream.height), int(stream.width)
+        except RuntimeError:  # what is wrong, decoding it elsewhere will say
+            return None
+        if not is_plain or not 0 < 3 * height * width <= LARGEST:
+            return None
+        return Coded(stream, height, width)
 
     def __call__(self, files: Sequence[Coded]) -> list[Plane | None]:
         """Their pixels, turned as their EXIF orientation says; None where that failed. They are there on return.
@@ -190,74 +192,6 @@ class JpegDecoder:
         self._stream = None
 
 
-class PartDecoder:
-    """Decodes the part of a photograph that is needed, on the host: libjpeg-turbo skips the cosine transform of what
-    lies beside it, and its pixels are the same. Used by one thread, in a process that may lose what its libraries print
-    while they are loaded.
-
-    Raises:
-        MissingPackageError: nvImageCodec isn't installed.
-        ExecutionError: it doesn't start.
-    """
-
-    def __init__(self) -> None:
-        with _unheard():
-            self._library = _library()
-            self._params = _params(self._library)
-            self._params.apply_exif_orientation = False
-            try:
-                self._decoder = _decoder(self._library, None, threads=1)
-            except RuntimeError as error:
-                raise _failed(error) from error
-
-    def coded(self, data: bytes) -> Coded | None:
-        """A file's bytes to be decoded; None where that is left to others: damage beside the part wouldn't be met, and
-        of a progressive file that isn't whole libjpeg-turbo makes other pixels in part."""
-        return _coded(self._library, data) if _is_one_scan(data) else None
-
-    def __call__(self, file: Coded, top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8] | None:
-        """The rows from `top` to before `bottom`, and the columns from `left` to before `right`, as the file has them,
-        not turned; None where that failed, or the pixels might be others."""
-        if right - left < NARROWEST:
-            return None
-        try:
-            part = file.stream.get_sub_code_stream(region=self._library.Region(top, left, bottom, right))
-            image = self._decoder.decode(part, params=self._params)
-        except RuntimeError:
-            return None
-        if image is None or image.shape != (bottom - top, right - left, 3):
-            return None
-        pixels: NDArray[np.uint8] = np.asarray(image)
-        return pixels
-
-
-@contextmanager
-def _unheard() -> Iterator[None]:
-    """Lose what is printed: of libraries of the GPU's that aren't there, and aren't needed."""
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
-
-
-def _coded(library: Any, data: bytes) -> Coded | None:
-    if not data.startswith(_BEGIN) or _END not in data[-_TAIL:] or not _is_ycc(data):
-        return None
-    try:
-        stream = library.CodeStream(data)
-        is_plain = stream.codec_name == "jpeg" and stream.num_channels == 3 and stream.precision in (0, 8)
-        height, width = int(stream.height), int(stream.width)
-    except RuntimeError:  # what is wrong, decoding it elsewhere will say
-        return None
-    if not is_plain or not 0 < 3 * height * width <= LARGEST:
-        return None
-    return Coded(stream, height, width)
-
-
 def _library() -> Any:
     os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # whatever can't be decoded is told by us
     return optional.require("nvidia.nvimgcodec", "decode photographs on the GPU")
@@ -267,9 +201,8 @@ def _params(library: Any) -> Any:
     return library.DecodeParams(apply_exif_orientation=True, sample_format=library.SampleFormat.I_RGB)
 
 
-def _decoder(library: Any, index: int | None, threads: int = 0) -> Any:
-    """Of a GPU, or of the host with so many threads; 0: one for each core."""
-    options: dict[str, Any] = {"options": ":fancy_upsampling=1", "max_num_cpu_threads": threads}
+def _decoder(library: Any, index: int | None) -> Any:
+    options: dict[str, Any] = {"options": ":fancy_upsampling=1"}
     if index is None:
         options["device_id"] = library.NVIMGCODEC_DEVICE_CPU_ONLY
         options["backends"] = [library.Backend(library.CPU_ONLY)]
@@ -301,27 +234,6 @@ def _is_ycc(data: bytes) -> bool:
             return data[at + 9] == 3 and bytes(data[at + 10 : at + 17 : 3]) != b"RGB"
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return False
-
-
-def _is_one_scan(data: bytes) -> bool:
-    """Whether a file is sequential, and its pixels come in one scan without restarts: no mark is in it until the end.
-
-    Marks are those of ITU-T T.81, B.1.1.3; in a scan a zero follows the byte that they begin with.
-    """
-    at, is_sequential = 2, False
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        mark = data[at + 1]
-        if 0xC0 <= mark <= 0xCF and mark not in (0xC4, 0xC8, 0xCC):
-            is_sequential = mark in (0xC0, 0xC1)
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if mark == 0xDA:
-            break
-    else:
-        return False
-    scan = np.frombuffer(data, np.uint8)[at:]
-    follows = scan[1:][scan[:-1] == 0xFF]
-    marks = follows[(follows != 0x00) & (follows != 0xFF)]
-    return is_sequential and marks.size > 0 and marks[0] == _END[1]
 
 
 def _failed(error: RuntimeError) -> ExecutionError:

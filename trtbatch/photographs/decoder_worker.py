@@ -41,9 +41,9 @@ from numpy.typing import NDArray
 
 from trtbatch.errors import InputError
 from trtbatch.photographs.arena import aligned
-from trtbatch.photographs.codec import Coded, PartDecoder, plain_jpeg
-from trtbatch.photographs.decoding import decode, is_upright, read_bytes, read_sample, size_of_jpeg
-from trtbatch.photographs.operands import MAX_SIZE, Operands, Packing, band, band_bytes, operands
+from trtbatch.photographs.codec import plain_jpeg
+from trtbatch.photographs.decoding import decode, read_bytes, read_sample, size_of_jpeg
+from trtbatch.photographs.operands import MAX_SIZE, Operands, Packing, band_bytes, operands
 from trtbatch.photographs.resample import keep
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import decode as decode_record
@@ -97,10 +97,6 @@ _KEPT = 64 << 20
 _AT_ONCE = 4 << 20
 """Bytes of files, at most, that are read before the first of them is decoded."""
 
-_WORTH = 0.8
-"""Share of a photograph's pixels below which it is decoded in part. Above it, preparing that takes longer than it
-spares."""
-
 
 @dataclass(frozen=True)
 class Order:
@@ -113,7 +109,6 @@ class Order:
         ring: bytes of photographs in the ring, a multiple of 256.
         largest: bytes of the largest one that is put there; an eighth of the ring always finds room in time.
         max_size: of the preprocessor, for ``packed``.
-        parts: whether photographs are decoded in part, for ``packed``, where nvImageCodec is installed.
         dtype: of the model's input, for ``sample``.
         max_pixels, truncated: Pillow's ``MAX_IMAGE_PIXELS`` and ``LOAD_TRUNCATED_IMAGES``.
     """
@@ -123,7 +118,6 @@ class Order:
     ring: int
     largest: int
     max_size: int = MAX_SIZE
-    parts: bool = True
     dtype: str = "float32"
     max_pixels: int | None = None
     truncated: bool = False
@@ -298,7 +292,6 @@ class _Read(NamedTuple):
     begun: int = 0
     ended: int = 0
     data: bytes | InputError = b""
-    coded: Coded | None = None
     size: tuple[int, int] | None = None
 
 
@@ -322,7 +315,6 @@ class _PackedMaker:
         self._packing = Packing(order)
         self._scratch = np.empty(1 << 20, np.uint8)
         self._given: Operands | None = None
-        self._parts = _part_decoder() if order.parts else None
 
     def warm(self, data: bytes) -> None:
         file = self._seen(_Read(Path()), data)
@@ -345,13 +337,11 @@ class _PackedMaker:
         return found
 
     def _seen(self, file: _Read, data: bytes) -> _Read:
-        """With what can be seen of it undecoded; its size only where its sides will be wanted."""
-        coded = None if self._parts is None else self._parts.coded(data)
-        size = size_of_jpeg(data) if coded is None else coded.size
-        limit = self._order.max_pixels
+        """With its size, where its sides will be wanted and that can be seen undecoded."""
+        size, limit = size_of_jpeg(data), self._order.max_pixels
         if size is not None and (min(size) > self._order.max_size or (limit is not None and size[0] * size[1] > limit)):
-            coded = size = None
-        return file._replace(data=data, coded=coded, size=size)
+            size = None
+        return file._replace(data=data, size=size)
 
     def make(self, file: _Read) -> int:
         data = file.data
@@ -359,24 +349,8 @@ class _PackedMaker:
             raise data
         if len(data) > _LARGE_FILE:
             self._leave_large(data)
-        self._given = self._of_part(data, file.coded)
-        if self._given is None:
-            self._given = operands(self._order.recipe, decode(data, self._room), self._order.max_size)
+        self._given = operands(self._order.recipe, decode(data, self._room), self._order.max_size)
         return aligned(self._given.image.size) + self._packing.bytes
-
-    def _of_part(self, data: bytes, file: Coded | None) -> Operands | None:
-        """What no more than the part that the crop needs was decoded for; None where all of it has to be."""
-        if file is None or self._parts is None or not is_upright(data):
-            return None
-        found = band(self._order.recipe, *file.size, self._order.max_size)
-        if found is None:
-            return None
-        rows, columns = found
-        share = (rows.end - rows.first) * (columns.end - columns.first) / (file.height * file.width)
-        pixels = None
-        if share < _WORTH:
-            pixels = self._parts(file, rows.first, rows.end, columns.first, columns.end)
-        return None if pixels is None else Operands(pixels, rows, columns)
 
     def _leave_large(self, data: bytes) -> None:
         from PIL import Image
@@ -411,14 +385,6 @@ def _content(path: Path) -> bytes | InputError:
         return read_bytes(path)
     except InputError as error:
         return error
-
-
-def _part_decoder() -> PartDecoder | None:
-    """None where nvImageCodec isn't there, or doesn't start."""
-    try:
-        return PartDecoder()
-    except Exception:  # whatever its libraries raise where they aren't whole: photographs are decoded whole then
-        return None
 
 
 class _SampleMaker:

@@ -187,14 +187,10 @@ class Team:
                 steps.callback(worker.end)
 
 
-def packed_team(recipe: Preprocessing, max_size: int, workers: int, ring: int = RING_BYTES, parts: bool = True) -> Team:
-    """Processes for :func:`packed_ahead`, of a preprocessor with this recipe and size.
-
-    Args:
-        parts: whether they may decode photographs in part.
-    """
+def packed_team(recipe: Preprocessing, max_size: int, workers: int, ring: int = RING_BYTES) -> Team:
+    """Processes for :func:`packed_ahead`, of a preprocessor with this recipe and size."""
     ring = aligned(ring)
-    return Team(Order("packed", recipe, ring, ring // _SHARE, max_size, parts), workers)
+    return Team(Order("packed", recipe, ring, ring // _SHARE, max_size), workers)
 
 
 def sample_team(recipe: Preprocessing, dtype: str, workers: int, ring: int = RING_BYTES) -> Team:
@@ -522,11 +518,10 @@ class _Worker(Generic[T]):
 
 
 def _environment() -> dict[str, str]:
-    """This process's, with its modules in reach, and without a GPU, whose context no decoder needs; numpy's threads,
-    which nothing here uses, would be one for each core in each process."""
+    """This process's, with its modules in reach; numpy's threads, which nothing here uses, would be one for each core
+    in each process."""
     threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    alone = {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": environment.module_path(), "PYTHONSAFEPATH": "1"}
-    return os.environ | threads | alone
+    return os.environ | threads | {"PYTHONPATH": environment.module_path(), "PYTHONSAFEPATH": "1"}
 
 
 def _ahead(job: _Job[T]) -> Generator[Photograph[T] | Skipped, None, None]:
