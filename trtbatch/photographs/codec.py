@@ -10,13 +10,13 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from trtbatch import optional
 from trtbatch.errors import ExecutionError
 
-__all__ = ["Coded", "DecoderStart", "DecodingDevice", "JpegDecoder", "Plane", "plain_jpeg"]
+__all__ = ["Coded", "DecoderStart", "DecodingDevice", "JpegDecoder", "Plane", "plain_jpeg", "segments"]
 
 LARGEST = 128 << 20
 """Bytes of the pixels of a photograph that is decoded with others; larger ones are left to the host."""
@@ -25,6 +25,10 @@ FIRST = 64
 """Photographs that a decoder is tried on, at once, as it is asked for later."""
 
 _BEGIN, _END = b"\xff\xd8\xff", b"\xff\xd9"
+_SEGMENT = 4
+"""Bytes of a segment's mark and length."""
+_ALONE = frozenset([0x00, 0x01, *range(0xD0, 0xDA), 0xFF])
+"""Second bytes of marks that no length follows, and of what is no mark."""
 _TAIL = 256
 """Bytes, at most, between the end of the image and the end of the file: cameras pad, and write notes there."""
 
@@ -220,19 +224,30 @@ def plain_jpeg() -> bytes:
     return stream.getvalue()
 
 
+def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """The segments of a JPEG file up to its first scan's: the mark's second byte, where it begins, and the end.
+
+    They end early where what comes is no segment. Source: ITU-T T.81, B.1.1.3 and B.2.1.
+    """
+    at = 2
+    while at + _SEGMENT <= len(data) and data[at] == 0xFF and data[at + 1] not in _ALONE:
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        yield data[at + 1], at, end
+        at = end
+
+
 def _is_ycc(data: bytes) -> bool:
     """Whether three components are luma and chroma, as nearly always, and not red, green and blue.
 
     Markers and the frame header are those of ITU-T T.81, B.1 and B.2.2; Adobe's APP14 tells its transform at byte 11.
     """
-    at = 2
-    while at + 18 <= len(data) and data[at] == 0xFF:
-        mark = data[at + 1]
+    for mark, at, _ in segments(data):
+        if at + 18 > len(data):
+            break
         if mark == 0xEE and data[at + 4 : at + 9] == b"Adobe" and data[at + 15] == 0:
             return False
         if 0xC0 <= mark <= 0xCF and mark not in (0xC4, 0xC8, 0xCC):
             return data[at + 9] == 3 and bytes(data[at + 10 : at + 17 : 3]) != b"RGB"
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return False
 
 

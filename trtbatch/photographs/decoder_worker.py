@@ -31,7 +31,7 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -43,8 +43,7 @@ from trtbatch.errors import InputError
 from trtbatch.photographs.arena import aligned
 from trtbatch.photographs.codec import plain_jpeg
 from trtbatch.photographs.decoding import decode, read_bytes, read_sample, size_of_jpeg
-from trtbatch.photographs.operands import MAX_SIZE, Operands, Packing, band_bytes, operands
-from trtbatch.photographs.resample import keep
+from trtbatch.photographs.operands import MAX_SIZE, Operands, Packing, band_bytes, make_sides, operands
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import decode as decode_record
 
@@ -292,7 +291,6 @@ class _Read(NamedTuple):
     begun: int = 0
     ended: int = 0
     data: bytes | InputError = b""
-    size: tuple[int, int] | None = None
 
 
 class _Maker(Protocol):
@@ -317,9 +315,8 @@ class _PackedMaker:
         self._given: Operands | None = None
 
     def warm(self, data: bytes) -> None:
-        file = self._seen(_Read(Path()), data)
-        keep(self._order.recipe, [] if file.size is None else [file.size])
-        self.write(np.empty(self.make(file), np.uint8))
+        self._make_sides([data])
+        self.write(np.empty(self.make(_Read(Path(), data=data)), np.uint8))
 
     def read(self, files: Sequence[Path]) -> list[_Read]:
         """As many as :data:`_AT_ONCE` allows: the sides of all are made in one go."""
@@ -332,16 +329,15 @@ class _PackedMaker:
             count += len(data) if isinstance(data, bytes) else 0
             if count > _AT_ONCE:
                 break
-        found = [each if isinstance(each.data, InputError) else self._seen(each, each.data) for each in found]
-        keep(self._order.recipe, [each.size for each in found if each.size is not None])
+        self._make_sides(each.data for each in found if isinstance(each.data, bytes))
         return found
 
-    def _seen(self, file: _Read, data: bytes) -> _Read:
-        """With its size, where its sides will be wanted and that can be seen undecoded."""
-        size, limit = size_of_jpeg(data), self._order.max_pixels
-        if size is not None and (min(size) > self._order.max_size or (limit is not None and size[0] * size[1] > limit)):
-            size = None
-        return file._replace(data=data, size=size)
+    def _make_sides(self, files: Iterable[bytes]) -> None:
+        """Of those whose size can be seen undecoded, and that aren't refused for it."""
+        limit = self._order.max_pixels
+        sizes = [size for size in map(size_of_jpeg, files) if size is not None]
+        allowed = (size for size in sizes if limit is None or size[0] * size[1] <= limit)
+        make_sides(self._order.recipe, allowed, self._order.max_size)
 
     def make(self, file: _Read) -> int:
         data = file.data

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from trtbatch import optional
 from trtbatch.errors import InputError
+from trtbatch.photographs.codec import segments
 from trtbatch.photographs.images import open_image, plain, unusable
 from trtbatch.preprocessing import Preprocessing, orientation_of
 
-__all__ = ["decode", "is_upright", "read_bytes", "read_pixels", "read_sample", "size_of_jpeg"]
+__all__ = ["decode", "read_bytes", "read_pixels", "read_sample", "size_of_jpeg"]
 
 Pixels = NDArray[np.uint8]
 
@@ -31,14 +32,9 @@ Room = Callable[[int], Pixels]
 _FIX = "mend it, or leave it out"
 
 _JPEG = b"\xff\xd8\xff"
-_SOI = b"\xff\xd8"
 _EXIF = b"Exif\0\0"
 _XMP = b"tiff:Orientation"
 """By which Pillow goes too."""
-_SEGMENT = 4
-"""Bytes of a segment's mark and length."""
-_ALONE = frozenset([0x00, 0x01, *range(0xD0, 0xDA), 0xFF])
-"""Second bytes of marks that no length follows, and of what is no mark."""
 _HEADERS = 1 << 16
 """Bytes in which a camera's EXIF block begins: it is the first of a file, or the second."""
 
@@ -134,7 +130,7 @@ def _decoded_jpeg(data: bytes, room: Room | None) -> Pixels | None:
         height, width, colours, _ = library.decode_jpeg_header(data)
         limit = Image.MAX_IMAGE_PIXELS
         too_large = limit is not None and height * width > limit
-        if too_large or colours not in _PLAIN or not is_upright(data):
+        if too_large or colours not in _PLAIN or not _is_upright(data):
             return None
         count = height * width * 3
         memory = np.empty(count, np.uint8) if room is None else room(count)
@@ -144,7 +140,7 @@ def _decoded_jpeg(data: bytes, room: Room | None) -> Pixels | None:
     return pixels
 
 
-def is_upright(data: bytes) -> bool:
+def _is_upright(data: bytes) -> bool:
     """Whether what a JPEG file says of the camera's orientation, if anything, doesn't turn it."""
     from PIL import Image
 
@@ -154,18 +150,12 @@ def is_upright(data: bytes) -> bool:
 
 
 def _has_exif(data: bytes) -> bool:
-    """Whether there may be an EXIF block, or one of XMP that turns it: APP1 segments before the first scan.
-
-    Source: ITU-T T.81, B.1.1.3 and B.2.1.
-    """
-    at = len(_SOI)
-    while at + _SEGMENT <= len(data) and data[at] == 0xFF and data[at + 1] not in _ALONE:
-        if data[at + 1] == 0xDA:
+    """Whether there may be an EXIF block, or one of XMP that turns it: APP1 segments before the first scan."""
+    for mark, at, end in segments(data):
+        if mark == 0xDA:
             return False
-        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if data[at + 1] == 0xE1 and (data.startswith(_EXIF, at + 4) or data.find(_XMP, at, end) >= 0):
+        if mark == 0xE1 and (data.startswith(_EXIF, at + 4) or data.find(_XMP, at, end) >= 0):
             return True
-        at = end
     return data.find(_EXIF, 0, _HEADERS) >= 0  # padded, or damaged
 
 

@@ -26,9 +26,9 @@ from trtbatch.photographs.arena import Arena
 from trtbatch.photographs.codec import Coded, JpegDecoder, Plane
 from trtbatch.photographs.decoding import read_bytes
 from trtbatch.photographs.images import Skipped
+from trtbatch.photographs.operands import make_sides
 from trtbatch.photographs.packs import Packs
 from trtbatch.photographs.pixels import MOST_BYTES, Budget, Photograph, Reader, release_all
-from trtbatch.photographs.resample import keep
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.trace import NO_TRACE, Recorder
 
@@ -196,8 +196,8 @@ class _Run:
     def _chunk_of(self, first: int) -> list[_Read | Skipped]:
         found = [self._of_file(number) for number in range(first, min(first + self._chunk, len(self._files)))]
         sizes = [read.coded.size for read in found if isinstance(read, _Read) and read.coded is not None]
-        wanted = [size for size in sizes if min(size) <= self._preprocessor.max_size]
-        keep(self._preprocessor.recipe, wanted)  # the thread that decodes would wait for each of them
+        # The thread that decodes would wait for each of them.
+        make_sides(self._preprocessor.recipe, sizes, self._preprocessor.max_size)
         return found
 
     def _of_file(self, number: int) -> _Read | Skipped:

@@ -5,6 +5,7 @@ Light to import: a process that does nothing else needs neither ONNX nor a runti
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -12,10 +13,10 @@ from numpy.typing import NDArray
 
 from trtbatch.errors import InputError
 from trtbatch.photographs.arena import aligned
-from trtbatch.photographs.resample import Side, most_taps, rows_first, sides
+from trtbatch.photographs.resample import Side, keep, most_taps, rows_first, sides
 from trtbatch.preprocessing import Preprocessing
 
-__all__ = ["MAX_SIZE", "Operands", "Packing", "band", "band_bytes", "operands"]
+__all__ = ["MAX_SIZE", "Operands", "Packing", "band", "band_bytes", "make_sides", "operands"]
 
 MAX_SIZE = 4096
 """Rows and columns of the largest photograph, unless asked otherwise."""
@@ -76,6 +77,14 @@ def band(recipe: Preprocessing, height: int, width: int, max_size: int = MAX_SIZ
     """
     rows, columns = sides(recipe, height, width)
     return None if _is_resized_here(recipe, rows, columns, height, width, max_size) else (rows, columns)
+
+
+def make_sides(recipe: Preprocessing, sizes: Iterable[tuple[int, int]], max_size: int) -> None:
+    """Make at once the sides of photographs of these heights and widths, for :func:`operands` and :func:`band`.
+
+    Where both are over `max_size` Pillow resizes them, and the sides, which may take any memory, aren't made.
+    """
+    keep(recipe, (size for size in sizes if min(size) <= max_size))
 
 
 def band_bytes(recipe: Preprocessing, height: int, width: int, max_size: int = MAX_SIZE) -> int:
