@@ -1,6 +1,6 @@
 """What bytes at a model's input cost the GPU, by how the arithmetic that makes floats of them is written in the graph.
 
-    python scripts/prefix_table.py [--only NAME,...] [--batch 128] [--rounds 8] [--json FILE]
+    python scripts/prefix_table.py [--only "NAME;..."] [--batch 128] [--rounds 8] [--jobs 1] [--json FILE]
 
 Builds engines of a stem alone (the first layers of a ResNet, of random weights), one for each way to write the prefix,
 in fp16 and, with quantized products, in int8; runs them in turns, and lists what each engine's layers take. ``floats``
@@ -14,8 +14,9 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from scripts.performance import medians, ratio
 from trtbatch import environment, optional
-from trtbatch.artifacts import load
+from trtbatch.artifacts import Artifact, load
 from trtbatch.backends import open_engine
+from trtbatch.blocks import Convolution, Line, blocked
 from trtbatch.build import BuildRequest, build
 from trtbatch.rows import random_inputs
 from trtbatch.timing.loops import Loop, mode_loop
@@ -71,6 +73,16 @@ class Graph:
     def quantized(self, value: str, scale: float) -> str:
         given = self.constant(scale), self.constant(0, np.int8)
         return self.add("DequantizeLinear", self.add("QuantizeLinear", value, *given), *given)
+
+    def merged(self, value: str, block: tuple[int, int], shape: Sequence[int]) -> str:
+        """NHWC images as blocks of pixels, NCHW: the pixels of a block lie beside each other as its channels."""
+        _, height, width, channels = shape
+        rows, columns = height // block[0], width // block[1]
+        between = np.array([-1, rows, block[0], columns, block[1] * channels])
+        value = self.add("Reshape", value, self.constant(between, np.int64))
+        value = self.add("Transpose", value, perm=(0, 2, 4, 1, 3))
+        whole = np.array([-1, block[0] * block[1] * channels, rows, columns])
+        return self.add("Reshape", value, self.constant(whole, np.int64))
 
 
 Prefix = Callable[[Graph, str], str]
@@ -119,6 +131,53 @@ def then(prefix: Prefix, dtype: Any) -> Prefix:
     return lambda g, x: g.cast(prefix(g, x), dtype)
 
 
+def blocks(block: tuple[int, int], dtype: Any, inner: Callable[[Graph, str], str] = lambda g, x: x) -> Prefix:
+    """Normalised as images lie, then as blocks of pixels.
+
+    Args:
+        inner: what is done between.
+    """
+
+    def prefix(graph: Graph, image: str) -> str:
+        value = graph.normalised(graph.cast(image, dtype), (1, 1, 1, 3), dtype)
+        return graph.merged(inner(graph, value), block, (graph.batch, graph.side, graph.side, 3))
+
+    return prefix
+
+
+def pairs(dtype: Any, inner: Callable[[Graph, str], str] = lambda g, x: x) -> Prefix:
+    """Two pixels of a row as one, which lie so already, then transposed."""
+
+    def prefix(graph: Graph, image: str) -> str:
+        whole = np.array([-1, graph.side, graph.side // 2, 6])
+        value = graph.add("Reshape", graph.cast(image, dtype), graph.constant(whole, np.int64))
+        value = graph.add("Sub", value, graph.constant(np.tile(MEAN, 2).reshape(1, 1, 1, 6), dtype))
+        value = graph.add("Mul", value, graph.constant(np.tile(1 / DEVIATION, 2).reshape(1, 1, 1, 6), dtype))
+        return graph.add("Transpose", inner(graph, value), perm=TRANSPOSE)
+
+    return prefix
+
+
+def widened(prefix: Prefix, channels: int, wanted: int, dtype: Any) -> Prefix:
+    """With more channels, as many as the layout holds, by a product of 1×1."""
+
+    def wider(graph: Graph, image: str) -> str:
+        weights = graph.constant(np.eye(wanted, channels)[..., None, None], dtype)
+        return graph.add("Conv", prefix(graph, image), weights, kernel_shape=[1, 1])
+
+    return wider
+
+
+def lines(dtype: Any) -> Prefix:
+    """As one channel, whose columns are all channels of all pixels: nothing is transposed."""
+
+    def prefix(graph: Graph, image: str) -> str:
+        value = graph.normalised(graph.cast(image, dtype), (1, 1, 1, 3), dtype)
+        return graph.add("Reshape", value, graph.constant(np.array([-1, 1, graph.side, 3 * graph.side]), np.int64))
+
+    return prefix
+
+
 @dataclass(frozen=True)
 class Way:
     """One way to write the prefix.
@@ -127,15 +186,31 @@ class Way:
         layout: of uint8 images; None is floats, NCHW.
         channels: that it gives.
         is_quantized: whether it quantizes what it gives itself.
+        block: rows and columns of the pixels that it gives as one.
+        is_even: whether the product over them has as much padding behind as before.
+        is_line: whether it gives one channel, of three columns a pixel.
     """
 
     prefix: Prefix
     layout: str | None = "NHWC"
     channels: int = 3
     is_quantized: bool = False
+    block: tuple[int, int] = (1, 1)
+    is_even: bool = False
+    is_line: bool = False
 
 
 HALF, SINGLE = np.float16, np.float32
+PAIR, BLOCK = (1, 2), (2, 2)
+
+
+def requantized(graph: Graph, value: str) -> str:
+    return graph.quantized(value, INPUT_SCALE)
+
+
+def requantized_in_fp32(graph: Graph, value: str) -> str:
+    return graph.quantized(graph.cast(value, SINGLE), INPUT_SCALE)
+
 
 WAYS: dict[str, Way] = {
     "fp16 floats": Way(lambda g, x: g.cast(x, HALF), None),
@@ -149,6 +224,13 @@ WAYS: dict[str, Way] = {
     "fp16 product of 8": Way(product(8, HALF), channels=8),
     "fp16 product in fp32": Way(then(product(3, SINGLE), HALF)),
     "fp16 padded": Way(padded, channels=4),
+    "fp16 pairs": Way(pairs(HALF), channels=6, block=PAIR),
+    "fp16 pairs, even": Way(pairs(HALF), channels=6, block=PAIR, is_even=True),
+    "fp16 pairs of 8": Way(widened(pairs(HALF), 6, 8, HALF), channels=8, block=PAIR, is_even=True),
+    "fp16 blocks": Way(blocks(BLOCK, HALF), channels=12, block=BLOCK),
+    "fp16 blocks, even": Way(blocks(BLOCK, HALF), channels=12, block=BLOCK, is_even=True),
+    "fp16 blocks of 16": Way(widened(blocks(BLOCK, HALF), 12, 16, HALF), channels=16, block=BLOCK, is_even=True),
+    "fp16 lines": Way(lines(HALF), channels=1, is_line=True),
     "int8 floats": Way(lambda g, x: x, None),
     "int8 bound": Way(bare(SINGLE)),
     "int8 last": Way(last(SINGLE)),
@@ -162,16 +244,44 @@ WAYS: dict[str, Way] = {
         ),
         is_quantized=True,
     ),
+    "int8 pairs": Way(pairs(SINGLE), channels=6, block=PAIR),
+    "int8 pairs quantized before": Way(pairs(SINGLE, requantized), channels=6, block=PAIR, is_quantized=True),
+    "int8 blocks": Way(blocks(BLOCK, SINGLE), channels=12, block=BLOCK),
+    "int8 blocks, even": Way(blocks(BLOCK, SINGLE), channels=12, block=BLOCK, is_even=True),
+    "int8 blocks in fp16": Way(then(blocks(BLOCK, HALF), SINGLE), channels=12, block=BLOCK),
+    "int8 blocks quantized before": Way(
+        blocks(BLOCK, SINGLE, requantized), channels=12, block=BLOCK, is_quantized=True
+    ),
+    "int8 blocks quantized before in fp16": Way(
+        blocks(BLOCK, HALF, requantized_in_fp32), channels=12, block=BLOCK, is_quantized=True
+    ),
 }
 """The first word is what the stem computes in."""
 
 
-def convolution(graph: Graph, value: str, channels: int, size: int, stride: int, is_int8: bool) -> str:
-    """A product with random weights; those of channels beyond the third are zero, as in no image there is anything."""
-    inputs = min(channels, CHANNELS)
-    weights = graph.generator.standard_normal((CHANNELS, inputs if inputs > 8 else 3, size, size)) / size**2
-    if inputs > weights.shape[1]:
-        weights = np.concatenate([weights, np.zeros((CHANNELS, inputs - 3, size, size))], axis=1)
+def square(graph: Graph, channels: int, size: int, side: int, stride: int) -> Convolution:
+    """A product with random weights over images of so many rows and columns."""
+    weights = graph.generator.standard_normal((CHANNELS, channels, size, size)) / size**2
+    line = Line(side, size, stride, size // 2, size // 2)
+    return Convolution(weights, line, line)
+
+
+def over_what_comes(given: Convolution, way: Way) -> Convolution:
+    """The same product over what a way gives; weights of channels that it adds, which are zero, are zero."""
+    if way.is_line:
+        many, channels, height, width = given.weights.shape
+        columns = given.columns
+        wider = Line(*(3 * getattr(columns, name) for name in ("size", "kernel", "stride", "begin", "end")))
+        weights = given.weights.transpose(0, 2, 3, 1).reshape(many, 1, height, width * channels)
+        return Convolution(weights, given.rows, wider)
+    made = blocked(given, way.block, way.is_even)
+    assert made is not None, "sides are even"
+    more = way.channels - made.weights.shape[1]
+    return replace(made, weights=np.pad(made.weights, ((0, 0), (0, more), (0, 0), (0, 0))))
+
+
+def convolution(graph: Graph, value: str, made: Convolution, is_int8: bool) -> str:
+    weights = made.weights
     dtype = SINGLE if is_int8 else HALF
     given = graph.constant(weights, dtype)
     if is_int8:
@@ -179,8 +289,8 @@ def convolution(graph: Graph, value: str, channels: int, size: int, stride: int,
         whole = graph.constant(np.rint(weights / scales[:, None, None, None]), np.int8)
         zeros = graph.constant(np.zeros(CHANNELS), np.int8)
         given = graph.add("DequantizeLinear", whole, graph.constant(scales), zeros, axis=0)
-    shape: dict[str, Any] = {"kernel_shape": [size, size], "strides": [stride, stride], "pads": [size // 2] * 4}
-    return graph.add("Relu", graph.add("Conv", value, given, graph.constant(np.zeros(CHANNELS), dtype), **shape))
+    product = graph.add("Conv", value, given, graph.constant(np.zeros(CHANNELS), dtype), **made.attributes)
+    return graph.add("Relu", product)
 
 
 def stem(name: str, batch: int, side: int) -> Any:
@@ -190,10 +300,10 @@ def stem(name: str, batch: int, side: int) -> Any:
     value = way.prefix(graph, "image")
     if is_int8 and not way.is_quantized:
         value = graph.quantized(value, INPUT_SCALE)
-    value = convolution(graph, value, way.channels, 7, 2, is_int8)
+    value = convolution(graph, value, over_what_comes(square(graph, 3, 7, side, 2), way), is_int8)
     value = graph.quantized(value, INNER_SCALE) if is_int8 else value
     value = graph.add("MaxPool", value, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
-    value = convolution(graph, value, CHANNELS, 3, 1, is_int8)
+    value = convolution(graph, value, square(graph, CHANNELS, 3, side // 4, 1), is_int8)
     value = graph.add("GlobalAveragePool", graph.quantized(value, INNER_SCALE) if is_int8 else value)
     graph.nodes[-1].output[0] = "sums"
     shape = (batch, 3, side, side) if way.layout in (None, "NCHW") else (batch, side, side, 3)
@@ -228,22 +338,28 @@ def layer_times(path: Path, inputs: Any, runs: int = 8) -> list[tuple[str, float
     return [(name, float(np.median(times[1:]))) for name, times in found.items()]
 
 
-def measure(names: Sequence[str], batch: int, rounds: int, folder: Path) -> list[dict[str, Any]]:
+def built(name: str, batch: int, folder: Path) -> Artifact | str:
+    """The engine of a way, or why there is none."""
+    file = folder / f"{name.replace(' ', '-').replace(',', '')}.onnx"
+    onnx.save(stem(name, batch, 224), str(file))
+    request = BuildRequest(file, backend="tensorrt", own_kernels=True, verify=False, output=file.with_suffix(".engine"))
+    try:
+        return build(request)
+    except Exception as error:  # TensorRT builds some of them not at all, which is worth knowing
+        print(name, "can't be built:", error, flush=True)
+        return str(error)
+
+
+def measure(names: Sequence[str], batch: int, rounds: int, jobs: int, folder: Path) -> list[dict[str, Any]]:
     """A row for each way that could be built."""
     rows: dict[str, dict[str, Any]] = {}
+    with ThreadPoolExecutor(jobs) as pool:  # each build is a process of its own
+        artifacts = list(pool.map(lambda name: built(name, batch, folder), names))
     with ExitStack() as stack:
         loops: dict[str, Loop] = {}
-        for name in names:
-            file = folder / f"{name.replace(' ', '-')}.onnx"
-            onnx.save(stem(name, batch, 224), str(file))
-            request = BuildRequest(
-                file, backend="tensorrt", own_kernels=True, verify=False, output=file.with_suffix(".engine")
-            )
-            try:
-                artifact = build(request)
-            except Exception as error:  # TensorRT builds some of them not at all, which is worth knowing
-                rows[name] = {"way": name, "failed": str(error)}
-                print(name, "can't be built:", error, flush=True)
+        for name, artifact in zip(names, artifacts):
+            if isinstance(artifact, str):
+                rows[name] = {"way": name, "failed": artifact}
                 continue
             inputs = random_inputs(artifact.sidecar.inputs, batch, seed=0)
             session = stack.enter_context(stack.enter_context(open_engine(load(artifact.path, "engine"))).session())
@@ -270,13 +386,14 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(WAYS))
+    parser.add_argument("--only", default=";".join(WAYS), help="names of ways, with a semicolon between")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--jobs", type=int, default=1, help="engines built at once, which disturb each other's choices")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(given.only.split(","), given.batch, given.rounds, Path(folder))
+        rows = measure(given.only.split(";"), given.batch, given.rounds, given.jobs, Path(folder))
     for row in rows:
         for layer, ms in row.get("layers", []):
             print(f"{row['way']:24} {ms:.4f} {layer}")
