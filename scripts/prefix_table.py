@@ -39,6 +39,8 @@ MEAN = 255 * np.array([0.485, 0.456, 0.406])
 DEVIATION = 255 * np.array([0.229, 0.224, 0.225])
 CHANNELS = 64
 TRANSPOSE = (0, 3, 1, 2)
+HALF, SINGLE = np.float16, np.float32
+EPSILON = 1e-5
 INPUT_SCALE, INNER_SCALE = 0.02, 0.05
 """Of quantized activations: 127 of them are the largest value."""
 
@@ -168,6 +170,117 @@ def widened(prefix: Prefix, channels: int, wanted: int, dtype: Any) -> Prefix:
     return wider
 
 
+def batch_norm(graph: Graph, value: str, dtype: Any) -> str:
+    """Normalised by one node, which TensorRT reads as a scale for each channel."""
+    variance = DEVIATION**2 - EPSILON
+    given = [graph.constant(each, dtype) for each in (np.ones(3), np.zeros(3), MEAN, variance)]
+    return graph.add("BatchNormalization", value, *given, epsilon=EPSILON)
+
+
+def scaled(graph: Graph, value: str, dtype: Any) -> str:
+    """The same by one product of each channel with itself alone."""
+    given = [graph.constant(each, dtype) for each in ((1 / DEVIATION)[:, None, None, None], -MEAN / DEVIATION)]
+    return graph.add("Conv", value, *given, kernel_shape=[1, 1], group=3)
+
+
+Step = Callable[[Graph, str, Any], str]
+
+
+def planar_by(step: Step, dtype: Any) -> Prefix:
+    return lambda g, x: step(g, g.cast(x, dtype), dtype)
+
+
+def first_by(step: Step, dtype: Any) -> Prefix:
+    return lambda g, x: step(g, g.add("Transpose", g.cast(x, dtype), perm=TRANSPOSE), dtype)
+
+
+def looked_up(shape: Sequence[int], dtype: Any, is_last: bool, is_late: bool = False) -> Prefix:
+    """What a byte becomes is read off a table.
+
+    Args:
+        shape: along which the channels lie.
+        is_last: whether they lie last, and are transposed afterwards.
+        is_late: whether the images are transposed first.
+    """
+
+    def prefix(graph: Graph, image: str) -> str:
+        values = ((np.arange(256)[None] - MEAN[:, None]) / DEVIATION[:, None]).reshape(-1)
+        index = graph.cast(image, np.int32)
+        if is_late:
+            index = graph.add("Transpose", index, perm=TRANSPOSE)
+        index = graph.add("Add", index, graph.constant(np.array([0, 256, 512]).reshape(shape), np.int32))
+        value = graph.add("Gather", graph.constant(values, dtype), index, axis=0)
+        return graph.add("Transpose", value, perm=TRANSPOSE) if is_last and not is_late else value
+
+    return prefix
+
+
+def with_ones(graph: Graph, image: str) -> str:
+    """Planes of bytes as they are, and one of ones: the mean is part of the first product, and so is the deviation."""
+    ones = graph.constant(np.ones((graph.batch, 1, graph.side, graph.side)), HALF)
+    return graph.add("Concat", graph.cast(image, HALF), ones, axis=1)
+
+
+def multiplied(is_left: bool, dtype: Any) -> Prefix:
+    """Transposed by a product with a matrix that scales each channel."""
+
+    def prefix(graph: Graph, image: str) -> str:
+        shape = graph.constant(np.array([-1, graph.side**2, 3]), np.int64)
+        pixels = graph.add("Reshape", graph.cast(image, dtype), shape)
+        scale = graph.constant(np.diag(1 / DEVIATION), dtype)
+        if is_left:
+            planes = graph.add("MatMul", scale, graph.add("Transpose", pixels, perm=(0, 2, 1)))
+        else:
+            planes = graph.add("Transpose", graph.add("MatMul", pixels, scale), perm=(0, 2, 1))
+        planes = graph.add("Sub", planes, graph.constant((MEAN / DEVIATION).reshape(1, 3, 1), dtype))
+        return graph.add("Reshape", planes, graph.constant(np.array([-1, 3, graph.side, graph.side]), np.int64))
+
+    return prefix
+
+
+def summed(dtype: Any) -> Prefix:
+    """Transposed by a sum over all channels, of which one counts."""
+
+    def prefix(graph: Graph, image: str) -> str:
+        shape = graph.constant(np.array([-1, 1, graph.side, graph.side, 3]), np.int64)
+        pixels = graph.normalised(graph.add("Reshape", graph.cast(image, dtype), shape), (1, 1, 1, 1, 3), dtype)
+        one = graph.add("Mul", pixels, graph.constant(np.eye(3).reshape(1, 3, 1, 1, 3), dtype))
+        return graph.add("ReduceSum", one, graph.constant(np.array([4]), np.int64), keepdims=0)
+
+    return prefix
+
+
+def sliced(dtype: Any) -> Prefix:
+    """Channel by channel, put together as planes."""
+
+    def prefix(graph: Graph, image: str) -> str:
+        value, planes = graph.cast(image, dtype), []
+        for channel in range(3):
+            bounds = [graph.constant(np.array([each]), np.int64) for each in (channel, channel + 1, 3)]
+            plane = graph.add("Slice", value, *bounds)
+            plane = graph.add("Reshape", plane, graph.constant(np.array([-1, 1, graph.side, graph.side]), np.int64))
+            plane = graph.add("Sub", plane, graph.constant(MEAN[channel].reshape(1, 1, 1, 1), dtype))
+            planes.append(graph.add("Mul", plane, graph.constant((1 / DEVIATION[channel]).reshape(1, 1, 1, 1), dtype)))
+        return graph.add("Concat", *planes, axis=1)
+
+    return prefix
+
+
+def filtered(dtype: Any) -> Prefix:
+    """Transposed by a product over lines of one channel, three columns to a pixel, which scales too."""
+
+    def prefix(graph: Graph, image: str) -> str:
+        shape = graph.constant(np.array([-1, 1, graph.side, 3 * graph.side]), np.int64)
+        line = graph.add("Reshape", graph.cast(image, dtype), shape)
+        given = (
+            graph.constant(np.diag(1 / DEVIATION)[:, None, None, :], dtype),
+            graph.constant(-MEAN / DEVIATION, dtype),
+        )
+        return graph.add("Conv", line, *given, kernel_shape=[1, 3], strides=[1, 3])
+
+    return prefix
+
+
 def lines(dtype: Any) -> Prefix:
     """As one channel, whose columns are all channels of all pixels: nothing is transposed."""
 
@@ -189,6 +302,7 @@ class Way:
         block: rows and columns of the pixels that it gives as one.
         is_even: whether the product over them has as much padding behind as before.
         is_line: whether it gives one channel, of three columns a pixel.
+        folded: ``shift`` or ``scale``: what of the normalisation is left to the first product.
     """
 
     prefix: Prefix
@@ -198,9 +312,9 @@ class Way:
     block: tuple[int, int] = (1, 1)
     is_even: bool = False
     is_line: bool = False
+    folded: str = ""
 
 
-HALF, SINGLE = np.float16, np.float32
 PAIR, BLOCK = (1, 2), (2, 2)
 
 
@@ -230,6 +344,22 @@ WAYS: dict[str, Way] = {
     "fp16 blocks": Way(blocks(BLOCK, HALF), channels=12, block=BLOCK),
     "fp16 blocks, even": Way(blocks(BLOCK, HALF), channels=12, block=BLOCK, is_even=True),
     "fp16 blocks of 16": Way(widened(blocks(BLOCK, HALF), 12, 16, HALF), channels=16, block=BLOCK, is_even=True),
+    "fp16 planar bound": Way(lambda g, x: g.cast(x, HALF), "NCHW"),
+    "fp16 planar, one node": Way(planar_by(batch_norm, HALF), "NCHW"),
+    "fp16 planar, one product": Way(planar_by(scaled, HALF), "NCHW"),
+    "fp16 planar, shifted": Way(
+        lambda g, x: g.add("Sub", g.cast(x, HALF), g.constant(MEAN.reshape(1, 3, 1, 1), HALF)), "NCHW", folded="scale"
+    ),
+    "fp16 planar, with ones": Way(with_ones, "NCHW", channels=4, folded="shift and scale"),
+    "fp16 planar, looked up": Way(looked_up((1, 3, 1, 1), HALF, is_last=False), "NCHW"),
+    "fp16 looked up": Way(looked_up((1, 1, 1, 3), HALF, is_last=True)),
+    "fp16 first, looked up": Way(looked_up((1, 3, 1, 1), HALF, is_last=True, is_late=True)),
+    "fp16 first, one node": Way(first_by(batch_norm, HALF)),
+    "fp16 multiplied": Way(multiplied(False, HALF)),
+    "fp16 multiplied from the left": Way(multiplied(True, HALF)),
+    "fp16 summed": Way(summed(HALF)),
+    "fp16 sliced": Way(sliced(HALF)),
+    "fp16 filtered": Way(filtered(HALF)),
     "fp16 lines": Way(lines(HALF), channels=1, is_line=True),
     "int8 floats": Way(lambda g, x: x, None),
     "int8 bound": Way(bare(SINGLE)),
@@ -244,6 +374,19 @@ WAYS: dict[str, Way] = {
         ),
         is_quantized=True,
     ),
+    "int8 planar bound": Way(lambda g, x: g.cast(x, SINGLE), "NCHW"),
+    "int8 planar": Way(planar(SINGLE), "NCHW"),
+    "int8 planar in fp16": Way(then(planar(HALF), SINGLE), "NCHW"),
+    "int8 planar, one node": Way(planar_by(batch_norm, SINGLE), "NCHW"),
+    "int8 planar, one node in fp16": Way(then(planar_by(batch_norm, HALF), SINGLE), "NCHW"),
+    "int8 planar, one product": Way(planar_by(scaled, SINGLE), "NCHW"),
+    "int8 planar, one product in fp16": Way(then(planar_by(scaled, HALF), SINGLE), "NCHW"),
+    "int8 planar, looked up": Way(looked_up((1, 3, 1, 1), SINGLE, is_last=False), "NCHW"),
+    "int8 planar, looked up in fp16": Way(then(looked_up((1, 3, 1, 1), HALF, is_last=False), SINGLE), "NCHW"),
+    "int8 looked up": Way(looked_up((1, 1, 1, 3), SINGLE, is_last=True)),
+    "int8 first, looked up": Way(looked_up((1, 3, 1, 1), SINGLE, is_last=True, is_late=True)),
+    "int8 summed": Way(summed(SINGLE)),
+    "int8 sliced": Way(sliced(SINGLE)),
     "int8 pairs": Way(pairs(SINGLE), channels=6, block=PAIR),
     "int8 pairs quantized before": Way(pairs(SINGLE, requantized), channels=6, block=PAIR, is_quantized=True),
     "int8 blocks": Way(blocks(BLOCK, SINGLE), channels=12, block=BLOCK),
@@ -268,6 +411,10 @@ def square(graph: Graph, channels: int, size: int, side: int, stride: int) -> Co
 
 def over_what_comes(given: Convolution, way: Way) -> Convolution:
     """The same product over what a way gives; weights of channels that it adds, which are zero, are zero."""
+    if way.folded:
+        weights = given.weights / DEVIATION[:, None, None]
+        shift = -(weights * MEAN[:, None, None]).sum(axis=1, keepdims=True)
+        return replace(given, weights=np.concatenate([weights, shift], axis=1) if "shift" in way.folded else weights)
     if way.is_line:
         many, channels, height, width = given.weights.shape
         columns = given.columns
