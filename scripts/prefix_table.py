@@ -215,6 +215,54 @@ def looked_up(shape: Sequence[int], dtype: Any, is_last: bool, is_late: bool = F
     return prefix
 
 
+TABLES = (np.arange(256)[:, None] - MEAN) / DEVIATION
+"""What each byte becomes, ``(256, 3)``."""
+
+
+def by_elements(graph: Graph, image: str, dtype: Any) -> str:
+    """Looked up in a table for each channel, in one go: NHWC images, as they lie."""
+    index = graph.add("Reshape", graph.cast(image, np.int32), graph.constant(np.array([-1, 3]), np.int64))
+    value = graph.add("GatherElements", graph.constant(TABLES, dtype), index, axis=0)
+    return graph.add("Reshape", value, graph.constant(np.array([-1, graph.side, graph.side, 3]), np.int64))
+
+
+def looked_up_by_elements(dtype: Any) -> Prefix:
+    return lambda g, x: g.add("Transpose", by_elements(g, x, dtype), perm=TRANSPOSE)
+
+
+def looked_up_by_channel(dtype: Any, axis: int) -> Prefix:
+    """Looked up in a table for each channel, and put together as planes.
+
+    Args:
+        axis: of the channels.
+    """
+
+    def prefix(graph: Graph, image: str) -> str:
+        value, planes = graph.cast(image, np.int32), []
+        for channel in range(3):
+            bounds = [graph.constant(np.array([each]), np.int64) for each in (channel, channel + 1, axis)]
+            plane = graph.add("Slice", value, *bounds)
+            shape = graph.constant(np.array([-1, 1, graph.side, graph.side]), np.int64)
+            plane = graph.add("Reshape", plane, shape)
+            planes.append(graph.add("Gather", graph.constant(TABLES[:, channel], dtype), plane, axis=0))
+        return graph.add("Concat", *planes, axis=1)
+
+    return prefix
+
+
+def as_is(dtype: Any, step: Step | None = None) -> Prefix:
+    """A table that gives the byte itself, then transposed, then normalised."""
+
+    def prefix(graph: Graph, image: str) -> str:
+        value = graph.add("Gather", graph.constant(np.arange(256), dtype), graph.cast(image, np.int32), axis=0)
+        value = graph.add("Transpose", value, perm=TRANSPOSE)
+        if step is None:
+            return graph.add("Sub", value, graph.constant(MEAN.reshape(1, 3, 1, 1), dtype))
+        return step(graph, value, dtype)
+
+    return prefix
+
+
 def with_ones(graph: Graph, image: str) -> str:
     """Planes of bytes as they are, and one of ones: the mean is part of the first product, and so is the deviation."""
     ones = graph.constant(np.ones((graph.batch, 1, graph.side, graph.side)), HALF)
@@ -355,6 +403,11 @@ WAYS: dict[str, Way] = {
     "fp16 looked up": Way(looked_up((1, 1, 1, 3), HALF, is_last=True)),
     "fp16 first, looked up": Way(looked_up((1, 3, 1, 1), HALF, is_last=True, is_late=True)),
     "fp16 first, one node": Way(first_by(batch_norm, HALF)),
+    "fp16 looked up by elements": Way(looked_up_by_elements(HALF)),
+    "fp16 looked up by channel": Way(looked_up_by_channel(HALF, 3)),
+    "fp16 planar, looked up by channel": Way(looked_up_by_channel(HALF, 1), "NCHW"),
+    "fp16 looked up as it is, shifted": Way(as_is(HALF), folded="scale"),
+    "fp16 looked up as it is, one node": Way(as_is(HALF, batch_norm)),
     "fp16 multiplied": Way(multiplied(False, HALF)),
     "fp16 multiplied from the left": Way(multiplied(True, HALF)),
     "fp16 summed": Way(summed(HALF)),
@@ -385,6 +438,15 @@ WAYS: dict[str, Way] = {
     "int8 planar, looked up in fp16": Way(then(looked_up((1, 3, 1, 1), HALF, is_last=False), SINGLE), "NCHW"),
     "int8 looked up": Way(looked_up((1, 1, 1, 3), SINGLE, is_last=True)),
     "int8 first, looked up": Way(looked_up((1, 3, 1, 1), SINGLE, is_last=True, is_late=True)),
+    "int8 looked up by elements": Way(looked_up_by_elements(SINGLE)),
+    "int8 looked up by elements in fp16": Way(then(looked_up_by_elements(HALF), SINGLE)),
+    "int8 looked up by channel": Way(looked_up_by_channel(SINGLE, 3)),
+    "int8 planar, looked up by channel": Way(looked_up_by_channel(SINGLE, 1), "NCHW"),
+    "int8 looked up as it is, one node": Way(as_is(SINGLE, batch_norm)),
+    "int8 looked up by elements, quantized before": Way(
+        lambda g, x: g.add("Transpose", g.quantized(by_elements(g, x, SINGLE), INPUT_SCALE), perm=TRANSPOSE),
+        is_quantized=True,
+    ),
     "int8 summed": Way(summed(SINGLE)),
     "int8 sliced": Way(sliced(SINGLE)),
     "int8 pairs": Way(pairs(SINGLE), channels=6, block=PAIR),
