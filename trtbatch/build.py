@@ -30,7 +30,7 @@ from trtbatch.building.request import (
     stem_of,
 )
 from trtbatch.errors import AccuracyError, BuildError, ExecutionError, MissingPackageError, PrecisionError, RowsError
-from trtbatch.fusing import fuse
+from trtbatch.fusing import PREFIX, fuse
 from trtbatch.notes import note, warn
 from trtbatch.onnxfile import load_onnx, what_fixes_the_batch
 from trtbatch.photographs.build import build_preprocessor, is_preprocessor
@@ -180,6 +180,7 @@ def _build_one(request: BuildRequest, builder: Builder, source: Artifact, target
     # Without strong types int8 files leave their float layers to flags: half precision is allowed, but for those kept.
     allowed = ("fp16",) if held == {"int8"} and not builder.typed_alone and conversion is not None else ()
     types = float_types(graph) if "fp16" in (*held, *allowed) else {}
+    types = {name: kind for name, kind in types.items() if not name.startswith(PREFIX)}  # one kernel, if left alone
     if allowed:
         types = {name: kind for name, kind in types.items() if name in kept}
     moved = product_bytes(graph, inputs)  # which changes the graph

@@ -1,14 +1,15 @@
 """The preprocessing's arithmetic as the first nodes of the graph, so that bytes travel instead of floats.
 
-A photograph of 224×224 is 150 KB as uint8 and 602 KB as float32. The prefix is a cast, ``(x − 255·mean) · 1/(255·std)``
-per channel, and the transpose where images lie as NHWC. In float32 it differs from
-:meth:`trtbatch.preprocessing.Preprocessing.normalise` by rounding alone.
+A photograph of 224×224 is 150 KB as uint8 and 602 KB as float32. The prefix makes floats of the bytes, transposes them
+where images lie as NHWC, and gives ``(x − 255·mean) · 1/(255·std)`` per channel, by a batch normalisation. In float32
+it differs from :meth:`trtbatch.preprocessing.Preprocessing.normalise` by rounding alone. In a graph whose products are
+in half precision :func:`halve_prefix` writes it again in that: half the bytes to move. Bytes are exact in half
+precision, so that nothing is rounded but the constants and the result.
 
-In a graph whose products are in half precision :func:`halve_prefix` writes it again for the GPU, in half precision and
-on NHWC images before the transpose: half the bytes to move. What TensorRT makes of it takes more time than that would
-(``scripts/bytes_table.py``). The subtraction comes first, because bytes are exact in half precision: what is rounded is
-the difference. The scale isn't put into the first product's weights: weights divided by 58 lose digits as subnormal
-numbers.
+**Floats come out of a table**, of 256 entries that are 0 to 255. That is a cast, written so that TensorRT makes one
+kernel of the whole prefix: it hands lookups, and what follows them, to the compiler inside it (Myelin), while of a
+cast, a transpose, a subtraction and a product it makes a kernel each, and each reads and writes all images
+(``scripts/prefix_table.py`` compares the ways).
 """
 
 from __future__ import annotations
@@ -204,21 +205,28 @@ def _prefix(image: str, output: str, recipe: Preprocessing, dtype: np.dtype[Any]
     """The nodes from the uint8 `image` to `output` (N, 3, H, W), and their constants."""
     onnx = optional.require("onnx", "write ONNX files")
     helper = onnx.helper
-    last = recipe.fused == "NHWC"
-    shape = (1, 1, 1, 3) if last else (1, 3, 1, 1)
-    mean, std = (np.asarray(values, np.float64).reshape(shape) for values in (recipe.mean, recipe.std))
-    kind = helper.np_dtype_to_tensor_dtype(dtype)
-    nodes = [helper.make_node("Cast", [image], [f"{PREFIX}/cast"], f"{PREFIX}/Cast", to=kind)]
-    constants, value = [], f"{PREFIX}/cast"
-    for operator, constant in (("Sub", 255 * mean), ("Mul", 1 / (255 * std))):
-        name = f"{PREFIX}/{operator.lower()}"
-        constants.append(onnx.numpy_helper.from_array(constant.astype(dtype), f"{name}_constant"))
-        nodes.append(helper.make_node(operator, [value, f"{name}_constant"], [name], f"{PREFIX}/{operator}"))
-        value = name
-    if last:
-        nodes.append(helper.make_node("Transpose", [value], [output], f"{PREFIX}/Transpose", perm=(0, 3, 1, 2)))
-    else:
-        nodes[-1].output[0] = output
+    mean, std = (np.asarray(values, np.float64) for values in (recipe.mean, recipe.std))
+    given = {
+        "table": np.arange(256),
+        "scale": 1 / (255 * std),
+        "shift": np.zeros(3),
+        "mean": 255 * mean,
+        "variance": np.ones(3),
+    }
+    constants = [onnx.numpy_helper.from_array(each.astype(dtype), f"{PREFIX}/{name}") for name, each in given.items()]
+    table, *parameters = (each.name for each in constants)
+    nodes: list[Any] = []
+
+    def add(operator: str, *inputs: str, **attributes: Any) -> str:
+        name = f"{PREFIX}/{operator}"
+        nodes.append(helper.make_node(operator, inputs, [name.lower()], name, **attributes))
+        return name.lower()
+
+    value = add("Gather", table, add("Cast", image, to=onnx.TensorProto.INT32), axis=0)
+    if recipe.fused == "NHWC":
+        value = add("Transpose", value, perm=(0, 3, 1, 2))
+    add("BatchNormalization", value, *parameters, epsilon=0.0)
+    nodes[-1].output[0] = output
     return nodes, constants
 
 
