@@ -29,7 +29,7 @@ from trtbatch.photographs import decoders
 from trtbatch.photographs.decoder_worker import HEADER
 from trtbatch.photographs.decoders import are_wanted, packed_ahead
 from trtbatch.photographs.images import Skipped
-from trtbatch.photographs.operands import Packing, operands
+from trtbatch.photographs.operands import Packing, operands, square
 from trtbatch.photographs.pixels import Photograph, read_ahead
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.sources import ImageSource, Sample
@@ -68,9 +68,14 @@ class Reader:
         self._packing.fill(beside, given.rows, given.columns)
         return Prepared(given.image, beside[: self.beside])
 
-    def prepared(self, image: NDArray[np.uint8], packed: NDArray[np.uint8]) -> Prepared:
-        assert image.ctypes.data % 256 == packed.ctypes.data % 256 == 0
-        return Prepared(image, packed)
+    def laid(self, memory: NDArray[np.uint8], at: int, side: int) -> Prepared:
+        room = memory[at : at + self._packing.room(side)]
+        block = room[room.size - self.beside :]
+        assert room.ctypes.data % 256 == block.ctypes.data % 256 == 0
+        rows, columns = (int(pixels) for pixels in self._packing.views(block)["sides"][0, :, 0, 3])
+        assert square(rows, columns, self.max_size) == side
+        image = np.ndarray((side, side, 3), np.uint8, room)[:rows, :columns]
+        return Prepared(image, block)
 
     def lock(self, memory: NDArray[np.uint8]) -> Callable[[], None]:
         assert memory.ctypes.data % HEADER == 0
@@ -207,13 +212,14 @@ def test_a_sample_larger_than_a_ring_has_a_larger_ring(folder_of_all: Path) -> N
 def test_a_tiny_ring_is_gone_round_and_what_is_too_large_is_read_here(folder_of_all: Path, ring: int) -> None:
     files, names = listed(folder_of_all)
     reader = Reader()
-    packed = reader.beside
+    packing = Packing(reader)
     found = in_processes(files * 3, names * 3, reader, ring=ring)
     wanted = in_threads(files, names)
     assert found == wanted * 3
-    sizes = [-(-len(content[1]) // 256) * 256 + packed for _, content in wanted if not isinstance(content, str)]
+    shapes = [content[0] for _, content in wanted if not isinstance(content, str)]
+    sizes = [packing.room(square(rows, columns, reader.max_size)) for rows, columns, _ in shapes]
     too_large = sum(size > ring // 8 for size in sizes)
-    assert 0 < too_large < len(sizes) or ring // 8 < packed, "both ways are tried"
+    assert 0 < too_large < len(sizes), "both ways are tried"
     assert reader.here >= 3 * too_large
     assert reader.memory.in_use() == 0 and reader.locked == []
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnxruntime as ort
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from scripts.preprocessor_table import photograph, sizes
 from tests.test_preprocessor import sidecar
 from trtbatch.backends.tensorrt import preprocess
-from trtbatch.backends.tensorrt.preprocess import GROUP, GROUP_SIDE, Prepared, TensorRTPreprocessor
+from trtbatch.backends.tensorrt.preprocess import Laid, Prepared, TensorRTPreprocessor
 from trtbatch.errors import ExecutionError
 from trtbatch.photographs.codec import Plane
-from trtbatch.photographs.operands import Packing, band, operands
+from trtbatch.photographs.operands import GROUP, GROUP_SIDE, Packing, band, operands, profile_of, square
 from trtbatch.photographs.preprocessor import build_graph, describe, feeds
 from trtbatch.photographs.record import OUTPUT, PreprocessorRecord
 from trtbatch.preprocessing import Preprocessing
@@ -32,6 +32,9 @@ EVEN = Preprocessing(resize=40, crop=(32, 32))
 
 ODD = Preprocessing(resize=40, crop=(29, 31))
 """A sample is 10,788 bytes: it doesn't."""
+
+CUBIC = Preprocessing(resize=40, crop=(32, 32), interpolation="bicubic")
+"""Its taps come from the host."""
 
 MOST = 700
 
@@ -84,10 +87,21 @@ class Stream:
 class PlaneCopy:
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
+        self.groups = 0
+        """Copies of several lines."""
 
     def up(self, pixels: NDArray[np.uint8], address: int, pitch: int, stream: Any) -> None:
         for row, line in enumerate(pixels):
             self._memory.at(address + row * pitch, line.size)[...] = line.ravel()
+
+    def lines(
+        self, memory: NDArray[np.uint8], first: int, step: int, address: int, pitch: int, count: int, stream: Any
+    ) -> None:
+        self.groups += 1
+        for line in range(count):
+            at = first + line * step
+            assert at + pitch <= memory.size
+            self._memory.at(address + line * pitch, pitch)[...] = memory[at : at + pitch]
 
     def across(self, plane: Plane, address: int, pitch: int, stream: Any) -> None:
         count = 3 * plane.width
@@ -150,8 +164,9 @@ class Device:
 
 
 class Context:
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, profile: int) -> None:
         self.engine = engine
+        self.profile = profile
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.is_new = True
@@ -162,6 +177,9 @@ class Context:
         self.is_new = False
         memory.do(lambda: self.engine.run(shapes, addresses))
         return True
+
+
+TYPES = {f"tensor({name})": np.dtype(kind) for name, kind in (("uint8", "u1"), ("int32", "i4"), ("float", "f4"))}
 
 
 class Engine:
@@ -179,9 +197,11 @@ class Engine:
         self.runs = 0
 
     def context(self, profile: int, stream: Any, activations: Any) -> Context:
-        return Context(self)
+        return Context(self, profile)
 
     def set_shapes(self, context: Context, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        count, side = shapes["image"][:2]
+        assert context.profile == profile_of(side) and count <= (GROUP if side <= GROUP_SIDE else 1)
         context.shapes.update(shapes)
 
     def set_addresses(self, context: Context, addresses: Mapping[str, int]) -> None:
@@ -192,7 +212,7 @@ class Engine:
         self.runs += 1
         given = {}
         for spec in self.session.get_inputs():
-            dtype = np.dtype(np.uint8 if spec.name == "image" else np.float32)
+            dtype = TYPES[spec.type]
             count = int(np.prod(shapes[spec.name])) * dtype.itemsize
             there = self.device.memory_.at(addresses[spec.name], count)
             given[spec.name] = there.view(dtype).reshape(shapes[spec.name])
@@ -271,7 +291,7 @@ def shots(count: int, most: int = 400, seed: int = 0) -> list[NDArray[np.uint8]]
     return [photograph(generator, *size) for size in list(sizes(generator, count + 2, most))[2:]]
 
 
-@pytest.mark.parametrize("opened", [EVEN, ODD], indirect=True)
+@pytest.mark.parametrize("opened", [EVEN, ODD, CUBIC], indirect=True)
 @pytest.mark.parametrize("most", [300, 1200])
 def test_each_row_is_that_of_its_photograph(opened: Made, most: int) -> None:
     """Batches of 21: groups, what is left of one at the end, and, of the larger ones, some that go alone."""
@@ -297,18 +317,19 @@ def test_a_group_is_one_launch(opened: Made) -> None:
         made(made.prepare(pixels, np.empty(made.beside, np.uint8)), rows.address(index))
     made.settle()
     assert engine.device.memory_.launches == 6, "each of two lanes enqueues its first group, and launches the others"
+    assert engine.runs == 8
 
 
 def test_what_is_large_goes_alone(opened: Made) -> None:
     made, engine = opened
-    pixels = np.random.default_rng(0).integers(0, 256, (GROUP_SIDE + 90, GROUP_SIDE + 90, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (GROUP_SIDE + 200, GROUP_SIDE + 200, 3), np.uint8)
     prepared = made.prepare(pixels, np.empty(made.beside, np.uint8))
-    assert min(prepared.image.shape[:2]) > GROUP_SIDE * 0.8
+    assert square(prepared.image.shape[0], prepared.image.shape[1], MOST) == MOST > GROUP_SIDE
     rows = Rows(engine, 3)
     for index in range(3):
         before = engine.runs
         made(prepared, rows.address(index))
-        assert engine.runs == before + (max(prepared.image.shape[:2]) > GROUP_SIDE)
+        assert engine.runs == before + 1
     made.settle()
     assert np.array_equal(rows[2], wanted(made.record, engine, pixels))
 
@@ -323,7 +344,7 @@ def test_rows_that_lie_apart(opened: Made) -> None:
         assert np.array_equal(rows[3 * (GROUP - 1 - index)], wanted(made.record, engine, pixels))
 
 
-def test_operands_that_are_shared_are_uploaded_once_for_each_place(opened: Made) -> None:
+def test_planes_come_from_the_gpu(opened: Made) -> None:
     made, engine = opened
     pixels = shots(1, 90)[0]
     height, width = pixels.shape[:2]
@@ -335,12 +356,57 @@ def test_operands_that_are_shared_are_uploaded_once_for_each_place(opened: Made)
     engine.device.memory_.at(block.address, pixels.size)[...] = pixels.ravel()
     plane = Plane(block.address, 3 * width, height, width, None)
     part = plane.part(found[0].first, found[0].end, found[1].first, found[1].end)
-    rows, before = Rows(engine, 6 * GROUP), engine.device.uploads
+    rows = Rows(engine, 6 * GROUP)
     for index in range(6 * GROUP):
         made(made.prepare_plane(part, packed), rows.address(index))
     made.settle()
-    assert engine.device.uploads - before == 2 * GROUP
     assert all(np.array_equal(rows[index], wanted(made.record, engine, pixels)) for index in range(6 * GROUP))
+
+
+def laid(made: TensorRTPreprocessor, shots: Sequence[NDArray[np.uint8]], gap: int = 0) -> list[Laid]:
+    """Photographs laid behind each other in one memory, as a process lays them."""
+    packing = Packing(made.record)
+    given = [operands(made.recipe, pixels, made.max_size) for pixels in shots]
+    sides = [square(each.image.shape[0], each.image.shape[1], made.max_size) for each in given]
+    memory = np.full(sum(packing.room(side) + gap for side in sides), 0xFF, np.uint8)
+    found, at = list[Laid](), 0
+    for each, side in zip(given, sides):
+        packing.lay(memory[at : at + packing.room(side)], side, each)
+        found.append(made.laid(memory, at, side))
+        at += packing.room(side) + gap
+    return found
+
+
+@pytest.mark.parametrize("opened", [EVEN, ODD, CUBIC], indirect=True)
+@pytest.mark.parametrize("gap", [0, 256])
+def test_what_lies_behind_each_other_goes_up_at_once(opened: Made, gap: int) -> None:
+    made, engine = opened
+    lane = made._lanes[0]
+    copies = cast(Any, lane._copy)
+    given, rows = shots(GROUP, 60), Rows(engine, GROUP)
+    released = list[int]()
+    for index, each in enumerate(laid(made, given, gap)):
+        assert each.side == 64
+        made(each, rows.address(index), lambda index=index: released.append(index))  # type: ignore[misc]
+    made.settle()
+    assert released == list(range(GROUP))
+    assert copies.groups == (1 if gap == 0 else GROUP) * (1 + len(Packing(made.record).arrays))
+    for index, pixels in enumerate(given):
+        assert np.array_equal(rows[index], wanted(made.record, engine, pixels))
+
+
+@pytest.mark.parametrize("opened", [EVEN, CUBIC], indirect=True)
+def test_those_laid_among_those_that_are_not_and_squares_of_all_sizes(opened: Made) -> None:
+    made, engine = opened
+    events = made.events()
+    for turn in range(4):
+        given, rows = shots(37, 1200, turn), Rows(engine, 37)
+        for index, (pixels, each) in enumerate(zip(given, laid(made, given))):
+            own = made.prepare(pixels, np.empty(made.beside, np.uint8))
+            made(own if index % 5 == turn else each, rows.address(index))
+        made.done(events)
+        for index, pixels in enumerate(given):
+            assert np.array_equal(rows[index], wanted(made.record, engine, pixels)), (turn, index, pixels.shape)
 
 
 def test_one_sample_by_itself(opened: Made) -> None:

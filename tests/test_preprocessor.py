@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
@@ -21,13 +22,14 @@ from tests import models
 from tests.test_build import refused
 from trtbatch import artifacts
 from trtbatch.artifacts import Artifact, FileRecord, ModelRecord, Sidecar, TensorSpec
+from trtbatch.backends.base import Range
 from trtbatch.errors import ArtifactError, ExportError, InputError, UsageError
 from trtbatch.files import sidecar_path
 from trtbatch.infer import beside
 from trtbatch.notes import LOGGER
 from trtbatch.photographs import resample
-from trtbatch.photographs.build import ranges_of
-from trtbatch.photographs.operands import Packing, operands
+from trtbatch.photographs.build import ranges_of, specs_of
+from trtbatch.photographs.operands import Packing, operands, profile_of, square, square_for
 from trtbatch.photographs.preprocessor import (
     OnnxPreprocessor,
     PreprocessorRequest,
@@ -38,6 +40,7 @@ from trtbatch.photographs.preprocessor import (
     pixels_of,
     prove,
 )
+from trtbatch.photographs.resample import Side, Span
 from trtbatch.preprocessing import Preprocessing
 
 Cli = Callable[..., Any]
@@ -174,26 +177,39 @@ def test_tf32_changes_no_pixel(interpolation: str) -> None:
         np.testing.assert_array_equal(found, recipe(Image.fromarray(pixels)))
 
 
-def test_the_file_is_what_tensorrt_8_6_reads() -> None:
-    model = onnx.load_from_string(build_graph(describe(sidecar(replace(SMALL, fused="NCHW")))))
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_the_file_is_what_tensorrt_8_6_reads(interpolation: Any) -> None:
+    recipe = replace(SMALL, interpolation=interpolation, fused="NCHW")
+    model = onnx.load_from_string(build_graph(describe(sidecar(recipe))))
     assert model.ir_version == 8 and [(each.domain, each.version) for each in model.opset_import] == [("", 17)]
     operators = {node.op_type for node in model.graph.node}
-    known = {"Cast", "MatMul", "Reshape", "Transpose", "Split", "Add", "Sub", "Mul", "Div", "Clip", "Floor"}
-    assert operators <= {*known, "GatherElements"}
+    known = {
+        "Cast",
+        "MatMul",
+        "Transpose",
+        "Split",
+        "Concat",
+        "Add",
+        "Sub",
+        "Mul",
+        "Clip",
+        "Floor",
+        "Min",
+        "Max",
+        "Slice",
+    }
+    assert operators == known | ({"Div", "ReduceSum"} if interpolation == "bilinear" else {"GatherElements"})
     uint8 = onnx.TensorProto.UINT8
     shapes = {
         info.name: [dim.dim_param or dim.dim_value for dim in info.type.tensor_type.shape.dim]
         for info in model.graph.input
     }
-    taps = 2 * int(np.ceil(4096 / 20 * 21 / 20)) + 3
+    taps = 2 * int(np.ceil(2 * 4096 / 20 * 21 / 20)) + 3
+    small = {"starts": ["count", 2, 36, 1], "taps": ["count", 2, 36, taps]}
     assert shapes == {
-        "image": ["height", "width", 3],
-        "down": [1, "height"],
-        "across": [1, "width"],
-        "row_starts": [32, 1],
-        "row_taps": [32, taps],
-        "column_starts": [36, 1],
-        "column_taps": [36, taps],
+        "image": ["count", "side", "side", 3],
+        "positions": [1, 1, 1, "side"],
+        **({"sides": ["count", 2, 1, 6]} if interpolation == "bilinear" else small),
     }
     inferred = onnx.shape_inference.infer_shapes(model).graph
     assert not [info.name for info in inferred.value_info if info.type.tensor_type.elem_type == uint8]
@@ -209,45 +225,87 @@ def test_only_the_part_that_the_crop_needs_goes_up() -> None:
     assert image.shape == (rows.end - rows.first, columns.end - columns.first, 3) == (528, 528, 3)
 
 
-def test_what_lies_beside_the_photograph_counts_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_what_lies_beside_the_photograph_counts_nothing(tmp_path: Path, interpolation: Any) -> None:
     """As on the GPU, where a photograph lies in the corner of a larger room."""
-    pixels = photograph(np.random.default_rng(4), 50, 40)
-    with preprocessor_of(tmp_path, SMALL) as preprocess:
-        given = feeds(preprocess.record, operands(SMALL, pixels))
-        height, width = given["image"].shape[:2]
-        room = np.random.default_rng(5).integers(0, 256, (height + 9, width + 14, 3), np.uint8)
-        room[:height, :width] = given["image"]
-        given |= {"image": room}
-        for name, length in (("down", height + 9), ("across", width + 14)):
-            given[name] = np.arange(length, dtype=np.float32)[None]
+    pixels, recipe = photograph(np.random.default_rng(4), 50, 40), replace(SMALL, interpolation=interpolation)
+    with preprocessor_of(tmp_path, recipe) as preprocess:
+        own = operands(recipe, pixels)
+        given = feeds(preprocess.record, own)
+        height, width = own.image.shape[:2]
+        side = given["image"].shape[1] + 14
+        room = np.random.default_rng(5).integers(0, 256, (1, side, side, 3), np.uint8)
+        room[0, :height, :width] = own.image
+        given |= {"image": room, "positions": np.arange(side, dtype=np.int32)[None, None, None]}
         model = ReferenceEvaluator(onnx.load_from_string(build_graph(preprocess.record)), new_ops=[GatherElements])
         wanted = run(preprocess, pixels)
         np.testing.assert_array_equal(model.run(None, given)[0], wanted)
 
 
-def test_the_small_inputs_lie_in_one_block() -> None:
-    record = describe(sidecar(SMALL))
-    packing = Packing(record)
+def test_photographs_in_a_group_are_those_alone() -> None:
+    """One that is enlarged, one padded with black, and one that is cut."""
+    for recipe in (SMALL, IMAGENET, replace(SMALL, interpolation="bicubic"), replace(SMALL, crop=(40, 24))):
+        record = describe(sidecar(recipe))
+        session = ort.InferenceSession(build_graph(record), providers=["CPUExecutionProvider"])
+        shots = [photograph(np.random.default_rng(9), *size) for size in ((50, 40), (9, 7), (31, 55))]
+        alone = [feeds(record, operands(recipe, pixels)) for pixels in shots]
+        assert {given["image"].shape for given in alone} == {(1, 64, 64, 3)}
+        together = {name: np.concatenate([given[name] for given in alone]) for name in alone[0]}
+        rows = session.run(None, together | {"positions": alone[0]["positions"]})[0]
+        for row, pixels in zip(rows, shots):
+            np.testing.assert_allclose(row, recipe(Image.fromarray(pixels)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_photograph_and_its_small_inputs_lie_in_one_block(interpolation: Any) -> None:
+    recipe = replace(SMALL, interpolation=interpolation)
+    packing = Packing(describe(sidecar(recipe)))
     assert all(offset % 256 == 0 for offset in packing.offsets.values()) and packing.bytes % 256 == 0
-    block = np.full(packing.bytes + 5, 255, np.uint8)
-    given = operands(SMALL, photograph(np.random.default_rng(4), 50, 40))
-    found = packing.fill(block, given.rows, given.columns)
-    for name, array in packing.views(block).items():
-        assert array.shape == packing.shapes[name] and np.isfinite(array).all()
-        np.testing.assert_array_equal(array, found[name])
-    np.testing.assert_array_equal(found["row_taps"][:, 1 : 1 + given.rows.taps.shape[1]], given.rows.taps)
-    assert not found["row_taps"][:, 0].any() and not found["row_taps"][:, -1].any()
-    assert (block[packing.bytes :] == 255).all()
+    given = operands(recipe, photograph(np.random.default_rng(4), 50, 40))
+    height, width = given.image.shape[:2]
+    room = np.full(packing.room(96) + 5, 255, np.uint8)
+    packing.lay(room, 96, given)
+    laid = room[: 3 * 96 * 96].reshape(96, 96, 3)
+    np.testing.assert_array_equal(laid[:height, :width], given.image)
+    assert (laid[height:] == 255).all() and (laid[:, width:] == 255).all() and (room[-5:] == 255).all()
+    found = packing.views(room[packing.room(96) - packing.bytes :])
+    assert {name: array.shape for name, array in found.items()} == packing.shapes(1)
+    if isinstance(given.rows, Span):
+        assert found["sides"][0, 0, 0].tolist() == list(given.rows.integers)
+        return
+    starts, taps = found["starts"][0], found["taps"][0]
+    assert isinstance(given.columns, Side)
+    for index, (count, made) in enumerate(zip((16, 18), (given.rows, given.columns))):
+        length = made.taps.shape[1]
+        for half in range(2):
+            lines, own = slice(18 * half, 18 * half + count), slice(count * half, count * (half + 1))
+            np.testing.assert_array_equal(starts[index, lines], made.starts[own])
+            np.testing.assert_array_equal(taps[index, lines, 1 : 1 + length], made.taps[own])
+    assert not taps[:, :, 0].any() and not taps[:, :, -1].any() and not taps[0, 16:18].any()
 
 
 def test_a_part_that_is_too_large_is_resized_before(tmp_path: Path) -> None:
     pixels = photograph(np.random.default_rng(4), 90, 80)
     image, rows, columns = operands(SMALL, pixels, max_size=60)
     assert image.shape == (16, 18, 3)
-    assert rows.taps.shape == (32, 1) and columns.taps.shape == (36, 1)
-    np.testing.assert_array_equal(rows.starts[:16, 0], np.arange(16))
+    assert isinstance(rows, Span) and (rows.size, rows.new_size, columns.end) == (16, 16, 18)
+    _, taps, _ = operands(replace(SMALL, interpolation="bicubic"), pixels, max_size=60)
+    assert isinstance(taps, Side) and taps.taps.shape == (32, 1)
+    np.testing.assert_array_equal(taps.starts[:16, 0], np.arange(16))
     with preprocessor_of(tmp_path, SMALL, max_size=60) as preprocess:
         np.testing.assert_allclose(run(preprocess, pixels)[0], SMALL(Image.fromarray(pixels)), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_squares_are_few_and_hold_what_they_are_for(interpolation: Any) -> None:
+    lengths = (1, 64, 65, 96, 97, 128, 129, 384, 385, 513, 1025)
+    assert [square(1, each, 4096) for each in lengths] == [64, 64, 96, 96, 128, 128, 192, 384, 512, 768, 1536]
+    assert square(50, 40, 60) == 60 and square(4000, 1, 4096) == 4096 and square(2049, 2049, 3000) == 3000
+    recipe = replace(IMAGENET, interpolation=interpolation)
+    for height, width in ((375, 500), (500, 375), (3000, 4000), (1, 1), (9000, 9000)):
+        side = square_for(recipe, height, width)
+        part = operands(recipe, np.zeros((height, width, 3), np.uint8)).image
+        assert side == square(part.shape[0], part.shape[1], 4096) and profile_of(side) == (side > 512)
 
 
 def test_what_pillow_turns_round_is_resized_by_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,9 +362,9 @@ def test_a_size_below_the_crop_is_refused() -> None:
 
 
 def test_wrong_pixels_leave_no_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(folder)
-    honest = resample._bilinear
-    monkeypatch.setitem(resample._FILTERS, "bilinear", (lambda x: honest(x) ** 2, 1.0))
+    write(folder, recipe=replace(SMALL, interpolation="bicubic"))
+    honest = resample._bicubic
+    monkeypatch.setitem(resample._FILTERS, "bicubic", (lambda x: honest(x) ** 2, 2.0))
     resample.forget()
     try:
         with pytest.raises(ExportError, match="of 255 from Pillow's"):
@@ -455,10 +513,12 @@ def test_building_one_takes_tensorrt_and_no_options_of_models(
 
 
 def test_its_engine_takes_every_size() -> None:
-    ranges = ranges_of(describe(sidecar(IMAGENET), 2000))
-    assert ranges["image"].min == (1, 1, 3) and ranges["image"].max == (2000, 2000, 3)
-    assert ranges["down"].opt == (1, 336) and ranges["across"].max == (1, 2000)
-    assert ranges_of(describe(sidecar(SMALL), 20))["image"].opt == (20, 20, 3)
+    small, large = ranges_of(describe(sidecar(IMAGENET), 2000))
+    assert small["image"] == Range((1, 1, 1, 3), (16, 384, 384, 3), (16, 512, 512, 3))
+    assert large["image"] == Range((1, 1, 1, 3), (1, 1024, 1024, 3), (1, 2000, 2000, 3))
+    assert small["sides"].max == (16, 2, 1, 6) and large["positions"].opt == (1, 1, 1, 1024)
+    (only,) = ranges_of(describe(sidecar(SMALL), 20))
+    assert only["image"].opt == only["image"].max == (16, 20, 20, 3)
 
 
 def engine_of(folder: Path, recipe: Preprocessing, name: str) -> Path:
@@ -467,11 +527,11 @@ def engine_of(folder: Path, recipe: Preprocessing, name: str) -> Path:
     room.mkdir()
     made = room / name
     made.write_bytes(b"an engine")
-    output = TensorSpec("sample", "float32", (1, 3, *recipe.crop), None)
+    inputs, output = specs_of(describe(sidecar(recipe)))
     known = Sidecar(
         "preprocessor",
         artifacts.record_file(made),
-        (TensorSpec("image", "uint8", ("height", "width", 3), None),),
+        inputs,
         (output,),
         ModelRecord("x.engine", "none"),
         backend="tensorrt",
@@ -541,14 +601,15 @@ def test_inspect_tells_what_it_makes_of_which_photographs(folder: Path, cli: Cli
         "is        a preprocessor",
         "for       x.onnx",
         "recipe    shorter side 20, bilinear, crop 18×16",
-        "input     image (height, width, 3) uint8",
-        "range     image 1×1×3 to 4096×4096×3, kernels for 24×27×3",
-        "output    sample (1, 3, 16, 18) float32",
+        "input     image (count, side, side, 3) uint8",
+        "profile 0 image 1×1×1×3 to 16×512×512×3, kernels for 16×64×64×3",
+        "profile 1 image 1×1×1×3 to 1×4096×4096×3, kernels for 1×1024×1024×3",
+        "output    sample (count, 3, 16, 18) float32",
         "--preprocessor engines/x.pre.onnx",
     ):
         assert words in shown.output, shown.output
     found = json.loads(cli("inspect", "engines/x.pre.onnx", "--json").stdout)
-    assert found["recipe"]["crop"] == [16, 18] and found["ranges"]["image"]["max"] == [4096, 4096, 3]
+    assert found["recipe"]["crop"] == [16, 18] and found["ranges"][1]["image"]["max"] == [1, 4096, 4096, 3]
     renamed = Path("engines/x.pre.onnx").rename("other.onnx")
     assert "a preprocessor" in cli("inspect", renamed).output
 
@@ -559,7 +620,7 @@ def test_inspect_finds_a_preprocessor_that_is_not_the_one_recorded(folder: Path,
     path.write_bytes(build_graph(describe(sidecar(SMALL), 99)))
     result = cli("inspect", path)
     refused(result, 1, "is not the file that x.pre.json describes", "trtbatch export-preprocessor")
-    assert "to 99×99×3" in result.output
+    assert "to 16×99×99×3" in result.output
 
 
 def test_inspect_tells_of_its_engine_what_the_sidecar_says(folder: Path, cli: Cli) -> None:
@@ -570,6 +631,10 @@ def test_inspect_tells_of_its_engine_what_the_sidecar_says(folder: Path, cli: Cl
     beside_it.write_text(json.dumps(json.loads(beside_it.read_text()) | more))
     shown = cli("inspect", built)
     assert shown.exit_code == 0, shown.output
-    assert "for       x.engine" in shown.output and "to 50×50×3" in shown.output and "tensorrt" in shown.output
+    old = json.loads(beside_it.read_text())
+    beside_it.write_text(json.dumps(old | {"inputs": old["inputs"][:1]}))
+    refused(cli("inspect", built), 1, "is of an earlier trtbatch", "trtbatch export-preprocessor, then trtbatch build")
+    beside_it.write_text(json.dumps(old))
+    assert "for       x.engine" in shown.output and "to 16×50×50×3" in shown.output and "tensorrt" in shown.output
     built.write_bytes(b"another")
     refused(cli("inspect", built), 1, "x.pre.engine is truncated", "trtbatch build x.pre.onnx")

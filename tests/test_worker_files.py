@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,8 +42,10 @@ def test_nothing_is_made_for_a_photograph_over_a_limit_before_it_is_decoded(
     wanted: list[tuple[int, int]] = []
     monkeypatch.setattr(operands, "keep", lambda recipe, sizes: wanted.extend(sizes))
     files = write(tmp_path, {"x": jpeg(photograph(375, 500)), "y": jpeg(photograph(300, 400))})
-    made = maker(**changes)
+    made = maker(recipe=replace(RECIPE, interpolation="bicubic"), **changes)
     assert len(made.read(files)) == 2 and wanted == [(300, 400)]
+    wanted.clear()
+    assert len(maker(**changes).read(files)) == 2 and wanted == [], "bilinear coefficients are made by the preprocessor"
 
 
 def test_each_file_goes_when_it_is_done(tmp_path: Path) -> None:

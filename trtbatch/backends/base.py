@@ -247,7 +247,8 @@ class BuildPlan:
         allowed: reduced types that layers may use though the graph doesn't say so.
         node_types: what each node of a graph of several float types gives, ``fp32`` or ``fp16``, by name.
         options: what else the engine is to be.
-        ranges: of a model without a batch, whose inputs have other open axes: the shapes of every input.
+        ranges: of a model without a batch, whose inputs have other open axes: of each profile, the shapes of every
+            open input.
     """
 
     onnx: Path
@@ -268,7 +269,7 @@ class BuildPlan:
     allowed: tuple[str, ...] = ()
     node_types: dict[str, str] = field(default_factory=dict)
     options: BuilderOptions = field(default_factory=BuilderOptions)
-    ranges: dict[str, Range] = field(default_factory=dict)
+    ranges: tuple[dict[str, Range], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,11 @@ def _show_preprocessor(report: Any) -> None:
         ("recipe", f"shorter side {recipe.resize}, {recipe.interpolation}, crop {crop}"),
         ("values", f"mean {mean}, std {std}" if recipe.fused is None else f"bytes, {recipe.fused}: the model scales"),
         *(("input", str(spec)) for spec in report.inputs),
-        *(("range", f"{name} {_shapes(shapes)}") for name, shapes in report.ranges.items()),
+        *(
+            (f"profile {index}", f"{name} {_shapes(shapes)}")
+            for index, ranges in enumerate(report.ranges)
+            for name, shapes in ranges.items()
+        ),
         ("output", str(report.output)),
     ]
     if sidecar is not None:

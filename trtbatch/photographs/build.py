@@ -17,7 +17,7 @@ from trtbatch.backends.base import BuildPlan, Built, Range
 from trtbatch.batches import Profile
 from trtbatch.building.request import BuildRequest, builder_settings, refuse_target
 from trtbatch.errors import RowsError, UsageError
-from trtbatch.photographs.operands import Packing
+from trtbatch.photographs.operands import GROUP, GROUP_SIDE, Packing, square
 from trtbatch.photographs.preprocessor import SUFFIX, OnnxPreprocessor, differences
 from trtbatch.photographs.record import OUTPUT, PreprocessorRecord
 
@@ -26,7 +26,8 @@ __all__ = ["ENGINE_SUFFIX", "build_preprocessor", "is_preprocessor", "ranges_of"
 ENGINE_SUFFIX = ".pre.engine"
 
 OPT_SHARE = 1.5
-"""Rows and columns that kernels are chosen for, as a multiple of the crop: what the crop needs of 500×375 pixels."""
+"""Rows and columns of the small photographs that kernels are chosen for, as a multiple of the crop: what the crop needs
+of 500×375 pixels."""
 
 _USED = {
     *("onnx", "backend", "workspace", "opt_level", "timing_cache", "keep_timings", "own_kernels", "timing_iterations"),
@@ -98,22 +99,35 @@ def _refuse_options(request: BuildRequest) -> None:
 def specs_of(record: PreprocessorRecord) -> tuple[tuple[TensorSpec, ...], TensorSpec]:
     """Inputs and output of the ONNX file and the engine."""
     inputs = (
-        TensorSpec("image", "uint8", ("height", "width", 3), None),
-        TensorSpec("down", "float32", (1, "height"), None),
-        TensorSpec("across", "float32", (1, "width"), None),
-        *(TensorSpec(name, "float32", shape, None) for name, shape in Packing(record).shapes.items()),
+        TensorSpec("image", "uint8", ("count", "side", "side", 3), None),
+        TensorSpec("positions", "int32", (1, 1, 1, "side"), None),
+        *(
+            TensorSpec(name, kind.name, ("count", *shape), None)
+            for name, (shape, kind) in Packing(record).arrays.items()
+        ),
     )
-    return inputs, TensorSpec(OUTPUT, record.output.dtype, record.output.shape, None)
+    return inputs, TensorSpec(OUTPUT, record.output.dtype, ("count", *record.output.shape[1:]), None)
 
 
-def ranges_of(record: PreprocessorRecord) -> dict[str, Range]:
-    """The shapes that the engine takes, by open input: the least, those that it is tuned for, and the largest."""
-    most = record.max_size
-    tall, wide = (min(most, round(OPT_SHARE * side)) for side in record.recipe.crop)
+def ranges_of(record: PreprocessorRecord) -> tuple[dict[str, Range], ...]:
+    """Of each profile, the shapes that the engine takes, by open input: the least, those that it is tuned for, and the
+    largest. Small photographs come in groups, larger ones alone (:func:`trtbatch.photographs.operands.profile_of`)."""
+    most, usual = record.max_size, round(OPT_SHARE * max(record.recipe.crop))
+    small = min(most, GROUP_SIDE)
+    found = [_ranges(record, GROUP, square(usual, usual, small), small)]
+    if most > small:
+        found.append(_ranges(record, 1, min(most, 2 * small), most))
+    return tuple(found)
+
+
+def _ranges(record: PreprocessorRecord, count: int, usual: int, most: int) -> dict[str, Range]:
+    least, mean, largest = ((n, side, side, 3) for n, side in ((1, 1), (count, usual), (count, most)))
+    packing = Packing(record)
+    alone, group = packing.shapes(1), packing.shapes(count)
     return {
-        "image": Range((1, 1, 3), (tall, wide, 3), (most, most, 3)),
-        "down": Range((1, 1), (1, tall), (1, most)),
-        "across": Range((1, 1), (1, wide), (1, most)),
+        "image": Range(least, mean, largest),
+        "positions": Range((1, 1, 1, 1), (1, 1, 1, usual), (1, 1, 1, most)),
+        **{name: Range(alone[name], group[name], group[name]) for name in packing.arrays},
     }
 
 

@@ -43,7 +43,7 @@ from trtbatch.errors import InputError
 from trtbatch.photographs.arena import aligned
 from trtbatch.photographs.codec import plain_jpeg
 from trtbatch.photographs.decoding import decode, read_bytes, read_sample, size_of_jpeg
-from trtbatch.photographs.operands import MAX_SIZE, Operands, Packing, band_bytes, make_sides, operands
+from trtbatch.photographs.operands import MAX_SIZE, Operands, Packing, make_sides, operands, square, square_for
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import decode as decode_record
 
@@ -76,12 +76,12 @@ TASK = struct.Struct("<I")
 
 ANSWER = struct.Struct("<II")
 
-ITEM = struct.Struct("<BxxxIIQQqqqq")
-"""What became of a file; two numbers; where its bytes begin in the ring, and the position behind them; when reading
+ITEM = struct.Struct("<BxxxIQQqqqq")
+"""What became of a file; a number; where its bytes begin in the ring, and the position behind them; when reading
 began and ended, and when decoding did (the same twice: it is part of reading), by ``time.perf_counter_ns``."""
 
 LAID, SKIPPED, LEFT = range(3)
-"""It lies in the ring (rows and columns of the image, where there is one); it can't be used (bytes of the words that
+"""It lies in the ring (and the rows of its square, where it is in one); it can't be used (bytes of the words that
 say why); it is left to the parent."""
 
 _PAUSE = 1
@@ -102,9 +102,8 @@ class Order:
     """What is made of every photograph.
 
     Args:
-        kind: ``packed``: the image of :func:`~trtbatch.photographs.operands.operands`, its rows side by side, and
-            beside it the other operands as :class:`~trtbatch.photographs.operands.Packing` has them; ``sample``: what
-            the recipe makes.
+        kind: ``packed``: the operands, as :meth:`trtbatch.photographs.operands.Packing.lay` writes them; ``sample``:
+            what the recipe makes.
         ring: bytes of photographs in the ring, a multiple of 256.
         largest: bytes of the largest one that is put there; an eighth of the ring always finds room in time.
         max_size: of the preprocessor, for ``packed``.
@@ -242,15 +241,15 @@ class _Server:
 
     def _one(self, file: _Read) -> bytes:
         begun = ended = time.perf_counter_ns()
-        kind, first, second, at = LAID, 0, 0, 0
+        kind, number, at = LAID, 0, 0
         try:
             count = self._maker.make(file)
             ended = time.perf_counter_ns()  # not counted: waiting for room
             at = self._place(count)
-            first, second = self._maker.write(self._data[at : at + count])
+            number = self._maker.write(self._data[at : at + count])
         except InputError as error:
             words = error.problem.encode("utf-8", "surrogatepass")
-            kind, first = SKIPPED, len(words)
+            kind, number = SKIPPED, len(words)
             self._words += words
         except _LeftError:
             kind = LEFT
@@ -260,7 +259,7 @@ class _Server:
             file = file._replace(begun=begun, ended=ended)
         if file.ended > begun or isinstance(file.data, InputError):
             begun = ended  # and not decoded by itself
-        return ITEM.pack(kind, first, second, at, self._position, file.begun, file.ended, begun, ended)
+        return ITEM.pack(kind, number, at, self._position, file.begun, file.ended, begun, ended)
 
     def _place(self, count: int) -> int:
         """Where so many bytes have room; waits for it."""
@@ -303,8 +302,8 @@ class _Maker(Protocol):
     def make(self, file: _Read) -> int:
         """Make it, in memory of its own; how many bytes it has."""
 
-    def write(self, room: Bytes) -> tuple[int, int]:
-        """Write it; the two numbers of its item."""
+    def write(self, room: Bytes) -> int:
+        """Write it; the number of its item."""
 
 
 class _PackedMaker:
@@ -313,6 +312,7 @@ class _PackedMaker:
         self._packing = Packing(order)
         self._scratch = np.empty(1 << 20, np.uint8)
         self._given: Operands | None = None
+        self._side = 0
 
     def warm(self, data: bytes) -> None:
         self._make_sides([data])
@@ -345,18 +345,19 @@ class _PackedMaker:
             raise data
         if len(data) > _LARGE_FILE:
             self._leave_large(data)
-        self._given = operands(self._order.recipe, decode(data, self._room), self._order.max_size)
-        return aligned(self._given.image.size) + self._packing.bytes
+        given = operands(self._order.recipe, decode(data, self._room), self._order.max_size)
+        self._given, self._side = given, square(given.image.shape[0], given.image.shape[1], self._order.max_size)
+        return self._packing.room(self._side)
 
     def _leave_large(self, data: bytes) -> None:
         from PIL import Image
 
         try:
             width, height = Image.open(io.BytesIO(data)).size
-            count = band_bytes(self._order.recipe, height, width, self._order.max_size)
+            side = square_for(self._order.recipe, height, width, self._order.max_size)
         except Exception:  # decoding says better what is wrong
             return
-        if count > self._order.largest:
+        if self._packing.room(side) > self._order.largest:
             raise _LeftError
 
     def _room(self, count: int) -> Bytes:
@@ -367,13 +368,11 @@ class _PackedMaker:
             self._scratch = made
         return self._scratch
 
-    def write(self, room: Bytes) -> tuple[int, int]:
+    def write(self, room: Bytes) -> int:
         given, self._given = self._given, None
         assert given is not None, "made before"
-        image = given.image
-        room[: image.size].reshape(image.shape)[...] = image
-        self._packing.fill(room[aligned(image.size) :], given.rows, given.columns)
-        return image.shape[0], image.shape[1]
+        self._packing.lay(room, self._side, given)
+        return self._side
 
 
 def _content(path: Path) -> bytes | InputError:
@@ -401,9 +400,9 @@ class _SampleMaker:
         self._sample = read_sample(file.path, self._recipe)
         return self._sample.size * self._type.itemsize
 
-    def write(self, room: Bytes) -> tuple[int, int]:
+    def write(self, room: Bytes) -> int:
         room.view(self._type).reshape(self._sample.shape)[...] = self._sample
-        return 0, 0
+        return 0
 
 
 if __name__ == "__main__":

@@ -124,8 +124,9 @@ class PackedReader(Protocol):
     def prepare(self, pixels: Bytes, beside: Bytes) -> Any:
         """What it takes of a photograph ``(H, W, 3)`` uint8; for any thread."""
 
-    def prepared(self, image: Bytes, packed: Bytes) -> Any:
-        """The same where the image ``(H, W, 3)`` uint8 and the other operands, packed, are made already."""
+    def laid(self, memory: Bytes, at: int, side: int) -> Any:
+        """The same where it lies in a square, as :meth:`trtbatch.photographs.operands.Packing.lay` writes it, so many
+        bytes behind the beginning of memory."""
 
     def lock(self, memory: Bytes) -> Callable[[], None]:
         """Let uploads from this memory run beside other work; what is returned undoes that, in any thread.
@@ -219,14 +220,8 @@ def packed_ahead(
         team: of :func:`packed_team`, for this preprocessor; None starts the processes when the first photograph is
             asked for.
     """
-    beside = preprocessor.beside
     budget = Budget(MOST_BYTES)
     reader = Reader(preprocessor.prepare, preprocessor.beside, preprocessor.arena, budget, trace)
-
-    def view(data: Bytes, at: int, rows: int, columns: int) -> Any:
-        count = rows * columns * 3
-        image = np.ndarray((rows, columns, 3), np.uint8, data, at)
-        return preprocessor.prepared(image, np.ndarray((beside,), np.uint8, data, at + aligned(count)))
 
     def read(turn: int, file: Path, name: str) -> Photograph[Any] | Skipped:
         return reader(turn, [file], [name])[0]
@@ -234,7 +229,7 @@ def packed_ahead(
     def start() -> Team:
         return team or packed_team(preprocessor.recipe, preprocessor.max_size, min(workers, len(files)), ring)
 
-    return _ahead(_Job(start, files, names, view, read, budget, workers, trace, preprocessor.lock))
+    return _ahead(_Job(start, files, names, preprocessor.laid, read, budget, workers, trace, preprocessor.lock))
 
 
 def samples_ahead(
@@ -260,7 +255,7 @@ def samples_ahead(
     """
     shape, kind = sample_shape(recipe), sample_type(recipe, dtype)
 
-    def view(data: Bytes, at: int, rows: int, columns: int) -> Array:
+    def view(data: Bytes, at: int, side: int) -> Array:
         found: Array = np.ndarray(shape, kind, data, at)
         return found
 
@@ -279,7 +274,7 @@ class _Job(Generic[T]):
 
     Args:
         start: gives the processes.
-        view: of a ring's photographs, the position in bytes, and the numbers of the item, makes what is had of it.
+        view: of a ring's photographs, the position in bytes, and the number of the item, makes what is had of it.
         read: reads a file here, in a thread; its turn is the number of the first file of its task.
         budget: that `read` goes by.
         lock: page-locks a ring.
@@ -288,7 +283,7 @@ class _Job(Generic[T]):
     start: Callable[[], Team]
     files: Sequence[Path]
     names: Sequence[str]
-    view: Callable[[Bytes, int, int, int], T]
+    view: Callable[[Bytes, int, int], T]
     read: Callable[[int, Path, str], Photograph[T] | Skipped]
     budget: Budget
     workers: int
@@ -642,13 +637,13 @@ class _Crew(Generic[T]):
         task, last = worker.tasks[0]
         number, names, view, ring = task.next, self._job.names, self._job.view, worker.ring
         data, holds = ring.data, []
-        for kind, first, second, at, end, *times in ITEM.iter_unpack(items):
+        for kind, first, at, end, *times in ITEM.iter_unpack(items):
             name = names[number]
             number += 1
             if kind == LAID:
                 held = _Held(ring, end)
                 holds.append(held)
-                task.items.append(Photograph(name, view(data, at, first, second), held.release))
+                task.items.append(Photograph(name, view(data, at, first), held.release))
             elif kind == SKIPPED:
                 task.items.append(Skipped(name, words[:first].decode("utf-8", "surrogatepass")))
                 words = words[first:]

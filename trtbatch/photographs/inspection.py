@@ -26,7 +26,7 @@ class PreprocessorReport:
 
     Args:
         model: the artifact whose input it fills.
-        ranges: the shapes that its engine takes, or is to be built for, by open input.
+        ranges: of each profile, the shapes that its engine takes, or is to be built for, by open input.
         opset: of an ONNX file.
         damaged: what is wrong with the file, where it isn't the one that was recorded.
         sidecar: of an engine.
@@ -38,7 +38,7 @@ class PreprocessorReport:
     max_size: int
     inputs: tuple[TensorSpec, ...]
     output: TensorSpec
-    ranges: dict[str, Range]
+    ranges: tuple[dict[str, Range], ...]
     opset: int | None
     damaged: str | None
     sidecar: Sidecar | None

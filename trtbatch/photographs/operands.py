@@ -1,25 +1,56 @@
-"""What a photograph gives the preprocessor: the part that the crop needs, and the taps of its lines, packed.
+"""What a photograph gives the preprocessor: the part that the crop needs, and how its lines are made of it, packed.
+
+That part lies in the upper left corner of a square of one of a few sizes, and nothing counts what is beside it: for
+each size a GPU needs a context and a graph.
 
 Light to import: a process that does nothing else needs neither ONNX nor a runtime.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.errors import InputError
 from trtbatch.photographs.arena import aligned
-from trtbatch.photographs.resample import Side, keep, most_taps, rows_first, sides
+from trtbatch.photographs.resample import Side, Span, keep, most_taps, rows_first, sides, spans
 from trtbatch.preprocessing import Preprocessing
 
-__all__ = ["MAX_SIZE", "Operands", "Packing", "band", "band_bytes", "make_sides", "operands"]
+__all__ = [
+    "GROUP",
+    "GROUP_SIDE",
+    "MAX_SIZE",
+    "Lines",
+    "Operands",
+    "Packing",
+    "band",
+    "is_computed",
+    "make_sides",
+    "operands",
+    "profile_of",
+    "square",
+    "square_for",
+]
 
 MAX_SIZE = 4096
 """Rows and columns of the largest photograph, unless asked otherwise."""
+
+GROUP = 16
+"""Photographs that a preprocessor takes at once."""
+
+GROUP_SIDE = 512
+"""Rows and columns of the largest squares that go in groups. A larger photograph keeps the host busy with decoding for
+longer than its launch takes."""
+
+LEAST = 64
+"""Rows and columns of the smallest square."""
+
+Lines = Union[Side, Span]
+"""How the lines of one side are made."""
 
 
 class _Described(Protocol):
@@ -38,8 +69,13 @@ class Operands(NamedTuple):
     """
 
     image: NDArray[np.uint8]
-    rows: Side
-    columns: Side
+    rows: Lines
+    columns: Lines
+
+
+def is_computed(recipe: Preprocessing) -> bool:
+    """Whether the preprocessor makes the coefficients itself, of a :class:`~trtbatch.photographs.resample.Span`."""
+    return recipe.interpolation == "bilinear"
 
 
 def operands(recipe: Preprocessing, pixels: NDArray[np.uint8], max_size: int = MAX_SIZE) -> Operands:
@@ -54,84 +90,154 @@ def operands(recipe: Preprocessing, pixels: NDArray[np.uint8], max_size: int = M
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         raise InputError(f"{pixels.dtype} {pixels.shape} is no photograph", "give RGB pixels (H, W, 3) uint8")
     height, width = pixels.shape[:2]
-    rows, columns = sides(recipe, height, width)
+    rows, columns = _lines(recipe, height, width)
     if _is_resized_here(recipe, rows, columns, height, width, max_size):
         from PIL import Image
 
         pixels = recipe.pixels(Image.fromarray(np.ascontiguousarray(pixels)))
-        rows, columns = sides(_unresized(recipe), *recipe.crop)
+        rows, columns = _lines(_unresized(recipe), *recipe.crop)
     return Operands(pixels[rows.first : rows.end, columns.first : columns.end], rows, columns)
 
 
-def _is_resized_here(recipe: Preprocessing, rows: Side, columns: Side, height: int, width: int, max_size: int) -> bool:
+def _lines(recipe: Preprocessing, height: int, width: int) -> tuple[Lines, Lines]:
+    return spans(recipe, height, width) if is_computed(recipe) else sides(recipe, height, width)
+
+
+def _is_resized_here(
+    recipe: Preprocessing, rows: Lines, columns: Lines, height: int, width: int, max_size: int
+) -> bool:
     too_large = max(rows.end - rows.first, columns.end - columns.first) > max_size
-    too_many = max(rows.taps.shape[1], columns.taps.shape[1]) > most_taps(recipe, max_size)
-    return too_large or too_many or rows_first(recipe, height, width)
+    return (
+        too_large
+        or rows_first(recipe, height, width)
+        or not all(_fits(recipe, each, max_size) for each in (rows, columns))
+    )
 
 
-def band(recipe: Preprocessing, height: int, width: int, max_size: int = MAX_SIZE) -> tuple[Side, Side] | None:
+def _fits(recipe: Preprocessing, lines: Lines, max_size: int) -> bool:
+    return lines.fits if isinstance(lines, Span) else lines.taps.shape[1] <= most_taps(recipe, max_size)
+
+
+def band(recipe: Preprocessing, height: int, width: int, max_size: int = MAX_SIZE) -> tuple[Lines, Lines] | None:
     """The rows and columns of a photograph ``(height, width, 3)`` for the preprocessor; None where Pillow resizes it.
 
     Raises:
         ValueError: a side without pixels.
     """
-    rows, columns = sides(recipe, height, width)
+    rows, columns = _lines(recipe, height, width)
     return None if _is_resized_here(recipe, rows, columns, height, width, max_size) else (rows, columns)
 
 
 def make_sides(recipe: Preprocessing, sizes: Iterable[tuple[int, int]], max_size: int) -> None:
-    """Make at once the sides of photographs of these heights and widths, for :func:`operands` and :func:`band`.
+    """Make at once the taps of photographs of these heights and widths, for :func:`operands` and :func:`band`.
 
-    Where both are over `max_size` Pillow resizes them, and the sides, which may take any memory, aren't made.
+    Where both are over `max_size` Pillow resizes them, and the taps, which may take any memory, aren't made.
     """
-    keep(recipe, (size for size in sizes if min(size) <= max_size))
+    if not is_computed(recipe):
+        keep(recipe, (size for size in sizes if min(size) <= max_size))
 
 
-def band_bytes(recipe: Preprocessing, height: int, width: int, max_size: int = MAX_SIZE) -> int:
-    """Bytes of the image that :func:`operands` makes of a photograph ``(height, width, 3)``.
+def square(rows: int, columns: int, most: int) -> int:
+    """Rows and columns of the square that a part of a photograph lies in: two steps to each power of two.
+
+    A lane makes a context and a graph for a size, which takes it as long as many photographs; to compute on what is
+    beside one takes nothing that would show. So few sizes are better than close ones.
+    """
+    length = max(rows, columns)
+    if length <= LEAST:
+        return min(LEAST, most)
+    step = 1 << max(0, (length - 1).bit_length() - 2)
+    return min(most, -(-length // step) * step)
+
+
+def profile_of(side: int) -> int:
+    """Which of an engine's profiles a square is for: small ones in groups, large ones alone."""
+    return 0 if side <= GROUP_SIDE else 1
+
+
+def square_for(recipe: Preprocessing, height: int, width: int, max_size: int = MAX_SIZE) -> int:
+    """Rows and columns of the square for a photograph ``(height, width, 3)``.
 
     Raises:
         ValueError: a side without pixels.
     """
-    rows, columns = band(recipe, height, width, max_size) or sides(_unresized(recipe), *recipe.crop)
-    return 3 * (rows.end - rows.first) * (columns.end - columns.first)
+    rows, columns = band(recipe, height, width, max_size) or _lines(_unresized(recipe), *recipe.crop)
+    return square(rows.end - rows.first, columns.end - columns.first, max_size)
 
 
 class Packing:
-    """How the small inputs of a preprocessor lie in one block, each at a multiple of 256 bytes.
+    """How the small inputs of a photograph lie in one block, each at a multiple of 256 bytes.
 
     Args:
+        arrays: shape and type of each, by name; rows, then columns, are the first axis.
+        offsets: of each, in bytes.
         bytes: of the block.
-        shapes, offsets: of each input, by name; all are float32.
     """
 
     def __init__(self, record: _Described) -> None:
-        height, width = record.recipe.crop
-        taps = most_taps(record.recipe, record.max_size) + 2  # a zero on either side
-        self.shapes = {
-            "row_starts": (2 * height, 1),
-            "row_taps": (2 * height, taps),
-            "column_starts": (2 * width, 1),
-            "column_taps": (2 * width, taps),
-        }
+        recipe, lines = record.recipe, 2 * max(record.recipe.crop)
+        self._is_computed = is_computed(recipe)
+        self.arrays: dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
+        if self._is_computed:
+            self.arrays = {"sides": ((2, 1, 6), np.dtype(np.int32))}
+        else:
+            taps = most_taps(recipe, record.max_size) + 2  # a zero on either side
+            self.arrays = {
+                "starts": ((2, lines, 1), np.dtype(np.int32)),
+                "taps": ((2, lines, taps), np.dtype(np.float32)),
+            }
+        self._half = lines // 2
         self.offsets: dict[str, int] = {}
         self.bytes = 0
-        for name, (lines, length) in self.shapes.items():
+        for name in self.arrays:
             self.offsets[name] = self.bytes
-            self.bytes += aligned(4 * lines * length)
+            self.bytes += aligned(self.size(name))
 
-    def views(self, block: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """The inputs as they lie in a block."""
-        return {name: np.ndarray(self.shapes[name], np.float32, block, at) for name, at in self.offsets.items()}
+    def size(self, name: str) -> int:
+        """Bytes of one photograph's."""
+        shape, dtype = self.arrays[name]
+        return int(np.prod(shape)) * dtype.itemsize
 
-    def fill(self, block: NDArray[np.uint8], rows: Side, columns: Side) -> dict[str, NDArray[np.float32]]:
-        """Write the small inputs of a photograph into a block of at least `bytes`; they are returned."""
+    def shapes(self, count: int) -> dict[str, tuple[int, ...]]:
+        """Those of so many photographs'."""
+        return {name: (count, *shape) for name, (shape, _) in self.arrays.items()}
+
+    def room(self, side: int) -> int:
+        """Bytes of a photograph that lies in a square, its block behind it."""
+        return aligned(3 * side * side) + self.bytes
+
+    def views(self, block: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """The inputs as they lie in a block, ``(1, …)``."""
+        return {
+            name: np.ndarray((1, *shape), dtype, block, self.offsets[name])
+            for name, (shape, dtype) in self.arrays.items()
+        }
+
+    def fill(self, block: NDArray[np.uint8], rows: Lines, columns: Lines) -> None:
+        """Write the small inputs of a photograph into a block of at least `bytes`."""
+        if isinstance(rows, Span) and isinstance(columns, Span):
+            _INTEGERS.pack_into(block.data, 0, *rows.integers, *columns.integers)
+            return
+        assert isinstance(rows, Side) and isinstance(columns, Side), "both are of one recipe"
         block[: self.bytes] = 0
         found = self.views(block)
-        for name, made in (("row", rows), ("column", columns)):
-            found[f"{name}_starts"][...] = made.starts
-            found[f"{name}_taps"][:, 1 : 1 + made.taps.shape[1]] = made.taps
-        return found
+        starts, taps = found["starts"][0], found["taps"][0]
+        for index, made in enumerate((rows, columns)):
+            count, length = made.taps.shape[0] // 2, made.taps.shape[1]
+            for half in range(2):
+                to, given = slice(half * self._half, half * self._half + count), slice(half * count, (half + 1) * count)
+                starts[index, to] = made.starts[given]
+                taps[index, to, 1 : 1 + length] = made.taps[given]
+
+    def lay(self, room: NDArray[np.uint8], side: int, given: Operands) -> None:
+        """Write a photograph into a square at the beginning of :meth:`room` bytes, and its small inputs behind that."""
+        height, width = given.image.shape[:2]
+        np.ndarray((height, width, 3), np.uint8, room, 0, (3 * side, 3, 1))[...] = given.image
+        self.fill(room[aligned(3 * side * side) :], given.rows, given.columns)
+
+
+_INTEGERS = struct.Struct("=12i208x")
+"""Of rows and of columns, to the end of a block."""
 
 
 def _unresized(recipe: Preprocessing) -> Preprocessing:

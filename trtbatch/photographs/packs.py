@@ -14,14 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.photographs.arena import Arena
-from trtbatch.photographs.operands import Packing, band
-from trtbatch.photographs.resample import Side
+from trtbatch.photographs.operands import Lines, Packing, band
 from trtbatch.preprocessing import Preprocessing
 
 __all__ = ["Pack", "Packs"]
 
 KEPT = 256
-"""Sizes whose operands are kept: 136 KB each, where photographs may have 4096 rows and columns."""
+"""Sizes whose operands are kept: 136 KB each where they hold taps, of photographs of up to 4096 rows and columns."""
 
 
 class _Described(Protocol):
@@ -43,7 +42,7 @@ class Pack:
 
     __slots__ = ("block", "columns", "packed", "rows", "users")
 
-    def __init__(self, rows: Side, columns: Side, block: NDArray[np.uint8], count: int) -> None:
+    def __init__(self, rows: Lines, columns: Lines, block: NDArray[np.uint8], count: int) -> None:
         self.rows = rows
         self.columns = columns
         self.block = block

@@ -1,9 +1,9 @@
 """A photograph's way into the model's input as a model of its own: resize, crop and normalise, for any backend.
 
-``image (H, W, 3)`` uint8 becomes one sample of the model's input. H and W are those of the part of the photograph that
-the crop needs, or more: what is beside it counts nothing. How it is resized comes as the taps of each line and their
-starts (:mod:`trtbatch.photographs.resample`), a few kilobytes, of which the graph makes the matrices of two products;
-:func:`trtbatch.photographs.operands.operands` makes all of a photograph.
+``image (N, S, S, 3)`` uint8 becomes N samples of the model's input. Each photograph is the part that the crop needs, in
+the upper left corner of a square: what is beside it counts nothing. How it is resized comes beside it
+(:class:`trtbatch.photographs.operands.Packing`), a few integers for a bilinear filter, and otherwise the taps of each
+line and their starts; of these the graph makes the matrices of two products (:mod:`trtbatch.photographs.resample`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from trtbatch.backends import onnxruntime
 from trtbatch.errors import ArtifactError, ExportError, InputError, UsageError
 from trtbatch.inspection import is_engine
 from trtbatch.notes import note
-from trtbatch.photographs.operands import MAX_SIZE, Operands, Packing, operands
+from trtbatch.photographs.operands import MAX_SIZE, Operands, Packing, is_computed, operands, square
 from trtbatch.photographs.record import FORMAT_VERSION, OPSET, OUTPUT, PreprocessorRecord
 from trtbatch.photographs.resample import FRACTION_BITS, LOW_BITS
 from trtbatch.preprocessing import Preprocessing
@@ -147,14 +147,16 @@ def _sample_shape(recipe: Preprocessing) -> tuple[int, ...]:
 
 
 def feeds(record: PreprocessorRecord, given: Operands) -> dict[str, Array]:
-    """All inputs of the preprocessor, contiguous, by name."""
+    """All inputs of the preprocessor for one photograph, contiguous, by name."""
     packing = Packing(record)
     height, width = given.image.shape[:2]
+    side = square(height, width, record.max_size)
+    room = np.empty(packing.room(side), np.uint8)
+    packing.lay(room, side, given)
     return {
-        "image": np.ascontiguousarray(given.image),
-        "down": np.arange(height, dtype=np.float32)[None],
-        "across": np.arange(width, dtype=np.float32)[None],
-        **packing.fill(np.empty(packing.bytes, np.uint8), given.rows, given.columns),
+        "image": np.ndarray((1, side, side, 3), np.uint8, room),
+        "positions": np.arange(side, dtype=np.int32)[None, None, None],
+        **packing.views(room[-packing.bytes :]),
     }
 
 
@@ -182,9 +184,12 @@ class _Graph:
         """A node with one output, whose name it returns; arrays and numbers among its inputs become constants."""
         return self._node(operator, inputs, [output or f"{operator.lower()}_{len(self.nodes)}"], attributes)[0]
 
+    def split(self, value: str, axis: int, count: int, length: int = 1) -> list[str]:
+        names = [f"{value}_{index}" for index in range(count)]
+        return self._node("Split", (value, np.array(count * [length])), names, {"axis": axis})
+
     def halves(self, value: str, axis: int, length: int) -> tuple[str, str]:
-        names = [f"{value}_high", f"{value}_low"]
-        high, low = self._node("Split", (value, np.array([length, length])), names, {"axis": axis})
+        high, low = self.split(value, axis, 2, length)
         return high, low
 
     def _node(
@@ -197,7 +202,8 @@ class _Graph:
 
     def _constant(self, value: Array | float) -> str:
         array = np.asarray(value)
-        array = array.astype(np.int64 if array.dtype.kind in "iu" else np.float32)
+        if array.dtype != np.int32:
+            array = array.astype(np.int64 if array.dtype.kind in "iu" else np.float32)
         name = f"constant_{len(self.constants)}"
         self.constants.append(self._onnx.numpy_helper.from_array(array, name))
         return name
@@ -211,19 +217,22 @@ def build_graph(record: PreprocessorRecord) -> bytes:
     onnx = optional.require("onnx", "write ONNX files")
     helper, tensor = onnx.helper, onnx.TensorProto
     height, width = record.recipe.crop
-    graph = _Graph()
-    planes = graph.add("Transpose", graph.add("Cast", "image", to=tensor.FLOAT), perm=(2, 0, 1))
-    shapes = Packing(record).shapes
-    # One product over all channels and rows: the image lies as (3·H, W).
-    across = graph.add("Transpose", _matrix(graph, "column", "across", shapes), perm=(1, 0))
-    narrow = _rounded(graph, *graph.halves(graph.add("MatMul", planes, across), 2, width))
-    down = graph.add("MatMul", _matrix(graph, "row", "down", shapes), narrow)
-    _finish(graph, _rounded(graph, *graph.halves(down, 1, height)), record)
-    inputs = {"down": (1, "height"), "across": (1, "width"), **shapes}
-    infos = [helper.make_tensor_value_info("image", tensor.UINT8, ["height", "width", 3])]
-    infos += [helper.make_tensor_value_info(name, tensor.FLOAT, shape) for name, shape in inputs.items()]
+    graph, packing = _Graph(), Packing(record)
+    # The image lies as (N, 3, S, S): the columns of all channels and rows are one product.
+    planes = graph.add("Transpose", graph.add("Cast", "image", to=tensor.FLOAT), perm=(0, 3, 1, 2))
+    rows, columns = _matrices(graph, record)
+    across = graph.add("Transpose", columns, perm=(0, 1, 3, 2))
+    narrow = _rounded(graph, *graph.halves(graph.add("MatMul", planes, across), 3, width))
+    down = graph.add("MatMul", rows, narrow)
+    _finish(graph, _rounded(graph, *graph.halves(down, 2, height)), record)
+    infos = [
+        helper.make_tensor_value_info("image", tensor.UINT8, ["count", "side", "side", 3]),
+        helper.make_tensor_value_info("positions", tensor.INT32, [1, 1, 1, "side"]),
+    ]
+    for name, (shape, dtype) in packing.arrays.items():
+        infos.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(dtype), ["count", *shape]))
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(record.output.dtype))
-    sample = helper.make_tensor_value_info(OUTPUT, kind, record.output.shape)
+    sample = helper.make_tensor_value_info(OUTPUT, kind, ["count", *record.output.shape[1:]])
     whole = helper.make_graph(graph.nodes, "preprocessor", infos, [sample], graph.constants)
     opsets = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(whole, producer_name="trtbatch", opset_imports=opsets, ir_version=_IR_VERSION)
@@ -232,16 +241,70 @@ def build_graph(record: PreprocessorRecord) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _matrix(graph: _Graph, side: str, positions: str, shapes: dict[str, tuple[int, int]]) -> str:
-    """``(2n, size)``: of each line and each pixel, the tap that the pixel has in it; the upper halves, the lower ones.
+def _matrices(graph: _Graph, record: PreprocessorRecord) -> list[str]:
+    """Of rows and of columns ``(N, 1, 2n, S)``: of each line and each pixel, the coefficient that the pixel has in it;
+    the upper halves, then the lower ones."""
+    crop = record.recipe.crop
+    lines = max(crop)
+    made = _computed(graph, lines) if is_computed(record.recipe) else [_looked_up(graph, Packing(record))]
+    if crop[0] == crop[1]:
+        return graph.split(graph.add("Concat", *made, axis=2) if len(made) > 1 else made[0], 1, 2)
+    both = graph.add("Concat", *made, axis=2) if len(made) > 1 else made[0]
+    matrices = []
+    for count, side in zip(crop, graph.split(both, 1, 2)):
+        halves = graph.halves(side, 2, lines)
+        bounds = np.array([0]), np.array([count]), np.array([2])
+        matrices.append(graph.add("Concat", *(graph.add("Slice", half, *bounds) for half in halves), axis=2))
+    return matrices
 
-    Pixels before and behind a line's taps get the zeros at either end.
+
+def _looked_up(graph: _Graph, packing: Packing) -> str:
+    """Taps, put where they begin. Pixels before and behind a line's taps get the zeros at either end."""
+    last = packing.arrays["taps"][0][-1] - 1
+    at = graph.add("Add", graph.add("Sub", "positions", "starts"), _int(1))
+    index = graph.add("Max", graph.add("Min", at, _int(last)), _int(0))
+    return graph.add("GatherElements", "taps", index, axis=3)
+
+
+def _int(value: int) -> NDArray[np.int32]:
+    return np.array(value, np.int32)
+
+
+def _computed(graph: _Graph, lines: int) -> list[str]:
+    """Upper and lower halves of bilinear coefficients, in integers of 32 bits.
+
+    A coefficient is the quotient of two integers (:mod:`trtbatch.photographs.resample`), to 22 bits and rounded half
+    up: 10 bits, the next 6 of what is left, and 6 more.
     """
     onnx = optional.require("onnx", "write ONNX files")
-    last = shapes[f"{side}_taps"][1] - 1
-    at = graph.add("Add", graph.add("Sub", positions, f"{side}_starts"), 1.0)
-    index = graph.add("Cast", graph.add("Clip", at, 0.0, float(last)), to=onnx.TensorProto.INT32)
-    return graph.add("GatherElements", f"{side}_taps", index, axis=1)
+    add = graph.add
+    size, new_size, shift, pixels, before, behind = graph.split("sides", 3, 6)
+    line = np.arange(lines, dtype=np.int32)[:, None]
+    centre = add("Sub", add("Mul", (2 * line + 1)[None, None], size), shift)
+    pixel = add("Mul", add("Add", add("Mul", "positions", _int(2)), _int(1)), new_size)
+    away = add("Max", add("Sub", pixel, centre), add("Sub", centre, pixel))
+    reach = add("Mul", add("Max", size, new_size), _int(2))
+    inside = add("Min", add("Sub", line[None, None], before), add("Sub", behind, line[None, None]))
+    there = add("Max", add("Min", add("Sub", pixels, "positions"), _int(1)), _int(0))
+    counts = add("Mul", add("Max", add("Min", inside, _int(1)), _int(0)), there)
+    part = add("Mul", add("Max", add("Sub", reach, away), _int(0)), counts)
+    whole = add("Max", add("ReduceSum", part, np.array([3]), keepdims=1), _int(1))
+    high, left = _divided(graph, add("Mul", part, _int(1 << 10)), whole)
+    middle, left = _divided(graph, add("Mul", left, _int(1 << 6)), whole)
+    doubled = add("Add", add("Mul", left, _int(1 << 7)), whole)
+    low = add("Add", add("Mul", middle, _int(1 << 6)), add("Div", doubled, add("Mul", whole, _int(2))))
+    # The lower half lies between −2¹¹ and 2¹¹, which 11 bits hold.
+    floats = add("Cast", low, to=onnx.TensorProto.FLOAT)
+    one = float(1 << LOW_BITS)
+    carry = add("Floor", add("Mul", add("Add", floats, one / 2), 1 / one))
+    upper = add("Add", add("Cast", high, to=onnx.TensorProto.FLOAT), carry)
+    return [upper, add("Sub", floats, add("Mul", carry, one))]
+
+
+def _divided(graph: _Graph, value: str, by: str) -> tuple[str, str]:
+    """Quotient and remainder of integers that aren't negative."""
+    quotient = graph.add("Div", value, by)
+    return quotient, graph.add("Sub", value, graph.add("Mul", quotient, by))
 
 
 def _rounded(graph: _Graph, high: str, low: str) -> str:
@@ -258,19 +321,18 @@ def _rounded(graph: _Graph, high: str, low: str) -> str:
 
 
 def _finish(graph: _Graph, pixels: str, record: PreprocessorRecord) -> None:
-    """From pixels ``(3, H, W)`` to the sample, in the order of :meth:`Preprocessing.normalise`."""
+    """From pixels ``(N, 3, H, W)`` to the samples, in the order of :meth:`Preprocessing.normalise`."""
     onnx = optional.require("onnx", "write ONNX files")
     recipe, dtype = record.recipe, record.output.dtype
+    plain = dtype == "float32"
     if recipe.fused is None:
         mean, std = (np.asarray(each, np.float32)[:, None, None] for each in (recipe.mean, recipe.std))
-        pixels = graph.add("Div", graph.add("Sub", graph.add("Div", pixels, 255.0), mean), std)
+        centred = graph.add("Sub", graph.add("Div", pixels, 255.0), mean)
+        pixels = graph.add("Div", centred, std, output=OUTPUT if plain else None)
     elif recipe.fused == "NHWC":
-        pixels = graph.add("Transpose", pixels, perm=(1, 2, 0))
-    plain = dtype == "float32"
-    shaped = graph.add("Reshape", pixels, np.array(record.output.shape), output=OUTPUT if plain else None)
+        pixels = graph.add("Transpose", pixels, perm=(0, 2, 3, 1))
     if not plain:
-        kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-        graph.add("Cast", shaped, output=OUTPUT, to=kind)
+        graph.add("Cast", pixels, output=OUTPUT, to=onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
 
 class OnnxPreprocessor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from trtbatch.artifacts import Artifact, FileRecord, TensorSpec
 from trtbatch.errors import ArtifactError
@@ -15,7 +15,7 @@ OUTPUT = "sample"
 OPSET = 17
 """The newest that TensorRT 8.6 reads."""
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -49,4 +49,8 @@ def record_of_engine(artifact: Artifact) -> PreprocessorRecord:
     recipe, most = sidecar.preprocessing, sidecar.build.get("max_size")
     if recipe is None or not isinstance(most, int) or sidecar.source is None:
         raise ArtifactError(f"{artifact.path}: its sidecar lacks the recipe or the size", "run: trtbatch build")
-    return PreprocessorRecord(recipe, sidecar.outputs[0], most, sidecar.source)
+    if all(spec.name != "positions" for spec in sidecar.inputs):
+        fix = "make both again: trtbatch export-preprocessor, then trtbatch build"
+        raise ArtifactError(f"{artifact.path} is of an earlier trtbatch, whose preprocessors had other inputs", fix)
+    group = sidecar.outputs[0]
+    return PreprocessorRecord(recipe, replace(group, shape=(1, *group.shape[1:])), most, sidecar.source)

@@ -5,6 +5,11 @@ right, each followed by rounding to 8 bits, and a machine for matrix products ca
 of Pillow's ``src/libImaging/Resample.c`` (``precompute_coeffs``, ``normalize_coeffs_8bpc``), in its fixed point of 22
 bits. A line of a matrix is zero but for a few neighbours, its taps, so that these and where they begin are kept.
 
+**Bilinear coefficients are quotients of integers**: of pixel `j` and line `i` of a side of `S` pixels that become `N`,
+``max(0, 2M − |(2j + 1)·N − (2i + 1)·S|)``, M being the larger of both, over the sum of the line's. So a graph can make
+them itself, exactly, of the few integers of a :class:`Span`; Pillow's own arithmetic, in doubles, rounds to the same 22
+bits. Those of other filters come as taps (:class:`Side`).
+
 **In halves of 11 bits.** A coefficient of 22 bits is kept as two integers of at most 11, so that each is exact in TF32
 too, TensorRT's default for products, and so are the sums: integers below 2²⁴ (where one pixel is made of more than some
 twenty in a row they may round, in the last of the 22 bits). Put together again they are the integer that Pillow shifts
@@ -31,7 +36,20 @@ from numpy.typing import NDArray
 from trtbatch import optional
 from trtbatch.preprocessing import Preprocessing
 
-__all__ = ["FRACTION_BITS", "LOW_BITS", "Side", "forget", "keep", "most_taps", "resized", "rows_first", "side", "sides"]
+__all__ = [
+    "FRACTION_BITS",
+    "LOW_BITS",
+    "Side",
+    "Span",
+    "forget",
+    "keep",
+    "most_taps",
+    "resized",
+    "rows_first",
+    "side",
+    "sides",
+    "spans",
+]
 
 Floats = NDArray[np.float64]
 
@@ -66,6 +84,67 @@ class Side:
     @property
     def bytes(self) -> int:
         return self.starts.nbytes + self.taps.nbytes
+
+
+MOST_PRODUCT = 1 << 23
+"""Twice the sum of a line's integers is below; they are multiplied by up to 2⁷ in 32 bits."""
+
+
+class Span(NamedTuple):
+    """One side of a photograph, resized by a bilinear filter: what its coefficients are made of.
+
+    Args:
+        first, end: of the side's pixels, those that the crop needs.
+        size, new_size: pixels of the whole side, before and after.
+        offset: of the resized side's pixels, the one that is the crop's first line; below 0 where black comes first.
+        crop: lines.
+    """
+
+    first: int
+    end: int
+    size: int
+    new_size: int
+    offset: int
+    crop: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether 32 bits are enough for all that is computed of it."""
+        larger = max(self.size, self.new_size)
+        lines, pixels = (2 * self.crop + 1) * self.size, (2 * (self.end - self.first) + 1) * self.new_size
+        return 2 * larger * (self.size // self.new_size + 2) < MOST_PRODUCT and 2 * max(lines, pixels) < 1 << 31
+
+    @property
+    def integers(self) -> tuple[int, ...]:
+        """`size`, `new_size`, what is between the first pixel and the first line, in units of 1/(2·size·new_size) of
+        the photograph, pixels that are needed, and the lines before and behind those that aren't black."""
+        shift = 2 * (self.first * self.new_size - self.offset * self.size)
+        before, behind = max(-self.offset, 0) - 1, min(self.new_size - self.offset, self.crop)
+        return self.size, self.new_size, shift, self.end - self.first, before, behind
+
+
+def spans(preprocessing: Preprocessing, height: int, width: int) -> tuple[Span, Span]:
+    """As :func:`sides`, for a recipe whose filter is bilinear.
+
+    Raises:
+        ValueError: a side without pixels.
+    """
+    _with_pixels(height, width)
+    new_height, new_width = resized(preprocessing, height, width)
+    crop_height, crop_width = preprocessing.crop
+    return _span(height, new_height, crop_height), _span(width, new_width, crop_width)
+
+
+@lru_cache(maxsize=1 << 12)
+def _span(size: int, new_size: int, crop: int) -> Span:
+    offset = _offset(new_size, crop)
+    first, end = max(offset, 0), min(offset + crop, new_size)
+    if new_size != size:
+        scale = size / new_size
+        support = max(scale, 1.0)
+        first = max(int((first + 0.5) * scale - support + 0.5), 0)
+        end = max(first + 1, min(int((end - 0.5) * scale + support + 0.5), size))
+    return Span(first, end, size, new_size, offset, crop)
 
 
 def _bilinear(x: Floats) -> Floats:
@@ -125,10 +204,14 @@ def sides(preprocessing: Preprocessing, height: int, width: int) -> tuple[Side, 
     Raises:
         ValueError: a side without pixels.
     """
+    rows, columns = _sides(_keys(preprocessing, *_with_pixels(height, width)))
+    return rows, columns
+
+
+def _with_pixels(height: int, width: int) -> tuple[int, int]:
     if height < 1 or width < 1:
         raise ValueError(f"a photograph of {width}×{height} has no pixels")
-    rows, columns = _sides(_keys(preprocessing, height, width))
-    return rows, columns
+    return height, width
 
 
 def keep(preprocessing: Preprocessing, sizes: Iterable[tuple[int, int]]) -> None:

@@ -3,8 +3,9 @@
 Several lanes, each a stream with room for a group of photographs, take turns, so that the upload of one runs beside the
 resizing of another. What a photograph costs the host is what limits the rate: the engine's kernels launched one by one
 take longer there than on the GPU. So each lane keeps CUDA graphs for each size, and sizes are few: a photograph lies in
-the corner of the next of a few dozen, and nothing counts what is beside it. Small photographs go in groups of
-:data:`GROUP`, all in the size that the largest needs: one graph runs the engine on each of them.
+the corner of one of a few squares (:func:`trtbatch.photographs.operands.square`), and nothing counts what is beside it.
+Small photographs go in groups, one launch for each. Those that lie behind each other in memory as a group needs them,
+which is how processes lay them (:mod:`trtbatch.photographs.decoder_worker`), go up in one copy.
 A graph writes where it was captured; its samples are then copied to the rows, on the GPU, which takes microseconds.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -26,16 +27,15 @@ from trtbatch.backends.tensorrt.graphs import CudaGraph
 from trtbatch.backends.tensorrt.slots import bytes_of
 from trtbatch.errors import ExecutionError
 from trtbatch.notes import note
-from trtbatch.photographs.arena import Arena, aligned
+from trtbatch.photographs.arena import Arena
 from trtbatch.photographs.codec import Plane
-from trtbatch.photographs.operands import Packing, operands
+from trtbatch.photographs.operands import GROUP, GROUP_SIDE, Packing, operands, profile_of, square
 from trtbatch.photographs.record import OUTPUT, PreprocessorRecord
 from trtbatch.preprocessing import Preprocessing
 
-__all__ = ["TensorRTPreprocessor", "bucket"]
+__all__ = ["Laid", "Prepared", "TensorRTPreprocessor"]
 
 Array = NDArray[Any]
-Size = tuple[int, int]
 
 LANES = 2
 """At the most; fewer where their activations would take more than `LANES_SHARE`."""
@@ -44,47 +44,34 @@ LANES_SHARE = 16
 """Part of the free memory of the GPU that lanes' activations may take: one in so many."""
 
 MOST_CONTEXTS = 32
-"""Sizes that a lane keeps a context and graphs for."""
-
-GROUP = 8
-"""Photographs of one launch."""
-
-GROUP_SIDE = 512
-"""Rows and columns of the largest photographs that go in groups. A larger one keeps the host busy with decoding for
-longer than its launch takes, and the GPU with what is beside the others."""
-
-LEAST = 64
-"""Rows and columns of the smallest size."""
-
-
-def bucket(length: int, most: int) -> int:
-    """The size in which a photograph with so many rows (or columns) lies: two steps to each power of two.
-
-    Each lane makes a context and a graph for a size, which takes it as long as many photographs; to compute on what is
-    beside one takes nothing that would show. So few sizes are better than close ones.
-    """
-    if length <= LEAST:
-        return min(LEAST, most)
-    step = 1 << max(0, (length - 1).bit_length() - 2)
-    return min(most, -(-length // step) * step)
+"""Sizes that a lane keeps contexts and graphs for."""
 
 
 class Prepared(NamedTuple):
-    """A photograph, or the part of it that is needed, and how it is resized, packed.
-
-    Args:
-        is_shared: other photographs have the same `packed`, which stays as it is.
-    """
+    """A photograph, or the part of it that is needed, and how it is resized, packed."""
 
     image: NDArray[np.uint8] | Plane
     packed: NDArray[np.uint8]
-    is_shared: bool = False
+
+
+class Laid(NamedTuple):
+    """A photograph that lies in a square as :meth:`trtbatch.photographs.operands.Packing.lay` writes it.
+
+    Args:
+        memory: where it lies, and others.
+        at: bytes before it.
+        side: of the square.
+    """
+
+    memory: NDArray[np.uint8]
+    at: int
+    side: int
 
 
 class _Given(NamedTuple):
     """A photograph, the address on the GPU that its sample is for, and what gives its memory back."""
 
-    photograph: Prepared
+    photograph: Prepared | Laid
     target: int
     release: Callable[[], None]
 
@@ -105,10 +92,8 @@ class TensorRTPreprocessor:
         self._cuda_graphs = cuda_graphs
         self._lanes: list[_Lane] = []
         self._next = 0
-        self._waiting: list[_Given] = []
-        """The next group, as far as it has come."""
-        self._size: Size = (0, 0)
-        """That its photographs need."""
+        self._waiting: dict[int, list[_Given]] = {}
+        """The next group of each square, as far as it has come."""
         self._positions: DeviceMemory | None = None
         self.beside = self._packing.bytes
         """Bytes that :meth:`prepare` uses."""
@@ -142,7 +127,7 @@ class TensorRTPreprocessor:
             room = device.free_memory() // LANES_SHARE
             count = max(1, min(LANES, room // max(1, self._engine.activation_bytes)))
             stream = device.stream()
-            line = np.arange(self.record.max_size, dtype=np.float32)
+            line = np.arange(self.record.max_size, dtype=np.int32)
             self._positions = device.memory(line.nbytes)
             device.upload(self._positions.address, line, stream)
             stream.synchronize()
@@ -165,12 +150,12 @@ class TensorRTPreprocessor:
         return Prepared(given.image, beside)
 
     def prepare_plane(self, plane: Plane, packed: NDArray[np.uint8]) -> Prepared:
-        """The same of the part of a photograph that is on the GPU, and what photographs of its size share."""
-        return Prepared(plane, packed, is_shared=True)
+        """The same of the part of a photograph that is on the GPU."""
+        return Prepared(plane, packed)
 
-    def prepared(self, image: NDArray[np.uint8], packed: NDArray[np.uint8]) -> Prepared:
-        """The same of operands that are made and packed already."""
-        return Prepared(image, packed)
+    def laid(self, memory: NDArray[np.uint8], at: int, side: int) -> Laid:
+        """The same of a photograph that lies in memory as :meth:`Packing.lay` writes it."""
+        return Laid(memory, at, side)
 
     def lock(self, memory: NDArray[np.uint8]) -> Callable[[], None]:
         """Page-lock memory for photographs; what is returned undoes that, in any thread.
@@ -180,7 +165,7 @@ class TensorRTPreprocessor:
         """
         return self._engine.device.page_lock(memory)
 
-    def __call__(self, given: Prepared, address: int, release: Callable[[], None] = lambda: None) -> None:
+    def __call__(self, given: Prepared | Laid, address: int, release: Callable[[], None] = lambda: None) -> None:
         """Put the sample of a photograph at an address of the GPU, when :meth:`done` says so.
 
         Args:
@@ -189,27 +174,25 @@ class TensorRTPreprocessor:
         Raises:
             ExecutionError: TensorRT failed.
         """
-        rows, columns = given.image.shape[:2]
-        size, one = (bucket(rows, self.max_size), bucket(columns, self.max_size)), _Given(given, address, release)
-        if max(size) > GROUP_SIDE:
-            self._run([one], size)
-            return
-        self._waiting.append(one)
-        self._size = max(self._size[0], size[0]), max(self._size[1], size[1])
-        if len(self._waiting) == GROUP:
-            self._run_waiting()
+        if isinstance(given, Laid):
+            side = given.side
+        else:
+            side = square(given.image.shape[0], given.image.shape[1], self.max_size)
+        group = self._waiting.setdefault(side, [])
+        group.append(_Given(given, address, release))
+        if len(group) == GROUP or side > GROUP_SIDE:
+            self._run(self._waiting.pop(side), side)
 
     def _run_waiting(self) -> None:
-        waiting, size = self._waiting, self._size
-        self._waiting, self._size = [], (0, 0)
-        if waiting:
-            self._run(waiting, size)
+        while self._waiting:
+            side = next(iter(self._waiting))
+            self._run(self._waiting.pop(side), side)
 
-    def _run(self, group: list[_Given], size: Size) -> None:
+    def _run(self, group: list[_Given], side: int) -> None:
         lane = self._lanes[self._next]
         self._next = (self._next + 1) % len(self._lanes)
         lane.settle()
-        lane.run(group, size)
+        lane.run(group, side)
 
     def sample(self, pixels: NDArray[np.uint8]) -> Array:
         """The sample of a photograph ``(H, W, 3)`` uint8, on the host; waits for it.
@@ -258,9 +241,10 @@ class TensorRTPreprocessor:
             while self._lanes:  # none may outlive the block: what it has on the GPU goes with it
                 steps.callback(self._lanes.pop().close)
             self._positions = None
-            for given in self._waiting:
-                steps.callback(given.release)
-            self._waiting = []
+            for group in self._waiting.values():
+                for given in group:
+                    steps.callback(given.release)
+            self._waiting = {}
 
     def free(self) -> None:
         """Free the photographs' memory and the engine: at the end, in the thread that made them."""
@@ -278,14 +262,14 @@ class TensorRTPreprocessor:
 
 @dataclass
 class _Ready:
-    """A context that has one size, and graphs of its launches, by the number of photographs."""
+    """A context that has the shapes of so many photographs in a square, and the graph of its launch."""
 
     context: Any
-    graphs: dict[int, CudaGraph] = field(default_factory=dict)
+    graph: CudaGraph | None = None
 
 
 class _Lane:
-    """A group of photographs on its way: a stream, room for the pixels, activations, and a context for each size."""
+    """A group of photographs on its way: a stream, room for what goes up, activations, and contexts for each square."""
 
     def __init__(
         self,
@@ -300,8 +284,6 @@ class _Lane:
         self._packing = packing
         self._positions = positions
         self._bytes = bytes_of(record.output, tuple(map(int, record.output.shape)))
-        self._step = aligned(self._bytes)
-        """From sample to sample."""
         self._cuda_graphs = cuda_graphs
         self.stream = self._device.stream()
         self._handle = self.stream.handle
@@ -309,14 +291,13 @@ class _Lane:
         self._uploaded = self.stream.event(timed=False)
         self._group: list[_Given] = []
         """Uploaded last: their memory is given back when it is there."""
-        self._shared: list[NDArray[np.uint8] | None] = [None] * GROUP
-        """What is on the GPU already, where the next photograph may have the same."""
-        self._ready: OrderedDict[Size, _Ready] = OrderedDict()
+        self._ready: OrderedDict[int, dict[int, _Ready]] = OrderedDict()
+        """By square, and by the number of photographs."""
         self._image: DeviceMemory | None = None
-        self._samples = self._device.memory(GROUP * self._step)
-        self._packed = self._device.memory(GROUP * packing.bytes)
-        self._packed.fill(0, self.stream)  # a graph runs on what no photograph has come for, too
-        self._samples_at, self._packed_at = self._samples.address, self._packed.address
+        self._samples = self._device.memory(GROUP * self._bytes)
+        self._packed = {name: self._device.memory(GROUP * packing.size(name)) for name in packing.arrays}
+        for memory in self._packed.values():
+            memory.fill(0, self.stream)  # a launch runs on what no photograph has come for, too
         self._activations = self._device.memory(engine.activation_bytes)
 
     def settle(self) -> None:
@@ -327,88 +308,89 @@ class _Lane:
             for given in group:
                 given.release()
 
-    def run(self, group: list[_Given], size: Size) -> None:
-        """Upload photographs, each into the corner of a size, and put their samples at their addresses.
+    def run(self, group: list[_Given], side: int) -> None:
+        """Upload photographs, each into the corner of a square, and put their samples at their addresses.
 
         Raises:
             ExecutionError: TensorRT failed.
         """
         self._group = group
-        step = aligned(3 * size[0] * size[1])
-        count = 1 if len(group) == 1 else GROUP
-        image = self._room(count * step)
-        for index, given in enumerate(group):
-            self._upload(index, given.photograph, image + index * step, 3 * size[1])
+        count = 1 << (len(group) - 1).bit_length()
+        image = self._room(3 * side * side * count)
+        index = 0
+        while index < len(group):
+            index += self._upload(group, index, image, side)
         self._uploaded.record()
-        ready = self._ready.get(size)
+        ready = self._ready.get(side, {}).get(count)
         if ready is None:
-            self._enqueue(self._made(size), image, step, len(group))
+            self._enqueue(self._made(side, count), image)
         else:
-            self._ready.move_to_end(size)
-            self._launch(ready, image, step, len(group), count)
+            self._ready.move_to_end(side)
+            self._launch(ready, image)
         self._deliver([given.target for given in group])
 
-    def _upload(self, index: int, given: Prepared, address: int, pitch: int) -> None:
+    def _upload(self, group: Sequence[_Given], index: int, image: int, side: int) -> int:
+        """Upload the photograph at an index, and those that lie behind it in memory; how many these are."""
+        given, packing, step = group[index].photograph, self._packing, 3 * side * side
+        address = image + index * step
+        if isinstance(given, Laid):
+            count, room = _behind_each_other(group, index, packing.room(side)), packing.room(side)
+            there = given.memory[given.at : given.at + count * room]
+            self._copy.lines(there, 0, room, address, step, count, self.stream)
+            for name, offset in packing.offsets.items():
+                size, target = packing.size(name), self._packed[name].address
+                at = room - packing.bytes + offset
+                self._copy.lines(there, at, room, target + index * size, size, count, self.stream)
+            return count
         if isinstance(given.image, Plane):
-            self._copy.across(given.image, address, pitch, self.stream)
+            self._copy.across(given.image, address, 3 * side, self.stream)
         else:
-            self._copy.up(given.image, address, pitch, self.stream)
-        if given.is_shared and given.packed is self._shared[index]:
-            return
-        self._device.upload(self._packed_at + index * self._packing.bytes, given.packed, self.stream)
-        self._shared[index] = given.packed if given.is_shared else None
+            self._copy.up(given.image, address, 3 * side, self.stream)
+        for name, offset in packing.offsets.items():
+            size = packing.size(name)
+            block = given.packed[offset : offset + size]
+            self._device.upload(self._packed[name].address + index * size, block, self.stream)
+        return 1
 
-    def _launch(self, ready: _Ready, image: int, step: int, photographs: int, count: int) -> None:
-        """As :meth:`_enqueue`, as a graph of `count` where there can be one."""
-        graph = ready.graphs.get(count)
-        if graph is None and self._cuda_graphs:
-            graph = self._captured(ready, image, step, count)
-        if graph is None:
-            self._enqueue(ready, image, step, photographs)
+    def _launch(self, ready: _Ready, image: int) -> None:
+        """As :meth:`_enqueue`, as a graph where there can be one."""
+        if ready.graph is None and self._cuda_graphs:
+            try:
+                ready.graph = CudaGraph(self.stream, lambda: self._enqueue(ready, image))
+            except ExecutionError as error:
+                self._cuda_graphs = False
+                note(f"{self._engine.path.name} runs without CUDA graphs: {error.problem}")
+        if ready.graph is None:
+            self._enqueue(ready, image)
         else:
-            graph.launch()
+            ready.graph.launch()
 
-    def _captured(self, ready: _Ready, image: int, step: int, count: int) -> CudaGraph | None:
-        """The graph of a launch; None, said once, where there is none."""
-        try:
-            graph = CudaGraph(self.stream, lambda: self._enqueue(ready, image, step, count))
-        except ExecutionError as error:
-            self._cuda_graphs = False
-            note(f"{self._engine.path.name} runs without CUDA graphs: {error.problem}")
-            return None
-        ready.graphs[count] = graph
-        return graph
-
-    def _enqueue(self, ready: _Ready, image: int, step: int, count: int) -> None:
-        """Run the engine on so many photographs, one after the other; their samples stay in the lane."""
-        for index in range(count):
-            packed = self._packed_at + index * self._packing.bytes
-            addresses = {name: packed + offset for name, offset in self._packing.offsets.items()}
-            addresses |= {"image": image + index * step, "down": self._positions, "across": self._positions}
-            addresses[OUTPUT] = self._samples_at + index * self._step
-            self._engine.set_addresses(ready.context, addresses)
-            if not ready.context.execute_async_v3(self._handle):
-                raise ExecutionError(f"the preprocessor failed: {self._engine.complaint()}", "build it again")
+    def _enqueue(self, ready: _Ready, image: int) -> None:
+        """Run the engine; its samples stay in the lane."""
+        addresses = {name: memory.address for name, memory in self._packed.items()}
+        addresses |= {"image": image, "positions": self._positions, OUTPUT: self._samples.address}
+        self._engine.set_addresses(ready.context, addresses)
+        if not ready.context.execute_async_v3(self._handle):
+            raise ExecutionError(f"the preprocessor failed: {self._engine.complaint()}", "build it again")
 
     def _deliver(self, targets: Sequence[int]) -> None:
         """Copy the samples to their addresses: rows that follow each other in one go."""
-        first, count = targets[0], self._bytes
-        if self._step == count and all(target == first + index * count for index, target in enumerate(targets)):
-            self._device.copy(first, self._samples_at, len(targets) * count, self.stream)
-            return
-        for index, target in enumerate(targets):
-            self._device.copy(target, self._samples_at + index * self._step, count, self.stream)
+        count, source, first = self._bytes, self._samples.address, 0
+        for index in range(1, len(targets) + 1):
+            if index == len(targets) or targets[index] != targets[index - 1] + count:
+                self._device.copy(targets[first], source + first * count, (index - first) * count, self.stream)
+                first = index
 
-    def _made(self, size: Size) -> _Ready:
-        """A context for a size; the one that wasn't used for longest gives way."""
-        if len(self._ready) >= MOST_CONTEXTS:
+    def _made(self, side: int, count: int) -> _Ready:
+        """A context for so many photographs in a square; the square that wasn't used for longest gives way."""
+        if side not in self._ready and len(self._ready) >= MOST_CONTEXTS:
             self.stream.synchronize()
             self._forget(self._ready.popitem(last=False)[1])
-        context = self._engine.context(0, self.stream, self._activations)
-        shapes = {"image": (*size, 3), "down": (1, size[0]), "across": (1, size[1]), **self._packing.shapes}
+        context = self._engine.context(profile_of(side), self.stream, self._activations)
+        shapes = {"image": (count, side, side, 3), "positions": (1, 1, 1, side), **self._packing.shapes(count)}
         self._engine.set_shapes(context, shapes)
-        self._ready[size] = _Ready(context)
-        return self._ready[size]
+        ready = self._ready.setdefault(side, {})[count] = _Ready(context)
+        return ready
 
     def _room(self, count: int) -> int:
         """Where the pixels go, so many bytes; graphs hold the address, and go when it changes."""
@@ -421,10 +403,11 @@ class _Lane:
             self._image = self._device.memory(count)
         return self._image.address
 
-    def _forget(self, ready: _Ready) -> None:
-        for graph in ready.graphs.values():
-            graph.close()
-        ready.graphs.clear()
+    def _forget(self, made: dict[int, _Ready]) -> None:
+        for ready in made.values():
+            if ready.graph is not None:
+                ready.graph.close()
+            ready.graph = None
 
     def close(self) -> None:
         """Wait, and free what there is on the GPU."""
@@ -432,7 +415,17 @@ class _Lane:
         self.settle()
         while self._ready:
             self._forget(self._ready.popitem()[1])
-        for memory in (self._image, self._samples, self._packed, self._activations):
+        for memory in (self._image, self._samples, self._activations, *self._packed.values()):
             if memory is not None:
                 memory.free()
         self.stream.close()
+
+
+def _behind_each_other(group: Sequence[_Given], first: int, room: int) -> int:
+    """How many photographs, from one on, lie behind each other in the same memory."""
+    at, memory, count = -1, None, 0
+    for given, _, _ in group[first:]:
+        if not isinstance(given, Laid) or (count and (given.memory is not memory or given.at != at)):
+            break
+        memory, at, count = given.memory, given.at + room, count + 1
+    return count

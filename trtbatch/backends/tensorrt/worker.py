@@ -216,12 +216,13 @@ class _Attempt:
         self._monitored = compat.watch_progress(trt, config, self._progress)
         self._set_cache(cache)
         is_open = any(spec.batch_axis is not None and spec.fixed_batch is None for spec in plan.inputs)
-        if plan.ranges:
+        for ranges in plan.ranges:
             shapes = builder.create_optimization_profile()
-            for name, given in plan.ranges.items():
+            for name, given in ranges.items():
                 shapes.set_shape(name, given.min, given.opt, given.max)
             if config.add_optimization_profile(shapes) < 0:
-                raise BuildError(f"TensorRT refuses the shapes {plan.ranges}: {self.complaint()}", "check the shapes")
+                raise BuildError(f"TensorRT refuses the shapes {ranges}: {self.complaint()}", "check the shapes")
+        if plan.ranges:
             return
         for profile in plan.profiles:
             shapes = builder.create_optimization_profile()
