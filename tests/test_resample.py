@@ -10,7 +10,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trtbatch.photographs import resample
-from trtbatch.photographs.resample import FRACTION_BITS, LOW_BITS, Side, most_taps, rows_first, side, sides
+from trtbatch.photographs.resample import (
+    FRACTION_BITS,
+    LOW_BITS,
+    MOST_PRODUCT,
+    Side,
+    most_taps,
+    rows_first,
+    side,
+    sides,
+    spans,
+)
 from trtbatch.preprocessing import Preprocessing
 
 FILTERS = ("nearest", "bilinear", "bicubic", "lanczos")
@@ -211,3 +221,41 @@ def test_sides_that_were_used_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> 
 def test_no_pixels_are_refused() -> None:
     with pytest.raises(ValueError, match="0×5 has no pixels"):
         sides(Preprocessing(256, (224, 224)), 5, 0)
+
+
+def quotients(integers: tuple[int, ...], crop: int) -> list[list[int]]:
+    """Coefficients in units of 2⁻²², rounded half up, of each line and each pixel that is needed."""
+    size, new_size, shift, pixels, before, behind = integers
+    reach, found = 2 * max(size, new_size), []
+    for line in range(crop):
+        centre = (2 * line + 1) * size - shift
+        parts = [max(0, reach - abs((2 * pixel + 1) * new_size - centre)) for pixel in range(pixels)]
+        parts = parts if before < line < behind else [0] * pixels
+        whole = max(sum(parts), 1)
+        assert 2 * whole < MOST_PRODUCT
+        found.append([((part << FRACTION_BITS + 1) + whole) // (2 * whole) for part in parts])
+    return found
+
+
+@settings(deadline=None, max_examples=150)
+@given(height=SIZES, width=SIZES, resize=st.integers(1, 60), crop=st.tuples(st.integers(1, 50), st.integers(1, 50)))
+@example(375, 500, 256, (224, 224))
+@example(4000, 3000, 256, (224, 224))
+@example(1, 1, 40, (48, 30))
+def test_a_span_stands_for_the_taps_of_its_side(height: int, width: int, resize: int, crop: tuple[int, int]) -> None:
+    recipe = Preprocessing(resize, crop)
+    for span, made, lines in zip(spans(recipe, height, width), sides(recipe, height, width), crop):
+        assert (span.first, span.end) == (made.first, made.end) and span.fits
+        values = made.taps[:lines].astype(np.int64) * (1 << LOW_BITS) + made.taps[lines:].astype(np.int64)
+        found = np.zeros((lines, span.end - span.first + made.taps.shape[1]), np.int64)
+        np.put_along_axis(found, made.starts[:lines].astype(int) + np.arange(made.taps.shape[1]), values, axis=1)
+        np.testing.assert_array_equal(found[:, : span.end - span.first], quotients(span.integers, lines))
+
+
+def test_what_32_bits_do_not_hold_is_told() -> None:
+    recipe = Preprocessing(256, (224, 224))
+    assert all(span.fits for span in spans(recipe, 4096, 4096))
+    assert not all(span.fits for span in spans(recipe, 1, 1 << 20))
+    assert not all(span.fits for span in spans(recipe, 1 << 17, 1 << 17))
+    with pytest.raises(ValueError, match="no pixels"):
+        spans(recipe, 0, 5)

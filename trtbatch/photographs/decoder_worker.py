@@ -31,7 +31,7 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -43,7 +43,17 @@ from trtbatch.errors import InputError
 from trtbatch.photographs.arena import aligned
 from trtbatch.photographs.codec import plain_jpeg
 from trtbatch.photographs.decoding import decode, read_bytes, read_sample, size_of_jpeg
-from trtbatch.photographs.operands import MAX_SIZE, Operands, Packing, make_sides, operands, square, square_for
+from trtbatch.photographs.operands import (
+    MAX_SIZE,
+    Operands,
+    Packing,
+    Plan,
+    make_sides,
+    operands,
+    plan,
+    square,
+    square_for,
+)
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import decode as decode_record
 
@@ -284,12 +294,17 @@ class _Server:
 
 
 class _Read(NamedTuple):
-    """A file as far as it was read before others were decoded: when that began and ended, and what came of it."""
+    """A file as far as it was read before others were decoded: when that began and ended, and what came of it.
+
+    Args:
+        plan: for a photograph of the size that the file says.
+    """
 
     path: Path
     begun: int = 0
     ended: int = 0
     data: bytes | InputError = b""
+    plan: Plan | None = None
 
 
 class _Maker(Protocol):
@@ -315,11 +330,12 @@ class _PackedMaker:
         self._side = 0
 
     def warm(self, data: bytes) -> None:
-        self._make_sides([data])
-        self.write(np.empty(self.make(_Read(Path(), data=data)), np.uint8))
+        (read,) = self._planned([_Read(Path(), data=data)])
+        self.write(np.empty(self.make(read), np.uint8))
 
     def read(self, files: Sequence[Path]) -> list[_Read]:
-        """As many as :data:`_AT_ONCE` allows: the sides of all are made in one go."""
+        """As many as :data:`_AT_ONCE` allows, planned in one go: between two photographs that would find nothing in the
+        processor's caches."""
         found: list[_Read] = []
         count = 0
         for path in files:
@@ -329,15 +345,16 @@ class _PackedMaker:
             count += len(data) if isinstance(data, bytes) else 0
             if count > _AT_ONCE:
                 break
-        self._make_sides(each.data for each in found if isinstance(each.data, bytes))
-        return found
+        return self._planned(found)
 
-    def _make_sides(self, files: Iterable[bytes]) -> None:
-        """Of those whose size can be seen undecoded, and that aren't refused for it."""
-        limit = self._order.max_pixels
-        sizes = [size for size in map(size_of_jpeg, files) if size is not None]
-        allowed = (size for size in sizes if limit is None or size[0] * size[1] <= limit)
-        make_sides(self._order.recipe, allowed, self._order.max_size)
+    def _planned(self, files: Sequence[_Read]) -> list[_Read]:
+        """With plans for those whose size can be seen undecoded, and that aren't refused for it."""
+        recipe, limit, most = self._order.recipe, self._order.max_pixels, self._order.max_size
+        sizes = [None if isinstance(each.data, InputError) else size_of_jpeg(each.data) for each in files]
+        allowed = [size if size and (limit is None or size[0] * size[1] <= limit) else None for size in sizes]
+        make_sides(recipe, filter(None, allowed), most)
+        small = (size if size and 0 < min(size) <= most else None for size in allowed)
+        return [each._replace(plan=size and plan(recipe, *size, most)) for each, size in zip(files, small)]
 
     def make(self, file: _Read) -> int:
         data = file.data
@@ -345,8 +362,13 @@ class _PackedMaker:
             raise data
         if len(data) > _LARGE_FILE:
             self._leave_large(data)
-        given = operands(self._order.recipe, decode(data, self._room), self._order.max_size)
-        self._given, self._side = given, square(given.image.shape[0], given.image.shape[1], self._order.max_size)
+        pixels, known = decode(data, self._room), file.plan
+        if known is not None and known.size == pixels.shape[:2]:
+            self._given, self._side = known.operands(pixels), known.side
+        else:
+            self._given = operands(self._order.recipe, pixels, self._order.max_size)
+            rows, columns = self._given.image.shape[:2]
+            self._side = square(rows, columns, self._order.max_size)
         return self._packing.room(self._side)
 
     def _leave_large(self, data: bytes) -> None:

@@ -27,10 +27,12 @@ __all__ = [
     "Lines",
     "Operands",
     "Packing",
+    "Plan",
     "band",
     "is_computed",
     "make_sides",
     "operands",
+    "plan",
     "profile_of",
     "square",
     "square_for",
@@ -126,6 +128,37 @@ def band(recipe: Preprocessing, height: int, width: int, max_size: int = MAX_SIZ
     """
     rows, columns = _lines(recipe, height, width)
     return None if _is_resized_here(recipe, rows, columns, height, width, max_size) else (rows, columns)
+
+
+class Plan(NamedTuple):
+    """How a photograph of a size, rows and columns, is given to the preprocessor.
+
+    Args:
+        side: of its square.
+    """
+
+    size: tuple[int, int]
+    rows: Lines
+    columns: Lines
+    side: int
+
+    def operands(self, pixels: NDArray[np.uint8]) -> Operands:
+        """Those of a photograph of this size."""
+        rows, columns = self.rows, self.columns
+        return Operands(pixels[rows.first : rows.end, columns.first : columns.end], rows, columns)
+
+
+def plan(recipe: Preprocessing, height: int, width: int, max_size: int = MAX_SIZE) -> Plan | None:
+    """The plan for photographs ``(height, width, 3)``; None where Pillow resizes them.
+
+    Raises:
+        ValueError: a side without pixels.
+    """
+    found = band(recipe, height, width, max_size)
+    if found is None:
+        return None
+    rows, columns = found
+    return Plan((height, width), rows, columns, square(rows.end - rows.first, columns.end - columns.first, max_size))
 
 
 def make_sides(recipe: Preprocessing, sizes: Iterable[tuple[int, int]], max_size: int) -> None:

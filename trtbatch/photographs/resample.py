@@ -95,32 +95,16 @@ class Span(NamedTuple):
 
     Args:
         first, end: of the side's pixels, those that the crop needs.
-        size, new_size: pixels of the whole side, before and after.
-        offset: of the resized side's pixels, the one that is the crop's first line; below 0 where black comes first.
-        crop: lines.
+        integers: pixels of the whole side before and after; how far the first pixel is behind the crop's first line,
+            where the photograph has twice the product of both; pixels that are needed; and the lines before and behind
+            those that aren't black.
+        fits: whether 32 bits are enough for all that is computed of them.
     """
 
     first: int
     end: int
-    size: int
-    new_size: int
-    offset: int
-    crop: int
-
-    @property
-    def fits(self) -> bool:
-        """Whether 32 bits are enough for all that is computed of it."""
-        larger = max(self.size, self.new_size)
-        lines, pixels = (2 * self.crop + 1) * self.size, (2 * (self.end - self.first) + 1) * self.new_size
-        return 2 * larger * (self.size // self.new_size + 2) < MOST_PRODUCT and 2 * max(lines, pixels) < 1 << 31
-
-    @property
-    def integers(self) -> tuple[int, ...]:
-        """`size`, `new_size`, what is between the first pixel and the first line, in units of 1/(2·size·new_size) of
-        the photograph, pixels that are needed, and the lines before and behind those that aren't black."""
-        shift = 2 * (self.first * self.new_size - self.offset * self.size)
-        before, behind = max(-self.offset, 0) - 1, min(self.new_size - self.offset, self.crop)
-        return self.size, self.new_size, shift, self.end - self.first, before, behind
+    integers: tuple[int, ...]
+    fits: bool
 
 
 def spans(preprocessing: Preprocessing, height: int, width: int) -> tuple[Span, Span]:
@@ -144,7 +128,11 @@ def _span(size: int, new_size: int, crop: int) -> Span:
         support = max(scale, 1.0)
         first = max(int((first + 0.5) * scale - support + 0.5), 0)
         end = max(first + 1, min(int((end - 0.5) * scale + support + 0.5), size))
-    return Span(first, end, size, new_size, offset, crop)
+    shift = 2 * (first * new_size - offset * size)
+    integers = size, new_size, shift, end - first, max(-offset, 0) - 1, min(new_size - offset, crop)
+    weights = 2 * max(size, new_size) * (size // new_size + 2)
+    places = 2 * max((2 * crop + 1) * size, (2 * (end - first) + 1) * new_size)
+    return Span(first, end, integers, weights < MOST_PRODUCT and places < 1 << 31)
 
 
 def _bilinear(x: Floats) -> Floats:
