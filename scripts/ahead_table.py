@@ -61,7 +61,7 @@ class Taker:
         given = operands(self.recipe, pixels, self.max_size)
         self._packing.fill(beside, given.rows, given.columns)
 
-    def laid(self, memory: Bytes, at: int, side: int) -> None:
+    def laid(self, memory: Bytes, at: int, *numbers: int) -> None:
         """Nothing is left to do."""
 
     def lock(self, memory: Bytes) -> Callable[[], None]:

@@ -1,6 +1,6 @@
 """What an input of bytes gains over one of floats: GPU time, and samples a second from host memory.
 
-    python scripts/bytes_table.py build [--model resnet18] [--calibration DIR] [--inputs float32,NHWC,NCHW]
+    python scripts/bytes_table.py build [--model resnet18] [--calibration DIR] [--inputs float32,NHWC,NCHW] [--jobs 1]
     python scripts/bytes_table.py measure [--rounds 10] [--inputs float32,NHWC,NCHW] [--json FILE]
 
 ``build`` makes, of ``engines/MODEL_dynamic.onnx``, engines of one profile 1:128:128: fp16 and int8, each with the
@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,8 @@ def names(inputs: Sequence[str]) -> list[tuple[str, str, str]]:
     return [(f"{precision}-{layout}", precision, layout) for precision in PRECISIONS for layout in inputs]
 
 
-def build_all(model: str, calibration: str | None, inputs: Sequence[str]) -> None:
-    for name, precision, layout in names(inputs):
+def build_all(model: str, calibration: str | None, inputs: Sequence[str], jobs: int) -> None:
+    def build_one(name: str, precision: str, layout: str) -> None:
         line = [sys.executable, "-m", "trtbatch", "build", f"engines/{model}_dynamic.onnx", "--precision", precision]
         line += [*LAYOUTS[layout], "--opt", str(BATCH), "--max", str(BATCH), "--output", f"engines/{name}.engine"]
         if precision == "int8" and calibration is not None:
@@ -54,6 +55,10 @@ def build_all(model: str, calibration: str | None, inputs: Sequence[str]) -> Non
         done = subprocess.run(line, capture_output=True, text=True)
         print(f"== {name}\n{done.stdout}{done.stderr}", flush=True)
         done.check_returncode()
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for _ in pool.map(lambda each: build_one(*each), names(inputs)):
+            pass
 
 
 def require_same_rows(bench: Bench, precision: str, layouts: Sequence[str]) -> None:
@@ -143,10 +148,11 @@ def main() -> None:
     parser.add_argument("--calibration")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--inputs", default=",".join(LAYOUTS), help="float32, and layouts of uint8")
+    parser.add_argument("--jobs", type=int, default=1, help="engines built at once")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if given.what == "build":
-        build_all(given.model, given.calibration, given.inputs.split(","))
+        build_all(given.model, given.calibration, given.inputs.split(","), given.jobs)
         return
     data = {"script": "scripts/bytes_table.py", **measure_all(given.rounds, given.inputs.split(","))}
     data |= {"environment": environment.describe(), "gpu": environment.gpu_state()}

@@ -1,6 +1,7 @@
 """What bytes at a model's input cost the GPU, by how the arithmetic that makes floats of them is written in the graph.
 
-    python scripts/prefix_table.py [--only "NAME;..."] [--batch 128] [--rounds 8] [--jobs 1] [--json FILE]
+    python scripts/prefix_table.py [--only "NAME;..."] [--batch 128] [--rounds 8] [--jobs 1]
+                                   [--engines DIR] [--build-only] [--json FILE]
 
 Builds engines of a stem alone (the first layers of a ResNet, of random weights), one for each way to write the prefix,
 in fp16 and, with quantized products, in int8; runs them in turns, and lists what each engine's layers take. ``floats``
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -25,11 +26,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from scripts.blocks import Convolution, Line, blocked
 from scripts.performance import medians, ratio
 from trtbatch import environment, optional
 from trtbatch.artifacts import Artifact, load
 from trtbatch.backends import open_engine
-from trtbatch.blocks import Convolution, Line, blocked
 from trtbatch.build import BuildRequest, build
 from trtbatch.rows import random_inputs
 from trtbatch.timing.loops import Loop, mode_loop
@@ -250,12 +251,13 @@ def looked_up_by_channel(dtype: Any, axis: int) -> Prefix:
     return prefix
 
 
-def as_is(dtype: Any, step: Step | None = None) -> Prefix:
+def as_is(dtype: Any, step: Step | None = None, is_planar: bool = False) -> Prefix:
     """A table that gives the byte itself, then transposed, then normalised."""
 
     def prefix(graph: Graph, image: str) -> str:
         value = graph.add("Gather", graph.constant(np.arange(256), dtype), graph.cast(image, np.int32), axis=0)
-        value = graph.add("Transpose", value, perm=TRANSPOSE)
+        if not is_planar:
+            value = graph.add("Transpose", value, perm=TRANSPOSE)
         if step is None:
             return graph.add("Sub", value, graph.constant(MEAN.reshape(1, 3, 1, 1), dtype))
         return step(graph, value, dtype)
@@ -408,6 +410,7 @@ WAYS: dict[str, Way] = {
     "fp16 planar, looked up by channel": Way(looked_up_by_channel(HALF, 1), "NCHW"),
     "fp16 looked up as it is, shifted": Way(as_is(HALF), folded="scale"),
     "fp16 looked up as it is, one node": Way(as_is(HALF, batch_norm)),
+    "fp16 planar, looked up as it is, one node": Way(as_is(HALF, batch_norm, is_planar=True), "NCHW"),
     "fp16 multiplied": Way(multiplied(False, HALF)),
     "fp16 multiplied from the left": Way(multiplied(True, HALF)),
     "fp16 summed": Way(summed(HALF)),
@@ -443,6 +446,7 @@ WAYS: dict[str, Way] = {
     "int8 looked up by channel": Way(looked_up_by_channel(SINGLE, 3)),
     "int8 planar, looked up by channel": Way(looked_up_by_channel(SINGLE, 1), "NCHW"),
     "int8 looked up as it is, one node": Way(as_is(SINGLE, batch_norm)),
+    "int8 planar, looked up as it is, one node": Way(as_is(SINGLE, batch_norm, is_planar=True), "NCHW"),
     "int8 looked up by elements, quantized before": Way(
         lambda g, x: g.add("Transpose", g.quantized(by_elements(g, x, SINGLE), INPUT_SCALE), perm=TRANSPOSE),
         is_quantized=True,
@@ -550,6 +554,8 @@ def layer_times(path: Path, inputs: Any, runs: int = 8) -> list[tuple[str, float
 def built(name: str, batch: int, folder: Path) -> Artifact | str:
     """The engine of a way, or why there is none."""
     file = folder / f"{name.replace(' ', '-').replace(',', '')}.onnx"
+    if file.with_suffix(".engine").exists():
+        return load(file.with_suffix(".engine"), "engine")
     onnx.save(stem(name, batch, 224), str(file))
     request = BuildRequest(file, backend="tensorrt", own_kernels=True, verify=False, output=file.with_suffix(".engine"))
     try:
@@ -559,14 +565,18 @@ def built(name: str, batch: int, folder: Path) -> Artifact | str:
         return str(error)
 
 
-def measure(names: Sequence[str], batch: int, rounds: int, jobs: int, folder: Path) -> list[dict[str, Any]]:
+def build_all(names: Sequence[str], batch: int, jobs: int, folder: Path) -> dict[str, Artifact | str]:
+    """By way."""
+    with ThreadPoolExecutor(jobs) as pool:  # each build is a process of its own
+        return dict(zip(names, pool.map(lambda name: built(name, batch, folder), names)))
+
+
+def measure(artifacts: Mapping[str, Artifact | str], batch: int, rounds: int) -> list[dict[str, Any]]:
     """A row for each way that could be built."""
     rows: dict[str, dict[str, Any]] = {}
-    with ThreadPoolExecutor(jobs) as pool:  # each build is a process of its own
-        artifacts = list(pool.map(lambda name: built(name, batch, folder), names))
     with ExitStack() as stack:
         loops: dict[str, Loop] = {}
-        for name, artifact in zip(names, artifacts):
+        for name, artifact in artifacts.items():
             if isinstance(artifact, str):
                 rows[name] = {"way": name, "failed": artifact}
                 continue
@@ -599,16 +609,24 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--jobs", type=int, default=1, help="engines built at once, which disturb each other's choices")
+    parser.add_argument("--engines", type=Path, help="folder to keep them in; those in it aren't built again")
+    parser.add_argument("--build-only", action="store_true")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        rows = measure(given.only.split(";"), given.batch, given.rounds, given.jobs, Path(folder))
+    with ExitStack() as stack:
+        folder = given.engines or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        artifacts = build_all(given.only.split(";"), given.batch, given.jobs, folder)
+        if given.build_only:
+            return
+        rows = measure(artifacts, given.batch, given.rounds)
+        device = next(each.sidecar.device for each in artifacts.values() if isinstance(each, Artifact))
     for row in rows:
         for layer, ms in row.get("layers", []):
             print(f"{row['way']:24} {ms:.4f} {layer}")
     print(markdown(rows))
     if given.json is not None:
-        data = {"script": "scripts/prefix_table.py", "batch": given.batch, "rows": rows}
+        data = {"script": "scripts/prefix_table.py", "batch": given.batch, "device": device, "rows": rows}
         data |= {"environment": environment.describe(), "gpu": environment.gpu_state()}
         given.json.write_text(json.dumps(data, indent=1) + "\n")
 

@@ -68,13 +68,13 @@ class Reader:
         self._packing.fill(beside, given.rows, given.columns)
         return Prepared(given.image, beside[: self.beside])
 
-    def laid(self, memory: NDArray[np.uint8], at: int, side: int) -> Prepared:
-        room = memory[at : at + self._packing.room(side)]
-        block = room[room.size - self.beside :]
-        assert room.ctypes.data % 256 == block.ctypes.data % 256 == 0
-        rows, columns = (int(pixels) for pixels in self._packing.views(block)["sides"][0, :, 0, 3])
-        assert square(rows, columns, self.max_size) == side
-        image = np.ndarray((side, side, 3), np.uint8, room)[:rows, :columns]
+    def laid(
+        self, memory: NDArray[np.uint8], at: int, side: int, height: int, width: int, pitch: int, offset: int
+    ) -> Prepared:
+        block = memory[at : at + self.beside]
+        assert block.ctypes.data % 256 == 0 and self.beside % 256 == 0
+        assert square(height, width, self.max_size) == side and pitch >= 3 * width
+        image = np.ndarray((height, width, 3), np.uint8, memory, at + self.beside + offset, (pitch, 3, 1))
         return Prepared(image, block)
 
     def lock(self, memory: NDArray[np.uint8]) -> Callable[[], None]:
@@ -217,7 +217,7 @@ def test_a_tiny_ring_is_gone_round_and_what_is_too_large_is_read_here(folder_of_
     wanted = in_threads(files, names)
     assert found == wanted * 3
     shapes = [content[0] for _, content in wanted if not isinstance(content, str)]
-    sizes = [packing.room(square(rows, columns, reader.max_size)) for rows, columns, _ in shapes]
+    sizes = [packing.bytes + 3 * rows * columns for rows, columns, _ in shapes]
     too_large = sum(size > ring // 8 for size in sizes)
     assert 0 < too_large < len(sizes), "both ways are tried"
     assert reader.here >= 3 * too_large

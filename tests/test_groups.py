@@ -9,19 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from scripts.preprocessor_table import photograph, sizes
 from tests.test_preprocessor import sidecar
 from trtbatch.backends.tensorrt import preprocess
 from trtbatch.backends.tensorrt.preprocess import Laid, Prepared, TensorRTPreprocessor
 from trtbatch.errors import ExecutionError
+from trtbatch.photographs.arena import aligned
 from trtbatch.photographs.codec import Plane
+from trtbatch.photographs.decoder_worker import Order, _PackedMaker
 from trtbatch.photographs.operands import GROUP, GROUP_SIDE, Packing, band, operands, profile_of, square
 from trtbatch.photographs.preprocessor import build_graph, describe, feeds
 from trtbatch.photographs.record import OUTPUT, PreprocessorRecord
@@ -87,21 +90,25 @@ class Stream:
 class PlaneCopy:
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
-        self.groups = 0
-        """Copies of several lines."""
 
     def up(self, pixels: NDArray[np.uint8], address: int, pitch: int, stream: Any) -> None:
         for row, line in enumerate(pixels):
             self._memory.at(address + row * pitch, line.size)[...] = line.ravel()
 
     def lines(
-        self, memory: NDArray[np.uint8], first: int, step: int, address: int, pitch: int, count: int, stream: Any
+        self,
+        memory: NDArray[np.uint8],
+        from_pitch: int,
+        count: int,
+        rows: int,
+        address: int,
+        pitch: int,
+        stream: Any,
     ) -> None:
-        self.groups += 1
-        for line in range(count):
-            at = first + line * step
-            assert at + pitch <= memory.size
-            self._memory.at(address + line * pitch, pitch)[...] = memory[at : at + pitch]
+        for row in range(rows):
+            at = row * from_pitch
+            assert at + count <= memory.size
+            self._memory.at(address + row * pitch, count)[...] = memory[at : at + count]
 
     def across(self, plane: Plane, address: int, pitch: int, stream: Any) -> None:
         count = 3 * plane.width
@@ -363,50 +370,55 @@ def test_planes_come_from_the_gpu(opened: Made) -> None:
     assert all(np.array_equal(rows[index], wanted(made.record, engine, pixels)) for index in range(6 * GROUP))
 
 
-def laid(made: TensorRTPreprocessor, shots: Sequence[NDArray[np.uint8]], gap: int = 0) -> list[Laid]:
-    """Photographs laid behind each other in one memory, as a process lays them."""
-    packing = Packing(made.record)
-    given = [operands(made.recipe, pixels, made.max_size) for pixels in shots]
-    sides = [square(each.image.shape[0], each.image.shape[1], made.max_size) for each in given]
-    memory = np.full(sum(packing.room(side) + gap for side in sides), 0xFF, np.uint8)
-    found, at = list[Laid](), 0
-    for each, side in zip(given, sides):
-        packing.lay(memory[at : at + packing.room(side)], side, each)
-        found.append(made.laid(memory, at, side))
-        at += packing.room(side) + gap
+def laid(made: TensorRTPreprocessor, shots: Sequence[NDArray[np.uint8]], tmp_path: Path, whole: bool) -> list[Laid]:
+    """Photographs in one memory, as a process lays them: whole, or the part that is needed."""
+    memory, end, found = np.full(64 << 20, 0xFF, np.uint8), 0, list[Laid]()
+
+    def place(count: int) -> tuple[int, NDArray[np.uint8]]:
+        nonlocal end
+        at, end = begin, begin + aligned(count)
+        return at, memory[at : at + count]
+
+    for index, pixels in enumerate(shots):
+        file = tmp_path / f"{index}.png"
+        Image.fromarray(pixels).save(file)
+        begin, largest = end, made.beside + pixels.size - (not whole)
+        maker = _PackedMaker(Order("packed", made.recipe, memory.size, largest, made.max_size))
+        (read,) = maker.read([file])
+        at, where = maker.lay(read, place)
+        assert (where.pitch > 3 * where.width) <= whole
+        found.append(made.laid(memory, at, *where))
     return found
 
 
 @pytest.mark.parametrize("opened", [EVEN, ODD, CUBIC], indirect=True)
-@pytest.mark.parametrize("gap", [0, 256])
-def test_what_lies_behind_each_other_goes_up_at_once(opened: Made, gap: int) -> None:
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_processes_have_laid(opened: Made, tmp_path: Path, whole: bool) -> None:
+    """Among photographs that threads have prepared, of all sizes."""
     made, engine = opened
-    lane = made._lanes[0]
-    copies = cast(Any, lane._copy)
-    given, rows = shots(GROUP, 60), Rows(engine, GROUP)
-    released = list[int]()
-    for index, each in enumerate(laid(made, given, gap)):
-        assert each.side == 64
-        made(each, rows.address(index), lambda index=index: released.append(index))  # type: ignore[misc]
-    made.settle()
-    assert released == list(range(GROUP))
-    assert copies.groups == (1 if gap == 0 else GROUP) * (1 + len(Packing(made.record).arrays))
-    for index, pixels in enumerate(given):
-        assert np.array_equal(rows[index], wanted(made.record, engine, pixels))
-
-
-@pytest.mark.parametrize("opened", [EVEN, CUBIC], indirect=True)
-def test_those_laid_among_those_that_are_not_and_squares_of_all_sizes(opened: Made) -> None:
-    made, engine = opened
-    events = made.events()
-    for turn in range(4):
-        given, rows = shots(37, 1200, turn), Rows(engine, 37)
-        for index, (pixels, each) in enumerate(zip(given, laid(made, given))):
+    events, released = made.events(), list[int]()
+    for turn in range(3):
+        given, rows = shots(37, (60, 1200, 300)[turn], turn), Rows(engine, 37)
+        for index, (pixels, each) in enumerate(zip(given, laid(made, given, tmp_path, whole))):
             own = made.prepare(pixels, np.empty(made.beside, np.uint8))
-            made(own if index % 5 == turn else each, rows.address(index))
+            release = lambda index=index: released.append(index)  # noqa: E731
+            made(own if index % 5 == turn else each, rows.address(index), release)
         made.done(events)
         for index, pixels in enumerate(given):
             assert np.array_equal(rows[index], wanted(made.record, engine, pixels)), (turn, index, pixels.shape)
+    made.settle()
+    assert sorted(released) == sorted(3 * list(range(37)))
+
+
+@pytest.mark.parametrize("opened", [EVEN, CUBIC], indirect=True)
+def test_what_is_small_of_a_group_goes_up_at_once(opened: Made) -> None:
+    made, engine = opened
+    rows, before = Rows(engine, GROUP), engine.device.uploads
+    for index, pixels in enumerate(shots(GROUP, 60)):
+        made(made.prepare(pixels, np.empty(made.beside, np.uint8)), rows.address(index))
+    made.settle()
+    arrays = Packing(made.record).arrays
+    assert engine.device.uploads - before == (1 if "sides" in arrays else 1 + GROUP)
 
 
 def test_one_sample_by_itself(opened: Made) -> None:

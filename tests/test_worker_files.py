@@ -65,7 +65,7 @@ def test_each_file_goes_when_it_is_done(tmp_path: Path) -> None:
             assert held == []
             return [decoder_worker._Read(file, data=HeldError()) for file in files[:2]]
 
-        def make(self, file: decoder_worker._Read) -> int:
+        def lay(self, file: decoder_worker._Read, place: object) -> None:
             raise InputError("no photograph", "leave it out")
 
     class Inbox:
@@ -100,7 +100,7 @@ def test_files_read_at_once_are_bounded_and_one_that_can_not_be_read_is_none_of_
         given = given[len(groups[-1]) :]
     assert [[each.path.name for each in group] for group in groups] == [["a", "missing", "c", "d"], ["e", "f", "g"]]
     with pytest.raises(InputError, match="No such file"):
-        made.make(groups[0][1])
+        made.lay(groups[0][1], lambda count: (0, np.empty(count, np.uint8)))
 
 
 def test_xmp_turns_it_as_pillow_says() -> None:

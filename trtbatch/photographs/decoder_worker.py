@@ -43,17 +43,7 @@ from trtbatch.errors import InputError
 from trtbatch.photographs.arena import aligned
 from trtbatch.photographs.codec import plain_jpeg
 from trtbatch.photographs.decoding import decode, read_bytes, read_sample, size_of_jpeg
-from trtbatch.photographs.operands import (
-    MAX_SIZE,
-    Operands,
-    Packing,
-    Plan,
-    make_sides,
-    operands,
-    plan,
-    square,
-    square_for,
-)
+from trtbatch.photographs.operands import MAX_SIZE, Packing, Plan, band, make_sides, operands, plan, square
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import decode as decode_record
 
@@ -86,13 +76,13 @@ TASK = struct.Struct("<I")
 
 ANSWER = struct.Struct("<II")
 
-ITEM = struct.Struct("<BxxxIQQqqqq")
-"""What became of a file; a number; where its bytes begin in the ring, and the position behind them; when reading
+ITEM = struct.Struct("<BxxxIIIIIQQqqqq")
+"""What became of a file; five numbers; where its bytes begin in the ring, and the position behind them; when reading
 began and ended, and when decoding did (the same twice: it is part of reading), by ``time.perf_counter_ns``."""
 
 LAID, SKIPPED, LEFT = range(3)
-"""It lies in the ring (and the rows of its square, where it is in one); it can't be used (bytes of the words that
-say why); it is left to the parent."""
+"""It lies in the ring (its numbers are those of a :class:`Place`, where it has one); it can't be used (the first is the
+bytes of the words that say why); it is left to the parent."""
 
 _PAUSE = 1
 """Milliseconds between two looks at how far the parent has released."""
@@ -112,8 +102,8 @@ class Order:
     """What is made of every photograph.
 
     Args:
-        kind: ``packed``: the operands, as :meth:`trtbatch.photographs.operands.Packing.lay` writes them; ``sample``:
-            what the recipe makes.
+        kind: ``packed``: the small inputs that :class:`~trtbatch.photographs.operands.Packing` describes, and behind
+            them the photograph, or no more than the part that is needed; ``sample``: what the recipe makes.
         ring: bytes of photographs in the ring, a multiple of 256.
         largest: bytes of the largest one that is put there; an eighth of the ring always finds room in time.
         max_size: of the preprocessor, for ``packed``.
@@ -227,6 +217,8 @@ class _Server:
         self._items: list[bytes] = []
         self._words = b""
         self._position = 0
+        self._waited = 0
+        """Nanoseconds that the photograph at hand has waited for room."""
         self._number = 0
         """Of the photograph at hand, from 0."""
 
@@ -250,26 +242,29 @@ class _Server:
         self._items, self._words = [], b""
 
     def _one(self, file: _Read) -> bytes:
-        begun = ended = time.perf_counter_ns()
-        kind, number, at = LAID, 0, 0
+        begun, start = time.perf_counter_ns(), self._position
+        self._waited = 0
+        kind, numbers, at = LAID, _NOWHERE, 0
+
+        def place(count: int) -> tuple[int, Bytes]:
+            self._position = start  # what was placed for this file before isn't needed
+            there = self._place(count)
+            return there, self._data[there : there + count]
+
         try:
-            count = self._maker.make(file)
-            ended = time.perf_counter_ns()  # not counted: waiting for room
-            at = self._place(count)
-            number = self._maker.write(self._data[at : at + count])
+            at, numbers = self._maker.lay(file, place)
         except InputError as error:
             words = error.problem.encode("utf-8", "surrogatepass")
-            kind, number = SKIPPED, len(words)
+            kind, numbers, self._position = SKIPPED, Place(len(words)), start
             self._words += words
         except _LeftError:
-            kind = LEFT
-        if ended == begun:
-            ended = time.perf_counter_ns()
+            kind, self._position = LEFT, start
+        ended = time.perf_counter_ns() - self._waited
         if file.ended == file.begun:  # it was read just now
             file = file._replace(begun=begun, ended=ended)
         if file.ended > begun or isinstance(file.data, InputError):
             begun = ended  # and not decoded by itself
-        return ITEM.pack(kind, number, at, self._position, file.begun, file.ended, begun, ended)
+        return ITEM.pack(kind, *numbers, at, self._position, file.begun, file.ended, begun, ended)
 
     def _place(self, count: int) -> int:
         """Where so many bytes have room; waits for it."""
@@ -281,16 +276,41 @@ class _Server:
             begin += size - begin % size
         end = begin + aligned(count)
         if not self._has_room(end):
+            waiting = time.perf_counter_ns()
             self._tell()  # what is done: the parent may need it before it can release anything
             while not self._has_room(end):
                 if self._number < int(self._counters[PRESSED]):
                     raise _LeftError
                 self._inbox.pause()
+            self._waited += time.perf_counter_ns() - waiting
         self._position = end
         return begin % size
 
     def _has_room(self, end: int) -> bool:
         return end - int(self._counters[RELEASED]) <= self._order.ring
+
+
+class Place(NamedTuple):
+    """Where in a block of the ring the part of a photograph lies that is needed.
+
+    Args:
+        side: of its square, rows and columns.
+        height, width: of the part, in pixels.
+        pitch: bytes from row to row.
+        offset: bytes before the first row, the small inputs not counted.
+    """
+
+    side: int
+    height: int = 0
+    width: int = 0
+    pitch: int = 0
+    offset: int = 0
+
+
+_NOWHERE = Place(0)
+
+_Placer = Callable[[int], "tuple[int, Bytes]"]
+"""Gives so many bytes room in the ring, and nothing else of the file: where that is, and the memory."""
 
 
 class _Read(NamedTuple):
@@ -314,24 +334,19 @@ class _Maker(Protocol):
     def read(self, files: Sequence[Path]) -> list[_Read]:
         """The first of the files, one or more, as far as they are read together."""
 
-    def make(self, file: _Read) -> int:
-        """Make it, in memory of its own; how many bytes it has."""
-
-    def write(self, room: Bytes) -> int:
-        """Write it; the number of its item."""
+    def lay(self, file: _Read, place: _Placer) -> tuple[int, Place]:
+        """Make it in the ring; where it lies."""
 
 
 class _PackedMaker:
     def __init__(self, order: Order) -> None:
         self._order = order
         self._packing = Packing(order)
-        self._scratch = np.empty(1 << 20, np.uint8)
-        self._given: Operands | None = None
-        self._side = 0
+        self._scratch = np.empty(0, np.uint8)
 
     def warm(self, data: bytes) -> None:
         (read,) = self._planned([_Read(Path(), data=data)])
-        self.write(np.empty(self.make(read), np.uint8))
+        self.lay(read, lambda count: (0, np.empty(count, np.uint8)))
 
     def read(self, files: Sequence[Path]) -> list[_Read]:
         """As many as :data:`_AT_ONCE` allows, planned in one go: between two photographs that would find nothing in the
@@ -356,31 +371,53 @@ class _PackedMaker:
         small = (size if size and 0 < min(size) <= most else None for size in allowed)
         return [each._replace(plan=size and plan(recipe, *size, most)) for each, size in zip(files, small)]
 
-    def make(self, file: _Read) -> int:
-        data = file.data
+    def lay(self, file: _Read, place: _Placer) -> tuple[int, Place]:
+        """Where the whole photograph has room it is decoded there: a copy costs a tenth of decoding."""
+        data, begin = file.data, self._packing.bytes
         if isinstance(data, InputError):
             raise data
         if len(data) > _LARGE_FILE:
             self._leave_large(data)
-        pixels, known = decode(data, self._room), file.plan
+        at, there = 0, np.empty(0, np.uint8)
+
+        def room(count: int) -> Bytes:
+            nonlocal at, there
+            if begin + count > self._order.largest:
+                return self._room(count)
+            at, there = place(begin + count)
+            return there[begin:]
+
+        pixels, known = decode(data, room), file.plan
         if known is not None and known.size == pixels.shape[:2]:
-            self._given, self._side = known.operands(pixels), known.side
+            given, side = known.operands(pixels), known.side
         else:
-            self._given = operands(self._order.recipe, pixels, self._order.max_size)
-            rows, columns = self._given.image.shape[:2]
-            self._side = square(rows, columns, self._order.max_size)
-        return self._packing.room(self._side)
+            given = operands(self._order.recipe, pixels, self._order.max_size)
+            side = square(given.image.shape[0], given.image.shape[1], self._order.max_size)
+        height, width = given.image.shape[:2]
+        if there.size and np.may_share_memory(given.image, pixels):
+            pitch = 3 * pixels.shape[1]
+            found = Place(side, height, width, pitch, given.rows.first * pitch + 3 * given.columns.first)
+        else:
+            image = given.image if not there.size else given.image.copy()  # it may lie where it is written to
+            at, there = place(begin + image.size)
+            there[begin:].reshape(image.shape)[...] = image
+            found = Place(side, height, width, 3 * width)
+        self._packing.fill(there, given.rows, given.columns)
+        return at, found
 
     def _leave_large(self, data: bytes) -> None:
         from PIL import Image
 
         try:
             width, height = Image.open(io.BytesIO(data)).size
-            side = square_for(self._order.recipe, height, width, self._order.max_size)
+            found = band(self._order.recipe, height, width, self._order.max_size)
         except Exception:  # decoding says better what is wrong
             return
-        if self._packing.room(side) > self._order.largest:
-            raise _LeftError
+        if found is not None:
+            rows, columns = found
+            count = 3 * (rows.end - rows.first) * (columns.end - columns.first)
+            if self._packing.bytes + count > self._order.largest:
+                raise _LeftError
 
     def _room(self, count: int) -> Bytes:
         if count > self._scratch.size:
@@ -389,12 +426,6 @@ class _PackedMaker:
                 return made
             self._scratch = made
         return self._scratch
-
-    def write(self, room: Bytes) -> int:
-        given, self._given = self._given, None
-        assert given is not None, "made before"
-        self._packing.lay(room, self._side, given)
-        return self._side
 
 
 def _content(path: Path) -> bytes | InputError:
@@ -408,7 +439,6 @@ class _SampleMaker:
     def __init__(self, order: Order) -> None:
         self._recipe: Callable[[Any], Array] = order.recipe
         self._type = sample_type(order.recipe, order.dtype)
-        self._sample: Array = np.empty(0)
 
     def warm(self, data: bytes) -> None:
         from PIL import Image
@@ -418,13 +448,11 @@ class _SampleMaker:
     def read(self, files: Sequence[Path]) -> list[_Read]:
         return [_Read(files[0])]
 
-    def make(self, file: _Read) -> int:
-        self._sample = read_sample(file.path, self._recipe)
-        return self._sample.size * self._type.itemsize
-
-    def write(self, room: Bytes) -> int:
-        room.view(self._type).reshape(self._sample.shape)[...] = self._sample
-        return 0
+    def lay(self, file: _Read, place: _Placer) -> tuple[int, Place]:
+        sample = read_sample(file.path, self._recipe)
+        at, there = place(sample.size * self._type.itemsize)
+        there.view(self._type).reshape(sample.shape)[...] = sample
+        return at, _NOWHERE
 
 
 if __name__ == "__main__":

@@ -124,9 +124,9 @@ class PackedReader(Protocol):
     def prepare(self, pixels: Bytes, beside: Bytes) -> Any:
         """What it takes of a photograph ``(H, W, 3)`` uint8; for any thread."""
 
-    def laid(self, memory: Bytes, at: int, side: int) -> Any:
-        """The same where it lies in a square, as :meth:`trtbatch.photographs.operands.Packing.lay` writes it, so many
-        bytes behind the beginning of memory."""
+    def laid(self, memory: Bytes, at: int, side: int, height: int, width: int, pitch: int, offset: int) -> Any:
+        """The same of a photograph that lies in memory, behind so many bytes, as a process lays it
+        (:class:`trtbatch.photographs.decoder_worker.Place`)."""
 
     def lock(self, memory: Bytes) -> Callable[[], None]:
         """Let uploads from this memory run beside other work; what is returned undoes that, in any thread.
@@ -255,7 +255,7 @@ def samples_ahead(
     """
     shape, kind = sample_shape(recipe), sample_type(recipe, dtype)
 
-    def view(data: Bytes, at: int, side: int) -> Array:
+    def view(data: Bytes, at: int, *numbers: int) -> Array:
         found: Array = np.ndarray(shape, kind, data, at)
         return found
 
@@ -274,7 +274,7 @@ class _Job(Generic[T]):
 
     Args:
         start: gives the processes.
-        view: of a ring's photographs, the position in bytes, and the number of the item, makes what is had of it.
+        view: of a ring's photographs, the position in bytes, and the numbers of the item, makes what is had of it.
         read: reads a file here, in a thread; its turn is the number of the first file of its task.
         budget: that `read` goes by.
         lock: page-locks a ring.
@@ -283,7 +283,7 @@ class _Job(Generic[T]):
     start: Callable[[], Team]
     files: Sequence[Path]
     names: Sequence[str]
-    view: Callable[[Bytes, int, int], T]
+    view: Callable[..., T]
     read: Callable[[int, Path, str], Photograph[T] | Skipped]
     budget: Budget
     workers: int
@@ -637,16 +637,16 @@ class _Crew(Generic[T]):
         task, last = worker.tasks[0]
         number, names, view, ring = task.next, self._job.names, self._job.view, worker.ring
         data, holds = ring.data, []
-        for kind, first, at, end, *times in ITEM.iter_unpack(items):
+        for kind, side, height, width, pitch, offset, at, end, *times in ITEM.iter_unpack(items):
             name = names[number]
             number += 1
             if kind == LAID:
                 held = _Held(ring, end)
                 holds.append(held)
-                task.items.append(Photograph(name, view(data, at, first), held.release))
+                task.items.append(Photograph(name, view(data, at, side, height, width, pitch, offset), held.release))
             elif kind == SKIPPED:
-                task.items.append(Skipped(name, words[:first].decode("utf-8", "surrogatepass")))
-                words = words[first:]
+                task.items.append(Skipped(name, words[:side].decode("utf-8", "surrogatepass")))
+                words = words[side:]
             else:
                 self._do_here(task)
             if self._traced:

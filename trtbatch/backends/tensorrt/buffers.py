@@ -302,17 +302,18 @@ class PlaneCopy:
         self._run(pixels.shape, pixels.strides[0], address, pitch, stream)
 
     def lines(
-        self, memory: NDArray[np.uint8], first: int, step: int, address: int, pitch: int, count: int, stream: Stream
+        self,
+        memory: NDArray[np.uint8],
+        from_pitch: int,
+        count: int,
+        rows: int,
+        address: int,
+        pitch: int,
+        stream: Stream,
     ) -> None:
-        """Host to device, ordered on the stream: `count` lines of `pitch` bytes, which follow each other there.
-
-        Args:
-            memory: flat bytes.
-            first: bytes before the first line.
-            step: bytes from line to line.
-        """
-        self._copy.set_src_host(memory[first : first + (count - 1) * step + pitch])
-        self._run((count, pitch, 1), step, address, pitch, stream)
+        """Host to device, ordered on the stream: rows of `count` bytes, from flat memory that begins with the first."""
+        self._copy.set_src_host(memory)
+        self._run((rows, count, 1), from_pitch, address, pitch, stream)
 
     def across(self, plane: Plane, address: int, pitch: int, stream: Stream) -> None:
         """Device to device, the same way."""

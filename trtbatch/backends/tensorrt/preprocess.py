@@ -4,8 +4,8 @@ Several lanes, each a stream with room for a group of photographs, take turns, s
 resizing of another. What a photograph costs the host is what limits the rate: the engine's kernels launched one by one
 take longer there than on the GPU. So each lane keeps CUDA graphs for each size, and sizes are few: a photograph lies in
 the corner of one of a few squares (:func:`trtbatch.photographs.operands.square`), and nothing counts what is beside it.
-Small photographs go in groups, one launch for each. Those that lie behind each other in memory as a group needs them,
-which is how processes lay them (:mod:`trtbatch.photographs.decoder_worker`), go up in one copy.
+Small photographs go in groups, one launch for each. Their pixels go up one by one, from where they were decoded, and
+what is small of them in one copy.
 A graph writes where it was captured; its samples are then copied to the rows, on the GPU, which takes microseconds.
 """
 
@@ -43,6 +43,9 @@ LANES = 2
 LANES_SHARE = 16
 """Part of the free memory of the GPU that lanes' activations may take: one in so many."""
 
+SMALL = 4096
+"""Bytes that are gathered on the host, rather than uploaded by themselves: that takes as long as to copy some more."""
+
 MOST_CONTEXTS = 32
 """Sizes that a lane keeps contexts and graphs for."""
 
@@ -55,17 +58,20 @@ class Prepared(NamedTuple):
 
 
 class Laid(NamedTuple):
-    """A photograph that lies in a square as :meth:`trtbatch.photographs.operands.Packing.lay` writes it.
+    """A photograph as a process lays it (:class:`trtbatch.photographs.decoder_worker.Place`).
 
     Args:
-        memory: where it lies, and others.
+        memory: where it lies, and others; page-locked.
         at: bytes before it.
-        side: of the square.
     """
 
     memory: NDArray[np.uint8]
     at: int
     side: int
+    height: int
+    width: int
+    pitch: int
+    offset: int
 
 
 class _Given(NamedTuple):
@@ -153,9 +159,8 @@ class TensorRTPreprocessor:
         """The same of the part of a photograph that is on the GPU."""
         return Prepared(plane, packed)
 
-    def laid(self, memory: NDArray[np.uint8], at: int, side: int) -> Laid:
-        """The same of a photograph that lies in memory as :meth:`Packing.lay` writes it."""
-        return Laid(memory, at, side)
+    laid = Laid
+    """The same of a photograph that lies in memory as a process lays it."""
 
     def lock(self, memory: NDArray[np.uint8]) -> Callable[[], None]:
         """Page-lock memory for photographs; what is returned undoes that, in any thread.
@@ -298,6 +303,10 @@ class _Lane:
         self._packed = {name: self._device.memory(GROUP * packing.size(name)) for name in packing.arrays}
         for memory in self._packed.values():
             memory.fill(0, self.stream)  # a launch runs on what no photograph has come for, too
+        small = [name for name in packing.arrays if packing.size(name) <= SMALL]
+        self._blocks = [self._device.page_locked(GROUP * packing.size(name)) for name in small]
+        self._staged = {name: block.reshape(GROUP, -1) for name, block in zip(small, self._blocks)}
+        """Of a group what is small, on its way up."""
         self._activations = self._device.memory(engine.activation_bytes)
 
     def settle(self) -> None:
@@ -317,9 +326,10 @@ class _Lane:
         self._group = group
         count = 1 << (len(group) - 1).bit_length()
         image = self._room(3 * side * side * count)
-        index = 0
-        while index < len(group):
-            index += self._upload(group, index, image, side)
+        for index, given in enumerate(group):
+            self._upload(given.photograph, index, image + index * 3 * side * side, 3 * side)
+        for name, staged in self._staged.items():
+            self._device.upload(self._packed[name].address, staged[: len(group)], self.stream)
         self._uploaded.record()
         ready = self._ready.get(side, {}).get(count)
         if ready is None:
@@ -329,28 +339,26 @@ class _Lane:
             self._launch(ready, image)
         self._deliver([given.target for given in group])
 
-    def _upload(self, group: Sequence[_Given], index: int, image: int, side: int) -> int:
-        """Upload the photograph at an index, and those that lie behind it in memory; how many these are."""
-        given, packing, step = group[index].photograph, self._packing, 3 * side * side
-        address = image + index * step
+    def _upload(self, given: Prepared | Laid, index: int, address: int, pitch: int) -> None:
+        """Upload a photograph's pixels to the corner of its square, and what belongs to it and isn't small."""
         if isinstance(given, Laid):
-            count, room = _behind_each_other(group, index, packing.room(side)), packing.room(side)
-            there = given.memory[given.at : given.at + count * room]
-            self._copy.lines(there, 0, room, address, step, count, self.stream)
-            for name, offset in packing.offsets.items():
-                size, target = packing.size(name), self._packed[name].address
-                at = room - packing.bytes + offset
-                self._copy.lines(there, at, room, target + index * size, size, count, self.stream)
-            return count
-        if isinstance(given.image, Plane):
-            self._copy.across(given.image, address, 3 * side, self.stream)
+            start = given.at + self._packing.bytes + given.offset
+            pixels = given.memory[start : start + (given.height - 1) * given.pitch + 3 * given.width]
+            self._copy.lines(pixels, given.pitch, 3 * given.width, given.height, address, pitch, self.stream)
+            packed = given.memory[given.at : given.at + self._packing.bytes]
         else:
-            self._copy.up(given.image, address, 3 * side, self.stream)
-        for name, offset in packing.offsets.items():
-            size = packing.size(name)
-            block = given.packed[offset : offset + size]
-            self._device.upload(self._packed[name].address + index * size, block, self.stream)
-        return 1
+            packed = given.packed
+            if isinstance(given.image, Plane):
+                self._copy.across(given.image, address, pitch, self.stream)
+            else:
+                self._copy.up(given.image, address, pitch, self.stream)
+        for name, offset in self._packing.offsets.items():
+            size = self._packing.size(name)
+            block = packed[offset : offset + size]
+            if name in self._staged:
+                self._staged[name][index] = block
+            else:
+                self._device.upload(self._packed[name].address + index * size, block, self.stream)
 
     def _launch(self, ready: _Ready, image: int) -> None:
         """As :meth:`_enqueue`, as a graph where there can be one."""
@@ -418,14 +426,7 @@ class _Lane:
         for memory in (self._image, self._samples, self._activations, *self._packed.values()):
             if memory is not None:
                 memory.free()
+        self._staged = {}
+        while self._blocks:
+            self._device.free_page_locked(self._blocks.pop())
         self.stream.close()
-
-
-def _behind_each_other(group: Sequence[_Given], first: int, room: int) -> int:
-    """How many photographs, from one on, lie behind each other in the same memory."""
-    at, memory, count = -1, None, 0
-    for given, _, _ in group[first:]:
-        if not isinstance(given, Laid) or (count and (given.memory is not memory or given.at != at)):
-            break
-        memory, at, count = given.memory, given.at + room, count + 1
-    return count
