@@ -327,6 +327,19 @@ def test_a_group_is_one_launch(opened: Made) -> None:
     assert engine.runs == 8
 
 
+def test_what_is_made_ready_before_is_there(opened: Made) -> None:
+    made, engine = opened
+    made.warm()
+    runs, launches = engine.runs, engine.device.memory_.launches
+    assert (runs, launches) == (4, 2), "one square for each of two lanes: enqueued, then launched as a graph"
+    given, rows = shots(2 * GROUP, 60), Rows(engine, 2 * GROUP)
+    for index, pixels in enumerate(given):
+        made(made.prepare(pixels, np.empty(made.beside, np.uint8)), rows.address(index))
+    made.settle()
+    assert (engine.runs, engine.device.memory_.launches) == (runs + 2, launches + 2)
+    assert all(np.array_equal(rows[i], wanted(made.record, engine, pixels)) for i, pixels in enumerate(given))
+
+
 def test_what_is_large_goes_alone(opened: Made) -> None:
     made, engine = opened
     pixels = np.random.default_rng(0).integers(0, 256, (GROUP_SIDE + 200, GROUP_SIDE + 200, 3), np.uint8)

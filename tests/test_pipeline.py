@@ -10,6 +10,7 @@ import itertools
 import json
 import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,7 @@ from trtbatch.batches import Profile
 from trtbatch.errors import ExecutionError, InputError
 from trtbatch.files import sidecar_path
 from trtbatch.infer import InferRequest, InferResult, predict
-from trtbatch.pipeline import SPARE, Batch, Pipeline, executed_size
+from trtbatch.pipeline import SPARE, SWITCH, Batch, Pipeline, executed_size
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import encode
 from trtbatch.sinks import open_sink
@@ -201,6 +202,17 @@ def test_any_number_of_samples_ends(total: int) -> None:
     session = HandSession()
     assert flat(run(session, HandSource(total))) == list(range(total))
     assert session.slots == max(1, min(3, -(-total // 4))), "no more slots than batches"
+
+
+def test_threads_take_turns_often_while_any_runs() -> None:
+    before = sys.getswitchinterval()
+    with pipeline(HandSession(), HandSource(9)) as first:
+        with pipeline(HandSession(), HandSource(9)) as second:
+            assert sys.getswitchinterval() == pytest.approx(SWITCH) and before > SWITCH
+            assert len(list(second)) == 3
+        assert sys.getswitchinterval() == pytest.approx(SWITCH)
+        assert len(list(first)) == 3
+    assert sys.getswitchinterval() == before
 
 
 def test_short_batches_are_padded_with_their_last_row() -> None:

@@ -14,6 +14,7 @@ ends all of them, and is raised in the caller's thread as it was.
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 import time
 from collections import deque
@@ -42,6 +43,10 @@ __all__ = ["Batch", "Busy", "Pipeline", "Stopwatch", "executed_size"]
 Array = NDArray[Any]
 T = TypeVar("T")
 
+SWITCH = 1e-4
+"""Seconds after which a thread that computes in Python lets another go on (``sys.setswitchinterval``), while a pipeline
+runs: with Python's own 5 ms, whoever waits a moment for a file or the GPU waits that long for its turn."""
+
 SPARE = 2
 """Slots beyond those in flight: one is being filled while the sink holds another."""
 
@@ -61,6 +66,31 @@ class Stopwatch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.seconds += time.perf_counter() - self._begun
+
+
+class _Turns:
+    """Lets threads take turns every :data:`SWITCH` seconds while any pipeline runs."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+        self._before = 0.0
+
+    def begin(self) -> None:
+        with self._lock:
+            if self._count == 0:
+                self._before = sys.getswitchinterval()
+                sys.setswitchinterval(min(self._before, SWITCH))
+            self._count += 1
+
+    def end(self) -> None:
+        with self._lock:
+            self._count -= 1
+            if self._count == 0:
+                sys.setswitchinterval(self._before)
+
+
+_turns = _Turns()
 
 
 @dataclass
@@ -89,6 +119,9 @@ class Preprocessor(PackedReader, PlaneReader, Protocol):
     def device(self) -> DecodingDevice: ...
 
     def open(self) -> None: ...
+
+    def warm(self) -> None:
+        """Make what the usual photographs take, before the first waits for it."""
 
     def __call__(self, given: Any, address: int, release: Callable[[], None] = ...) -> None:
         """Put the sample of a photograph at an address; `release` is called when its memory isn't needed any more."""
@@ -252,6 +285,7 @@ class Pipeline:
 
     def __enter__(self) -> Pipeline:
         try:
+            _turns.begin()
             self._runner.start()
         except BaseException:  # an interrupt, too, must not leave a thread behind
             self._end()
@@ -278,6 +312,7 @@ class Pipeline:
             self._let_go()
         finally:
             self._let_go()  # again: an interrupt between the two would leave threads that wait for ever
+            _turns.end()
             if self._runner.ident is not None:
                 self._runner.join()
 
@@ -510,6 +545,7 @@ class _DeviceFeed:
                 raise
             items = decoded_ahead(source.files, source.names, preprocessor, decoder, source.workers, trace)
         elif are_wanted(len(source.files), source.processes):
+            preprocessor.warm()  # while the processes load what they need
             if source.team is not None:
                 source.team.page_lock(preprocessor.lock)
             items = packed_ahead(source.files, source.names, preprocessor, source.workers, trace, team=source.team)

@@ -8,6 +8,7 @@ Light to import: a process that does nothing else needs neither ONNX nor a runti
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol, Union
@@ -203,6 +204,7 @@ class Packing:
 
     Args:
         arrays: shape and type of each, by name; rows, then columns, are the first axis.
+        sizes: of each of one photograph's, in bytes.
         offsets: of each, in bytes.
         bytes: of the block.
     """
@@ -220,16 +222,12 @@ class Packing:
                 "taps": ((2, lines, taps), np.dtype(np.float32)),
             }
         self._half = lines // 2
+        self.sizes = {name: math.prod(shape) * kind.itemsize for name, (shape, kind) in self.arrays.items()}
         self.offsets: dict[str, int] = {}
         self.bytes = 0
-        for name in self.arrays:
+        for name, size in self.sizes.items():
             self.offsets[name] = self.bytes
-            self.bytes += aligned(self.size(name))
-
-    def size(self, name: str) -> int:
-        """Bytes of one photograph's."""
-        shape, dtype = self.arrays[name]
-        return int(np.prod(shape)) * dtype.itemsize
+            self.bytes += aligned(size)
 
     def shapes(self, count: int) -> dict[str, tuple[int, ...]]:
         """Those of so many photographs'."""

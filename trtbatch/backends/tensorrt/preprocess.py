@@ -46,6 +46,13 @@ LANES_SHARE = 16
 SMALL = 4096
 """Bytes that are gathered on the host, rather than uploaded by themselves: that takes as long as to copy some more."""
 
+COUNTS = (1, 4, GROUP)
+"""Photographs that one launch is made for: each number of them takes a context and a graph, tenths of a second."""
+
+USUAL = (1.5, 2.0)
+"""Rows and columns that are made ready before photographs come, as multiples of the crop: for what the crop needs of
+500×375 pixels, and for somewhat more."""
+
 MOST_CONTEXTS = 32
 """Sizes that a lane keeps contexts and graphs for."""
 
@@ -98,8 +105,10 @@ class TensorRTPreprocessor:
         self._cuda_graphs = cuda_graphs
         self._lanes: list[_Lane] = []
         self._next = 0
-        self._waiting: dict[int, list[_Given]] = {}
-        """The next group of each square, as far as it has come."""
+        self._waiting: list[_Given] = []
+        """The next group, as far as it has come."""
+        self._side = 0
+        """Of the square that its largest photograph needs."""
         self._positions: DeviceMemory | None = None
         self.beside = self._packing.bytes
         """Bytes that :meth:`prepare` uses."""
@@ -145,6 +154,18 @@ class TensorRTPreprocessor:
             self.close()
             raise
 
+    def warm(self) -> None:
+        """Make what the usual groups take, tenths of a second, before the first waits for it; once opened.
+
+        Raises:
+            ExecutionError: out of GPU memory, or TensorRT failed.
+        """
+        crop = max(self.recipe.crop)
+        for side in sorted({square(round(share * crop), 1, self.max_size) for share in USUAL}):
+            if side <= GROUP_SIDE:
+                for lane in self._lanes:
+                    lane.warm(side)
+
     def prepare(self, pixels: NDArray[np.uint8], beside: NDArray[np.uint8]) -> Prepared:
         """What it takes of a photograph ``(H, W, 3)`` uint8, and of `beside` bytes; for any thread.
 
@@ -183,15 +204,20 @@ class TensorRTPreprocessor:
             side = given.side
         else:
             side = square(given.image.shape[0], given.image.shape[1], self.max_size)
-        group = self._waiting.setdefault(side, [])
-        group.append(_Given(given, address, release))
-        if len(group) == GROUP or side > GROUP_SIDE:
-            self._run(self._waiting.pop(side), side)
+        one = _Given(given, address, release)
+        if side > GROUP_SIDE:
+            self._run([one], side)
+            return
+        self._waiting.append(one)
+        self._side = max(self._side, side)
+        if len(self._waiting) == GROUP:
+            self._run_waiting()
 
     def _run_waiting(self) -> None:
-        while self._waiting:
-            side = next(iter(self._waiting))
-            self._run(self._waiting.pop(side), side)
+        group, side = self._waiting, self._side
+        self._waiting, self._side = [], 0
+        if group:
+            self._run(group, side)
 
     def _run(self, group: list[_Given], side: int) -> None:
         lane = self._lanes[self._next]
@@ -246,10 +272,9 @@ class TensorRTPreprocessor:
             while self._lanes:  # none may outlive the block: what it has on the GPU goes with it
                 steps.callback(self._lanes.pop().close)
             self._positions = None
-            for group in self._waiting.values():
-                for given in group:
-                    steps.callback(given.release)
-            self._waiting = {}
+            for given in self._waiting:
+                steps.callback(given.release)
+            self._waiting = []
 
     def free(self) -> None:
         """Free the photographs' memory and the engine: at the end, in the thread that made them."""
@@ -300,11 +325,11 @@ class _Lane:
         """By square, and by the number of photographs."""
         self._image: DeviceMemory | None = None
         self._samples = self._device.memory(GROUP * self._bytes)
-        self._packed = {name: self._device.memory(GROUP * packing.size(name)) for name in packing.arrays}
+        self._packed = {name: self._device.memory(GROUP * size) for name, size in packing.sizes.items()}
         for memory in self._packed.values():
             memory.fill(0, self.stream)  # a launch runs on what no photograph has come for, too
-        small = [name for name in packing.arrays if packing.size(name) <= SMALL]
-        self._blocks = [self._device.page_locked(GROUP * packing.size(name)) for name in small]
+        small = [name for name, size in packing.sizes.items() if size <= SMALL]
+        self._blocks = [self._device.page_locked(GROUP * packing.sizes[name]) for name in small]
         self._staged = {name: block.reshape(GROUP, -1) for name, block in zip(small, self._blocks)}
         """Of a group what is small, on its way up."""
         self._activations = self._device.memory(engine.activation_bytes)
@@ -324,20 +349,34 @@ class _Lane:
             ExecutionError: TensorRT failed.
         """
         self._group = group
-        count = 1 << (len(group) - 1).bit_length()
+        count = next(count for count in COUNTS if count >= len(group))
         image = self._room(3 * side * side * count)
         for index, given in enumerate(group):
             self._upload(given.photograph, index, image + index * 3 * side * side, 3 * side)
         for name, staged in self._staged.items():
             self._device.upload(self._packed[name].address, staged[: len(group)], self.stream)
         self._uploaded.record()
+        self._start(side, count, image)
+        self._deliver([given.target for given in group])
+
+    def warm(self, side: int) -> None:
+        """Run a group of whatever is there, twice: the second time as a graph.
+
+        Raises:
+            ExecutionError: TensorRT failed.
+        """
+        image = self._room(3 * GROUP * GROUP_SIDE * GROUP_SIDE)
+        for _ in range(2):
+            self._start(side, GROUP, image)
+        self.stream.synchronize()
+
+    def _start(self, side: int, count: int, image: int) -> None:
         ready = self._ready.get(side, {}).get(count)
         if ready is None:
             self._enqueue(self._made(side, count), image)
         else:
             self._ready.move_to_end(side)
             self._launch(ready, image)
-        self._deliver([given.target for given in group])
 
     def _upload(self, given: Prepared | Laid, index: int, address: int, pitch: int) -> None:
         """Upload a photograph's pixels to the corner of its square, and what belongs to it and isn't small."""
@@ -352,8 +391,8 @@ class _Lane:
                 self._copy.across(given.image, address, pitch, self.stream)
             else:
                 self._copy.up(given.image, address, pitch, self.stream)
-        for name, offset in self._packing.offsets.items():
-            size = self._packing.size(name)
+        for name, size in self._packing.sizes.items():
+            offset = self._packing.offsets[name]
             block = packed[offset : offset + size]
             if name in self._staged:
                 self._staged[name][index] = block
