@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +213,24 @@ def test_threads_take_turns_often_while_any_runs() -> None:
         assert sys.getswitchinterval() == pytest.approx(SWITCH)
         assert len(list(first)) == 3
     assert sys.getswitchinterval() == before
+
+
+def test_the_last_batch_does_not_wait_for_the_end_of_the_readers() -> None:
+    """Which takes them a while: processes end, and their memory is unlocked."""
+    given = threading.Event()
+
+    class Slow(ImageSource):
+        def lent(self) -> Generator[Sample | Skipped, None, None]:
+            for number in range(8):
+                yield Sample(str(number), {"input": np.full(WIDTH, number, np.float32)})
+            assert given.wait(10), "the last batch is given first"
+
+    names = [str(number) for number in range(8)]
+    source = Slow([Path(name) for name in names], names, INPUT, Preprocessing(8, (8, 8)), workers=1)
+    with pipeline(HandSession(), source) as batches:
+        found = [rows(batch) for batch in batches]
+        given.set()
+    assert flat(found) == list(range(8))
 
 
 def test_short_batches_are_padded_with_their_last_row() -> None:

@@ -466,12 +466,22 @@ class _BlockFeed(_HostFeed):
 
 
 class _Usable(Generic[T]):
-    """Items as they come, but for those that can't be used: of these somebody is told."""
+    """Items as they come, but for those that can't be used: of these somebody is told.
+
+    Args:
+        total: of the items, where it is known: the readers' end, which takes them a while, isn't waited for then.
+    """
 
     def __init__(
-        self, items: Iterator[T | Skipped], skip: Callable[[Skipped], None], line: _Line, trace: Recorder
+        self,
+        items: Iterator[T | Skipped],
+        skip: Callable[[Skipped], None],
+        line: _Line,
+        trace: Recorder,
+        total: int | None = None,
     ) -> None:
         self._items = items
+        self._left = total
         self._skip = skip
         self._line = line
         self._trace = trace
@@ -480,8 +490,12 @@ class _Usable(Generic[T]):
         """The next one; None at the end."""
         while True:
             self._line.leave_if_stopped()
+            if self._left == 0:
+                return None
             with self._trace.span("next"):  # where it is long, the filler waits for the readers
                 item = next(self._items, None)
+            if self._left is not None:
+                self._left -= 1
             if not isinstance(item, Skipped):
                 return item
             self._skip(item)
@@ -503,8 +517,10 @@ class _RowFeed(_HostFeed):
         line: _Line,
         trace: Recorder,
     ) -> None:
-        items = source.lent() if isinstance(source, ImageSource) else iter(source)
-        self._items = _Usable(items, skip, line, trace)
+        if isinstance(source, ImageSource):
+            self._items = _Usable(source.lent(), skip, line, trace, source.total)
+        else:
+            self._items = _Usable(iter(source), skip, line, trace)
         self._specs = specs
 
     def fill(self, room: _Room, size: int) -> list[str]:
@@ -552,7 +568,7 @@ class _DeviceFeed:
         else:
             prepare, beside, arena = preprocessor.prepare, preprocessor.beside, preprocessor.arena
             items = read_ahead(source.files, source.names, prepare, beside, arena, source.workers, trace)
-        self._items = _Usable(items, skip, line, trace)
+        self._items = _Usable(items, skip, line, trace, len(source.files))
 
     def fill(self, room: _Room, size: int) -> list[str]:
         slot = cast(FillableSlot, room.slot)

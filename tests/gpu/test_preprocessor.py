@@ -80,7 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for line in (
             ("build", f"{name}.onnx", "--max", 8, "--opt", 8, "--opt-level", 2, "--output", f"{name}.engine"),
             ("export-preprocessor", f"{name}.engine", "--output", f"{name}.pre.onnx"),
-            ("build", f"{name}.pre.onnx", "--opt-level", 2),
+            ("build", f"{name}.pre.onnx"),
         ):
             done = run_process(*line, cwd=made)
             print(done.stdout, done.stderr)

@@ -25,6 +25,9 @@ __all__ = ["ENGINE_SUFFIX", "build_preprocessor", "is_preprocessor", "ranges_of"
 
 ENGINE_SUFFIX = ".pre.engine"
 
+OPT_LEVEL = 2
+"""TensorRT's builder optimization level, unless asked otherwise: its own, 3, takes twice as long, and gains nothing."""
+
 OPT_SHARE = 1.5
 """Rows and columns of the small photographs that kernels are chosen for, as a multiple of the crop: what the crop needs
 of 500×375 pixels."""
@@ -52,6 +55,7 @@ def build_preprocessor(request: BuildRequest) -> Artifact:
     """
     assert request.onnx is not None
     _refuse_options(request)
+    level = OPT_LEVEL if request.opt_level is None else request.opt_level
     builder = choose_builder(request.backend)
     if builder.name == "onnxruntime":
         problem = f"{request.onnx} is built with TensorRT alone; on the CPU ONNX Runtime uses the ONNX file itself"
@@ -70,7 +74,7 @@ def build_preprocessor(request: BuildRequest) -> Artifact:
             outputs=(output,),
             profiles=(Profile(1, 1, 1),),
             ranges=ranges_of(record),
-            **builder_settings(request, target.parent),
+            **builder_settings(request, target.parent) | {"opt_level": level},
         )
         began = time.perf_counter()
         built = builder.build(plan, folder, request.progress)

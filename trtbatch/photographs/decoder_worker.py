@@ -84,6 +84,10 @@ LAID, SKIPPED, LEFT = range(3)
 """It lies in the ring (its numbers are those of a :class:`Place`, where it has one); it can't be used (the first is the
 bytes of the words that say why); it is left to the parent."""
 
+NICE = 5
+"""How far these processes stand back (``os.nice``). They keep every core busy, and the parent, which passes on what all
+make, would wait milliseconds for a core each time that it has waited for something else."""
+
 _PAUSE = 1
 """Milliseconds between two looks at how far the parent has released."""
 
@@ -136,6 +140,7 @@ def sample_type(recipe: Preprocessing, dtype: str) -> np.dtype[Any]:
 def main(order_text: str, ring_file: str) -> int:
     """Serve until standard input ends; returns the exit code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
+    os.nice(NICE)
     channel = os.dup(1)
     os.dup2(2, 1)  # what a decoder prints must not get among the answers
     order = decode_record(Order, json.loads(order_text), "order")

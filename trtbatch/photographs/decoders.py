@@ -69,6 +69,9 @@ LEAST_FILES = 512
 CHUNK = 16
 """Files of a task: what passing it on costs is shared by them."""
 
+FIRST = 4
+"""Files of each process's first task: the sooner there is something to give on."""
+
 TASKS = 2
 """That a process has at once: one that it does, and the next."""
 
@@ -547,6 +550,8 @@ class _Crew(Generic[T]):
         self._count = max(1, min(job.workers, len(job.files)))
         self._chunk = max(1, min(CHUNK, len(job.files) // (2 * self._count)))
         self._ahead = AHEAD * self._count
+        self._begin = FIRST * self._count
+        """Number of the first file of a whole task."""
         self._next = 0
         self._tasks: deque[_Task[T]] = deque()
         """In order; the first is waited for."""
@@ -691,7 +696,8 @@ class _Crew(Generic[T]):
             return self._again.popleft()
         if self._next >= len(self._job.files) or len(self._tasks) >= self._ahead:
             return None
-        task: _Task[T] = _Task(self._next, min(self._next + self._chunk, len(self._job.files)))
+        chunk = self._chunk if self._next >= self._begin else min(FIRST, self._chunk)
+        task: _Task[T] = _Task(self._next, min(self._next + chunk, len(self._job.files)))
         self._next = task.end
         self._tasks.append(task)
         return task
