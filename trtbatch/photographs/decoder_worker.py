@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 from trtbatch.errors import InputError
 from trtbatch.photographs.arena import aligned
 from trtbatch.photographs.codec import plain_jpeg
-from trtbatch.photographs.decoding import decode, read_bytes, read_sample, size_of_jpeg
+from trtbatch.photographs.decoding import decode, decode_plain, plain_size, read_bytes, read_sample
 from trtbatch.photographs.operands import MAX_SIZE, Packing, Plan, band, make_sides, operands, plan, square
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import decode as decode_record
@@ -322,7 +322,7 @@ class _Read(NamedTuple):
     """A file as far as it was read before others were decoded: when that began and ended, and what came of it.
 
     Args:
-        plan: for a photograph of the size that the file says.
+        plan: for what :func:`~trtbatch.photographs.decoding.decode_plain` makes of it.
     """
 
     path: Path
@@ -370,7 +370,7 @@ class _PackedMaker:
     def _planned(self, files: Sequence[_Read]) -> list[_Read]:
         """With plans for those whose size can be seen undecoded, and that aren't refused for it."""
         recipe, limit, most = self._order.recipe, self._order.max_pixels, self._order.max_size
-        sizes = [None if isinstance(each.data, InputError) else size_of_jpeg(each.data) for each in files]
+        sizes = [None if isinstance(each.data, InputError) else plain_size(each.data) for each in files]
         allowed = [size if size and (limit is None or size[0] * size[1] <= limit) else None for size in sizes]
         make_sides(recipe, filter(None, allowed), most)
         small = (size if size and 0 < min(size) <= most else None for size in allowed)
@@ -392,7 +392,11 @@ class _PackedMaker:
             at, there = place(begin + count)
             return there[begin:]
 
-        pixels, known = decode(data, room), file.plan
+        known, pixels = file.plan, None
+        if known is not None:
+            pixels = decode_plain(data, known.size, room)
+        if pixels is None:
+            pixels = decode(data, room)
         if known is not None and known.size == pixels.shape[:2]:
             given, side = known.operands(pixels), known.side
         else:

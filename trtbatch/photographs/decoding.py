@@ -22,7 +22,7 @@ from trtbatch.photographs.codec import segments
 from trtbatch.photographs.images import open_image, plain, unusable
 from trtbatch.preprocessing import Preprocessing, orientation_of
 
-__all__ = ["decode", "read_bytes", "read_pixels", "read_sample", "size_of_jpeg"]
+__all__ = ["decode", "decode_plain", "plain_size", "read_bytes", "read_pixels", "read_sample"]
 
 Pixels = NDArray[np.uint8]
 
@@ -90,15 +90,6 @@ def read_sample(path: Path, make: Callable[[Any], NDArray[Any]]) -> NDArray[Any]
         raise InputError(plain(error), _FIX) from error
 
 
-def size_of_jpeg(data: bytes) -> tuple[int, int] | None:
-    """Rows and columns that a JPEG file says it has; None where it says none, or simplejpeg isn't there."""
-    library = _simplejpeg() if data.startswith(_JPEG) else None
-    try:
-        return None if library is None else library.decode_jpeg_header(data)[:2]
-    except _REFUSALS:
-        return None
-
-
 def decode(data: bytes, room: Room | None = None) -> Pixels:
     """The same of a file's bytes.
 
@@ -121,20 +112,35 @@ def _placed(pixels: Pixels, room: Room) -> Pixels:
 
 def _decoded_jpeg(data: bytes, room: Room | None) -> Pixels | None:
     """The pixels of a JPEG file; None where Pillow is to decode it, or to say what is wrong with it."""
+    size = plain_size(data)
+    return None if size is None else decode_plain(data, size, room)
+
+
+def plain_size(data: bytes) -> tuple[int, int] | None:
+    """Rows and columns of a JPEG file that :func:`decode_plain` may decode; None for all others.
+
+    It says that it is upright, of plain colours, and not larger than Pillow allows.
+    """
     from PIL import Image
 
-    library = _simplejpeg()
+    library = _simplejpeg() if data.startswith(_JPEG) else None
     if library is None:
         return None
     try:
         height, width, colours, _ = library.decode_jpeg_header(data)
         limit = Image.MAX_IMAGE_PIXELS
         too_large = limit is not None and height * width > limit
-        if too_large or colours not in _PLAIN or not _is_upright(data):
-            return None
-        count = height * width * 3
-        memory = np.empty(count, np.uint8) if room is None else room(count)
-        pixels: Pixels = library.decode_jpeg(data, "RGB", buffer=memory)
+        return None if too_large or colours not in _PLAIN or not _is_upright(data) else (height, width)
+    except Exception:  # simplejpeg's, or Pillow's of a damaged EXIF block: decoding says better what is wrong
+        return None
+
+
+def decode_plain(data: bytes, size: tuple[int, int], room: Room | None) -> Pixels | None:
+    """The pixels of a JPEG file whose size :func:`plain_size` has told; None where Pillow is to say what is wrong."""
+    count = size[0] * size[1] * 3
+    memory = np.empty(count, np.uint8) if room is None else room(count)
+    try:
+        pixels: Pixels = _simplejpeg().decode_jpeg(data, "RGB", buffer=memory)
     except _REFUSALS:  # damaged in some way; Pillow forgives some of them
         return None
     return pixels

@@ -109,12 +109,10 @@ def _lines(recipe: Preprocessing, height: int, width: int) -> tuple[Lines, Lines
 def _is_resized_here(
     recipe: Preprocessing, rows: Lines, columns: Lines, height: int, width: int, max_size: int
 ) -> bool:
-    too_large = max(rows.end - rows.first, columns.end - columns.first) > max_size
-    return (
-        too_large
-        or rows_first(recipe, height, width)
-        or not all(_fits(recipe, each, max_size) for each in (rows, columns))
-    )
+    if rows.end - rows.first > max_size or columns.end - columns.first > max_size:
+        return True
+    fit = _fits(recipe, rows, max_size) and _fits(recipe, columns, max_size)
+    return not fit or rows_first(recipe, height, width)
 
 
 def _fits(recipe: Preprocessing, lines: Lines, max_size: int) -> bool:

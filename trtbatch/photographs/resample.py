@@ -164,7 +164,12 @@ _FILTERS: dict[str, tuple[Callable[[Floats], Floats], float]] = {
 def resized(preprocessing: Preprocessing, height: int, width: int) -> tuple[int, int]:
     """``(H, W)`` of the whole image after resizing: the shorter side is `resize`, the other torchvision's
     ``int(resize * long / short)``."""
-    new_width, new_height = preprocessing.resized(width, height)
+    return _resized(preprocessing.resize, height, width)
+
+
+@lru_cache(maxsize=1 << 10)
+def _resized(resize: int, height: int, width: int) -> tuple[int, int]:
+    new_width, new_height = Preprocessing(resize, (1, 1)).resized(width, height)
     return new_height, new_width
 
 
