@@ -237,9 +237,20 @@ def test_photographs_have_the_figures_that_were_kept() -> None:
 def test_bytes_have_the_figures_that_were_kept() -> None:
     rows = {row["engine"]: row for row in kept_on_gpu("bytes")["rows"]}
     assert bytes_table.markdown(list(rows.values())) in PERFORMANCE
-    fp16, int8 = (f"{rows[name]['gpu_over_float32'] - 1:.0%}".replace("%", " %") for name in ("fp16-NHWC", "int8-NHWC"))
-    assert f"costs {fp16} of the GPU's time in fp16" in " ".join(PERFORMANCE.split())
-    assert f"and {int8} in int8" in " ".join(PERFORMANCE.split())
+    text = " ".join(PERFORMANCE.split())
+    more = {name: f"{row['gpu_over_float32'] - 1:.1%}".replace("%", " %") for name, row in rows.items()}
+    assert f"costs {more['fp16-NHWC']} of the GPU's time in fp16, and {more['int8-NHWC']} in int8" in text
+    assert f"for NCHW {more['fp16-NCHW']} and {more['int8-NCHW']}" in text
+    assert f"{rows['fp16-NHWC']['of_gpu_samples_per_s_float32']:.3f} of it in fp16" in text
+    assert f"{rows['int8-NHWC']['of_float32_upload_ceiling']:.2f} times what floats could reach" in text
+
+
+def test_bytes_are_within_the_projects_bounds() -> None:
+    rows = {row["engine"]: row for row in kept_on_gpu("bytes")["rows"]}
+    for layout in ("NHWC", "NCHW"):
+        assert rows[f"fp16-{layout}"]["gpu_over_float32"] <= 1.04
+        assert rows[f"fp16-{layout}"]["of_gpu_samples_per_s_float32"] >= 0.92
+        assert rows[f"int8-{layout}"]["of_float32_upload_ceiling"] >= 1.5
 
 
 def test_two_gpus_have_the_figures_that_were_kept() -> None:
