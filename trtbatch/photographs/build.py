@@ -26,7 +26,7 @@ __all__ = ["ENGINE_SUFFIX", "build_preprocessor", "is_preprocessor", "ranges_of"
 ENGINE_SUFFIX = ".pre.engine"
 
 OPT_LEVEL = 2
-"""TensorRT's builder optimization level, unless asked otherwise: its own, 3, takes twice as long, and gains nothing."""
+"""TensorRT's builder optimization level, unless asked otherwise: its own, 3, takes longer, and gained nothing."""
 
 OPT_SHARE = 1.5
 """Rows and columns of the small photographs that kernels are chosen for, as a multiple of the crop: what the crop needs
