@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ from trtbatch.photographs import decoders
 from trtbatch.photographs.decoder_worker import HEADER
 from trtbatch.photographs.decoders import are_wanted, packed_ahead
 from trtbatch.photographs.images import Skipped
-from trtbatch.photographs.operands import Packing, operands, square
+from trtbatch.photographs.operands import GROUP, Packing, operands, square
 from trtbatch.photographs.pixels import Photograph, read_ahead
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.sources import ImageSource, Sample
@@ -222,6 +223,30 @@ def test_a_tiny_ring_is_gone_round_and_what_is_too_large_is_read_here(folder_of_
     assert 0 < too_large < len(sizes), "both ways are tried"
     assert reader.here >= 3 * too_large
     assert reader.memory.in_use() == 0 and reader.locked == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("size", [(640, 480), (1024, 576)])
+def test_who_holds_two_groups_has_them_all_from_the_processes(
+    tmp_path: Path, size: tuple[int, int], workers: int
+) -> None:
+    """As a preprocessor does: a group that waits for its last, and one that goes up."""
+
+    class Large(Reader):
+        recipe = Preprocessing(256, (224, 224))
+        max_size = 4096
+
+    Image.effect_noise(size, 40).convert("RGB").save(tmp_path / "a.jpg", quality=50)
+    reader, held = Large(), deque[Photograph[Any]]()
+    for item in packed_ahead([tmp_path / "a.jpg"] * 200, [str(n) for n in range(200)], reader, workers):
+        assert isinstance(item, Photograph)
+        held.append(item)
+        if len(held) == 2 * GROUP:
+            for _ in range(GROUP):
+                held.popleft().release()
+    for each in held:
+        each.release()
+    assert reader.here == 0 and reader.locked == []
 
 
 def test_a_large_file_is_left_undecoded(tmp_path: Path) -> None:

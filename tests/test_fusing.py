@@ -38,7 +38,9 @@ def bytes_for(path: Path, count: int, seed: int = 0) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
-def test_the_fused_file_agrees_with_the_one_that_it_was_made_from(exported: Path, tmp_path: Path, layout: Any) -> None:
+def test_the_fused_file_agrees_with_the_one_that_it_was_made_from(
+    exported: Path, tmp_path: Path, layout: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = load(exported, "onnx")
     fused = fuse(source, layout, tmp_path)
     spec, recipe = fused.sidecar.inputs[0], fused.sidecar.preprocessing
@@ -55,6 +57,8 @@ def test_the_fused_file_agrees_with_the_one_that_it_was_made_from(exported: Path
     assert np.array_equal(recipe.normalise_batch(images), floats)
     again = fuse(source, layout, tmp_path)
     assert again.sidecar.created == fused.sidecar.created  # found, not made
+    monkeypatch.setattr("trtbatch.fusing._is_looked_up", lambda path: False)  # as an earlier release wrote it
+    assert fuse(source, layout, tmp_path).sidecar.created != fused.sidecar.created
 
 
 def test_a_prefix_in_half_precision_stays_near(exported: Path, tmp_path: Path) -> None:

@@ -86,6 +86,9 @@ class Stream:
 
     record = close = synchronize
 
+    def has_come(self) -> bool:
+        return True
+
 
 class PlaneCopy:
     def __init__(self, memory: Memory) -> None:
@@ -340,6 +343,16 @@ def test_what_is_made_ready_before_is_there(opened: Made) -> None:
     assert all(np.array_equal(rows[i], wanted(made.record, engine, pixels)) for i, pixels in enumerate(given))
 
 
+def test_reopened_it_begins_anew(opened: Made) -> None:
+    made, engine = opened
+    for pixels in shots(3, 300):
+        made(made.prepare(pixels, np.empty(made.beside, np.uint8)), Rows(engine, 1).address(0))
+    made.done(made.events())
+    made.close()
+    made.open()
+    assert (made._next, made._side) == (0, 0)
+
+
 def test_what_is_large_goes_alone(opened: Made) -> None:
     made, engine = opened
     pixels = np.random.default_rng(0).integers(0, 256, (GROUP_SIDE + 200, GROUP_SIDE + 200, 3), np.uint8)
@@ -395,8 +408,8 @@ def laid(made: TensorRTPreprocessor, shots: Sequence[NDArray[np.uint8]], tmp_pat
     for index, pixels in enumerate(shots):
         file = tmp_path / f"{index}.png"
         Image.fromarray(pixels).save(file)
-        begin, largest = end, made.beside + pixels.size - (not whole)
-        maker = _PackedMaker(Order("packed", made.recipe, memory.size, largest, made.max_size))
+        begin, most = end, made.beside + pixels.size - (not whole)
+        maker = _PackedMaker(Order("packed", made.recipe, memory.size, memory.size, most, made.max_size))
         (read,) = maker.read([file])
         at, where = maker.lay(read, place)
         assert (where.pitch > 3 * where.width) <= whole

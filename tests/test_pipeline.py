@@ -28,7 +28,7 @@ from trtbatch.batches import Profile
 from trtbatch.errors import ExecutionError, InputError
 from trtbatch.files import sidecar_path
 from trtbatch.infer import InferRequest, InferResult, predict
-from trtbatch.pipeline import SPARE, SWITCH, Batch, Pipeline, executed_size
+from trtbatch.pipeline import SPARE, SWITCH, Batch, Pipeline, _Turns, executed_size
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import encode
 from trtbatch.sinks import open_sink
@@ -213,6 +213,41 @@ def test_threads_take_turns_often_while_any_runs() -> None:
         assert sys.getswitchinterval() == pytest.approx(SWITCH)
         assert len(list(first)) == 3
     assert sys.getswitchinterval() == before
+    turns = _Turns()
+    turns.end()  # which hasn't begun
+    turns.begin()
+    assert sys.getswitchinterval() == pytest.approx(SWITCH)
+    turns.end()
+    turns.end()
+    assert sys.getswitchinterval() == before
+
+
+@pytest.mark.parametrize("broken", ["warm", "lock"])
+def test_a_preprocessor_that_can_not_begin_is_closed(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    class Broken:
+        def __getattr__(self, name: str) -> Any:
+            def call(*given: Any) -> None:
+                told.append(name)
+                if name == broken:
+                    raise ExecutionError("out of memory", "free some")
+
+            return call
+
+    class Waiting:
+        def page_lock(self, lock: Callable[..., Any]) -> None:
+            lock(None)
+
+    names = [str(number) for number in range(8)]
+    source = ImageSource([Path(name) for name in names], names, INPUT, Preprocessing(8, (8, 8)), workers=1)
+    source.processes, source.team = True, Waiting()  # type: ignore[assignment]
+    with (
+        pytest.raises(ExecutionError, match="out of memory"),
+        pipeline(HandSession(), source, preprocessor=Broken()) as all_of_it,
+    ):
+        list(all_of_it)
+    assert told[0] == "open" and told[-2:] == [broken, "close"]
 
 
 def test_the_last_batch_does_not_wait_for_the_end_of_the_readers() -> None:

@@ -29,7 +29,7 @@ from trtbatch.infer import beside
 from trtbatch.notes import LOGGER
 from trtbatch.photographs import resample
 from trtbatch.photographs.build import ranges_of, specs_of
-from trtbatch.photographs.operands import Packing, operands, profile_of, square, square_for
+from trtbatch.photographs.operands import Packing, operands, plan, profile_of, square
 from trtbatch.photographs.preprocessor import (
     OnnxPreprocessor,
     PreprocessorRequest,
@@ -303,9 +303,10 @@ def test_squares_are_few_and_hold_what_they_are_for(interpolation: Any) -> None:
     assert square(50, 40, 60) == 60 and square(4000, 1, 4096) == 4096 and square(2049, 2049, 3000) == 3000
     recipe = replace(IMAGENET, interpolation=interpolation)
     for height, width in ((375, 500), (500, 375), (3000, 4000), (1, 1), (9000, 9000)):
-        side = square_for(recipe, height, width)
         part = operands(recipe, np.zeros((height, width, 3), np.uint8)).image
-        assert side == square(part.shape[0], part.shape[1], 4096) and profile_of(side) == (side > 512)
+        side, known = square(part.shape[0], part.shape[1], 4096), plan(recipe, height, width)
+        assert profile_of(side) == (side > 512)
+        assert (known is None) == (height == 9000) and (known is None or known.side == side)
 
 
 def test_what_pillow_turns_round_is_resized_by_pillow(monkeypatch: pytest.MonkeyPatch) -> None:

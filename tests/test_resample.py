@@ -259,3 +259,11 @@ def test_what_32_bits_do_not_hold_is_told() -> None:
     assert not all(span.fits for span in spans(recipe, 1 << 17, 1 << 17))
     with pytest.raises(ValueError, match="no pixels"):
         spans(recipe, 0, 5)
+
+
+def test_strips_that_become_very_long_are_not_computed() -> None:
+    recipe = Preprocessing(256, (224, 224))
+    for height, width in ((1, 4095), (2, 8190)):
+        assert all(span.fits for span in spans(recipe, height, width))
+    for height, width in ((1, 4097), (2, 8200), (5000, 1), (8, 40_000)):
+        assert not all(span.fits for span in spans(recipe, height, width))

@@ -9,7 +9,7 @@ precision, so that nothing is rounded but the constants and the result.
 **Floats come out of a table**, of 256 entries that are 0 to 255. That is a cast, written so that TensorRT makes one
 kernel of the whole prefix: it hands lookups, and what follows them, to the compiler inside it (Myelin), while of a
 cast, a transpose, a subtraction and a product it makes a kernel each, and each reads and writes all images
-(``scripts/prefix_table.py`` compares the ways).
+(``scripts/prefix_table.py`` compares the ways). ONNX Runtime takes longer for a lookup than for a cast, on the CPU.
 """
 
 from __future__ import annotations
@@ -123,7 +123,12 @@ def _found(target: Path, source: Artifact, layout: Layout) -> Artifact | None:
         raise UsageError(f"{target} is in the way: it was exported so", f"build that: trtbatch build {target}")
     recipe = artifact.sidecar.preprocessing
     same = recipe is not None and recipe.fused == layout and artifacts.still_made_from(artifact, source)
-    return artifact if same else None
+    return artifact if same and _is_looked_up(artifact.path) else None
+
+
+def _is_looked_up(path: Path) -> bool:
+    """Whether a fused file's prefix is written as this release writes it."""
+    return any(node.name == f"{PREFIX}/Gather" for node in load_onnx(path).graph.node)
 
 
 def _is_fused(sidecar: Sidecar) -> bool:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ from trtbatch.errors import InputError
 from trtbatch.photographs.codec import DecodingDevice, JpegDecoder
 from trtbatch.photographs.decoders import PackedReader, are_wanted, packed_ahead
 from trtbatch.photographs.gpudecoding import PlaneReader, decoded_ahead
-from trtbatch.photographs.pixels import read_ahead
+from trtbatch.photographs.pixels import Photograph, read_ahead
 from trtbatch.sources import BlockSource, ImageSource, Skipped, Source
 from trtbatch.trace import NO_TRACE, Recorder
 
@@ -69,28 +69,26 @@ class Stopwatch:
 
 
 class _Turns:
-    """Lets threads take turns every :data:`SWITCH` seconds while any pipeline runs."""
+    """Lets threads take turns every :data:`SWITCH` seconds while any of these has begun and not ended."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._count = 0
-        self._before = 0.0
+    _lock = threading.Lock()
+    _running: ClassVar[set[_Turns]] = set()
+    _before = 0.0
 
     def begin(self) -> None:
         with self._lock:
-            if self._count == 0:
-                self._before = sys.getswitchinterval()
+            if not self._running:
+                _Turns._before = sys.getswitchinterval()
                 sys.setswitchinterval(min(self._before, SWITCH))
-            self._count += 1
+            self._running.add(self)
 
     def end(self) -> None:
+        """Once or more often, and where it hasn't begun."""
         with self._lock:
-            self._count -= 1
-            if self._count == 0:
-                sys.setswitchinterval(self._before)
-
-
-_turns = _Turns()
+            if self in self._running:
+                self._running.remove(self)
+                if not self._running:
+                    sys.setswitchinterval(self._before)
 
 
 @dataclass
@@ -267,6 +265,7 @@ class Pipeline:
         preprocessor: Preprocessor | None = None,
     ) -> None:
         self.busy = Busy()
+        self._turns = _Turns()
         self.begun = 0.0
         """When reading began, by ``time.perf_counter``: the session, its slots and the readers' memory were ready."""
         self._engine = engine
@@ -284,8 +283,8 @@ class Pipeline:
         self._runner = threading.Thread(target=self._compute, name="trtbatch-run")
 
     def __enter__(self) -> Pipeline:
+        self._turns.begin()
         try:
-            _turns.begin()
             self._runner.start()
         except BaseException:  # an interrupt, too, must not leave a thread behind
             self._end()
@@ -312,7 +311,7 @@ class Pipeline:
             self._let_go()
         finally:
             self._let_go()  # again: an interrupt between the two would leave threads that wait for ever
-            _turns.end()
+            self._turns.end()
             if self._runner.ident is not None:
                 self._runner.join()
 
@@ -553,22 +552,24 @@ class _DeviceFeed:
         self._preprocessor = preprocessor
         self._trace = trace
         preprocessor.open()
+        try:
+            self._items = _Usable(self._read(source, trace), skip, line, trace, len(source.files))
+        except BaseException:
+            preprocessor.close()
+            raise
+
+    def _read(self, source: ImageSource, trace: Recorder) -> Iterator[Photograph[Any] | Skipped]:
+        preprocessor = self._preprocessor
         if source.gpu_decode:
-            try:
-                decoder = JpegDecoder(preprocessor.device, source.decoder)
-            except BaseException:
-                preprocessor.close()
-                raise
-            items = decoded_ahead(source.files, source.names, preprocessor, decoder, source.workers, trace)
-        elif are_wanted(len(source.files), source.processes):
+            decoder = JpegDecoder(preprocessor.device, source.decoder)
+            return decoded_ahead(source.files, source.names, preprocessor, decoder, source.workers, trace)
+        if are_wanted(len(source.files), source.processes):
             preprocessor.warm()  # while the processes load what they need
             if source.team is not None:
                 source.team.page_lock(preprocessor.lock)
-            items = packed_ahead(source.files, source.names, preprocessor, source.workers, trace, team=source.team)
-        else:
-            prepare, beside, arena = preprocessor.prepare, preprocessor.beside, preprocessor.arena
-            items = read_ahead(source.files, source.names, prepare, beside, arena, source.workers, trace)
-        self._items = _Usable(items, skip, line, trace, len(source.files))
+            return packed_ahead(source.files, source.names, preprocessor, source.workers, trace, team=source.team)
+        prepare, beside, arena = preprocessor.prepare, preprocessor.beside, preprocessor.arena
+        return read_ahead(source.files, source.names, prepare, beside, arena, source.workers, trace)
 
     def fill(self, room: _Room, size: int) -> list[str]:
         slot = cast(FillableSlot, room.slot)

@@ -42,8 +42,8 @@ from numpy.typing import NDArray
 from trtbatch.errors import InputError
 from trtbatch.photographs.arena import aligned
 from trtbatch.photographs.codec import plain_jpeg
-from trtbatch.photographs.decoding import decode, decode_plain, plain_size, read_bytes, read_sample
-from trtbatch.photographs.operands import MAX_SIZE, Packing, Plan, band, make_sides, operands, plan, square
+from trtbatch.photographs.decoding import decode, decode_by_pillow, decode_plain, plain_size, read_bytes, read_sample
+from trtbatch.photographs.operands import MAX_SIZE, Lines, Packing, Plan, band, make_sides, operands, plan, square
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import decode as decode_record
 
@@ -110,6 +110,7 @@ class Order:
             them the photograph, or no more than the part that is needed; ``sample``: what the recipe makes.
         ring: bytes of photographs in the ring, a multiple of 256.
         largest: bytes of the largest one that is put there; an eighth of the ring always finds room in time.
+        whole: bytes of the largest photograph that is decoded there; of a larger one the part that is needed is copied.
         max_size: of the preprocessor, for ``packed``.
         dtype: of the model's input, for ``sample``.
         max_pixels, truncated: Pillow's ``MAX_IMAGE_PIXELS`` and ``LOAD_TRUNCATED_IMAGES``.
@@ -119,6 +120,7 @@ class Order:
     recipe: Preprocessing
     ring: int
     largest: int
+    whole: int = 0
     max_size: int = MAX_SIZE
     dtype: str = "float32"
     max_pixels: int | None = None
@@ -369,34 +371,36 @@ class _PackedMaker:
 
     def _planned(self, files: Sequence[_Read]) -> list[_Read]:
         """With plans for those whose size can be seen undecoded, and that aren't refused for it."""
-        recipe, limit, most = self._order.recipe, self._order.max_pixels, self._order.max_size
+        recipe, most = self._order.recipe, self._order.max_size
         sizes = [None if isinstance(each.data, InputError) else plain_size(each.data) for each in files]
-        allowed = [size if size and (limit is None or size[0] * size[1] <= limit) else None for size in sizes]
-        make_sides(recipe, filter(None, allowed), most)
-        small = (size if size and 0 < min(size) <= most else None for size in allowed)
+        small = [size if size and 0 < min(size) <= most else None for size in sizes]
+        make_sides(recipe, filter(None, small), most)
         return [each._replace(plan=size and plan(recipe, *size, most)) for each, size in zip(files, small)]
 
     def lay(self, file: _Read, place: _Placer) -> tuple[int, Place]:
-        """Where the whole photograph has room it is decoded there: a copy costs a tenth of decoding."""
-        data, begin = file.data, self._packing.bytes
+        """A photograph that isn't large is decoded there: a copy costs a tenth of decoding."""
+        data, begin, known = file.data, self._packing.bytes, file.plan
         if isinstance(data, InputError):
             raise data
-        if len(data) > _LARGE_FILE:
+        if known is not None:
+            self._leave(known.rows, known.columns)
+        elif len(data) > _LARGE_FILE:
             self._leave_large(data)
         at, there = 0, np.empty(0, np.uint8)
 
         def room(count: int) -> Bytes:
             nonlocal at, there
-            if begin + count > self._order.largest:
+            if begin + count > self._order.whole:
+                there = np.empty(0, np.uint8)
                 return self._room(count)
             at, there = place(begin + count)
             return there[begin:]
 
-        known, pixels = file.plan, None
-        if known is not None:
-            pixels = decode_plain(data, known.size, room)
-        if pixels is None:
+        if known is None:
             pixels = decode(data, room)
+        else:
+            plain = decode_plain(data, known.size, room)
+            pixels = decode_by_pillow(data, room) if plain is None else plain
         if known is not None and known.size == pixels.shape[:2]:
             given, side = known.operands(pixels), known.side
         else:
@@ -423,10 +427,13 @@ class _PackedMaker:
         except Exception:  # decoding says better what is wrong
             return
         if found is not None:
-            rows, columns = found
-            count = 3 * (rows.end - rows.first) * (columns.end - columns.first)
-            if self._packing.bytes + count > self._order.largest:
-                raise _LeftError
+            self._leave(*found)
+
+    def _leave(self, rows: Lines, columns: Lines) -> None:
+        """Leave a photograph to the parent whose part is too large."""
+        count = 3 * (rows.end - rows.first) * (columns.end - columns.first)
+        if self._packing.bytes + count > self._order.largest:
+            raise _LeftError
 
     def _room(self, count: int) -> Bytes:
         if count > self._scratch.size:

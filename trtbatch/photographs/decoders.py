@@ -85,6 +85,10 @@ _SHARE = 8
 """One photograph has at most such a part of a ring: some are uploaded beside the next, and some room is lost at the
 ring's end."""
 
+_WHOLE_SHARE = 40
+"""A photograph that is decoded in a ring has at most such a part of it: a group of sixteen may wait for its last while
+the next sixteen are made, and some room is lost at the ring's end."""
+
 _SAMPLE_SHARE = 4
 """The same of a sample, which is copied before the next is asked for."""
 
@@ -193,8 +197,8 @@ class Team:
 
 def packed_team(recipe: Preprocessing, max_size: int, workers: int, ring: int = RING_BYTES) -> Team:
     """Processes for :func:`packed_ahead`, of a preprocessor with this recipe and size."""
-    ring = aligned(ring)
-    return Team(Order("packed", recipe, ring, ring // _SHARE, max_size), workers)
+    ring = aligned(ring if workers > 1 else 2 * ring)  # of one process there are two groups
+    return Team(Order("packed", recipe, ring, ring // _SHARE, ring // _WHOLE_SHARE, max_size), workers)
 
 
 def sample_team(recipe: Preprocessing, dtype: str, workers: int, ring: int = RING_BYTES) -> Team:

@@ -22,7 +22,7 @@ from trtbatch.photographs.codec import segments
 from trtbatch.photographs.images import open_image, plain, unusable
 from trtbatch.preprocessing import Preprocessing, orientation_of
 
-__all__ = ["decode", "decode_plain", "plain_size", "read_bytes", "read_pixels", "read_sample"]
+__all__ = ["decode", "decode_by_pillow", "decode_plain", "plain_size", "read_bytes", "read_pixels", "read_sample"]
 
 Pixels = NDArray[np.uint8]
 
@@ -96,12 +96,14 @@ def decode(data: bytes, room: Room | None = None) -> Pixels:
     Raises:
         InputError: as :func:`read_pixels`.
     """
-    pixels = _decoded_jpeg(data, room) if data.startswith(_JPEG) else None
-    if pixels is None:
-        pixels = np.asarray(Preprocessing.rgb(open_image(data)))
-        if room is not None:
-            pixels = _placed(pixels, room)
-    return pixels
+    pixels = _decoded_jpeg(data, room)
+    return decode_by_pillow(data, room) if pixels is None else pixels
+
+
+def decode_by_pillow(data: bytes, room: Room | None = None) -> Pixels:
+    """The same, whatever simplejpeg could make of it."""
+    pixels = np.asarray(Preprocessing.rgb(open_image(data)))
+    return pixels if room is None else _placed(pixels, room)
 
 
 def _placed(pixels: Pixels, room: Room) -> Pixels:

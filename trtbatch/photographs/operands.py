@@ -36,7 +36,6 @@ __all__ = [
     "plan",
     "profile_of",
     "square",
-    "square_for",
 ]
 
 MAX_SIZE = 4096
@@ -185,16 +184,6 @@ def square(rows: int, columns: int, most: int) -> int:
 def profile_of(side: int) -> int:
     """Which of an engine's profiles a square is for: small ones in groups, large ones alone."""
     return 0 if side <= GROUP_SIDE else 1
-
-
-def square_for(recipe: Preprocessing, height: int, width: int, max_size: int = MAX_SIZE) -> int:
-    """Rows and columns of the square for a photograph ``(height, width, 3)``.
-
-    Raises:
-        ValueError: a side without pixels.
-    """
-    rows, columns = band(recipe, height, width, max_size) or _lines(_unresized(recipe), *recipe.crop)
-    return square(rows.end - rows.first, columns.end - columns.first, max_size)
 
 
 class Packing:

@@ -86,6 +86,9 @@ class Side:
         return self.starts.nbytes + self.taps.nbytes
 
 
+MOST_SIDE = 1 << 20
+"""Pixels of a side are below, before and after: twice as many are multiplied by 2¹⁰ in 32 bits."""
+
 MOST_PRODUCT = 1 << 23
 """Twice the sum of a line's integers is below; they are multiplied by up to 2⁷ in 32 bits."""
 
@@ -132,7 +135,8 @@ def _span(size: int, new_size: int, crop: int) -> Span:
     integers = size, new_size, shift, end - first, max(-offset, 0) - 1, min(new_size - offset, crop)
     weights = 2 * max(size, new_size) * (size // new_size + 2)
     places = 2 * max((2 * crop + 1) * size, (2 * (end - first) + 1) * new_size)
-    return Span(first, end, integers, weights < MOST_PRODUCT and places < 1 << 31)
+    fits = max(size, new_size) < MOST_SIDE and weights < MOST_PRODUCT and places < 1 << 31
+    return Span(first, end, integers, fits)
 
 
 def _bilinear(x: Floats) -> Floats:

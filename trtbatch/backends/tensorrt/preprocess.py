@@ -68,7 +68,7 @@ class Laid(NamedTuple):
     """A photograph as a process lays it (:class:`trtbatch.photographs.decoder_worker.Place`).
 
     Args:
-        memory: where it lies, and others; page-locked.
+        memory: where it lies, and others; page-locked where it could be.
         at: bytes before it.
     """
 
@@ -224,6 +224,9 @@ class TensorRTPreprocessor:
         self._next = (self._next + 1) % len(self._lanes)
         lane.settle()
         lane.run(group, side)
+        for other in self._lanes:
+            if other is not lane and other.is_uploaded():
+                other.settle()
 
     def sample(self, pixels: NDArray[np.uint8]) -> Array:
         """The sample of a photograph ``(H, W, 3)`` uint8, on the host; waits for it.
@@ -272,6 +275,7 @@ class TensorRTPreprocessor:
             while self._lanes:  # none may outlive the block: what it has on the GPU goes with it
                 steps.callback(self._lanes.pop().close)
             self._positions = None
+            self._next = self._side = 0
             for given in self._waiting:
                 steps.callback(given.release)
             self._waiting = []
@@ -333,6 +337,10 @@ class _Lane:
         self._staged = {name: block.reshape(GROUP, -1) for name, block in zip(small, self._blocks)}
         """Of a group what is small, on its way up."""
         self._activations = self._device.memory(engine.activation_bytes)
+
+    def is_uploaded(self) -> bool:
+        """Whether the last group's memory isn't needed any more."""
+        return self._uploaded.has_come()
 
     def settle(self) -> None:
         """Wait until the last group is uploaded, and give its memory back."""
