@@ -22,7 +22,7 @@ from trtbatch.files import sidecar_path
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import encode
 
-__all__ = ["PHOTOS", "ROOT", "child_environment", "needs_export", "run_process"]
+__all__ = ["PHOTOS", "ROOT", "child_environment", "needs_export", "run_process", "untold"]
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -160,3 +160,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report = yield
     report.sections = [(title, text.encode("utf-8", "backslashreplace").decode()) for title, text in report.sections]
     return report
+
+
+def untold(told: str) -> list[str]:
+    """Lines of standard error that aren't trtbatch's."""
+    ours = ("note: ", "warning: ", "error: ", "fix: ")
+    return [line for line in told.splitlines() if not line.startswith(ours)]

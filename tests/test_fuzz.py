@@ -34,7 +34,9 @@ mutations = st.lists(
 def fuzzed(examples: int) -> settings:
     """The same examples each time, so that a failure on one machine is one on all."""
     quiet = [HealthCheck.function_scoped_fixture]
-    return settings(max_examples=examples, deadline=None, database=None, derandomize=True, suppress_health_check=quiet)
+    return settings(
+        max_examples=-(-examples // 2), deadline=None, database=None, derandomize=True, suppress_health_check=quiet
+    )
 
 
 def mutated(data: bytes, changes: list[Mutation]) -> bytes:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests import test_readme
-from tests.conftest import COMMANDS, needs_export, run_process
+from tests.conftest import COMMANDS, needs_export, run_process, untold
 from tests.pages import PAGES, Command, Section, commands, is_synopsis, sections
 from trtbatch import optional
 from trtbatch.backends import tensorrt
@@ -82,6 +82,8 @@ def run(command: Command, cwd: Path) -> None:
     allowed = (1, 2) if command.fails else (0, 1) if free else (0,)
     assert done.returncode in allowed, (command.line, printed)
     assert command.fails or "error:" not in done.stderr
+    if "--ray" in command.line:
+        assert untold(done.stderr) == [], "Ray itself says nothing"
     if OBSTACLE is not None and command.line not in OF_THE_MACHINE:  # what is shown is of ONNX Runtime
         for words in wording(command.shown):
             assert words in printed, (command.line, words, printed)

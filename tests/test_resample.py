@@ -76,7 +76,7 @@ def in_floats(matrix: NDArray[np.float32], pixels: Pixels) -> Pixels:
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(SIZES, SIZES, st.integers(1, 300), st.integers(1, 300), st.sampled_from(FILTERS))
 @example(1, 1, 224, 224, "lanczos")
 @example(600, 1200, 100, 200, "bilinear")

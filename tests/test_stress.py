@@ -90,7 +90,7 @@ def interrupted(line: list[object], cwd: Path, seconds: float, number: signal.Si
 
 @pytest.mark.parametrize("kind", ["build", "infer"])
 def test_ctrl_c_at_any_moment_leaves_nothing(kind: str, engine: Path, folder: Path) -> None:
-    """Ten random moments each; a run that ended before its interrupt is not a failure."""
+    """Six random moments each; a run that ended before its interrupt is not a failure."""
     generator = random.Random(7)
     models.deep(folder / "deep.onnx")
     lines: dict[str, list[object]] = {
@@ -98,7 +98,7 @@ def test_ctrl_c_at_any_moment_leaves_nothing(kind: str, engine: Path, folder: Pa
         "infer": ["infer", engine, "--input", "random", "--count", "200000", "--output", "out/p.csv"],
     }
     ended = 0
-    for _ in range(10):
+    for _ in range(6):
         seconds = generator.uniform(0.5, 2.0)
         code, stderr = interrupted(lines[kind], folder, seconds, signal.SIGINT)
         assert code in (0, 130), (seconds, stderr)
@@ -110,7 +110,7 @@ def test_ctrl_c_at_any_moment_leaves_nothing(kind: str, engine: Path, folder: Pa
             assert left == [], seconds
         for path in out.iterdir() if out.is_dir() else []:
             path.unlink()
-    assert ended >= 5, "hardly an interrupt came in time: nothing was tested"
+    assert ended >= 3, "hardly an interrupt came in time: nothing was tested"
 
 
 def test_two_builds_of_the_same_target_at_once(folder: Path) -> None:
