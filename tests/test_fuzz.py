@@ -34,9 +34,7 @@ mutations = st.lists(
 def fuzzed(examples: int) -> settings:
     """The same examples each time, so that a failure on one machine is one on all."""
     quiet = [HealthCheck.function_scoped_fixture]
-    return settings(
-        max_examples=-(-examples // 2), deadline=None, database=None, derandomize=True, suppress_health_check=quiet
-    )
+    return settings(max_examples=examples, deadline=None, database=None, derandomize=True, suppress_health_check=quiet)
 
 
 def mutated(data: bytes, changes: list[Mutation]) -> bytes:
@@ -83,7 +81,7 @@ def samples(folder: Path) -> Path:
     return folder / "x.npy"
 
 
-@fuzzed(280)
+@fuzzed(140)
 @given(changes=mutations)
 def test_mutated_sidecars(engine: Path, samples: Path, changes: list[Mutation]) -> None:
     beside = sidecar_path(engine)
@@ -91,7 +89,7 @@ def test_mutated_sidecars(engine: Path, samples: Path, changes: list[Mutation]) 
         run("infer", engine, "--input", samples)
 
 
-@fuzzed(200)
+@fuzzed(100)
 @given(data=st.data())
 def test_sidecars_with_other_values(engine: Path, samples: Path, data: st.DataObject) -> None:
     """Well-formed JSON, one value of it exchanged for another."""
@@ -122,7 +120,7 @@ def places(value: Any) -> Any:
             yield from places(value[key])
 
 
-@fuzzed(240)
+@fuzzed(120)
 @given(changes=mutations)
 def test_mutated_onnx_files(folder: Path, changes: list[Mutation]) -> None:
     path = folder / "m.onnx"
@@ -137,7 +135,7 @@ def original(folder: Path) -> bytes:
     return keep.read_bytes()
 
 
-@fuzzed(200)
+@fuzzed(100)
 @given(changes=mutations)
 def test_mutated_engines(engine: Path, samples: Path, changes: list[Mutation]) -> None:
     with altered(engine, mutated(engine.read_bytes(), changes)):
