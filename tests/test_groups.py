@@ -98,21 +98,6 @@ class PlaneCopy:
         for row, line in enumerate(pixels):
             self._memory.at(address + row * pitch, line.size)[...] = line.ravel()
 
-    def lines(
-        self,
-        memory: NDArray[np.uint8],
-        from_pitch: int,
-        count: int,
-        rows: int,
-        address: int,
-        pitch: int,
-        stream: Any,
-    ) -> None:
-        for row in range(rows):
-            at = row * from_pitch
-            assert at + count <= memory.size
-            self._memory.at(address + row * pitch, count)[...] = memory[at : at + count]
-
     def across(self, plane: Plane, address: int, pitch: int, stream: Any) -> None:
         count = 3 * plane.width
         for row in range(plane.height):

@@ -98,6 +98,10 @@ def operands(recipe: Preprocessing, pixels: NDArray[np.uint8], max_size: int = M
 
         pixels = recipe.pixels(Image.fromarray(np.ascontiguousarray(pixels)))
         rows, columns = _lines(_unresized(recipe), *recipe.crop)
+    return _needed(pixels, rows, columns)
+
+
+def _needed(pixels: NDArray[np.uint8], rows: Lines, columns: Lines) -> Operands:
     return Operands(pixels[rows.first : rows.end, columns.first : columns.end], rows, columns)
 
 
@@ -142,8 +146,7 @@ class Plan(NamedTuple):
 
     def operands(self, pixels: NDArray[np.uint8]) -> Operands:
         """Those of a photograph of this size."""
-        rows, columns = self.rows, self.columns
-        return Operands(pixels[rows.first : rows.end, columns.first : columns.end], rows, columns)
+        return _needed(pixels, self.rows, self.columns)
 
 
 def plan(recipe: Preprocessing, height: int, width: int, max_size: int = MAX_SIZE) -> Plan | None:
@@ -198,9 +201,8 @@ class Packing:
 
     def __init__(self, record: _Described) -> None:
         recipe, lines = record.recipe, 2 * max(record.recipe.crop)
-        self._is_computed = is_computed(recipe)
         self.arrays: dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
-        if self._is_computed:
+        if is_computed(recipe):
             self.arrays = {"sides": ((2, 1, 6), np.dtype(np.int32))}
         else:
             taps = most_taps(recipe, record.max_size) + 2  # a zero on either side

@@ -246,10 +246,9 @@ def _matrices(graph: _Graph, record: PreprocessorRecord) -> list[str]:
     the upper halves, then the lower ones."""
     crop = record.recipe.crop
     lines = max(crop)
-    made = _computed(graph, lines) if is_computed(record.recipe) else [_looked_up(graph, Packing(record))]
+    both = _computed(graph, lines) if is_computed(record.recipe) else _looked_up(graph, Packing(record))
     if crop[0] == crop[1]:
-        return graph.split(graph.add("Concat", *made, axis=2) if len(made) > 1 else made[0], 1, 2)
-    both = graph.add("Concat", *made, axis=2) if len(made) > 1 else made[0]
+        return graph.split(both, 1, 2)
     matrices = []
     for count, side in zip(crop, graph.split(both, 1, 2)):
         halves = graph.halves(side, 2, lines)
@@ -270,8 +269,8 @@ def _int(value: int) -> NDArray[np.int32]:
     return np.array(value, np.int32)
 
 
-def _computed(graph: _Graph, lines: int) -> list[str]:
-    """Upper and lower halves of bilinear coefficients, in integers of 32 bits.
+def _computed(graph: _Graph, lines: int) -> str:
+    """Upper halves of bilinear coefficients, then the lower ones, made in integers of 32 bits.
 
     A coefficient is the quotient of two integers (:mod:`trtbatch.photographs.resample`), to 22 bits and rounded half
     up: 10 bits, the next 6 of what is left, and 6 more.
@@ -298,7 +297,7 @@ def _computed(graph: _Graph, lines: int) -> list[str]:
     one = float(1 << LOW_BITS)
     carry = add("Floor", add("Mul", add("Add", floats, one / 2), 1 / one))
     upper = add("Add", add("Cast", high, to=onnx.TensorProto.FLOAT), carry)
-    return [upper, add("Sub", floats, add("Mul", carry, one))]
+    return add("Concat", upper, add("Sub", floats, add("Mul", carry, one)), axis=2)
 
 
 def _divided(graph: _Graph, value: str, by: str) -> tuple[str, str]:

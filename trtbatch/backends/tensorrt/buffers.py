@@ -305,20 +305,6 @@ class PlaneCopy:
         self._copy.set_src_host(pixels)
         self._run(pixels.shape, pixels.strides[0], address, pitch, stream)
 
-    def lines(
-        self,
-        memory: NDArray[np.uint8],
-        from_pitch: int,
-        count: int,
-        rows: int,
-        address: int,
-        pitch: int,
-        stream: Stream,
-    ) -> None:
-        """Host to device, ordered on the stream: rows of `count` bytes, from flat memory that begins with the first."""
-        self._copy.set_src_host(memory)
-        self._run((rows, count, 1), from_pitch, address, pitch, stream)
-
     def across(self, plane: Plane, address: int, pitch: int, stream: Stream) -> None:
         """Device to device, the same way."""
         self._copy.set_src_device(plane.address)

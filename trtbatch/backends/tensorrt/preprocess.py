@@ -389,9 +389,9 @@ class _Lane:
     def _upload(self, given: Prepared | Laid, index: int, address: int, pitch: int) -> None:
         """Upload a photograph's pixels to the corner of its square, and what belongs to it and isn't small."""
         if isinstance(given, Laid):
-            start = given.at + self._packing.bytes + given.offset
-            pixels = given.memory[start : start + (given.height - 1) * given.pitch + 3 * given.width]
-            self._copy.lines(pixels, given.pitch, 3 * given.width, given.height, address, pitch, self.stream)
+            shape, start = (given.height, given.width, 3), given.at + self._packing.bytes + given.offset
+            pixels: NDArray[np.uint8] = np.ndarray(shape, np.uint8, given.memory, start, (given.pitch, 3, 1))
+            self._copy.up(pixels, address, pitch, self.stream)
             packed = given.memory[given.at : given.at + self._packing.bytes]
         else:
             packed = given.packed
