@@ -71,6 +71,10 @@ class HandSlot:
         self._now = self._memory[: batch * WIDTH].reshape(batch, WIDTH)
         return {"input": self._now}
 
+    def warm(self, batch: int) -> None:
+        self._session.check_thread()
+        self._session.warmed.append(batch)
+
     def submit(self) -> None:
         self._number = self._session.tell("submit")
 
@@ -96,6 +100,7 @@ class HandSession:
         self.slots = 0
         self.most_in_flight = 0
         self.asked: list[bool] = []
+        self.warmed: list[int] = []
         self._on = on
         self._thread: int | None = None
 

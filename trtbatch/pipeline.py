@@ -38,7 +38,7 @@ from trtbatch.photographs.pixels import Photograph, read_ahead
 from trtbatch.sources import BlockSource, ImageSource, Skipped, Source
 from trtbatch.trace import NO_TRACE, Recorder
 
-__all__ = ["Batch", "Busy", "Pipeline", "Stopwatch", "executed_size"]
+__all__ = ["Batch", "Busy", "Pipeline", "Stopwatch", "executed_size", "foreseen"]
 
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -336,6 +336,7 @@ class Pipeline:
 
     def _make_rooms(self, session: Session) -> None:
         needed = -(-self._source.total // min(self._sizes))
+        rooms: list[_Room] = []
         for _ in range(max(1, min(session.in_flight + SPARE, needed))):
             slot = session.slot()
             inputs = slot.prepare(self._largest)
@@ -345,7 +346,12 @@ class Pipeline:
                     _write(inputs[spec.name], self._source.constants[spec.name], spec, "the input")
                 else:
                     rows[spec.name] = np.moveaxis(inputs[spec.name], spec.batch_axis, 0)
-            self._line.free.put(_Room(slot, rows))
+            rooms.append(_Room(slot, rows))
+        for number, samples in foreseen(self._source.total, self._sizes, len(rooms)):
+            rooms[number % len(rooms)].slot.warm(executed_size(samples, self._profiles))
+        for room in rooms:
+            room.slot.prepare(self._largest)
+            self._line.free.put(room)
 
     def _run_all(self, session: Session) -> None:
         """Keep as many batches in flight as keep the device busy; results aren't held back for a slow reader."""
@@ -415,6 +421,28 @@ class Pipeline:
         if isinstance(source, BlockSource):
             return _BlockFeed(source, specs)
         return _RowFeed(source, specs, self._skip, self._line, trace)
+
+
+def foreseen(total: int, sizes: Sequence[int], first: int) -> list[tuple[int, int]]:
+    """Number and samples of the first batches, and of the last one, where all of `total` inputs can be used.
+
+    Args:
+        sizes: that batches have in turn.
+        first: how many.
+    """
+    found, left = list[tuple[int, int]](), total
+    for number, size in zip(range(first), itertools.cycle(sizes)):
+        if left > 0:
+            found.append((number, min(left, size)))
+        left -= size
+    if left > 0:
+        turns = (total - 1) // sum(sizes)
+        number, left = turns * len(sizes), total - turns * sum(sizes)
+        for size in sizes:
+            if left <= size:
+                return [*found, (number, left)]
+            number, left = number + 1, left - size
+    return found
 
 
 def executed_size(count: int, profiles: Sequence[Profile]) -> int:

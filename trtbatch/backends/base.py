@@ -88,6 +88,14 @@ class Slot(Protocol):
             ExecutionError: out of memory.
         """
 
+    def warm(self, batch: int) -> None:
+        """Make what the first batch of this size takes, before it comes; its inputs may be overwritten on the GPU.
+
+        Raises:
+            ProfileError: no profile holds the batch.
+            ExecutionError: out of memory, or the run failed.
+        """
+
     def submit(self) -> None:
         """Start running the batch last prepared: upload, compute, download. :meth:`wait` before its next use.
 

@@ -390,6 +390,9 @@ class OnnxRuntimeSlot:
             self._seen.clear()
         return memory[:count].view(dtype).reshape(shape)
 
+    def warm(self, batch: int) -> None:
+        """Nothing: what a first batch takes more than the next is its computing."""
+
     def submit(self) -> None:
         assert self._now is not None, "prepare a batch first"
         run_bound(self._session, self._now.binding)

@@ -571,12 +571,11 @@ class _Crew(Generic[T]):
         self._traced = job.trace is not NO_TRACE
 
     def start(self) -> None:
-        """Take the processes, and hand out tasks at once."""
+        """Take the processes; each gets tasks when it says that it has started."""
         self._team = self._job.start()
         if not self._team.can_be_locked:  # which was said
             self._lock = None
         started = [self._add() for _ in range(self._count)]
-        self._hand_out()
         rings = [worker.ring for worker in started if worker is not None and not worker.ring.is_locked]
         if self._lock is not None and rings:  # which takes some hundredths of a second each, and they have begun
             self._locker = threading.Thread(target=self._lock_all, args=(rings,), name="trtbatch-page-lock")
@@ -605,6 +604,8 @@ class _Crew(Generic[T]):
         while tasks and tasks[0].is_done and tasks[0].given == len(tasks[0].items):
             tasks.popleft()
         self._hand_out()
+        while not tasks and self._next < len(self._job.files):
+            self.wait()  # until a process has started, or none is left
         if not tasks:
             return None
         self._job.budget.waits_for(tasks[0].first)
@@ -620,6 +621,8 @@ class _Crew(Generic[T]):
         if self._receive(_PATIENCE if self._is_patient else 50 * _PATIENCE):
             self._is_patient = True
             self._hand_out()
+            return
+        if not self._tasks:
             return
         self._is_patient = False  # said once: it is still so the next time
         first = self._tasks[0]
@@ -684,7 +687,8 @@ class _Crew(Generic[T]):
     def _hand_out(self) -> None:
         for depth in range(TASKS):
             for worker in self._workers.values():
-                if len(worker.tasks) == depth and not (depth and worker.tasks[0][0].alone):
+                # One that starts later than the others would keep them waiting for its first photographs.
+                if worker.has_begun and len(worker.tasks) == depth and not (depth and worker.tasks[0][0].alone):
                     task = self._pending(is_idle=depth == 0)
                     if task is not None:
                         end = task.next + 1 if task.alone else task.end

@@ -210,9 +210,14 @@ class Stream:
     def synchronize(self) -> None:
         _checked(self.driver, self._stream.synchronize)
 
-    def event(self, timed: bool = True) -> CudaEvent:
-        """An event on this stream; one that isn't `timed` costs less."""
-        return CudaEvent(self.driver, self._stream, timed)
+    def event(self, timed: bool = True, blocking: bool = False) -> CudaEvent:
+        """An event on this stream.
+
+        Args:
+            timed: one that isn't costs less.
+            blocking: whether who waits for it leaves his core to others, and goes on some microseconds later for that.
+        """
+        return CudaEvent(self.driver, self._stream, timed, blocking)
 
     def wait_for(self, event: CudaEvent) -> None:
         """Let what is put on the stream from now on begin after the event."""
@@ -237,9 +242,12 @@ def _checked(driver: Any, wait: Callable[[], Any]) -> None:
 class CudaEvent:
     """A mark on a stream."""
 
-    def __init__(self, driver: Any, stream: Any, timed: bool = True) -> None:
+    def __init__(self, driver: Any, stream: Any, timed: bool = True, blocking: bool = False) -> None:
         self._driver = driver
-        self._event = driver.Event() if timed else driver.Event(driver.event_flags.DISABLE_TIMING)
+        flags = driver.event_flags
+        self._event = driver.Event(
+            (flags.DEFAULT if timed else flags.DISABLE_TIMING) | (flags.BLOCKING_SYNC if blocking else flags.DEFAULT)
+        )
         self._stream = stream
 
     @property

@@ -73,7 +73,7 @@ class TensorRTSlot:
         self._now: Prepared | None = None
         self._uploaded = session.uploading.event(timed=False)
         self._computed = session.computing.event(timed=False)
-        self._done = session.downloading.event(timed=False)
+        self._done = session.downloading.event(timed=False, blocking=True)
         self._shapes: dict[str, tuple[int, ...]] = {}
         """Of the outputs whose shape depends on the data, as the last run told them."""
 
@@ -240,6 +240,16 @@ class TensorRTSlot:
             return None
         session.graphs.put(prepared.number, what, graph)
         return graph
+
+    def warm(self, batch: int) -> None:
+        prepared, session = self._take(batch), self._session
+        if prepared.later:  # how much memory it takes depends on the data
+            return
+        for name, array in prepared.inputs.items():
+            self._buffers[name].fill(0, array.nbytes, session.computing)  # a model may look numbers up in a table
+        if self._graph(prepared, "kernels", session.enqueue) is None:
+            self.enqueue()
+        session.computing.synchronize()
 
     def submit(self) -> None:
         self.now.uploads.up(self._session.uploading)
