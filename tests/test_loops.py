@@ -36,6 +36,9 @@ class Lane:
     def prepare(self, batch: int) -> dict[str, Any]:
         return {}
 
+    def warm(self, batch: int) -> None:
+        return
+
     def submit(self) -> None:
         assert not self._busy, "it was waited for"
         self._busy = True

@@ -120,7 +120,7 @@ class HandSession:
         self.asked.append(cuda_graphs)
         return self
 
-    def slot(self) -> HandSlot:
+    def slot(self, spins: bool = True) -> HandSlot:
         self.slots += 1
         self.tell("slot")
         return HandSlot(self)

@@ -414,6 +414,9 @@ class Lane:
     def prepare(self, batch: int) -> dict[str, Any]:
         return {}
 
+    def warm(self, batch: int) -> None:
+        return
+
     def run(self) -> dict[str, Any]:
         self.submit()
         return self.wait()

@@ -338,7 +338,7 @@ class Pipeline:
         needed = -(-self._source.total // min(self._sizes))
         rooms: list[_Room] = []
         for _ in range(max(1, min(session.in_flight + SPARE, needed))):
-            slot = session.slot()
+            slot = session.slot(spins=not isinstance(self._source, ImageSource))  # decoding has use for every core
             inputs = slot.prepare(self._largest)
             rows: dict[str, Array] = {}
             for spec in self._inputs:

@@ -128,8 +128,12 @@ class Session(Protocol):
     def flush(self) -> Callable[[], None] | None:
         """Evicts the GPU's L2 cache, ordered before the next launch of a mode; None on the CPU."""
 
-    def slot(self) -> Slot:
-        """Another slot."""
+    def slot(self, spins: bool = True) -> Slot:
+        """Another slot.
+
+        Args:
+            spins: whether waiting for its results keeps a core busy, to go on at once.
+        """
 
     def use_profile(self, profile: int | None) -> None:
         """Run what is bound or prepared from now on on this optimization profile; None: on each batch's fastest.

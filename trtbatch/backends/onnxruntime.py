@@ -255,7 +255,7 @@ class OnnxRuntimeSession:
         refuse_no_profile(self._sidecar.profiles, profile, self._name)
         self._profile = profile
 
-    def slot(self) -> OnnxRuntimeSlot:
+    def slot(self, spins: bool = True) -> OnnxRuntimeSlot:
         return OnnxRuntimeSlot(self._session, self._inputs, self._outputs, self._refuse)
 
     def _refuse(self, batch: int) -> None:

@@ -42,8 +42,27 @@ from numpy.typing import NDArray
 from trtbatch.errors import InputError
 from trtbatch.photographs.arena import aligned
 from trtbatch.photographs.codec import plain_jpeg
-from trtbatch.photographs.decoding import decode, decode_by_pillow, decode_plain, plain_size, read_bytes, read_sample
-from trtbatch.photographs.operands import MAX_SIZE, Lines, Packing, Plan, band, make_sides, operands, plan, square
+from trtbatch.photographs.decoding import (
+    Room,
+    decode,
+    decode_by_pillow,
+    decode_plain,
+    plain_size,
+    read_bytes,
+    read_sample,
+)
+from trtbatch.photographs.operands import (
+    MAX_SIZE,
+    Lines,
+    Packing,
+    Plan,
+    band,
+    is_computed,
+    make_sides,
+    operands,
+    plan,
+    square,
+)
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import decode as decode_record
 
@@ -216,14 +235,15 @@ class _Server:
 
     def __init__(self, order: Order, maker: _Maker, ring: Bytes, inbox: _Inbox, channel: int) -> None:
         self._order = order
-        self._counters = ring[:16].view(np.uint64)
+        self._counters = ring.data[:16].cast("Q")
         self._data = ring[HEADER:]
         self._inbox = inbox
         self._channel = channel
         self._maker = maker
         self._items: list[bytes] = []
         self._words = b""
-        self._position = 0
+        self._start = self._position = 0
+        """Where the photograph at hand began to look for room, and where the next does."""
         self._waited = 0
         """Nanoseconds that the photograph at hand has waited for room."""
         self._number = 0
@@ -249,29 +269,27 @@ class _Server:
         self._items, self._words = [], b""
 
     def _one(self, file: _Read) -> bytes:
-        begun, start = time.perf_counter_ns(), self._position
-        self._waited = 0
+        begun, self._start, self._waited = time.perf_counter_ns(), self._position, 0
         kind, numbers, at = LAID, _NOWHERE, 0
-
-        def place(count: int) -> tuple[int, Bytes]:
-            self._position = start  # what was placed for this file before isn't needed
-            there = self._place(count)
-            return there, self._data[there : there + count]
-
         try:
-            at, numbers = self._maker.lay(file, place)
+            at, numbers = self._maker.lay(file, self._there)
         except InputError as error:
             words = error.problem.encode("utf-8", "surrogatepass")
-            kind, numbers, self._position = SKIPPED, Place(len(words)), start
+            kind, numbers, self._position = SKIPPED, Place(len(words)), self._start
             self._words += words
         except _LeftError:
-            kind, self._position = LEFT, start
-        ended = time.perf_counter_ns() - self._waited
-        if file.ended == file.begun:  # it was read just now
-            file = file._replace(begun=begun, ended=ended)
-        if file.ended > begun or isinstance(file.data, InputError):
+            kind, self._position = LEFT, self._start
+        ended, opened, read = time.perf_counter_ns() - self._waited, file.begun, file.ended
+        if opened == read:  # it was read just now
+            opened, read = begun, ended
+        if read > begun or isinstance(file.data, InputError):
             begun = ended  # and not decoded by itself
-        return ITEM.pack(kind, *numbers, at, self._position, file.begun, file.ended, begun, ended)
+        return ITEM.pack(kind, *numbers, at, self._position, opened, read, begun, ended)
+
+    def _there(self, count: int) -> tuple[int, Bytes]:
+        self._position = self._start  # what was placed for this file before isn't needed
+        at = self._place(count)
+        return at, self._data[at : at + count]
 
     def _place(self, count: int) -> int:
         """Where so many bytes have room; waits for it."""
@@ -286,7 +304,7 @@ class _Server:
             waiting = time.perf_counter_ns()
             self._tell()  # what is done: the parent may need it before it can release anything
             while not self._has_room(end):
-                if self._number < int(self._counters[PRESSED]):
+                if self._number < self._counters[PRESSED]:
                     raise _LeftError
                 self._inbox.pause()
             self._waited += time.perf_counter_ns() - waiting
@@ -294,7 +312,7 @@ class _Server:
         return begin % size
 
     def _has_room(self, end: int) -> bool:
-        return end - int(self._counters[RELEASED]) <= self._order.ring
+        return end - self._counters[RELEASED] <= self._order.ring
 
 
 class Place(NamedTuple):
@@ -320,18 +338,33 @@ _Placer = Callable[[int], "tuple[int, Bytes]"]
 """Gives so many bytes room in the ring, and nothing else of the file: where that is, and the memory."""
 
 
+class _Known(NamedTuple):
+    """What is known of a photograph before it is decoded: there all of it is at hand, and after that nothing.
+
+    Args:
+        size: bytes of its pixels.
+        place: of the part that is needed, where the whole is laid.
+        small: its small inputs, packed; empty where they take more bytes than can wait in a processor's caches.
+    """
+
+    plan: Plan
+    size: int
+    place: Place
+    small: bytes
+
+
 class _Read(NamedTuple):
     """A file as far as it was read before others were decoded: when that began and ended, and what came of it.
 
     Args:
-        plan: for what :func:`~trtbatch.photographs.decoding.decode_plain` makes of it.
+        known: of what :func:`~trtbatch.photographs.decoding.decode_plain` makes of it.
     """
 
     path: Path
     begun: int = 0
     ended: int = 0
     data: bytes | InputError = b""
-    plan: Plan | None = None
+    known: _Known | None = None
 
 
 class _Maker(Protocol):
@@ -375,18 +408,45 @@ class _PackedMaker:
         sizes = [None if isinstance(each.data, InputError) else plain_size(each.data) for each in files]
         small = [size if size and 0 < min(size) <= most else None for size in sizes]
         make_sides(recipe, filter(None, small), most)
-        return [each._replace(plan=size and plan(recipe, *size, most)) for each, size in zip(files, small)]
+        plans = [size and plan(recipe, *size, most) for size in small]
+        return [_Read(*each[:4], made and self._known(made)) for each, made in zip(files, plans)]
+
+    def _known(self, made: Plan) -> _Known:
+        (height, width), rows, columns = made.size, made.rows, made.columns
+        pitch = 3 * width
+        offset = rows.first * pitch + 3 * columns.first
+        place = Place(made.side, rows.end - rows.first, columns.end - columns.first, pitch, offset)
+        small = np.empty(self._packing.bytes if is_computed(self._order.recipe) else 0, np.uint8)
+        if small.size:
+            self._packing.fill(small, rows, columns)
+        return _Known(made, height * pitch, place, small.tobytes())
 
     def lay(self, file: _Read, place: _Placer) -> tuple[int, Place]:
         """A photograph that isn't large is decoded there: a copy costs a tenth of decoding."""
-        data, begin, known = file.data, self._packing.bytes, file.plan
+        data, known, begin = file.data, file.known, self._packing.bytes
         if isinstance(data, InputError):
             raise data
-        if known is not None:
-            self._leave(known.rows, known.columns)
-        elif len(data) > _LARGE_FILE:
-            self._leave_large(data)
-        at, there = 0, np.empty(0, np.uint8)
+        if known is None:
+            if len(data) > _LARGE_FILE:
+                self._leave_large(data)
+            return self._lay_slowly(data, place, decode, None)
+        if begin + known.size > self._order.whole:
+            self._leave(known.plan.rows, known.plan.columns)
+            return self._lay_slowly(data, place, decode, known.plan)
+        at, there = place(begin + known.size)
+        if decode_plain(data, known.plan.size, lambda count: there[begin:]) is None:
+            return self._lay_slowly(data, place, decode_by_pillow, known.plan)
+        if known.small:
+            there.data[:begin] = known.small
+        else:
+            self._packing.fill(there, known.plan.rows, known.plan.columns)
+        return at, known.place
+
+    def _lay_slowly(
+        self, data: bytes, place: _Placer, decode: Callable[[bytes, Room], Bytes], known: Plan | None
+    ) -> tuple[int, Place]:
+        """A large photograph, of which the part that is needed is copied, or one of which little is known."""
+        begin, at, there = self._packing.bytes, 0, np.empty(0, np.uint8)
 
         def room(count: int) -> Bytes:
             nonlocal at, there
@@ -396,11 +456,7 @@ class _PackedMaker:
             at, there = place(begin + count)
             return there[begin:]
 
-        if known is None:
-            pixels = decode(data, room)
-        else:
-            plain = decode_plain(data, known.size, room)
-            pixels = decode_by_pillow(data, room) if plain is None else plain
+        pixels = decode(data, room)
         if known is not None and known.size == pixels.shape[:2]:
             given, side = known.operands(pixels), known.side
         else:

@@ -22,7 +22,16 @@ from trtbatch.photographs.codec import segments
 from trtbatch.photographs.images import open_image, plain, unusable
 from trtbatch.preprocessing import Preprocessing, orientation_of
 
-__all__ = ["decode", "decode_by_pillow", "decode_plain", "plain_size", "read_bytes", "read_pixels", "read_sample"]
+__all__ = [
+    "Room",
+    "decode",
+    "decode_by_pillow",
+    "decode_plain",
+    "plain_size",
+    "read_bytes",
+    "read_pixels",
+    "read_sample",
+]
 
 Pixels = NDArray[np.uint8]
 

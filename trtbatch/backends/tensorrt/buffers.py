@@ -24,12 +24,17 @@ __all__ = [
     "CudaEvent",
     "Device",
     "DeviceMemory",
+    "PlaneCopies",
     "PlaneCopy",
     "Stream",
     "device_count",
     "device_facts",
     "refuse_device",
 ]
+
+
+BATCHES_SINCE = 13000
+"""Release of CUDA, as the driver tells it, from which on cuMemcpy3DBatchAsync has the form that is used here."""
 
 
 def _driver() -> Any:
@@ -92,6 +97,15 @@ class Device:
 
     def plane_copy(self) -> PlaneCopy:
         return PlaneCopy(self._driver)
+
+    def plane_copies(self, most: int) -> PlaneCopies | None:
+        """Copies of up to so many planes in one call; None where the driver, or cuda-bindings, has none."""
+        try:
+            driver: Any = optional.require("cuda.bindings.driver", "copy in batches")
+        except MissingPackageError:
+            return None
+        is_known = min(driver.CUDA_VERSION, self._driver.get_driver_version()) >= BATCHES_SINCE
+        return PlaneCopies(driver, most) if is_known else None
 
     def upload(self, target: int, array: NDArray[Any], stream: Stream) -> None:
         """Copy an array's bytes to the GPU, ordered on the stream."""
@@ -325,6 +339,49 @@ class PlaneCopy:
         copy.dst_pitch, copy.width_in_bytes = pitch, shape[1] * shape[2]
         copy.height = shape[0]
         copy(stream.pycuda)
+
+
+class PlaneCopies:
+    """Copies the rows of several planes to the GPU in one call: calls one by one let other threads take Python's lock
+    each time, and wait for it.
+
+    Args:
+        driver: of cuda-bindings.
+        most: planes of a call.
+    """
+
+    def __init__(self, driver: Any, most: int) -> None:
+        self._driver = driver
+        self._copies = [driver.CUDA_MEMCPY3D_BATCH_OP() for _ in range(most)]
+        self._fields = []
+        pointer = driver.CUmemcpy3DOperandType.CU_MEMCPY_OPERAND_TYPE_POINTER
+        for copy in self._copies:
+            copy.src.type = copy.dst.type = pointer
+            copy.srcAccessOrder = driver.CUmemcpySrcAccessOrder.CU_MEMCPY_SRC_ACCESS_ORDER_STREAM
+            copy.extent.depth = 1
+            self._fields.append((copy.src.op.ptr, copy.dst.op.ptr, copy.extent))
+
+    def __call__(self, planes: Sequence[Plane], address: int, step: int, pitch: int, stream: int) -> None:
+        """Copy each to its place, the first to `address`, ordered on the stream.
+
+        Args:
+            planes: on the GPU, or in page-locked memory of the host.
+            step: bytes from one's place to the next.
+            pitch: bytes from row to row there.
+            stream: its handle.
+
+        Raises:
+            ExecutionError: it can't be done.
+        """
+        for plane, (source, target, extent) in zip(planes, self._fields):
+            source.ptr, source.rowLength, source.layerHeight = plane.address, plane.pitch, plane.height
+            target.ptr, target.rowLength, target.layerHeight = address, pitch, plane.height
+            extent.width, extent.height = 3 * plane.width, plane.height
+            address += step
+        count = len(planes)
+        (answer,) = self._driver.cuMemcpy3DBatchAsync(count, self._copies[:count], 0, stream)
+        if answer != self._driver.CUresult.CUDA_SUCCESS:
+            raise ExecutionError(f"photographs can't be copied to the GPU: {answer.name}", "look at nvidia-smi")
 
 
 class Copies:

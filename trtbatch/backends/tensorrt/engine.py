@@ -275,8 +275,8 @@ class TensorRTSession:
         """The engine as TensorRT has it."""
         return self._engine.cuda_engine
 
-    def slot(self) -> TensorRTSlot:
-        made = TensorRTSlot(self)
+    def slot(self, spins: bool = True) -> TensorRTSlot:
+        made = TensorRTSlot(self, spins)
         self._slots.append(made)
         return made
 

@@ -322,7 +322,10 @@ class _Lane:
         self.stream = self._device.stream()
         self._handle = self.stream.handle
         self._copy = self._device.plane_copy()
-        self._uploaded = self.stream.event(timed=False)
+        self._copies = self._device.plane_copies(GROUP)
+        self._uploaded = self.stream.event(timed=False, blocking=True)
+        self._addresses: dict[int, tuple[NDArray[np.uint8], int]] = {}
+        """Of memory by its identity, which is its own while it is here."""
         self._group: list[_Given] = []
         """Uploaded last: their memory is given back when it is there."""
         self._ready: OrderedDict[int, dict[int, _Ready]] = OrderedDict()
@@ -359,8 +362,12 @@ class _Lane:
         self._group = group
         count = next(count for count in COUNTS if count >= len(group))
         image = self._room(3 * side * side * count)
-        for index, given in enumerate(group):
-            self._upload(given.photograph, index, image + index * 3 * side * side, 3 * side)
+        photographs = [given.photograph for given in group]
+        if not self._upload_together(photographs, side, image):
+            for index, photograph in enumerate(photographs):
+                self._upload(photograph, image + index * 3 * side * side, 3 * side)
+        for index, photograph in enumerate(photographs):
+            self._stage(photograph, index)
         for name, staged in self._staged.items():
             self._device.upload(self._packed[name].address, staged[: len(group)], self.stream)
         self._uploaded.record()
@@ -386,19 +393,47 @@ class _Lane:
             self._ready.move_to_end(side)
             self._launch(ready, image)
 
-    def _upload(self, given: Prepared | Laid, index: int, address: int, pitch: int) -> None:
-        """Upload a photograph's pixels to the corner of its square, and what belongs to it and isn't small."""
+    def _upload_together(self, photographs: Sequence[Prepared | Laid], side: int, image: int) -> bool:
+        """Upload the pixels of a group, each to the corner of its square, in one call; whether that can be done."""
+        if self._copies is None:
+            return False
+        try:
+            planes = [self._plane(photograph) for photograph in photographs]
+            self._copies(planes, image, 3 * side * side, 3 * side, self._handle)
+        except ExecutionError:
+            self._copies = None
+        return self._copies is not None
+
+    def _plane(self, given: Prepared | Laid) -> Plane:
+        if isinstance(given, Laid):
+            address = self._address(given.memory) + given.at + self._packing.bytes + given.offset
+            return Plane(address, given.pitch, given.height, given.width, given.memory)
+        if isinstance(given.image, Plane):
+            return given.image
+        height, width = given.image.shape[:2]
+        return Plane(given.image.ctypes.data, given.image.strides[0], height, width, given.image)
+
+    def _address(self, memory: NDArray[np.uint8]) -> int:
+        """Of memory that many photographs lie in; asking numpy for it takes longer than all else."""
+        found = self._addresses.get(id(memory))
+        if found is None:
+            found = self._addresses[id(memory)] = memory, int(memory.ctypes.data)
+        return found[1]
+
+    def _upload(self, given: Prepared | Laid, address: int, pitch: int) -> None:
+        """Upload a photograph's pixels to the corner of its square."""
         if isinstance(given, Laid):
             shape, start = (given.height, given.width, 3), given.at + self._packing.bytes + given.offset
             pixels: NDArray[np.uint8] = np.ndarray(shape, np.uint8, given.memory, start, (given.pitch, 3, 1))
             self._copy.up(pixels, address, pitch, self.stream)
-            packed = given.memory[given.at : given.at + self._packing.bytes]
+        elif isinstance(given.image, Plane):
+            self._copy.across(given.image, address, pitch, self.stream)
         else:
-            packed = given.packed
-            if isinstance(given.image, Plane):
-                self._copy.across(given.image, address, pitch, self.stream)
-            else:
-                self._copy.up(given.image, address, pitch, self.stream)
+            self._copy.up(given.image, address, pitch, self.stream)
+
+    def _stage(self, given: Prepared | Laid, index: int) -> None:
+        """Gather what belongs to a photograph and is small, and upload what isn't."""
+        packed = given.memory[given.at : given.at + self._packing.bytes] if isinstance(given, Laid) else given.packed
         for name, size in self._packing.sizes.items():
             offset = self._packing.offsets[name]
             block = packed[offset : offset + size]
@@ -474,6 +509,7 @@ class _Lane:
             if memory is not None:
                 memory.free()
         self._staged = {}
+        self._addresses = {}
         while self._blocks:
             self._device.free_page_locked(self._blocks.pop())
         self.stream.close()

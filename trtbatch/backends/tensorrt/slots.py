@@ -63,9 +63,13 @@ class Prepared:
 
 
 class TensorRTSlot:
-    """Buffers for one batch in flight; made by its session, used in its thread, freed with it."""
+    """Buffers for one batch in flight; made by its session, used in its thread, freed with it.
 
-    def __init__(self, session: TensorRTSession) -> None:
+    Args:
+        spins: whether :meth:`wait` keeps a core busy.
+    """
+
+    def __init__(self, session: TensorRTSession, spins: bool = True) -> None:
         self._session = session
         self._specs = (*session.inputs, *session.outputs)
         self._buffers = {spec.name: session.device.buffer() for spec in self._specs}
@@ -73,7 +77,7 @@ class TensorRTSlot:
         self._now: Prepared | None = None
         self._uploaded = session.uploading.event(timed=False)
         self._computed = session.computing.event(timed=False)
-        self._done = session.downloading.event(timed=False, blocking=True)
+        self._done = session.downloading.event(timed=False, blocking=not spins)
         self._shapes: dict[str, tuple[int, ...]] = {}
         """Of the outputs whose shape depends on the data, as the last run told them."""
 
