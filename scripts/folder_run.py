@@ -39,14 +39,22 @@ def own_memory(name: str) -> int:
     return memory(Path("/proc/self/status").read_text(encoding="ascii", errors="replace"), name)
 
 
+EVERY = 8
+"""Batches from one look at the memory to the next: a look takes as long as some photographs."""
+
+
 class Watch:
-    """What the process holds after each batch, and how many threads it had after the first."""
+    """What the process holds after each eighth batch, and how many threads it had after the first."""
 
     def __init__(self) -> None:
         self.resident: list[int] = []
         self.threads = 0
+        self._batches = 0
 
     def __call__(self, done: int, total: int) -> None:
+        self._batches += 1
+        if self._batches % EVERY != 1 and done < total:
+            return
         self.resident.append(own_memory("VmRSS"))
         self.threads = self.threads or threading.active_count()
 

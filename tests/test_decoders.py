@@ -184,6 +184,35 @@ def test_processes_give_what_threads_give(folder_of_all: Path, workers: int) -> 
     assert reader.here == 0 and reader.locked == [] and reader.memory.in_use() == 0
 
 
+def test_tasks_are_small_at_first_and_at_the_end(folder_of_all: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And go to processes that have started."""
+    files, names = listed(folder_of_all)
+    sent: list[int] = []
+    send = decoders._Worker.send
+
+    def noted(worker: decoders._Worker[Any], task: Any, paths: Sequence[bytes]) -> None:
+        assert worker.has_begun
+        sent.append(len(paths))
+        send(worker, task, paths)
+
+    monkeypatch.setattr(decoders._Worker, "send", noted)
+    found = in_processes(files * 6, names * 6, Reader(), ring=8 << 20)
+    assert len(found) == sum(sent) == 6 * len(files) > 200
+    assert sent[: decoders.TASKS] == [decoders.FIRST] * decoders.TASKS and max(sent) == decoders.CHUNK
+    end = len(sent) - sent[::-1].index(decoders.CHUNK)
+    assert sent[end:] == sorted(sent[end:], reverse=True) and sent[-1] == 1
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_process_that_starts_late_keeps_nobody_waiting(folder_of_all: Path, stopped: int) -> None:
+    files, names = listed(folder_of_all)
+    reader = Reader()
+    team = decoders.packed_team(RECIPE, Reader.max_size, 2, 8 << 20)
+    os.kill(team._idle[stopped].process.pid, signal.SIGSTOP)
+    found = contents(packed_ahead(files * 2, names * 2, reader, 2, team=team))
+    assert found == in_threads(files, names) * 2 and reader.here == 0
+
+
 @pytest.mark.parametrize("fused", [None, "NHWC", "NCHW"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_samples_too(folder_of_all: Path, dtype: str, fused: Any) -> None:

@@ -28,7 +28,7 @@ from trtbatch.batches import Profile
 from trtbatch.errors import ExecutionError, InputError
 from trtbatch.files import sidecar_path
 from trtbatch.infer import InferRequest, InferResult, predict
-from trtbatch.pipeline import SPARE, SWITCH, Batch, Pipeline, _Turns, executed_size
+from trtbatch.pipeline import SPARE, SWITCH, Batch, Pipeline, _Turns, executed_size, foreseen
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import encode
 from trtbatch.sinks import open_sink
@@ -65,6 +65,7 @@ class HandSlot:
         self._memory = np.zeros(8 * WIDTH, np.float32)
         self._now = np.zeros((0, WIDTH), np.float32)
         self._number = -1
+        self._place = session.slots - 1
 
     def prepare(self, batch: int) -> dict[str, Any]:
         self._session.check_thread()
@@ -73,7 +74,7 @@ class HandSlot:
 
     def warm(self, batch: int) -> None:
         self._session.check_thread()
-        self._session.warmed.append(batch)
+        self._session.warmed.append((self._place, batch))
 
     def submit(self) -> None:
         self._number = self._session.tell("submit")
@@ -100,7 +101,8 @@ class HandSession:
         self.slots = 0
         self.most_in_flight = 0
         self.asked: list[bool] = []
-        self.warmed: list[int] = []
+        self.warmed: list[tuple[int, int]] = []
+        """Number of the slot, and size."""
         self._on = on
         self._thread: int | None = None
 
@@ -207,6 +209,31 @@ def test_any_number_of_samples_ends(total: int) -> None:
     session = HandSession()
     assert flat(run(session, HandSource(total))) == list(range(total))
     assert session.slots == max(1, min(3, -(-total // 4))), "no more slots than batches"
+
+
+@pytest.mark.parametrize("sizes", [[4], [1], [8, 3, 3], [2, 5]])
+@pytest.mark.parametrize("total", [0, 1, 2, 7, 8, 40, 41, 43, 60])
+@pytest.mark.parametrize("first", [1, 3])
+def test_the_first_batches_and_the_last_are_foreseen(total: int, sizes: list[int], first: int) -> None:
+    samples: list[int] = []
+    for size in itertools.cycle(sizes):
+        if sum(samples) == total:
+            break
+        samples.append(min(size, total - sum(samples)))
+    numbers = [*range(min(first, len(samples))), *range(max(first, len(samples) - 1), len(samples))]
+    assert foreseen(total, sizes, first) == [(number, samples[number]) for number in numbers]
+
+
+def test_what_the_foreseen_batches_take_is_made_before_anything_is_read() -> None:
+    session = HandSession(in_flight=2)
+    reading: list[list[tuple[int, int]]] = []
+
+    def on(number: int) -> None:
+        reading.append(list(session.warmed))
+
+    found = run(session, HandSource(34, on), sizes=[8], profiles=(Profile(1, 4, 8),))
+    assert flat(found) == list(range(34)) and len(found) == 5
+    assert reading[0] == reading[-1] == [(0, 8), (1, 8), (2, 8), (3, 8), (0, 2)], "the fifth batch is the first room's"
 
 
 def test_threads_take_turns_often_while_any_runs() -> None:

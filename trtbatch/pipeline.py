@@ -43,7 +43,7 @@ __all__ = ["Batch", "Busy", "Pipeline", "Stopwatch", "executed_size", "foreseen"
 Array = NDArray[Any]
 T = TypeVar("T")
 
-SWITCH = 1e-4
+SWITCH = 1e-3
 """Seconds after which a thread that computes in Python lets another go on (``sys.setswitchinterval``), while a pipeline
 runs: with Python's own 5 ms, whoever waits a moment for a file or the GPU waits that long for its turn."""
 

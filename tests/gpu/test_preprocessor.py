@@ -22,6 +22,7 @@ from tests.conftest import run_process
 from trtbatch import artifacts
 from trtbatch.artifacts import FileRecord, ModelRecord, Sidecar, TensorSpec, load
 from trtbatch.backends import open_engine, open_preprocessor
+from trtbatch.backends.tensorrt.buffers import Device
 from trtbatch.backends.tensorrt.engine import TensorRTSession
 from trtbatch.backends.tensorrt.preprocess import TensorRTPreprocessor
 from trtbatch.errors import ArtifactError, ExecutionError
@@ -130,9 +131,14 @@ def test_photographs_of_all_sizes_have_pillows_pixels(folder: Path, name: str) -
     assert worst < 1.1
 
 
+@pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("name", RECIPES)
-def test_rows_are_filled_where_they_belong(folder: Path, name: str) -> None:
+def test_rows_are_filled_where_they_belong(
+    folder: Path, name: str, together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Sixteen photographs in flight into two slots, then the model on them: each row is that of its photograph."""
+    if not together:
+        monkeypatch.setattr(Device, "plane_copies", lambda device, most: None)
     preprocessor, record = opened(folder, name)
     generator = np.random.default_rng(1)
     shots = [photograph(generator, *size) for size in list(sizes(generator, 18, 700))[2:]]
@@ -144,6 +150,8 @@ def test_rows_are_filled_where_they_belong(folder: Path, name: str) -> None:
         assert isinstance(session, TensorRTSession)
         slots = [session.slot(), session.slot()]
         preprocessor.open()
+        if together and preprocessor.device.plane_copies(1) is None:
+            pytest.skip("the driver has no copies in batches")
         found = []
         for slot, first in zip(slots, (0, 8)):
             slot.prepare(8)
@@ -161,6 +169,7 @@ def test_rows_are_filled_where_they_belong(folder: Path, name: str) -> None:
             session.bind({"input": part})
             session.run()
             wanted.append(session.fetch()["output"])
+        assert all((lane._copies is not None) is together for lane in preprocessor._lanes)
         preprocessor.close()
     assert np.concatenate(found) == pytest.approx(np.concatenate(wanted), abs=1e-4)
     assert len({row.tobytes() for row in np.concatenate(wanted).round(4)}) == 16

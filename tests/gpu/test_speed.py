@@ -127,6 +127,28 @@ def test_batches_in_flight_keep_their_rows(folder: Path, artifact: Artifact) -> 
             assert isinstance(session, TensorRTSession) and bool(len(session.graphs)) == graphs
 
 
+@pytest.mark.parametrize("graphs", [True, False])
+@pytest.mark.parametrize("spins", [True, False])
+def test_a_slot_that_was_made_ready_runs_what_comes(
+    folder: Path, artifact: Artifact, graphs: bool, spins: bool
+) -> None:
+    oracle = OnnxReference(folder / "m.onnx")
+    with open_engine(artifact) as engine, engine.session(cuda_graphs=graphs) as session:
+        assert isinstance(session, TensorRTSession)
+        slot = session.slot(spins=spins)
+        given = {batch: outputs_of(oracle, artifact, batch, seed=batch) for batch in (8, 3)}
+        slot.prepare(8)["input"][...] = given[8][0]["input"]
+        for batch in given:
+            slot.warm(batch)
+        assert len(session.graphs) == (2 if graphs else 0)
+        for batch in (8, 3, 8):
+            inputs, expected = given[batch]
+            slot.prepare(batch)["input"][...] = inputs["input"]
+            slot.submit()
+            assert row_errors(slot.wait()["output"], expected).max() < LIMIT  # type: ignore[arg-type]
+        assert len(session.graphs) == (2 if graphs else 0), "nothing was left to be made"
+
+
 def test_graphs_are_bounded_and_captured_again(folder: Path, artifact: Artifact) -> None:
     oracle = OnnxReference(folder / "m.onnx")
     with open_engine(artifact) as engine, engine.session() as session:

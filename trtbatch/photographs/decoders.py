@@ -72,6 +72,9 @@ CHUNK = 16
 FIRST = 4
 """Files of each process's first task: the sooner there is something to give on."""
 
+LAST = 3
+"""Tasks, at the least, that are made for each process of the files that are left."""
+
 TASKS = 2
 """That a process has at once: one that it does, and the next."""
 
@@ -296,6 +299,11 @@ class _Job(Generic[T]):
     workers: int
     trace: Recorder
     lock: Callable[[Bytes], Callable[[], None]] | None = None
+    paths: Sequence[bytes] = field(init=False)
+    """Of the files, as they are passed on: made before there is other work."""
+
+    def __post_init__(self) -> None:
+        self.paths = list(map(os.fsencode, self.files))
 
 
 class _Ring:
@@ -475,10 +483,10 @@ class _Worker(Generic[T]):
         self._tasks_pipe, self.answers_pipe = self.process.stdin.fileno(), self.process.stdout.fileno()
         self.thread = self.process.pid, f"trtbatch-decode-{number}"
 
-    def send(self, task: _Task[T], files: Sequence[Path]) -> None:
+    def send(self, task: _Task[T], paths: Sequence[bytes]) -> None:
         """Let it do files of a task, those that come next; one that has ended shows in :meth:`answers`."""
-        self.tasks.append((task, task.next + len(files)))
-        names = b"\0".join(map(os.fsencode, files))
+        self.tasks.append((task, task.next + len(paths)))
+        names = b"\0".join(paths)
         message = TASK.pack(len(names)) + names
         try:
             while message:
@@ -550,6 +558,7 @@ class _Crew(Generic[T]):
 
     def __init__(self, job: _Job[T]) -> None:
         self._job = job
+        self._paths = job.paths
         self._team: Team | None = None
         self._count = max(1, min(job.workers, len(job.files)))
         self._chunk = max(1, min(CHUNK, len(job.files) // (2 * self._count)))
@@ -692,7 +701,7 @@ class _Crew(Generic[T]):
                     task = self._pending(is_idle=depth == 0)
                     if task is not None:
                         end = task.next + 1 if task.alone else task.end
-                        worker.send(task, self._job.files[task.next : end])
+                        worker.send(task, self._paths[task.next : end])
         if not self._workers:
             while (task := self._pending(is_idle=True)) is not None:
                 while not task.is_done:
@@ -704,11 +713,15 @@ class _Crew(Generic[T]):
             return self._again.popleft()
         if self._next >= len(self._job.files) or len(self._tasks) >= self._ahead:
             return None
-        chunk = self._chunk if self._next >= self._begin else min(FIRST, self._chunk)
-        task: _Task[T] = _Task(self._next, min(self._next + chunk, len(self._job.files)))
+        task: _Task[T] = _Task(self._next, self._next + self._size(len(self._job.files) - self._next))
         self._next = task.end
         self._tasks.append(task)
         return task
+
+    def _size(self, left: int) -> int:
+        """Files of the next task: fewer at first, and at the end, where all processes are to be through at once."""
+        chunk = self._chunk if self._next >= self._begin else min(FIRST, self._chunk)
+        return max(1, min(chunk, left // (LAST * self._count)))
 
     def _replace(self, worker: _Worker[T]) -> None:
         """One has ended: another takes its place, unless it had not even begun."""
