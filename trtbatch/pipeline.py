@@ -519,8 +519,11 @@ class _Usable(Generic[T]):
             self._line.leave_if_stopped()
             if self._left == 0:
                 return None
-            with self._trace.span("next"):  # where it is long, the filler waits for the readers
+            if self._trace is NO_TRACE:
                 item = next(self._items, None)
+            else:
+                with self._trace.span("next"):  # where it is long, the filler waits for the readers
+                    item = next(self._items, None)
             if self._left is not None:
                 self._left -= 1
             if not isinstance(item, Skipped):
@@ -604,10 +607,13 @@ class _DeviceFeed:
         if not room.events:
             room.events = self._preprocessor.events()
         address, second = (slot.row_address(self._input, index) for index in (0, 1))
-        row, names = second - address, list[str]()
+        row, names, preprocess = second - address, list[str](), self._preprocessor
         while len(names) < size and (item := self._items.next()) is not None:
-            with self._trace.span("preprocess", file=item.name):
-                self._preprocessor(item.prepared, address, item.release)
+            if self._trace is NO_TRACE:  # whose spans would take as long as all else here
+                preprocess(item.prepared, address, item.release)
+            else:
+                with self._trace.span("preprocess", file=item.name):
+                    preprocess(item.prepared, address, item.release)
             address += row
             names.append(item.name)
         self._preprocessor.done(room.events)

@@ -33,6 +33,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -46,7 +47,7 @@ from trtbatch.photographs.decoding import (
     Room,
     decode,
     decode_by_pillow,
-    decode_plain,
+    decode_into,
     plain_size,
     read_bytes,
     read_sample,
@@ -115,6 +116,9 @@ _LARGE_FILE = 1 << 20
 
 _KEPT = 64 << 20
 """Bytes of the largest memory that is kept for the next photograph."""
+
+_SIZES = 1 << 10
+"""Of photographs, of which what is known is kept."""
 
 _AT_ONCE = 4 << 20
 """Bytes of files, at most, that are read before the first of them is decoded."""
@@ -272,7 +276,7 @@ class _Server:
         begun, self._start, self._waited = time.perf_counter_ns(), self._position, 0
         kind, numbers, at = LAID, _NOWHERE, 0
         try:
-            at, numbers = self._maker.lay(file, self._there)
+            at, numbers = self._maker.lay(file, self._place)
         except InputError as error:
             words = error.problem.encode("utf-8", "surrogatepass")
             kind, numbers, self._position = SKIPPED, Place(len(words)), self._start
@@ -286,33 +290,29 @@ class _Server:
             begun = ended  # and not decoded by itself
         return ITEM.pack(kind, *numbers, at, self._position, opened, read, begun, ended)
 
-    def _there(self, count: int) -> tuple[int, Bytes]:
-        self._position = self._start  # what was placed for this file before isn't needed
-        at = self._place(count)
-        return at, self._data[at : at + count]
-
-    def _place(self, count: int) -> int:
-        """Where so many bytes have room; waits for it."""
+    def _place(self, count: int) -> tuple[int, Bytes]:
+        """Where so many bytes have room, and the memory; waits for it. What was placed for this file before isn't
+        needed."""
         if count > self._order.largest:
             raise _LeftError
-        size = self._order.ring
-        begin = self._position
-        if begin % size + count > size:
-            begin += size - begin % size
-        end = begin + aligned(count)
-        if not self._has_room(end):
-            waiting = time.perf_counter_ns()
-            self._tell()  # what is done: the parent may need it before it can release anything
-            while not self._has_room(end):
-                if self._number < self._counters[PRESSED]:
-                    raise _LeftError
-                self._inbox.pause()
-            self._waited += time.perf_counter_ns() - waiting
-        self._position = end
-        return begin % size
+        size, begin = self._order.ring, self._start
+        at = begin % size
+        if at + count > size:
+            begin, at = begin + size - at, 0
+        self._position = end = begin + aligned(count)
+        if end - self._counters[RELEASED] > size:
+            self._wait(end - size)
+        return at, self._data[at : at + count]
 
-    def _has_room(self, end: int) -> bool:
-        return end - self._counters[RELEASED] <= self._order.ring
+    def _wait(self, released: int) -> None:
+        """Wait until the parent has released that much."""
+        waiting = time.perf_counter_ns()
+        self._tell()  # what is done: the parent may need it before it can release anything
+        while self._counters[RELEASED] < released:
+            if self._number < self._counters[PRESSED]:
+                raise _LeftError
+            self._inbox.pause()
+        self._waited += time.perf_counter_ns() - waiting
 
 
 class Place(NamedTuple):
@@ -357,7 +357,7 @@ class _Read(NamedTuple):
     """A file as far as it was read before others were decoded: when that began and ended, and what came of it.
 
     Args:
-        known: of what :func:`~trtbatch.photographs.decoding.decode_plain` makes of it.
+        known: of what :func:`~trtbatch.photographs.decoding.decode_into` makes of it.
     """
 
     path: Path
@@ -383,6 +383,8 @@ class _PackedMaker:
         self._order = order
         self._packing = Packing(order)
         self._scratch = np.empty(0, np.uint8)
+        self._known = lru_cache(_SIZES if is_computed(order.recipe) else 0)(self._made_known)
+        """Of rows and columns: a folder's photographs have a few sizes, most often. Taps are kept elsewhere."""
 
     def warm(self, data: bytes) -> None:
         (read,) = self._planned([_Read(Path(), data=data)])
@@ -408,11 +410,13 @@ class _PackedMaker:
         sizes = [None if isinstance(each.data, InputError) else plain_size(each.data) for each in files]
         small = [size if size and 0 < min(size) <= most else None for size in sizes]
         make_sides(recipe, filter(None, small), most)
-        plans = [size and plan(recipe, *size, most) for size in small]
-        return [_Read(*each[:4], made and self._known(made)) for each, made in zip(files, plans)]
+        return [_Read(*each[:4], size and self._known(*size)) for each, size in zip(files, small)]
 
-    def _known(self, made: Plan) -> _Known:
-        (height, width), rows, columns = made.size, made.rows, made.columns
+    def _made_known(self, height: int, width: int) -> _Known | None:
+        made = plan(self._order.recipe, height, width, self._order.max_size)
+        if made is None:
+            return None
+        rows, columns = made.rows, made.columns
         pitch = 3 * width
         offset = rows.first * pitch + 3 * columns.first
         place = Place(made.side, rows.end - rows.first, columns.end - columns.first, pitch, offset)
@@ -434,7 +438,7 @@ class _PackedMaker:
             self._leave(known.plan.rows, known.plan.columns)
             return self._lay_slowly(data, place, decode, known.plan)
         at, there = place(begin + known.size)
-        if decode_plain(data, known.plan.size, lambda count: there[begin:]) is None:
+        if not decode_into(data, there[begin:]):
             return self._lay_slowly(data, place, decode_by_pillow, known.plan)
         if known.small:
             there.data[:begin] = known.small

@@ -323,16 +323,16 @@ class _Ring:
         self.data = self.bytes[HEADER:]
         self._counters = self.bytes[:16].view(np.uint64)
         self._lock = threading.Lock()
-        self._held: deque[_Held] = deque()
+        self._held: deque[_Held[Any]] = deque()
         self._unlock: Callable[[], None] | None = None
         self._closing = False
 
-    def hold(self, held: Sequence[_Held]) -> None:
+    def hold(self, held: Sequence[_Held[Any]]) -> None:
         """The next photographs, in the order of their positions."""
         with self._lock:
             self._held.extend(held)
 
-    def release(self, released: _Held) -> None:
+    def release(self, released: _Held[Any]) -> None:
         """One isn't needed any more; its memory is free when those before it are released too."""
         with self._lock:
             released.is_done = True
@@ -387,12 +387,12 @@ def _page_locked(ring: _Ring, lock: Callable[[Bytes], Callable[[], None]]) -> bo
     return True
 
 
-class _Held:
-    """A photograph's place in a ring."""
+class _Held(Photograph[T]):
+    """A photograph in a ring, up to a position."""
 
-    __slots__ = ("_ring", "end", "is_done")
-
-    def __init__(self, ring: _Ring, end: int) -> None:
+    def __init__(self, name: str, prepared: T, ring: _Ring, end: int) -> None:
+        self.name = name
+        self.prepared = prepared
         self._ring = ring
         self.end = end
         self.is_done = False
@@ -662,9 +662,9 @@ class _Crew(Generic[T]):
             name = names[number]
             number += 1
             if kind == LAID:
-                held = _Held(ring, end)
+                held = _Held(name, view(data, at, side, height, width, pitch, offset), ring, end)
                 holds.append(held)
-                task.items.append(Photograph(name, view(data, at, side, height, width, pitch, offset), held.release))
+                task.items.append(held)
             elif kind == SKIPPED:
                 task.items.append(Skipped(name, words[:side].decode("utf-8", "surrogatepass")))
                 words = words[side:]

@@ -26,6 +26,7 @@ __all__ = [
     "Room",
     "decode",
     "decode_by_pillow",
+    "decode_into",
     "decode_plain",
     "plain_size",
     "read_bytes",
@@ -148,13 +149,22 @@ def plain_size(data: bytes) -> tuple[int, int] | None:
 
 def decode_plain(data: bytes, size: tuple[int, int], room: Room | None) -> Pixels | None:
     """The pixels of a JPEG file whose size :func:`plain_size` has told; None where Pillow is to say what is wrong."""
-    count = size[0] * size[1] * 3
+    height, width = size
+    count = height * width * 3
     memory = np.empty(count, np.uint8) if room is None else room(count)
+    return memory[:count].reshape(height, width, 3) if decode_into(data, memory) else None
+
+
+def decode_into(data: bytes, memory: Pixels) -> bool:
+    """Decode a JPEG file whose size :func:`plain_size` has told into the first bytes of memory, row after row.
+
+    False where Pillow is to say what is wrong with it.
+    """
     try:
-        pixels: Pixels = _simplejpeg().decode_jpeg(data, "RGB", buffer=memory)
+        _simplejpeg().decode_jpeg(data, "RGB", buffer=memory)
     except _REFUSALS:  # damaged in some way; Pillow forgives some of them
-        return None
-    return pixels
+        return False
+    return True
 
 
 def _is_upright(data: bytes) -> bool:
