@@ -30,8 +30,9 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from scripts.decode_run import decode, tasks
 from scripts.decode_table import RECIPE
-from scripts.folder_table import decode, make_folder, spread, tasks
+from scripts.folder_table import make_folder, spread
 from scripts.performance import ratio
 from trtbatch import environment, optional
 from trtbatch.photographs.arena import Arena

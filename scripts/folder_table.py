@@ -7,11 +7,13 @@
 JPEG files of photograph-like content are made first, where they are missing: sizes around ``--size``, lying and
 standing, quality 90, no two alike. Then, in turns:
 
-- *folder*: ``infer`` over all of them, in a process of its own; *few*, over a tenth of them, for the memory;
+- *folder*: ``infer`` over all of them; *few*, over a tenth of them, for the memory;
 - *decoding*: the same files to RGB pixels in threads, 16 files a task, and nothing else; *decoding_processes*: the same
   in as many processes, started before the clock;
 - *dataloader*: torchvision's transforms in a DataLoader, of ``--baseline-python``, its best epoch. Nothing computes
   behind it, so that it is an upper bound of that way: with a model to feed it can't be faster.
+
+Each has a process of its own, and two seconds before it in which nothing runs.
 
 Last, per photograph and without decoding: Pillow's resize and crop on one core against the preprocessor, which on a GPU
 has several in flight. Without
@@ -29,7 +31,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -49,7 +51,6 @@ from trtbatch.artifacts import load
 from trtbatch.backends import open_preprocessor
 from trtbatch.errors import UsageError
 from trtbatch.photographs.arena import aligned
-from trtbatch.photographs.decoding import read_pixels
 from trtbatch.photographs.images import image_input
 from trtbatch.photographs.preprocessor import SUFFIX, OnnxPreprocessor
 from trtbatch.preprocessing import Preprocessing
@@ -72,7 +73,9 @@ SPREAD = 0.2
 STANDING = 1 / 3
 """Share of photographs that are turned by a quarter."""
 
-FILES_PER_TASK = 16
+REST = 2.0
+"""Seconds before each way."""
+
 SIZES: tuple[Size, ...] = ((375, 500), (500, 375), (1080, 1920), (3024, 4032))
 SECONDS = 0.2
 """Of each size's turn in a round."""
@@ -148,32 +151,6 @@ def make_folder(folder: Path, count: int, width: int, height: int) -> list[Path]
 # The ways, each with its own rate.
 
 
-def decode(files: Sequence[Path]) -> int:
-    """Decode them one after the other, and drop the pixels; their bytes."""
-    return sum(read_pixels(file).nbytes for file in files)
-
-
-def tasks(files: Sequence[Path]) -> list[Sequence[Path]]:
-    return [files[first : first + FILES_PER_TASK] for first in range(0, len(files), FILES_PER_TASK)]
-
-
-def decoding(files: Sequence[Path], threads: int) -> dict[str, Any]:
-    with ThreadPoolExecutor(threads) as pool:
-        begun = time.perf_counter()
-        decoded = sum(pool.map(decode, tasks(files)))
-        seconds = time.perf_counter() - begun
-    return {"images_per_s": len(files) / seconds, "seconds": seconds, "bytes": decoded, "threads": threads}
-
-
-def decoding_processes(files: Sequence[Path], workers: int) -> dict[str, Any]:
-    with ProcessPoolExecutor(workers) as pool:
-        list(pool.map(decode, [files[:1]] * 8 * workers))  # all of them are there, and have imported what they use
-        begun = time.perf_counter()
-        decoded = sum(pool.map(decode, tasks(files)))
-        seconds = time.perf_counter() - begun
-    return {"images_per_s": len(files) / seconds, "seconds": seconds, "bytes": decoded, "processes": workers}
-
-
 def told(line: Sequence[str | Path | int], env: dict[str, str] | None = None) -> dict[str, Any]:
     """The JSON object on the last line that a process prints.
 
@@ -199,6 +176,11 @@ def predicted(given: argparse.Namespace, count: int) -> dict[str, Any]:
     return found
 
 
+def decoded(given: argparse.Namespace, way: str, workers: int) -> dict[str, Any]:
+    line = [sys.executable, SCRIPTS / "decode_run.py", given.folder, way]
+    return told([*line, "--count", given.photos, "--workers", workers])
+
+
 def loaded(given: argparse.Namespace, recipe: Preprocessing, workers: int) -> dict[str, Any]:
     line = [given.baseline_python, SCRIPTS / "dataloader_baseline.py", given.folder, "--count", given.photos]
     line += ["--workers", workers, "--batch", given.batch, "--resize", recipe.resize, "--crop", recipe.crop[0]]
@@ -210,14 +192,21 @@ def loaded(given: argparse.Namespace, recipe: Preprocessing, workers: int) -> di
     return told(line, env)
 
 
-def in_turns(ways: dict[str, Callable[[], dict[str, Any]]], rounds: int) -> tuple[Rounds, dict[str, str]]:
-    """What each way said in each round, in alternating order, and why one that failed did: it is left out then."""
+def in_turns(
+    ways: dict[str, Callable[[], dict[str, Any]]], rounds: int, rest: float = 0.0
+) -> tuple[Rounds, dict[str, str]]:
+    """What each way said in each round, in alternating order, and why one that failed did: it is left out then.
+
+    Args:
+        rest: seconds before each, so that none finds the processors hotter than another does.
+    """
     found: Rounds = {name: [] for name in ways}
     failed: dict[str, str] = {}
     for turn in range(rounds):
         for name in list(ways)[:: 1 if turn % 2 == 0 else -1]:
             if name in failed:
                 continue
+            time.sleep(rest)
             try:
                 found[name].append(ways[name]())
             except Exception as error:  # the other figures are still worth having
@@ -395,16 +384,17 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     print(f"{len(files)} photographs in {given.folder}, {time.perf_counter() - begun:.1f} s", flush=True)
     threads = given.workers or reading_threads(spec, recipe)
     workers = given.workers or environment.describe()["cores"]
-    decoding(files, threads)  # from here on the files are in the system's memory
+    decoded(given, "threads", threads)  # from here on the files are in the system's memory
     rounds, failed = in_turns(
         {
             "folder": lambda: predicted(given, len(files)),
             "few": lambda: predicted(given, max(1, len(files) // 10)),
-            "decoding": lambda: decoding(files, threads),
-            "decoding_processes": lambda: decoding_processes(files, threads),
+            "decoding": lambda: decoded(given, "threads", threads),
+            "decoding_processes": lambda: decoded(given, "processes", threads),
             "dataloader": lambda: loaded(given, recipe, workers),
         },
         given.rounds,
+        REST,
     )
     try:
         photographs = one_photograph(recipe, given.preprocessor, given.rounds, SIZES)

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts import folder_table
+from scripts import decode_run, folder_table
+from scripts.decode_run import tasks
 from scripts.folder_run import memory
-from scripts.folder_table import cut, figures, in_turns, make_folder, markdown, side, tasks
+from scripts.folder_table import cut, figures, in_turns, make_folder, markdown, side
 from trtbatch.errors import UsageError
 from trtbatch.preprocessing import Preprocessing
 
@@ -67,12 +68,15 @@ def test_every_file_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [len(chunk) for chunk in chunks] == [16, 16, 8]
     assert [file for chunk in chunks for file in chunk] == [Path(str(index)) for index in range(40)]
     files = make_folder(tmp_path, 5, *SMALL)
-    found = folder_table.decoding_processes(files, 2)
-    assert found["bytes"] == folder_table.decode(files) and found["images_per_s"] > 0
-    found = folder_table.decoding(files, threads=2)
     parts = [cut(index, *SMALL) for index in range(5)]
-    assert found["bytes"] == sum(3 * part.width * part.height for part in parts)
-    assert found["images_per_s"] == pytest.approx(5 / found["seconds"])
+    count = sum(3 * part.width * part.height for part in parts)
+    for way in decode_run.WAYS.values():
+        found = way(files, 2)
+        assert found["bytes"] == count and found["images_per_s"] == pytest.approx(5 / found["seconds"])
+    given = argparse.Namespace(folder=tmp_path, photos=4)
+    for name in decode_run.WAYS:
+        found = folder_table.decoded(given, name, 1)
+        assert found["bytes"] == count - 3 * parts[4].width * parts[4].height and found[name] == 1
 
 
 def test_ways_have_their_turn_in_every_round_and_one_that_fails_is_left_out() -> None:
@@ -161,6 +165,7 @@ def test_a_small_folder_from_end_to_end(cli: Callable[..., Any], folder: Path, m
         done = cli(*line)
         assert done.exit_code == 0, done.output
     monkeypatch.setattr(folder_table, "SECONDS", 0.0)
+    monkeypatch.setattr(folder_table, "REST", 0.0)
     monkeypatch.setattr(folder_table, "SIZES", ((40, 30),))
     given = argparse.Namespace(
         engine=Path("engines/photos_dynamic.ort.onnx"),

@@ -22,6 +22,7 @@ from scripts import (
     folder_table,
     performance,
     precision_table,
+    prefix_table,
     scale_table,
 )
 from tests.conftest import COMMANDS, ROOT
@@ -232,6 +233,26 @@ def test_photographs_have_the_figures_that_were_kept() -> None:
     assert folder_table.markdown(kept).split("\n\n")[0] in PERFORMANCE
     assert all(row["pillow_over_preprocessor"] >= 20 for row in kept["photograph"])
     assert kept["figures"]["folder_over_dataloader"] >= 2 and kept["figures"]["memory_all_over_few"] <= 1.02
+    rates = ([run["images_per_s"] for run in kept["rounds"][way]] for way in ("folder", "decoding_processes"))
+    ratios = [own / alone for own, alone in zip(*rates)]
+    assert f"({min(ratios):.2f} to {max(ratios):.2f} of their rate, round by round)" in " ".join(PERFORMANCE.split())
+
+
+def test_ways_to_write_a_prefix_have_the_figures_that_were_kept() -> None:
+    kept = kept_on_gpu("prefix")
+    lines = prefix_table.markdown(kept["rows"]).splitlines()
+    begin = PERFORMANCE.index(lines[0])
+    shown = PERFORMANCE[begin : PERFORMANCE.index("\n\n", begin)].splitlines()
+    assert len(shown) == 22 and [line for line in lines if line in shown] == sorted(shown, key=lines.index)
+    rows = {row["way"]: row for row in kept["rows"]}
+    for kind in ("fp16", "int8"):
+        written = [f"{kind} {layout}looked up as it is, one node" for layout in ("", "planar, ")]
+        best = min(
+            row["more_ms"]
+            for way, row in rows.items()
+            if way.startswith(kind) and "more_ms" in row and "bound" not in way and "floats" not in way
+        )
+        assert all(rows[way]["more_ms"] - best <= 0.003 for way in written)
 
 
 def test_bytes_have_the_figures_that_were_kept() -> None:

@@ -251,8 +251,7 @@ class TensorRTSlot:
             return
         for name, array in prepared.inputs.items():
             self._buffers[name].fill(0, array.nbytes, session.computing)  # a model may look numbers up in a table
-        if self._graph(prepared, "kernels", session.enqueue) is None:
-            self.enqueue()
+        self._graph(prepared, "kernels", session.enqueue)
         session.computing.synchronize()
 
     def submit(self) -> None:
