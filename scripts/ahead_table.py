@@ -8,7 +8,7 @@ The photographs are those of ``scripts/folder_table.py``, made first where they 
 - *alone*: processes that decode them, and drop the pixels;
 - *ahead*: as ``infer`` has a folder decoded for a preprocessor on a GPU; what comes is released at once.
 
-The clock runs from a fifth of the photographs on: processes have started then.
+The clock runs from a fifth of the photographs on, when processes have started, to the last one.
 """
 
 from __future__ import annotations
@@ -72,14 +72,15 @@ class Taker:
 
 def rate(counts: Iterable[int], total: int) -> float:
     """Photographs a second, told how many have come, time after time."""
-    come, first, begun = 0, 0, 0.0
+    come, first, begun, ended = 0, 0, 0.0, 0.0
     for count in counts:
         come += count
+        ended = time.perf_counter()
         if not begun and SKIPPED * come >= total:
-            first, begun = come, time.perf_counter()
+            first, begun = come, ended
     if come != total:
         raise RuntimeError(f"{come} of {total} photographs have come")
-    return (total - first) / (time.perf_counter() - begun)
+    return (total - first) / (ended - begun)
 
 
 def alone(files: Sequence[Path], workers: int) -> float:
