@@ -6,6 +6,7 @@ addresses and shapes that its context has then. So a wrong address, size, order 
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,7 +82,7 @@ class Stream:
     def synchronize(self) -> None:
         return
 
-    def event(self, timed: bool = True) -> Stream:
+    def event(self, timed: bool = True, blocking: bool = False) -> Stream:
         return self
 
     record = close = synchronize
@@ -105,10 +106,34 @@ class PlaneCopy:
             self._memory.at(address + row * pitch, count)[...] = there
 
 
+class PlaneCopies:
+    """Several planes at once: on the GPU, or at addresses of this process."""
+
+    def __init__(self, memory: Memory, most: int) -> None:
+        self._memory, self._most = memory, most
+        self.calls = 0
+
+    def __call__(self, planes: Sequence[Plane], address: int, step: int, pitch: int, stream: int) -> None:
+        assert 0 < len(planes) <= self._most and stream == Stream.handle
+        self.calls += 1
+        for plane in planes:
+            count = 3 * plane.width
+            assert pitch >= count <= plane.pitch and plane.height * pitch <= step
+            for row in range(plane.height):
+                there = plane.address + row * plane.pitch
+                line = (
+                    bytes(self._memory.at(there, count)) if there < self._memory.end else ctypes.string_at(there, count)
+                )
+                self._memory.at(address + row * pitch, count)[...] = np.frombuffer(line, np.uint8)
+            address += step
+
+
 class Device:
-    def __init__(self) -> None:
+    def __init__(self, together: bool) -> None:
         self.memory_ = Memory()
         self.uploads = 0
+        self.copied: list[PlaneCopies] = []
+        self._together = together
 
     def stream(self) -> Stream:
         return Stream()
@@ -118,6 +143,12 @@ class Device:
 
     def plane_copy(self) -> PlaneCopy:
         return PlaneCopy(self.memory_)
+
+    def plane_copies(self, most: int) -> PlaneCopies | None:
+        if not self._together:
+            return None
+        self.copied.append(PlaneCopies(self.memory_, most))
+        return self.copied[-1]
 
     def free_memory(self) -> int:
         return 1 << 30
@@ -183,8 +214,8 @@ class Engine:
     activation_bytes = 256
     path = Path("simulated.pre.engine")
 
-    def __init__(self, record: PreprocessorRecord) -> None:
-        self.device = Device()
+    def __init__(self, record: PreprocessorRecord, together: bool) -> None:
+        self.device = Device(together)
         self.record = record
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
@@ -246,17 +277,25 @@ class Graph:
 Made = tuple[TensorRTPreprocessor, Engine]
 
 
+@pytest.fixture(params=[False, True], ids=["singly", "together"])
+def together(request: pytest.FixtureRequest) -> bool:
+    """Whether the driver copies planes in batches."""
+    return bool(request.param)
+
+
 @pytest.fixture
-def opened(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Made]:
+def opened(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, together: bool) -> Iterator[Made]:
     """A preprocessor of the recipe that the test is given; even rows without one."""
     record = describe(sidecar(getattr(request, "param", EVEN)), MOST)
-    engine = Engine(record)
+    engine = Engine(record, together)
     monkeypatch.setattr(preprocess, "CudaGraph", Graph)
     monkeypatch.setattr(Graph, "memory", engine.device.memory_, raising=False)
     made = TensorRTPreprocessor(engine, record)  # type: ignore[arg-type]
     made.open()
     yield made, engine
     made.close()
+    if together and engine.runs > 4:  # more than were made ready
+        assert sum(each.calls for each in engine.device.copied) > 0
 
 
 def wanted(record: PreprocessorRecord, engine: Engine, pixels: NDArray[np.uint8]) -> NDArray[Any]:
@@ -449,6 +488,25 @@ def test_without_graphs_the_same(opened: Made, monkeypatch: pytest.MonkeyPatch) 
         made(made.prepare(pixels, np.empty(made.beside, np.uint8)), rows.address(index))
     made.settle()
     assert all(np.array_equal(rows[i], wanted(made.record, engine, pixels)) for i, pixels in enumerate(given))
+
+
+@pytest.mark.parametrize("together", [True], indirect=True)
+def test_a_driver_that_refuses_to_copy_in_batches_copies_singly(opened: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, engine = opened
+    asked: list[int] = []
+
+    def refuse(copies: PlaneCopies, planes: Sequence[Plane], *numbers: int) -> None:
+        asked.append(len(planes))
+        raise ExecutionError("not supported", "copy singly")
+
+    monkeypatch.setattr(PlaneCopies, "__call__", refuse)
+    given, rows = shots(4 * GROUP, 120), Rows(engine, 4 * GROUP)
+    for index, pixels in enumerate(given):
+        made(made.prepare(pixels, np.empty(made.beside, np.uint8)), rows.address(index))
+    made.settle()
+    assert all(np.array_equal(rows[i], wanted(made.record, engine, pixels)) for i, pixels in enumerate(given))
+    assert asked == [GROUP] * len(engine.device.copied), "each lane asks once"
+    engine.runs = 0
 
 
 def test_leaving_gives_the_memory_of_a_begun_group_back(opened: Made) -> None:
