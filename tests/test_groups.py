@@ -90,6 +90,9 @@ class Stream:
     def has_come(self) -> bool:
         return True
 
+    def wait(self, pause: float) -> None:
+        return
+
 
 class PlaneCopy:
     def __init__(self, memory: Memory) -> None:
@@ -113,14 +116,16 @@ class PlaneCopies:
         self._memory, self._most = memory, most
         self.calls = 0
 
-    def __call__(self, planes: Sequence[Plane], address: int, step: int, pitch: int, stream: int) -> None:
+    def __call__(
+        self, planes: Sequence[tuple[int, int, int, int]], address: int, step: int, pitch: int, stream: int
+    ) -> None:
         assert 0 < len(planes) <= self._most and stream == Stream.handle
         self.calls += 1
-        for plane in planes:
-            count = 3 * plane.width
-            assert pitch >= count <= plane.pitch and plane.height * pitch <= step
-            for row in range(plane.height):
-                there = plane.address + row * plane.pitch
+        for start, from_pitch, height, width in planes:
+            count = 3 * width
+            assert pitch >= count <= from_pitch and height * pitch <= step
+            for row in range(height):
+                there = start + row * from_pitch
                 line = (
                     bytes(self._memory.at(there, count)) if there < self._memory.end else ctypes.string_at(there, count)
                 )
@@ -495,7 +500,7 @@ def test_a_driver_that_refuses_to_copy_in_batches_copies_singly(opened: Made, mo
     made, engine = opened
     asked: list[int] = []
 
-    def refuse(copies: PlaneCopies, planes: Sequence[Plane], *numbers: int) -> None:
+    def refuse(copies: PlaneCopies, planes: Sequence[tuple[int, int, int, int]], *numbers: int) -> None:
         asked.append(len(planes))
         raise ExecutionError("not supported", "copy singly")
 

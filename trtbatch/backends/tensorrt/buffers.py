@@ -8,6 +8,7 @@ Whatever is made here is freed by ``close()`` or ``free()``, in reverse order; t
 from __future__ import annotations
 
 import atexit
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -241,14 +242,14 @@ class Stream:
         self._stream = None
 
 
-def _checked(driver: Any, wait: Callable[[], Any]) -> None:
-    """Wait; a fault of the GPU that shows meanwhile is ours to tell.
+def _checked(driver: Any, wait: Callable[[], Any]) -> Any:
+    """Wait, or ask; a fault of the GPU that shows meanwhile is ours to tell.
 
     Raises:
         ExecutionError: with the driver's words.
     """
     try:
-        wait()
+        return wait()
     except driver.Error as error:
         raise ExecutionError(f"the GPU reports: {error}", "check the inputs; a fault here ends the context") from error
 
@@ -277,7 +278,12 @@ class CudaEvent:
 
     def has_come(self) -> bool:
         """Whether all that was on the stream before it is done; without waiting."""
-        return bool(self._event.query())
+        return bool(_checked(self._driver, self._event.query))
+
+    def wait(self, pause: float) -> None:
+        """As :meth:`synchronize`, looking every `pause` seconds and leaving the core to others between."""
+        while not self.has_come():
+            time.sleep(pause)
 
     def milliseconds_since(self, earlier: CudaEvent) -> float:
         return float(self._event.time_since(earlier._event))
@@ -361,11 +367,13 @@ class PlaneCopies:
             copy.extent.depth = 1
             self._fields.append((copy.src.op.ptr, copy.dst.op.ptr, copy.extent))
 
-    def __call__(self, planes: Sequence[Plane], address: int, step: int, pitch: int, stream: int) -> None:
+    def __call__(
+        self, planes: Sequence[tuple[int, int, int, int]], address: int, step: int, pitch: int, stream: int
+    ) -> None:
         """Copy each to its place, the first to `address`, ordered on the stream.
 
         Args:
-            planes: on the GPU, or in page-locked memory of the host.
+            planes: address, bytes from row to row, rows and columns of each, on the GPU or in the host's memory.
             step: bytes from one's place to the next.
             pitch: bytes from row to row there.
             stream: its handle.
@@ -373,10 +381,10 @@ class PlaneCopies:
         Raises:
             ExecutionError: it can't be done.
         """
-        for plane, (source, target, extent) in zip(planes, self._fields):
-            source.ptr, source.rowLength, source.layerHeight = plane.address, plane.pitch, plane.height
-            target.ptr, target.rowLength, target.layerHeight = address, pitch, plane.height
-            extent.width, extent.height = 3 * plane.width, plane.height
+        for (start, row, height, width), (source, target, extent) in zip(planes, self._fields):
+            source.ptr, source.rowLength, source.layerHeight = start, row, height
+            target.ptr, target.rowLength, target.layerHeight = address, pitch, height
+            extent.width, extent.height = 3 * width, height
             address += step
         count = len(planes)
         (answer,) = self._driver.cuMemcpy3DBatchAsync(count, self._copies[:count], 0, stream)

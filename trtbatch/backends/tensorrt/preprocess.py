@@ -53,6 +53,10 @@ USUAL = (1.5, 2.0)
 """Rows and columns that are made ready before photographs come, as multiples of the crop: for what the crop needs of
 500×375 pixels, and for somewhat more."""
 
+PAUSE = 5e-5
+"""Seconds between two looks at whether a group is uploaded. To spin would take a core from processes that decode, and
+an event that wakes who waits for it has the driver work for each group, waited for or not."""
+
 MOST_CONTEXTS = 32
 """Sizes that a lane keeps contexts and graphs for."""
 
@@ -302,6 +306,18 @@ class _Ready:
     graph: CudaGraph | None = None
 
 
+class _Seen(NamedTuple):
+    """Memory that many photographs lie in: asking numpy for its address takes longer than all else.
+
+    Args:
+        bytes: the same, of which a part is had sooner.
+    """
+
+    memory: NDArray[np.uint8]
+    address: int
+    bytes: memoryview
+
+
 class _Lane:
     """A group of photographs on its way: a stream, room for what goes up, activations, and contexts for each square."""
 
@@ -323,9 +339,9 @@ class _Lane:
         self._handle = self.stream.handle
         self._copy = self._device.plane_copy()
         self._copies = self._device.plane_copies(GROUP)
-        self._uploaded = self.stream.event(timed=False, blocking=True)
-        self._addresses: dict[int, tuple[NDArray[np.uint8], int]] = {}
-        """Of memory by its identity, which is its own while it is here."""
+        self._uploaded = self.stream.event(timed=False)
+        self._memories: dict[int, _Seen] = {}
+        """By identity, which is a memory's own while it is here."""
         self._group: list[_Given] = []
         """Uploaded last: their memory is given back when it is there."""
         self._ready: OrderedDict[int, dict[int, _Ready]] = OrderedDict()
@@ -337,7 +353,7 @@ class _Lane:
             memory.fill(0, self.stream)  # a launch runs on what no photograph has come for, too
         small = [name for name, size in packing.sizes.items() if size <= SMALL]
         self._blocks = [self._device.page_locked(GROUP * packing.sizes[name]) for name in small]
-        self._staged = {name: block.reshape(GROUP, -1) for name, block in zip(small, self._blocks)}
+        self._staged = dict(zip(small, self._blocks))
         """Of a group what is small, on its way up."""
         self._activations = self._device.memory(engine.activation_bytes)
 
@@ -349,7 +365,7 @@ class _Lane:
         """Wait until the last group is uploaded, and give its memory back."""
         group, self._group = self._group, []
         if group:
-            self._uploaded.synchronize()
+            self._uploaded.wait(PAUSE)
             for given in group:
                 given.release()
 
@@ -366,10 +382,8 @@ class _Lane:
         if not self._upload_together(photographs, side, image):
             for index, photograph in enumerate(photographs):
                 self._upload(photograph, image + index * 3 * side * side, 3 * side)
-        for index, photograph in enumerate(photographs):
-            self._stage(photograph, index)
-        for name, staged in self._staged.items():
-            self._device.upload(self._packed[name].address, staged[: len(group)], self.stream)
+        for name, size in self._packing.sizes.items():
+            self._upload_small(name, size, photographs)
         self._uploaded.record()
         self._start(side, count, image)
         self._deliver([given.target for given in group])
@@ -404,21 +418,21 @@ class _Lane:
             self._copies = None
         return self._copies is not None
 
-    def _plane(self, given: Prepared | Laid) -> Plane:
+    def _plane(self, given: Prepared | Laid) -> tuple[int, int, int, int]:
+        """Where a photograph lies: the address, bytes from row to row, rows and columns."""
         if isinstance(given, Laid):
-            address = self._address(given.memory) + given.at + self._packing.bytes + given.offset
-            return Plane(address, given.pitch, given.height, given.width, given.memory)
-        if isinstance(given.image, Plane):
-            return given.image
-        height, width = given.image.shape[:2]
-        return Plane(given.image.ctypes.data, given.image.strides[0], height, width, given.image)
+            start = self._seen(given.memory).address + self._packing.bytes
+            return start + given.at + given.offset, given.pitch, given.height, given.width
+        image = given.image
+        if isinstance(image, Plane):
+            return image.address, image.pitch, image.height, image.width
+        return int(image.ctypes.data), image.strides[0], image.shape[0], image.shape[1]
 
-    def _address(self, memory: NDArray[np.uint8]) -> int:
-        """Of memory that many photographs lie in; asking numpy for it takes longer than all else."""
-        found = self._addresses.get(id(memory))
+    def _seen(self, memory: NDArray[np.uint8]) -> _Seen:
+        found = self._memories.get(id(memory))
         if found is None:
-            found = self._addresses[id(memory)] = memory, int(memory.ctypes.data)
-        return found[1]
+            found = self._memories[id(memory)] = _Seen(memory, int(memory.ctypes.data), memory.data)
+        return found
 
     def _upload(self, given: Prepared | Laid, address: int, pitch: int) -> None:
         """Upload a photograph's pixels to the corner of its square."""
@@ -431,16 +445,25 @@ class _Lane:
         else:
             self._copy.up(given.image, address, pitch, self.stream)
 
-    def _stage(self, given: Prepared | Laid, index: int) -> None:
-        """Gather what belongs to a photograph and is small, and upload what isn't."""
-        packed = given.memory[given.at : given.at + self._packing.bytes] if isinstance(given, Laid) else given.packed
-        for name, size in self._packing.sizes.items():
-            offset = self._packing.offsets[name]
-            block = packed[offset : offset + size]
-            if name in self._staged:
-                self._staged[name][index] = block
-            else:
-                self._device.upload(self._packed[name].address + index * size, block, self.stream)
+    def _upload_small(self, name: str, size: int, photographs: Sequence[Prepared | Laid]) -> None:
+        """Upload one of the inputs that belong to photographs: in one copy where it is small."""
+        address, offset = self._packed[name].address, self._packing.offsets[name]
+        parts = [self._part(photograph, offset, size) for photograph in photographs]
+        staged = self._staged.get(name)
+        if staged is None:
+            for index, part in enumerate(parts):
+                self._device.upload(address + index * size, np.frombuffer(part, np.uint8), self.stream)
+            return
+        count = len(parts) * size
+        staged.data[:count] = b"".join(parts)
+        self._device.upload(address, staged[:count], self.stream)
+
+    def _part(self, given: Prepared | Laid, offset: int, size: int) -> memoryview:
+        """Bytes of what is packed beside a photograph."""
+        if isinstance(given, Laid):
+            at = given.at + offset
+            return self._seen(given.memory).bytes[at : at + size]
+        return given.packed.data[offset : offset + size]
 
     def _launch(self, ready: _Ready, image: int) -> None:
         """As :meth:`_enqueue`, as a graph where there can be one."""
@@ -509,7 +532,7 @@ class _Lane:
             if memory is not None:
                 memory.free()
         self._staged = {}
-        self._addresses = {}
+        self._memories = {}
         while self._blocks:
             self._device.free_page_locked(self._blocks.pop())
         self.stream.close()
