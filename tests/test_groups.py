@@ -90,9 +90,6 @@ class Stream:
     def has_come(self) -> bool:
         return True
 
-    def wait(self, pause: float) -> None:
-        return
-
 
 class PlaneCopy:
     def __init__(self, memory: Memory) -> None:

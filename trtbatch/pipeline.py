@@ -347,6 +347,7 @@ class Pipeline:
                 else:
                     rows[spec.name] = np.moveaxis(inputs[spec.name], spec.batch_axis, 0)
             rooms.append(_Room(slot, rows))
+        # After the largest, whose memory all others have: what was made for memory that grows is forgotten.
         for number, samples in foreseen(self._source.total, self._sizes, len(rooms)):
             rooms[number % len(rooms)].slot.warm(executed_size(samples, self._profiles))
         for room in rooms:
@@ -519,11 +520,8 @@ class _Usable(Generic[T]):
             self._line.leave_if_stopped()
             if self._left == 0:
                 return None
-            if self._trace is NO_TRACE:
+            with self._trace.span("next"):  # where it is long, the filler waits for the readers
                 item = next(self._items, None)
-            else:
-                with self._trace.span("next"):  # where it is long, the filler waits for the readers
-                    item = next(self._items, None)
             if self._left is not None:
                 self._left -= 1
             if not isinstance(item, Skipped):
@@ -607,13 +605,10 @@ class _DeviceFeed:
         if not room.events:
             room.events = self._preprocessor.events()
         address, second = (slot.row_address(self._input, index) for index in (0, 1))
-        row, names, preprocess = second - address, list[str](), self._preprocessor
+        row, names = second - address, list[str]()
         while len(names) < size and (item := self._items.next()) is not None:
-            if self._trace is NO_TRACE:  # whose spans would take as long as all else here
-                preprocess(item.prepared, address, item.release)
-            else:
-                with self._trace.span("preprocess", file=item.name):
-                    preprocess(item.prepared, address, item.release)
+            with self._trace.span("preprocess", file=item.name):
+                self._preprocessor(item.prepared, address, item.release)
             address += row
             names.append(item.name)
         self._preprocessor.done(room.events)

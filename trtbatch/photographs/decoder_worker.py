@@ -44,7 +44,6 @@ from trtbatch.errors import InputError
 from trtbatch.photographs.arena import aligned
 from trtbatch.photographs.codec import plain_jpeg
 from trtbatch.photographs.decoding import (
-    Room,
     decode,
     decode_by_pillow,
     decode_into,
@@ -410,7 +409,7 @@ class _PackedMaker:
         sizes = [None if isinstance(each.data, InputError) else plain_size(each.data) for each in files]
         small = [size if size and 0 < min(size) <= most else None for size in sizes]
         make_sides(recipe, filter(None, small), most)
-        return [_Read(*each[:4], size and self._known(*size)) for each, size in zip(files, small)]
+        return [each._replace(known=size and self._known(*size)) for each, size in zip(files, small)]
 
     def _made_known(self, height: int, width: int) -> _Known | None:
         made = plan(self._order.recipe, height, width, self._order.max_size)
@@ -433,13 +432,13 @@ class _PackedMaker:
         if known is None:
             if len(data) > _LARGE_FILE:
                 self._leave_large(data)
-            return self._lay_slowly(data, place, decode, None)
+            return self._lay_slowly(data, place, None)
         if begin + known.size > self._order.whole:
             self._leave(known.plan.rows, known.plan.columns)
-            return self._lay_slowly(data, place, decode, known.plan)
+            return self._lay_slowly(data, place, known.plan)
         at, there = place(begin + known.size)
         if not decode_into(data, there[begin:]):
-            return self._lay_slowly(data, place, decode_by_pillow, known.plan)
+            return self._lay_slowly(data, place, known.plan, by_pillow=True)
         if known.small:
             there.data[:begin] = known.small
         else:
@@ -447,7 +446,7 @@ class _PackedMaker:
         return at, known.place
 
     def _lay_slowly(
-        self, data: bytes, place: _Placer, decode: Callable[[bytes, Room], Bytes], known: Plan | None
+        self, data: bytes, place: _Placer, known: Plan | None, by_pillow: bool = False
     ) -> tuple[int, Place]:
         """A large photograph, of which the part that is needed is copied, or one of which little is known."""
         begin, at, there = self._packing.bytes, 0, np.empty(0, np.uint8)
@@ -460,7 +459,7 @@ class _PackedMaker:
             at, there = place(begin + count)
             return there[begin:]
 
-        pixels = decode(data, room)
+        pixels = decode_by_pillow(data, room) if by_pillow else decode(data, room, known and known.size)
         if known is not None and known.size == pixels.shape[:2]:
             given, side = known.operands(pixels), known.side
         else:

@@ -566,7 +566,6 @@ class _Crew(Generic[T]):
 
     def __init__(self, job: _Job[T]) -> None:
         self._job = job
-        self._paths = job.paths
         self._team: Team | None = None
         self._count = max(1, min(job.workers, len(job.files)))
         self._chunk = max(1, min(CHUNK, len(job.files) // (2 * self._count)))
@@ -723,7 +722,7 @@ class _Crew(Generic[T]):
                     task = self._pending(is_idle=depth == 0)
                     if task is not None:
                         end = task.next + 1 if task.alone else task.end
-                        worker.send(task, self._paths[task.next : end])
+                        worker.send(task, self._job.paths[task.next : end])
         if not self._workers:
             while (task := self._pending(is_idle=True)) is not None:
                 while not task.is_done:

@@ -23,11 +23,9 @@ from trtbatch.photographs.images import open_image, plain, unusable
 from trtbatch.preprocessing import Preprocessing, orientation_of
 
 __all__ = [
-    "Room",
     "decode",
     "decode_by_pillow",
     "decode_into",
-    "decode_plain",
     "plain_size",
     "read_bytes",
     "read_pixels",
@@ -100,13 +98,16 @@ def read_sample(path: Path, make: Callable[[Any], NDArray[Any]]) -> NDArray[Any]
         raise InputError(plain(error), _FIX) from error
 
 
-def decode(data: bytes, room: Room | None = None) -> Pixels:
+def decode(data: bytes, room: Room | None = None, size: tuple[int, int] | None = None) -> Pixels:
     """The same of a file's bytes.
+
+    Args:
+        size: where :func:`plain_size` has told it.
 
     Raises:
         InputError: as :func:`read_pixels`.
     """
-    pixels = _decoded_jpeg(data, room)
+    pixels = _decoded_jpeg(data, room, size or plain_size(data))
     return decode_by_pillow(data, room) if pixels is None else pixels
 
 
@@ -122,14 +123,18 @@ def _placed(pixels: Pixels, room: Room) -> Pixels:
     return there
 
 
-def _decoded_jpeg(data: bytes, room: Room | None) -> Pixels | None:
-    """The pixels of a JPEG file; None where Pillow is to decode it, or to say what is wrong with it."""
-    size = plain_size(data)
-    return None if size is None else decode_plain(data, size, room)
+def _decoded_jpeg(data: bytes, room: Room | None, size: tuple[int, int] | None) -> Pixels | None:
+    """The pixels of a plain JPEG file; None where Pillow is to decode it, or to say what is wrong with it."""
+    if size is None:
+        return None
+    height, width = size
+    count = height * width * 3
+    memory = np.empty(count, np.uint8) if room is None else room(count)
+    return memory[:count].reshape(height, width, 3) if decode_into(data, memory) else None
 
 
 def plain_size(data: bytes) -> tuple[int, int] | None:
-    """Rows and columns of a JPEG file that :func:`decode_plain` may decode; None for all others.
+    """Rows and columns of a JPEG file that :func:`decode_into` may decode; None for all others.
 
     It says that it is upright, of plain colours, and not larger than Pillow allows.
     """
@@ -145,14 +150,6 @@ def plain_size(data: bytes) -> tuple[int, int] | None:
         return None if too_large or colours not in _PLAIN or not _is_upright(data) else (height, width)
     except Exception:  # simplejpeg's, or Pillow's of a damaged EXIF block: decoding says better what is wrong
         return None
-
-
-def decode_plain(data: bytes, size: tuple[int, int], room: Room | None) -> Pixels | None:
-    """The pixels of a JPEG file whose size :func:`plain_size` has told; None where Pillow is to say what is wrong."""
-    height, width = size
-    count = height * width * 3
-    memory = np.empty(count, np.uint8) if room is None else room(count)
-    return memory[:count].reshape(height, width, 3) if decode_into(data, memory) else None
 
 
 def decode_into(data: bytes, memory: Pixels) -> bool:

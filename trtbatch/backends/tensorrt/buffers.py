@@ -8,7 +8,6 @@ Whatever is made here is freed by ``close()`` or ``free()``, in reverse order; t
 from __future__ import annotations
 
 import atexit
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -260,9 +259,7 @@ class CudaEvent:
     def __init__(self, driver: Any, stream: Any, timed: bool = True, blocking: bool = False) -> None:
         self._driver = driver
         flags = driver.event_flags
-        self._event = driver.Event(
-            (flags.DEFAULT if timed else flags.DISABLE_TIMING) | (flags.BLOCKING_SYNC if blocking else flags.DEFAULT)
-        )
+        self._event = driver.Event((not timed) * flags.DISABLE_TIMING | blocking * flags.BLOCKING_SYNC)
         self._stream = stream
 
     @property
@@ -279,11 +276,6 @@ class CudaEvent:
     def has_come(self) -> bool:
         """Whether all that was on the stream before it is done; without waiting."""
         return bool(_checked(self._driver, self._event.query))
-
-    def wait(self, pause: float) -> None:
-        """As :meth:`synchronize`, looking every `pause` seconds and leaving the core to others between."""
-        while not self.has_come():
-            time.sleep(pause)
 
     def milliseconds_since(self, earlier: CudaEvent) -> float:
         return float(self._event.time_since(earlier._event))

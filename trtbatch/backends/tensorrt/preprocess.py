@@ -53,10 +53,6 @@ USUAL = (1.5, 2.0)
 """Rows and columns that are made ready before photographs come, as multiples of the crop: for what the crop needs of
 500×375 pixels, and for somewhat more."""
 
-PAUSE = 5e-5
-"""Seconds between two looks at whether a group is uploaded. To spin would take a core from processes that decode, and
-an event that wakes who waits for it has the driver work for each group, waited for or not."""
-
 MOST_CONTEXTS = 32
 """Sizes that a lane keeps contexts and graphs for."""
 
@@ -339,7 +335,7 @@ class _Lane:
         self._handle = self.stream.handle
         self._copy = self._device.plane_copy()
         self._copies = self._device.plane_copies(GROUP)
-        self._uploaded = self.stream.event(timed=False)
+        self._uploaded = self.stream.event(timed=False, blocking=True)
         self._memories: dict[int, _Seen] = {}
         """By identity, which is a memory's own while it is here."""
         self._group: list[_Given] = []
@@ -365,7 +361,7 @@ class _Lane:
         """Wait until the last group is uploaded, and give its memory back."""
         group, self._group = self._group, []
         if group:
-            self._uploaded.wait(PAUSE)
+            self._uploaded.synchronize()
             for given in group:
                 given.release()
 
