@@ -46,6 +46,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.decode_table import QUALITY, photograph
 from scripts.performance import ratio
+from scripts.test_summary import machine
 from trtbatch import environment
 from trtbatch.artifacts import load
 from trtbatch.backends import open_preprocessor
@@ -405,7 +406,6 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "script": "scripts/folder_table.py",
         "model": sidecar.model.name,
         "precision": sidecar.precision,
-        "device": sidecar.device,
         "tools": sidecar.tools,
         "preprocessor": None if given.preprocessor is None else given.preprocessor.name,
         "photos": len(files),
@@ -416,8 +416,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "photograph": photographs,
         "failed": failed,
         "load_average": os.getloadavg(),
-        "environment": environment.describe(),
-        "gpu": environment.gpu_state(),
+        **machine(),  # not the one that built the engine
         "rounds": rounds,
     }
 

@@ -28,7 +28,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from scripts.blocks import Convolution, Line, blocked
 from scripts.performance import medians, ratio
-from trtbatch import environment, optional
+from scripts.test_summary import machine
+from trtbatch import optional
 from trtbatch.artifacts import Artifact, load
 from trtbatch.backends import open_engine
 from trtbatch.build import BuildRequest, build
@@ -620,14 +621,12 @@ def main() -> None:
         if given.build_only:
             return
         rows = measure(artifacts, given.batch, given.rounds)
-        device = next(each.sidecar.device for each in artifacts.values() if isinstance(each, Artifact))
     for row in rows:
         for layer, ms in row.get("layers", []):
             print(f"{row['way']:24} {ms:.4f} {layer}")
     print(markdown(rows))
     if given.json is not None:
-        data = {"script": "scripts/prefix_table.py", "batch": given.batch, "device": device, "rows": rows}
-        data |= {"environment": environment.describe(), "gpu": environment.gpu_state()}
+        data = {"script": "scripts/prefix_table.py", "batch": given.batch, "rows": rows, **machine()}
         given.json.write_text(json.dumps(data, indent=1) + "\n")
 
 
