@@ -44,10 +44,11 @@ from trtbatch.errors import InputError
 from trtbatch.photographs.arena import aligned
 from trtbatch.photographs.codec import plain_jpeg
 from trtbatch.photographs.decoding import (
+    Header,
     decode,
     decode_by_pillow,
     decode_into,
-    plain_size,
+    header,
     read_bytes,
     read_sample,
 )
@@ -63,6 +64,7 @@ from trtbatch.photographs.operands import (
     plan,
     square,
 )
+from trtbatch.photographs.parts import Region, around, is_one_scan, part_decoder
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import decode as decode_record
 
@@ -132,7 +134,8 @@ class Order:
             them the photograph, or no more than the part that is needed; ``sample``: what the recipe makes.
         ring: bytes of photographs in the ring, a multiple of 256.
         largest: bytes of the largest one that is put there; an eighth of the ring always finds room in time.
-        whole: bytes of the largest photograph that is decoded there; of a larger one the part that is needed is copied.
+        whole: bytes of the largest photograph that is decoded there as a whole; of a larger one the part that is needed
+            is decoded there alone, or copied.
         max_size: of the preprocessor, for ``packed``.
         dtype: of the model's input, for ``sample``.
         max_pixels, truncated: Pillow's ``MAX_IMAGE_PIXELS`` and ``LOAD_TRUNCATED_IMAGES``.
@@ -341,13 +344,15 @@ class _Known(NamedTuple):
     """What is known of a photograph before it is decoded: there all of it is at hand, and after that nothing.
 
     Args:
-        size: bytes of its pixels.
-        place: of the part that is needed, where the whole is laid.
+        size: bytes of the pixels that are laid.
+        region: of them; None where they are the whole photograph.
+        place: of the part that is needed, among them.
         small: its small inputs, packed; empty where they take more bytes than can wait in a processor's caches.
     """
 
     plan: Plan
     size: int
+    region: Region | None
     place: Place
     small: bytes
 
@@ -382,8 +387,10 @@ class _PackedMaker:
         self._order = order
         self._packing = Packing(order)
         self._scratch = np.empty(0, np.uint8)
+        self._parts = part_decoder()
         self._known = lru_cache(_SIZES if is_computed(order.recipe) else 0)(self._made_known)
-        """Of rows and columns: a folder's photographs have a few sizes, most often. Taps are kept elsewhere."""
+        """Of rows, columns, and whether a region may do: a folder's photographs have a few sizes, most often. Taps are
+        kept elsewhere."""
 
     def warm(self, data: bytes) -> None:
         (read,) = self._planned([_Read(Path(), data=data)])
@@ -406,23 +413,32 @@ class _PackedMaker:
     def _planned(self, files: Sequence[_Read]) -> list[_Read]:
         """With plans for those whose size can be seen undecoded, and that aren't refused for it."""
         recipe, most = self._order.recipe, self._order.max_size
-        sizes = [None if isinstance(each.data, InputError) else plain_size(each.data) for each in files]
-        small = [size if size and 0 < min(size) <= most else None for size in sizes]
-        make_sides(recipe, filter(None, small), most)
-        return [each._replace(known=size and self._known(*size)) for each, size in zip(files, small)]
+        found = [None if isinstance(each.data, InputError) else header(each.data) for each in files]
+        small = [each if each and 0 < min(each.size) <= most else None for each in found]
+        make_sides(recipe, [each.size for each in small if each], most)
+        return [each._replace(known=said and self._known_of(each.data, said)) for each, said in zip(files, small)]
 
-    def _made_known(self, height: int, width: int) -> _Known | None:
+    def _known_of(self, data: bytes | InputError, said: Header) -> _Known | None:
+        known = self._known(*said.size, self._parts is not None)
+        assert isinstance(data, bytes), "that it has a header says so"
+        if known is None or known.region is None or is_one_scan(data, said.scan):
+            return known
+        return self._known(*said.size, False)
+
+    def _made_known(self, height: int, width: int, may_be_part: bool) -> _Known | None:
         made = plan(self._order.recipe, height, width, self._order.max_size)
         if made is None:
             return None
         rows, columns = made.rows, made.columns
-        pitch = 3 * width
-        offset = rows.first * pitch + 3 * columns.first
+        region = around(rows, columns, height, width) if may_be_part else None
+        laid = region or Region(0, 0, width, height)
+        pitch = 3 * laid.width
+        offset = (rows.first - laid.top) * pitch + 3 * (columns.first - laid.left)
         place = Place(made.side, rows.end - rows.first, columns.end - columns.first, pitch, offset)
         small = np.empty(self._packing.bytes if is_computed(self._order.recipe) else 0, np.uint8)
         if small.size:
             self._packing.fill(small, rows, columns)
-        return _Known(made, height * pitch, place, small.tobytes())
+        return _Known(made, laid.bytes, region, place, small.tobytes())
 
     def lay(self, file: _Read, place: _Placer) -> tuple[int, Place]:
         """A photograph that isn't large is decoded there: a copy costs a tenth of decoding."""
@@ -433,11 +449,14 @@ class _PackedMaker:
             if len(data) > _LARGE_FILE:
                 self._leave_large(data)
             return self._lay_slowly(data, place, None)
-        if begin + known.size > self._order.whole:
+        if begin + known.size > (self._order.whole if known.region is None else self._order.largest):
             self._leave(known.plan.rows, known.plan.columns)
             return self._lay_slowly(data, place, known.plan)
         at, there = place(begin + known.size)
-        if not decode_into(data, there[begin:]):
+        if known.region is not None and self._parts is not None:
+            if not self._parts(data, known.region, there[begin:]):
+                return self._lay_slowly(data, place, known.plan)
+        elif not decode_into(data, there[begin:]):
             return self._lay_slowly(data, place, known.plan, by_pillow=True)
         if known.small:
             there.data[:begin] = known.small

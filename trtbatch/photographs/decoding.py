@@ -11,7 +11,7 @@ import io
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,11 @@ from trtbatch.photographs.images import open_image, plain, unusable
 from trtbatch.preprocessing import Preprocessing, orientation_of
 
 __all__ = [
+    "Header",
     "decode",
     "decode_by_pillow",
     "decode_into",
-    "plain_size",
+    "header",
     "read_bytes",
     "read_pixels",
     "read_sample",
@@ -102,12 +103,14 @@ def decode(data: bytes, room: Room | None = None, size: tuple[int, int] | None =
     """The same of a file's bytes.
 
     Args:
-        size: where :func:`plain_size` has told it.
+        size: rows and columns, where :func:`header` has told them.
 
     Raises:
         InputError: as :func:`read_pixels`.
     """
-    pixels = _decoded_jpeg(data, room, size or plain_size(data))
+    if size is None and (found := header(data)) is not None:
+        size = found.size
+    pixels = _decoded_jpeg(data, room, size)
     return decode_by_pillow(data, room) if pixels is None else pixels
 
 
@@ -133,11 +136,25 @@ def _decoded_jpeg(data: bytes, room: Room | None, size: tuple[int, int] | None) 
     return memory[:count].reshape(height, width, 3) if decode_into(data, memory) else None
 
 
-def plain_size(data: bytes) -> tuple[int, int] | None:
-    """Rows and columns of a JPEG file that :func:`decode_into` may decode; None for all others.
+class Header(NamedTuple):
+    """A JPEG file that :func:`decode_into` may decode.
 
-    It says that it is upright, of plain colours, and not larger than Pillow allows.
+    Args:
+        height, width: rows and columns.
+        scan: bytes before the coded data of its first scan; 0 where they weren't found.
     """
+
+    height: int
+    width: int
+    scan: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.height, self.width
+
+
+def header(data: bytes) -> Header | None:
+    """What a JPEG file says that is upright, of plain colours, and not larger than Pillow allows; None for others."""
     from PIL import Image
 
     library = _simplejpeg() if data.startswith(_JPEG) else None
@@ -146,14 +163,17 @@ def plain_size(data: bytes) -> tuple[int, int] | None:
     try:
         height, width, colours, _ = library.decode_jpeg_header(data)
         limit = Image.MAX_IMAGE_PIXELS
-        too_large = limit is not None and height * width > limit
-        return None if too_large or colours not in _PLAIN or not _is_upright(data) else (height, width)
+        if (limit is not None and height * width > limit) or colours not in _PLAIN:
+            return None
+        scan, has_exif = _blocks(data)
+        is_upright = not has_exif or orientation_of(Image.open(io.BytesIO(data))) == 1
+        return Header(height, width, scan) if is_upright else None
     except Exception:  # simplejpeg's, or Pillow's of a damaged EXIF block: decoding says better what is wrong
         return None
 
 
 def decode_into(data: bytes, memory: Pixels) -> bool:
-    """Decode a JPEG file whose size :func:`plain_size` has told into the first bytes of memory, row after row.
+    """Decode a JPEG file whose size :func:`header` has told into the first bytes of memory, row after row.
 
     False where Pillow is to say what is wrong with it.
     """
@@ -164,23 +184,16 @@ def decode_into(data: bytes, memory: Pixels) -> bool:
     return True
 
 
-def _is_upright(data: bytes) -> bool:
-    """Whether what a JPEG file says of the camera's orientation, if anything, doesn't turn it."""
-    from PIL import Image
-
-    if not _has_exif(data):
-        return True
-    return orientation_of(Image.open(io.BytesIO(data))) == 1
-
-
-def _has_exif(data: bytes) -> bool:
-    """Whether there may be an EXIF block, or one of XMP that turns it: APP1 segments before the first scan."""
+def _blocks(data: bytes) -> tuple[int, bool]:
+    """Where the coded data of the first scan begin, or 0, and whether there may be an EXIF block before it, or one of
+    XMP that turns the photograph: APP1 segments."""
+    has_exif = False
     for mark, at, end in segments(data):
         if mark == 0xDA:
-            return False
+            return end, has_exif
         if mark == 0xE1 and (data.startswith(_EXIF, at + 4) or data.find(_XMP, at, end) >= 0):
-            return True
-    return data.find(_EXIF, 0, _HEADERS) >= 0  # padded, or damaged
+            has_exif = True
+    return 0, has_exif or data.find(_EXIF, 0, _HEADERS) >= 0  # padded, or damaged
 
 
 @lru_cache(maxsize=1)
