@@ -6,6 +6,7 @@
 The photographs are those of ``scripts/folder_table.py``, made first where they are missing. In turns:
 
 - *alone*: processes that decode them, and drop the pixels;
+- *parts, alone*: the same, and of each no more than the crop needs, where libjpeg-turbo is there that can do it;
 - *ahead*: as ``infer`` has a folder decoded for a preprocessor on a GPU; what comes is released at once.
 
 The clock runs from a fifth of the photographs on, when processes have started, to the last one.
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.decode_run import decode, tasks
+from scripts.decode_run import decode, decode_parts, tasks
 from scripts.decode_table import RECIPE
 from scripts.folder_table import make_folder, spread
 from scripts.performance import ratio
@@ -39,10 +40,11 @@ from trtbatch.photographs.arena import Arena
 from trtbatch.photographs.decoders import packed_ahead, packed_team
 from trtbatch.photographs.images import Skipped
 from trtbatch.photographs.operands import MAX_SIZE, Packing, operands
+from trtbatch.photographs.parts import part_decoder
 
 Bytes = NDArray[np.uint8]
 
-LIBRARIES = ("pillow", "simplejpeg")
+LIBRARIES = ("pillow", "simplejpeg", "turbojpeg")
 SKIPPED = 5
 """One in so many photographs isn't timed: the first."""
 
@@ -83,11 +85,15 @@ def rate(counts: Iterable[int], total: int) -> float:
     return (total - first) / (ended - begun)
 
 
-def alone(files: Sequence[Path], workers: int) -> float:
+def alone(files: Sequence[Path], workers: int, work: Callable[[Sequence[Path]], int] = decode) -> float:
     given = tasks(files)
     with ProcessPoolExecutor(workers) as pool:
-        counts = (len(task) for task, _ in zip(given, pool.map(decode, given)))
+        counts = (len(task) for task, _ in zip(given, pool.map(work, given)))
         return rate(counts, len(files))
+
+
+def parts_alone(files: Sequence[Path], workers: int) -> float:
+    return alone(files, workers, decode_parts)
 
 
 def ahead(files: Sequence[Path], workers: int) -> float:
@@ -108,7 +114,9 @@ def ahead(files: Sequence[Path], workers: int) -> float:
 
 def measure(files: Sequence[Path], workers: int, rounds: int) -> dict[str, list[float]]:
     """Of each way its rates, in rounds of alternating order; the first round, which warms up, isn't counted."""
-    ways = {"alone": alone, "ahead": ahead}
+    ways = {"alone": alone, "parts, alone": parts_alone, "ahead": ahead}
+    if part_decoder() is None:
+        del ways["parts, alone"]
     found: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + 1):
         for name in list(ways)[:: 1 if turn % 2 == 0 else -1]:

@@ -1,7 +1,8 @@
 """Decode a folder of photographs once, and say how fast: to RGB pixels, which are dropped.
 
-    python scripts/decode_run.py FOLDER {threads|processes} [--count N] [--workers N]
+    python scripts/decode_run.py FOLDER {threads|processes|parts} [--count N] [--workers N]
 
+*threads* and *processes* decode whole photographs; *parts*, in processes, no more of each than the model's crop needs.
 Prints JSON. The rate is that of decoding: threads or processes have started before the clock.
 """
 
@@ -11,15 +12,21 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from scripts.decode_table import RECIPE
 from trtbatch import environment
-from trtbatch.photographs.decoding import read_pixels
+from trtbatch.photographs.decoding import header, read_bytes, read_pixels
+from trtbatch.photographs.operands import plan
+from trtbatch.photographs.parts import Region, around, part_decoder
 
 FILES_PER_TASK = 16
 
@@ -27,6 +34,37 @@ FILES_PER_TASK = 16
 def decode(files: Sequence[Path]) -> int:
     """Decode them one after the other, and drop the pixels; their bytes."""
     return sum(read_pixels(file).nbytes for file in files)
+
+
+@lru_cache(maxsize=1024)
+def region(height: int, width: int) -> Region | None:
+    """What the crop needs of a photograph."""
+    planned = plan(RECIPE, height, width)
+    return None if planned is None else around(planned.rows, planned.columns, height, width)
+
+
+def decode_parts(files: Sequence[Path]) -> int:
+    """The same of parts; of a photograph that has none, of the whole.
+
+    Raises:
+        RuntimeError: there is no libturbojpeg of version 3.
+    """
+    decoder = part_decoder()
+    if decoder is None:
+        raise RuntimeError("no libturbojpeg of version 3 was found")
+    count, memory = 0, np.empty(0, np.uint8)
+    for file in files:
+        data = read_bytes(file)
+        said = header(data)
+        part = None if said is None else region(*said.size)
+        if part is not None:
+            if part.bytes > memory.size:
+                memory = np.empty(part.bytes, np.uint8)
+            if decoder(data, part, memory):
+                count += part.bytes
+                continue
+        count += read_pixels(file).nbytes
+    return count
 
 
 def tasks(files: Sequence[Path]) -> list[Sequence[Path]]:
@@ -41,16 +79,26 @@ def decoding(files: Sequence[Path], threads: int) -> dict[str, Any]:
     return {"images_per_s": len(files) / seconds, "seconds": seconds, "bytes": decoded, "threads": threads}
 
 
-def decoding_processes(files: Sequence[Path], workers: int) -> dict[str, Any]:
+def decoding_processes(
+    files: Sequence[Path], workers: int, work: Callable[[Sequence[Path]], int] = decode
+) -> dict[str, Any]:
     with ProcessPoolExecutor(workers) as pool:
-        list(pool.map(decode, [files[:1]] * 8 * workers))  # all of them are there, and have imported what they use
+        list(pool.map(work, [files[:1]] * 8 * workers))  # all of them are there, and have imported what they use
         begun = time.perf_counter()
-        decoded = sum(pool.map(decode, tasks(files)))
+        decoded = sum(pool.map(work, tasks(files)))
         seconds = time.perf_counter() - begun
     return {"images_per_s": len(files) / seconds, "seconds": seconds, "bytes": decoded, "processes": workers}
 
 
-WAYS = {"threads": decoding, "processes": decoding_processes}
+def decoding_parts(files: Sequence[Path], workers: int) -> dict[str, Any]:
+    return decoding_processes(files, workers, decode_parts)
+
+
+WAYS: dict[str, Callable[[Sequence[Path], int], dict[str, Any]]] = {
+    "threads": decoding,
+    "processes": decoding_processes,
+    "parts": decoding_parts,
+}
 
 
 def main() -> None:

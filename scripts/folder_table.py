@@ -9,7 +9,8 @@ standing, quality 90, no two alike. Then, in turns:
 
 - *folder*: ``infer`` over all of them; *few*, over a tenth of them, for the memory;
 - *decoding*: the same files to RGB pixels in threads, 16 files a task, and nothing else; *decoding_processes*: the same
-  in as many processes, started before the clock;
+  in as many processes, started before the clock; *decoding_parts*: these, and of each file no more than the crop needs,
+  where libjpeg-turbo is there that can do it;
 - *dataloader*: torchvision's transforms in a DataLoader, of ``--baseline-python``, its best epoch. Nothing computes
   behind it, so that it is an upper bound of that way: with a model to feed it can't be faster.
 
@@ -53,6 +54,7 @@ from trtbatch.backends import open_preprocessor
 from trtbatch.errors import UsageError
 from trtbatch.photographs.arena import aligned
 from trtbatch.photographs.images import image_input
+from trtbatch.photographs.parts import part_decoder
 from trtbatch.photographs.preprocessor import SUFFIX, OnnxPreprocessor
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.sources import ImageSource
@@ -318,6 +320,7 @@ def figures(rounds: Rounds) -> dict[str, float]:
     wanted = {
         "folder_over_decoding": ("folder", "decoding", "images_per_s"),
         "folder_over_decoding_processes": ("folder", "decoding_processes", "images_per_s"),
+        "folder_over_decoding_parts": ("folder", "decoding_parts", "images_per_s"),
         "folder_over_dataloader": ("folder", "dataloader", "images_per_s"),
         "memory_all_over_few": ("folder", "few", "peak_bytes"),
     }
@@ -342,6 +345,7 @@ def markdown(data: dict[str, Any]) -> str:
     for name, what, kind in (
         ("decoding", "decoding alone", "threads"),
         ("decoding_processes", "decoding alone", "processes"),
+        ("decoding_parts", "decoding alone, no more than the crop needs,", "processes"),
         ("dataloader", "DataLoader", "workers"),
     ):
         if f"folder_over_{name}" in reached:
@@ -386,17 +390,17 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     threads = given.workers or reading_threads(spec, recipe)
     workers = given.workers or environment.describe()["cores"]
     decoded(given, "threads", threads)  # from here on the files are in the system's memory
-    rounds, failed = in_turns(
-        {
-            "folder": lambda: predicted(given, len(files)),
-            "few": lambda: predicted(given, max(1, len(files) // 10)),
-            "decoding": lambda: decoded(given, "threads", threads),
-            "decoding_processes": lambda: decoded(given, "processes", threads),
-            "dataloader": lambda: loaded(given, recipe, workers),
-        },
-        given.rounds,
-        REST,
-    )
+    ways = {
+        "folder": lambda: predicted(given, len(files)),
+        "few": lambda: predicted(given, max(1, len(files) // 10)),
+        "decoding": lambda: decoded(given, "threads", threads),
+        "decoding_processes": lambda: decoded(given, "processes", threads),
+        "decoding_parts": lambda: decoded(given, "parts", threads),
+        "dataloader": lambda: loaded(given, recipe, workers),
+    }
+    if part_decoder() is None:
+        del ways["decoding_parts"]
+    rounds, failed = in_turns(ways, given.rounds, REST)
     try:
         photographs = one_photograph(recipe, given.preprocessor, given.rounds, SIZES)
     except Exception as error:

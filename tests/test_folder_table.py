@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts import decode_run, folder_table
+from scripts import decode_run, decode_table, folder_table
 from scripts.decode_run import tasks
 from scripts.folder_run import memory
 from scripts.folder_table import cut, figures, in_turns, make_folder, markdown, side
 from trtbatch.errors import UsageError
+from trtbatch.photographs.operands import plan
 from trtbatch.preprocessing import Preprocessing
 
 RECIPE = Preprocessing(36, (32, 32))
@@ -70,13 +71,34 @@ def test_every_file_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     files = make_folder(tmp_path, 5, *SMALL)
     parts = [cut(index, *SMALL) for index in range(5)]
     count = sum(3 * part.width * part.height for part in parts)
-    for way in decode_run.WAYS.values():
+    for name, way in decode_run.WAYS.items():
         found = way(files, 2)
-        assert found["bytes"] == count and found["images_per_s"] == pytest.approx(5 / found["seconds"])
+        assert found["bytes"] == count or name == "parts"
+        assert found["images_per_s"] == pytest.approx(5 / found["seconds"])
     given = argparse.Namespace(folder=tmp_path, photos=4)
-    for name in decode_run.WAYS:
+    for name in ("threads", "processes"):
         found = folder_table.decoded(given, name, 1)
         assert found["bytes"] == count - 3 * parts[4].width * parts[4].height and found[name] == 1
+
+
+def test_of_a_photograph_no_more_is_decoded_than_the_crop_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("turbojpeg")
+    files = make_folder(tmp_path, 3, 500, 375)
+    whole = decode_run.decode(files)
+    wanted = 0
+    for file in files:
+        with Image.open(file) as image:
+            planned = plan(decode_table.RECIPE, image.height, image.width)
+            assert planned is not None
+            wanted += 3 * (planned.rows.end - planned.rows.first) * (planned.columns.end - planned.columns.first)
+    assert wanted < decode_run.decode_parts(files) < 0.8 * whole
+    Image.new("L", (500, 375)).save(tmp_path / "grey.png")
+    assert decode_run.decode_parts([tmp_path / "grey.png"]) == 3 * 500 * 375, "no JPEG file: the whole"
+    monkeypatch.setattr(decode_run, "part_decoder", lambda: None)
+    with pytest.raises(RuntimeError, match="libturbojpeg"):
+        decode_run.decode_parts(files)
 
 
 def test_ways_have_their_turn_in_every_round_and_one_that_fails_is_left_out() -> None:
@@ -184,6 +206,7 @@ def test_a_small_folder_from_end_to_end(cli: Callable[..., Any], folder: Path, m
     assert set(data["figures"]) == {
         "folder_over_decoding",
         "folder_over_decoding_processes",
+        "folder_over_decoding_parts",
         "folder_over_dataloader",
         "memory_all_over_few",
     }
@@ -193,4 +216,4 @@ def test_a_small_folder_from_end_to_end(cli: Callable[..., Any], folder: Path, m
     (loaded,) = data["rounds"]["dataloader"]
     assert loaded["samples"] == 20 and len(loaded["epochs_s"]) == 2
     assert [row["height"] for row in data["photograph"]] == [40]
-    assert len(markdown(data).splitlines()) == 9
+    assert len(markdown(data).splitlines()) == 10

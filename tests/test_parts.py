@@ -6,7 +6,7 @@ import ctypes
 import ctypes.util
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -105,7 +105,7 @@ def laid(made: _PackedMaker, path: Path) -> tuple[Pixels, Pixels, Place]:
 @pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"restart_marker_blocks": 5}, {"progressive": True}])
 @pytest.mark.parametrize("size", [(375, 500), (500, 375), (600, 230), (1080, 1920), (256, 256), (90, 61)])
 def test_what_is_laid_of_a_photograph(
-    tmp_path: Path, size: tuple[int, int], options: dict[str, Any], interpolation: str
+    tmp_path: Path, size: tuple[int, int], options: dict[str, Any], interpolation: Literal["bilinear", "bicubic"]
 ) -> None:
     recipe = Preprocessing(256, (224, 224), interpolation=interpolation)
     file = tmp_path / "x.jpg"
