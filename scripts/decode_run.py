@@ -1,8 +1,8 @@
 """Decode a folder of photographs once, and say how fast: to RGB pixels, which are dropped.
 
-    python scripts/decode_run.py FOLDER {threads|processes|parts} [--count N] [--workers N]
+    python scripts/decode_run.py FOLDER {threads|processes|parts} [--count N] [--workers N] [--resize 256] [--crop 224]
 
-*threads* and *processes* decode whole photographs; *parts*, in processes, no more of each than the model's crop needs.
+*threads* and *processes* decode whole photographs; *parts*, in processes, no more of each than a model's crop needs.
 Prints JSON. The rate is that of decoding: threads or processes have started before the clock.
 """
 
@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from trtbatch import environment
 from trtbatch.photographs.decoding import header, read_bytes, read_pixels
 from trtbatch.photographs.operands import plan
 from trtbatch.photographs.parts import Region, around, part_decoder
+from trtbatch.preprocessing import Preprocessing
 
 FILES_PER_TASK = 16
 
@@ -37,13 +38,13 @@ def decode(files: Sequence[Path]) -> int:
 
 
 @lru_cache(maxsize=1024)
-def region(height: int, width: int) -> Region | None:
+def region(recipe: Preprocessing, height: int, width: int) -> Region | None:
     """What the crop needs of a photograph."""
-    planned = plan(RECIPE, height, width)
+    planned = plan(recipe, height, width)
     return None if planned is None else around(planned.rows, planned.columns, height, width)
 
 
-def decode_parts(files: Sequence[Path]) -> int:
+def decode_parts(files: Sequence[Path], recipe: Preprocessing = RECIPE) -> int:
     """The same of parts; of a photograph that has none, of the whole.
 
     Raises:
@@ -56,7 +57,7 @@ def decode_parts(files: Sequence[Path]) -> int:
     for file in files:
         data = read_bytes(file)
         said = header(data)
-        part = None if said is None else region(*said.size)
+        part = None if said is None else region(recipe, *said.size)
         if part is not None:
             if part.bytes > memory.size:
                 memory = np.empty(part.bytes, np.uint8)
@@ -90,11 +91,11 @@ def decoding_processes(
     return {"images_per_s": len(files) / seconds, "seconds": seconds, "bytes": decoded, "processes": workers}
 
 
-def decoding_parts(files: Sequence[Path], workers: int) -> dict[str, Any]:
-    return decoding_processes(files, workers, decode_parts)
+def decoding_parts(files: Sequence[Path], workers: int, recipe: Preprocessing = RECIPE) -> dict[str, Any]:
+    return decoding_processes(files, workers, partial(decode_parts, recipe=recipe))
 
 
-WAYS: dict[str, Callable[[Sequence[Path], int], dict[str, Any]]] = {
+WAYS: dict[str, Callable[..., dict[str, Any]]] = {
     "threads": decoding,
     "processes": decoding_processes,
     "parts": decoding_parts,
@@ -107,9 +108,12 @@ def main() -> None:
     parser.add_argument("way", choices=WAYS)
     parser.add_argument("--count", type=int)
     parser.add_argument("--workers", type=int, default=environment.describe()["cores"])
+    parser.add_argument("--resize", type=int, default=RECIPE.resize)
+    parser.add_argument("--crop", type=int, default=RECIPE.crop[0])
     given = parser.parse_args()
+    recipe = Preprocessing(given.resize, (given.crop, given.crop))
     files = sorted(path for path in given.folder.iterdir() if not path.name.startswith("."))[: given.count]
-    print(json.dumps(WAYS[given.way](files, given.workers)))
+    print(json.dumps(WAYS[given.way](files, given.workers, *([recipe] if given.way == "parts" else []))))
 
 
 if __name__ == "__main__":

@@ -179,9 +179,9 @@ def predicted(given: argparse.Namespace, count: int) -> dict[str, Any]:
     return found
 
 
-def decoded(given: argparse.Namespace, way: str, workers: int) -> dict[str, Any]:
-    line = [sys.executable, SCRIPTS / "decode_run.py", given.folder, way]
-    return told([*line, "--count", given.photos, "--workers", workers])
+def decoded(given: argparse.Namespace, recipe: Preprocessing, way: str, workers: int) -> dict[str, Any]:
+    line = [sys.executable, SCRIPTS / "decode_run.py", given.folder, way, "--count", given.photos]
+    return told([*line, "--workers", workers, "--resize", recipe.resize, "--crop", recipe.crop[0]])
 
 
 def loaded(given: argparse.Namespace, recipe: Preprocessing, workers: int) -> dict[str, Any]:
@@ -389,13 +389,13 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     print(f"{len(files)} photographs in {given.folder}, {time.perf_counter() - begun:.1f} s", flush=True)
     threads = given.workers or reading_threads(spec, recipe)
     workers = given.workers or environment.describe()["cores"]
-    decoded(given, "threads", threads)  # from here on the files are in the system's memory
+    decoded(given, recipe, "threads", threads)  # from here on the files are in the system's memory
     ways = {
         "folder": lambda: predicted(given, len(files)),
         "few": lambda: predicted(given, max(1, len(files) // 10)),
-        "decoding": lambda: decoded(given, "threads", threads),
-        "decoding_processes": lambda: decoded(given, "processes", threads),
-        "decoding_parts": lambda: decoded(given, "parts", threads),
+        "decoding": lambda: decoded(given, recipe, "threads", threads),
+        "decoding_processes": lambda: decoded(given, recipe, "processes", threads),
+        "decoding_parts": lambda: decoded(given, recipe, "parts", threads),
         "dataloader": lambda: loaded(given, recipe, workers),
     }
     if part_decoder() is None:

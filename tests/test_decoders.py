@@ -203,35 +203,6 @@ def test_tasks_are_small_at_first_and_at_the_end(folder_of_all: Path, monkeypatc
     assert sent[end:] == sorted(sent[end:], reverse=True) and sent[-1] == 1
 
 
-def test_answers_of_whole_tasks_are_left_to_gather(folder_of_all: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a part of the time that a task takes; not of short tasks, nor at the end, when processes wait for more."""
-    files, names = listed(folder_of_all)
-    crews: list[Any] = []
-    slept: list[tuple[float, int]] = []
-    start, pause = decoders._Crew.start, time.sleep
-
-    def started(crew: Any) -> None:
-        crews.append(crew)
-        start(crew)
-
-    def noted(seconds: float) -> None:
-        slept.append((seconds, crews[-1]._next))
-        pause(seconds)
-
-    monkeypatch.setattr(decoders._Crew, "start", started)
-    monkeypatch.setattr(time, "sleep", noted)
-    monkeypatch.setattr(decoders, "_LULLS", (0.0, 5e-3))
-    found = in_processes(files * 8, names * 8, Reader(), ring=8 << 20)
-    assert found == in_threads(files, names) * 8
-    assert slept and all(0 <= seconds <= 5e-3 for seconds, _ in slept)
-    last = len(files) * 8 - decoders.LAST * 2 * decoders.CHUNK
-    assert max(number for _, number in slept) <= last + decoders.CHUNK
-    slept.clear()
-    monkeypatch.setattr(decoders, "_LULLS", (1.0, 5e-3))
-    in_processes(files * 4, names * 4, Reader(), ring=8 << 20)
-    assert not slept
-
-
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_a_process_that_starts_late_keeps_nobody_waiting(folder_of_all: Path, stopped: int) -> None:
     files, names = listed(folder_of_all)

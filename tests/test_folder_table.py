@@ -77,7 +77,7 @@ def test_every_file_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert found["images_per_s"] == pytest.approx(5 / found["seconds"])
     given = argparse.Namespace(folder=tmp_path, photos=4)
     for name in ("threads", "processes"):
-        found = folder_table.decoded(given, name, 1)
+        found = folder_table.decoded(given, RECIPE, name, 1)
         assert found["bytes"] == count - 3 * parts[4].width * parts[4].height and found[name] == 1
 
 

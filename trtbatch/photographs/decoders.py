@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -95,13 +94,6 @@ the next sixteen are made, and some room is lost at the ring's end."""
 
 _SAMPLE_SHARE = 4
 """The same of a sample, which is copied before the next is asked for."""
-
-_LULL = 0.2
-"""Of the time that a task takes, how long answers are left to gather. Woken for each, this thread would find nothing of
-its own in the processor's caches, and take from a process what that had there; and each has its next task already."""
-
-_LULLS = 1e-3, 5e-3
-"""Seconds: less isn't worth while, and more than the second it never is."""
 
 _PATIENCE = 20
 """Milliseconds after which a photograph that is waited for isn't to wait for room."""
@@ -584,10 +576,6 @@ class _Crew(Generic[T]):
         self._locker: threading.Thread | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._is_patient = True
-        self._is_whole = False
-        """Whether the last task had as many files as any has."""
-        self._lull = 0.0
-        """Seconds."""
         self._traced = job.trace is not NO_TRACE
 
     def start(self) -> None:
@@ -638,8 +626,6 @@ class _Crew(Generic[T]):
 
     def wait(self) -> None:
         """Wait for answers, and hand out tasks; where none come soon, what is waited for isn't to wait for memory."""
-        if self._is_whole and self._lull >= _LULLS[0]:
-            time.sleep(self._lull)
         if self._receive(_PATIENCE if self._is_patient else 50 * _PATIENCE):
             self._is_patient = True
             self._hand_out()
@@ -686,19 +672,11 @@ class _Crew(Generic[T]):
             if self._traced:
                 self._record(worker, name, *times)
         ring.hold(holds)
-        count = len(items) // ITEM.size
-        worker.received += count
-        self._lull = self._lull_of(items) if count == self._chunk else 0.0
+        worker.received += len(items) // ITEM.size
         if number == last:
             worker.tasks.popleft()
             if not task.is_done:
                 self._again.appendleft(task)
-
-    def _lull_of(self, items: bytes) -> float:
-        """How long answers are left to gather, by what the items of a whole task took. Of fewer a process told because
-        it lacked room, and isn't to wait for that."""
-        begun, ended = int(ITEM.unpack_from(items)[-4]), int(ITEM.unpack_from(items, len(items) - ITEM.size)[-1])
-        return min(_LULL * 1e-9 * (ended - begun), _LULLS[1])
 
     def _record(self, worker: _Worker[T], name: str, begun: int, read: int, opened: int, ended: int) -> None:
         self._job.trace.record("read", begun, read, {"file": name}, worker.thread)
@@ -736,7 +714,6 @@ class _Crew(Generic[T]):
             return None
         task: _Task[T] = _Task(self._next, self._next + self._size(len(self._job.files) - self._next))
         self._next = task.end
-        self._is_whole = task.end - task.first == self._chunk
         self._tasks.append(task)
         return task
 
