@@ -174,6 +174,16 @@ def test_damaged_files_become_what_they_become_without(
         np.testing.assert_array_equal(part, whole)
 
 
+def test_files_that_end_anywhere_in_their_headers(tmp_path: Path) -> None:
+    data, file = jpeg(grainy(330, 400)), tmp_path / "x.jpg"
+    one, other = maker(True), maker(False)
+    for end in range(scan_of(data) + 4):
+        file.write_bytes(data[:end])
+        found = outcome(one, file)
+        assert isinstance(found, str) and found == outcome(other, file)
+    assert not is_one_scan(data, len(data)) and not is_one_scan(data, len(data) + 1)
+
+
 def test_one_scan() -> None:
     data, image = jpeg(grainy(300, 400)), grainy(300, 400)
     scan = scan_of(data)

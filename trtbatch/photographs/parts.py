@@ -73,12 +73,12 @@ def around(rows: Lines, columns: Lines, height: int, width: int) -> Region | Non
 
 
 def is_one_scan(data: bytes, begin: int) -> bool:
-    """Whether the coded data of a JPEG file that begin there, at 1 or more, are all of it, and end as they should.
+    """Whether the coded data of a JPEG file that begin there are all of it, and end as they should.
 
     Then nothing that comes after the part can make other decoders refuse it. Marks are two bytes, the first 255 and the
     second not 0 (ITU-T T.81, B.1.1.2); among coded data only restarts may be.
     """
-    if begin < 1:
+    if not 0 < begin < len(data):
         return False
     values = np.frombuffer(data, np.uint8, offset=begin)
     follow = values[1:]
