@@ -236,6 +236,8 @@ def test_photographs_have_the_figures_that_were_kept() -> None:
     rates = ([run["images_per_s"] for run in kept["rounds"][way]] for way in ("folder", "decoding_processes"))
     ratios = [own / alone for own, alone in zip(*rates)]
     assert f"({min(ratios):.2f} to {max(ratios):.2f} of their rate, round by round)" in " ".join(PERFORMANCE.split())
+    against = [kept["figures"][f"folder_over_{way}"] for way in ("decoding", "decoding_processes", "decoding_parts")]
+    assert min(against) >= 0.95
 
 
 def test_ways_to_write_a_prefix_have_the_figures_that_were_kept() -> None:

@@ -1,8 +1,8 @@
 """The part of a JPEG file that a crop needs, decoded by libjpeg-turbo: what lies beside it is passed over.
 
-A third of a photograph is cut off, most often, and of what it takes to decode one, half is for making pixels of what
-the file codes. libjpeg-turbo has cropping regions since version 3, in its TurboJPEG interface; no Python package that
-is trusted passes them on, so the library is called here by itself: the system's, or that in the package ``turbojpeg``.
+What a crop cuts off of a photograph needn't be made pixels of (docs/performance.md). libjpeg-turbo has cropping regions
+since version 3, in its TurboJPEG interface; no Python package that is trusted passes them on, so the library is called
+here by itself: the system's, or that in the package ``turbojpeg``.
 
 The pixels are those of the whole photograph. What follows the part in a file isn't looked at, so a file is left to
 other decoders, which say what is wrong with it, unless one scan ends as it should (:func:`is_one_scan`).
@@ -36,7 +36,7 @@ STEP = 16
 quarter, a region that begins elsewhere is refused."""
 
 SHARE = 7 / 8
-"""Of a photograph's pixels, at most, that a region is worth while for: a tenth of them takes 3 % of the time."""
+"""Of a photograph's pixels, at most, that a region is worth while for: the file is searched for marks first."""
 
 _SYSTEM = "libturbojpeg.so.0"
 _PACKAGE = "turbojpeg"
