@@ -141,7 +141,7 @@ def outcome(made: _PackedMaker, path: Path) -> Pixels | str:
         return error.problem
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     seed=st.integers(0, 1 << 30),
     options=st.sampled_from([{}, {"subsampling": 0}, {"restart_marker_rows": 2}, {"progressive": True}]),
