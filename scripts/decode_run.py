@@ -1,8 +1,9 @@
 """Decode a folder of photographs once, and say how fast: to RGB pixels, which are dropped.
 
-    python scripts/decode_run.py FOLDER {threads|processes|parts} [--count N] [--workers N] [--resize 256] [--crop 224]
+    python scripts/decode_run.py FOLDER {threads|processes|parts} [--count N] [--workers N] [--recipe JSON]
 
-*threads* and *processes* decode whole photographs; *parts*, in processes, no more of each than a model's crop needs.
+*threads* and *processes* decode whole photographs; *parts*, in processes, no more of each than a model's crop needs,
+and doesn't look whether the rest of a file is as it should be. The recipe is a sidecar's ``preprocessing``.
 Prints JSON. The rate is that of decoding: threads or processes have started before the clock.
 """
 
@@ -28,6 +29,8 @@ from trtbatch.photographs.decoding import header, read_bytes, read_pixels
 from trtbatch.photographs.operands import plan
 from trtbatch.photographs.parts import Region, around, part_decoder
 from trtbatch.preprocessing import Preprocessing
+from trtbatch.records import decode as decode_record
+from trtbatch.records import encode
 
 FILES_PER_TASK = 16
 
@@ -108,10 +111,9 @@ def main() -> None:
     parser.add_argument("way", choices=WAYS)
     parser.add_argument("--count", type=int)
     parser.add_argument("--workers", type=int, default=environment.describe()["cores"])
-    parser.add_argument("--resize", type=int, default=RECIPE.resize)
-    parser.add_argument("--crop", type=int, default=RECIPE.crop[0])
+    parser.add_argument("--recipe", default=json.dumps(encode(RECIPE)))
     given = parser.parse_args()
-    recipe = Preprocessing(given.resize, (given.crop, given.crop))
+    recipe = decode_record(Preprocessing, json.loads(given.recipe), "recipe")
     files = sorted(path for path in given.folder.iterdir() if not path.name.startswith("."))[: given.count]
     print(json.dumps(WAYS[given.way](files, given.workers, *([recipe] if given.way == "parts" else []))))
 

@@ -57,6 +57,7 @@ from trtbatch.photographs.images import image_input
 from trtbatch.photographs.parts import part_decoder
 from trtbatch.photographs.preprocessor import SUFFIX, OnnxPreprocessor
 from trtbatch.preprocessing import Preprocessing
+from trtbatch.records import encode
 from trtbatch.sources import ImageSource
 
 Pixels = NDArray[np.uint8]
@@ -181,7 +182,7 @@ def predicted(given: argparse.Namespace, count: int) -> dict[str, Any]:
 
 def decoded(given: argparse.Namespace, recipe: Preprocessing, way: str, workers: int) -> dict[str, Any]:
     line = [sys.executable, SCRIPTS / "decode_run.py", given.folder, way, "--count", given.photos]
-    return told([*line, "--workers", workers, "--resize", recipe.resize, "--crop", recipe.crop[0]])
+    return told([*line, "--workers", workers, "--recipe", json.dumps(encode(recipe))])
 
 
 def loaded(given: argparse.Namespace, recipe: Preprocessing, workers: int) -> dict[str, Any]:

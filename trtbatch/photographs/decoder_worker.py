@@ -419,11 +419,8 @@ class _PackedMaker:
         return [each._replace(known=said and self._known_of(each.data, said)) for each, said in zip(files, small)]
 
     def _known_of(self, data: bytes | InputError, said: Header) -> _Known | None:
-        known = self._known(*said.size, self._parts is not None)
         assert isinstance(data, bytes), "that it has a header says so"
-        if known is None or known.region is None or is_one_scan(data, said.scan):
-            return known
-        return self._known(*said.size, False)
+        return self._known(*said.size, self._parts is not None and is_one_scan(data, said.scan))
 
     def _made_known(self, height: int, width: int, may_be_part: bool) -> _Known | None:
         made = plan(self._order.recipe, height, width, self._order.max_size)

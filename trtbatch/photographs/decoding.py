@@ -47,6 +47,9 @@ _XMP = b"tiff:Orientation"
 _HEADERS = 1 << 16
 """Bytes in which a camera's EXIF block begins: it is the first of a file, or the second."""
 
+_SEQUENTIAL = (0xC0, 0xC1)
+"""Marks of frames that are coded so, baseline or extended (ITU-T T.81, B.1.1.3)."""
+
 _REFUSALS = (ValueError, KeyError)
 """Of simplejpeg: the second where it has no name for how chroma is sampled."""
 
@@ -141,7 +144,8 @@ class Header(NamedTuple):
 
     Args:
         height, width: rows and columns.
-        scan: bytes before the coded data of its first scan; 0 where they weren't found.
+        scan: bytes before the coded data of its first scan; 0 where they weren't found, or it isn't sequential with
+            Huffman's coding (most files are).
     """
 
     height: int
@@ -185,12 +189,13 @@ def decode_into(data: bytes, memory: Pixels) -> bool:
 
 
 def _blocks(data: bytes) -> tuple[int, bool]:
-    """Where the coded data of the first scan begin, or 0, and whether there may be an EXIF block before it, or one of
-    XMP that turns the photograph: APP1 segments."""
-    has_exif = False
+    """Where the coded data of the first scan begin, of a sequential file with Huffman's coding, or 0; and whether there
+    may be an EXIF block before it, or one of XMP that turns the photograph: APP1 segments."""
+    has_exif = is_sequential = False
     for mark, at, end in segments(data):
         if mark == 0xDA:
-            return end, has_exif
+            return end if is_sequential else 0, has_exif
+        is_sequential |= mark in _SEQUENTIAL
         if mark == 0xE1 and (data.startswith(_EXIF, at + 4) or data.find(_XMP, at, end) >= 0):
             has_exif = True
     return 0, has_exif or data.find(_EXIF, 0, _HEADERS) >= 0  # padded, or damaged

@@ -1,8 +1,8 @@
 """The part of a JPEG file that a crop needs, decoded by libjpeg-turbo: what lies beside it is passed over.
 
-What a crop cuts off of a photograph needn't be made pixels of (docs/performance.md). libjpeg-turbo has cropping regions
-since version 3, in its TurboJPEG interface; no Python package that is trusted passes them on, so the library is called
-here by itself: the system's, or that in the package ``turbojpeg``.
+What a crop cuts off of a photograph needn't be made pixels of (docs/performance.md). libjpeg-turbo has cropping
+regions since version 3, in its TurboJPEG interface, which neither simplejpeg nor PyTurboJPEG passes on; so the library
+is called here by itself: the system's, or the one that comes with the package ``turbojpeg``.
 
 The pixels are those of the whole photograph. What follows the part in a file isn't looked at, so a file is left to
 other decoders, which say what is wrong with it, unless one scan ends as it should (:func:`is_one_scan`).
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch.photographs.codec import plain_jpeg
+from trtbatch.photographs.decoding import decode
 from trtbatch.photographs.operands import Lines
 
 __all__ = ["PartDecoder", "Region", "around", "is_one_scan", "part_decoder"]
@@ -37,6 +37,9 @@ quarter, a region that begins elsewhere is refused."""
 
 SHARE = 7 / 8
 """Of a photograph's pixels, at most, that a region is worth while for: the file is searched for marks first."""
+
+LARGEST = 8 << 20
+"""Bytes of a file, at most, that is searched for marks."""
 
 _SYSTEM = "libturbojpeg.so.0"
 _PACKAGE = "turbojpeg"
@@ -75,10 +78,10 @@ def around(rows: Lines, columns: Lines, height: int, width: int) -> Region | Non
 def is_one_scan(data: bytes, begin: int) -> bool:
     """Whether the coded data of a JPEG file that begin there are all of it, and end as they should.
 
-    Then nothing that comes after the part can make other decoders refuse it. Marks are two bytes, the first 255 and the
-    second not 0 (ITU-T T.81, B.1.1.2); among coded data only restarts may be.
+    Then libjpeg-turbo doesn't refuse it for anything that comes after the part, but at most complains. Marks are two
+    bytes, the first 255 and the second not 0 (ITU-T T.81, B.1.1.2); among coded data only restarts may be.
     """
-    if not 0 < begin < len(data):
+    if not 0 < begin < len(data) <= LARGEST:
         return False
     values = np.frombuffer(data, np.uint8, offset=begin)
     follow = values[1:]
@@ -97,7 +100,7 @@ class _Cropping(ctypes.Structure):
 
 
 class PartDecoder:
-    """Decodes regions; used by one thread at a time.
+    """Decodes regions; for any thread.
 
     Args:
         library: libturbojpeg, version 3 or later.
@@ -106,24 +109,30 @@ class PartDecoder:
     def __init__(self, library: ctypes.CDLL) -> None:
         pointer, number, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
         file = (pointer, ctypes.c_char_p, size)
-        start = _function(library, "tj3Init", number, result=pointer)
-        settle = _function(library, "tj3Set", pointer, number, number)
+        self._start = _function(library, "tj3Init", number, result=pointer)
+        self._end = _function(library, "tj3Destroy", pointer, result=None)
+        self._set = _function(library, "tj3Set", pointer, number, number)
         self._read_header = _function(library, "tj3DecompressHeader", *file)
         self._crop = _function(library, "tj3SetCroppingRegion", pointer, _Cropping)
         self._decode = _function(library, "tj3Decompress8", *file, pointer, number, number)
-        self._handle = start(_DECOMPRESS)
-        settle(self._handle, _STOP_ON_WARNING, 1)
 
     def __call__(self, data: bytes, region: Region, memory: Pixels) -> bool:
         """Decode a file's region into the first bytes of memory, row after row.
 
         False where other decoders are to try it: it is damaged before the region's end, or of a rare kind.
         """
-        handle, count = self._handle, len(data)
-        if self._read_header(handle, data, count) or self._crop(handle, _Cropping(*region)):
+        handle, count = self._start(_DECOMPRESS), len(data)
+        if handle is None:
             return False
-        address = memory.__array_interface__["data"][0]
-        return not self._decode(handle, data, count, address, 3 * region.width, _RGB)
+        try:  # each file has a handle of its own: one keeps the tables of the file before
+            return not (
+                self._set(handle, _STOP_ON_WARNING, 1)
+                or self._read_header(handle, data, count)
+                or self._crop(handle, _Cropping(*region))
+                or self._decode(handle, data, count, memory.__array_interface__["data"][0], 3 * region.width, _RGB)
+            )
+        finally:
+            self._end(handle)
 
 
 def _function(library: ctypes.CDLL, name: str, *arguments: Any, result: Any = ctypes.c_int) -> Any:
@@ -134,7 +143,7 @@ def _function(library: ctypes.CDLL, name: str, *arguments: Any, result: Any = ct
 
 @lru_cache(maxsize=1)
 def part_decoder() -> PartDecoder | None:
-    """The process's own; None where there is no libturbojpeg of version 3, or it doesn't decode as it should."""
+    """The process's own; None where there is no libturbojpeg of version 3, or it decodes otherwise than others do."""
     for path in _libraries():
         try:
             decoder = PartDecoder(ctypes.CDLL(path))
@@ -154,11 +163,17 @@ def _libraries() -> Iterator[str]:
 
 
 def _decodes(decoder: PartDecoder) -> bool:
+    """Whether it makes of a photograph what is made of the whole, and refuses one that is cut."""
     from PIL import Image
 
-    region = Region(STEP, MARGIN, 5 * STEP, 9 * MARGIN)
-    made, wanted = np.zeros(region.bytes, np.uint8), np.asarray(Image.open(io.BytesIO(plain_jpeg())))
-    part = wanted[region.top : region.top + region.height, region.left : region.left + region.width]
+    stream, grain = io.BytesIO(), np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8)
+    Image.fromarray(grain).save(stream, "JPEG", subsampling="4:2:0")
+    data = stream.getvalue()
+    region = Region(2 * STEP, 3 * MARGIN, 5 * STEP, 9 * MARGIN)
+    made = np.zeros((region.height, region.width, 3), np.uint8)
+    part = decode(data)[region.top : region.top + region.height, region.left : region.left + region.width]
     inner = slice(MARGIN, -MARGIN)
-    done = decoder(plain_jpeg(), region, made)
-    return done and bool((made.reshape(part.shape)[inner, inner] == part[inner, inner]).all())
+    done = decoder(data, region, made.reshape(-1)) and not decoder(
+        data[: len(data) // 3], region, part.copy().reshape(-1)
+    )
+    return done and bool((made[inner, inner] == part[inner, inner]).all())
