@@ -236,8 +236,13 @@ def test_photographs_have_the_figures_that_were_kept() -> None:
     rates = ([run["images_per_s"] for run in kept["rounds"][way]] for way in ("folder", "decoding_processes"))
     ratios = [own / alone for own, alone in zip(*rates)]
     assert f"({min(ratios):.2f} to {max(ratios):.2f} of their rate, round by round)" in " ".join(PERFORMANCE.split())
-    against = [kept["figures"][f"folder_over_{way}"] for way in ("decoding", "decoding_processes", "decoding_parts")]
-    assert min(against) >= 0.95
+    whole = kept_on_gpu("folder_whole")
+    assert "decoding_parts" in kept["rounds"] and "decoding_parts" not in whole["rounds"]
+    for each in (kept, whole):
+        assert min(each["figures"][f"folder_over_{way}"] for way in ("decoding", "decoding_processes")) >= 0.95
+    rate = folder_table.spread([run["images_per_s"] for run in whole["rounds"]["folder"]])
+    ratio = whole["figures"]["folder_over_decoding_processes"]
+    assert f"at {rate} images/s, {ratio:.2f} of decoding alone in processes" in " ".join(PERFORMANCE.split())
 
 
 def test_ways_to_write_a_prefix_have_the_figures_that_were_kept() -> None:
