@@ -120,7 +120,7 @@ def laid(made: _PackedMaker, path: Path) -> tuple[Pixels, Pixels, Place]:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"restart_marker_blocks": 5}, {"progressive": True}])
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0, "restart_marker_blocks": 5}, {"progressive": True}])
 @pytest.mark.parametrize("size", [(375, 500), (500, 375), (600, 230), (800, 1500), (256, 256), (90, 61)])
 def test_what_is_laid_of_a_photograph(
     tmp_path: Path, size: tuple[int, int], options: dict[str, Any], recipe: Preprocessing
