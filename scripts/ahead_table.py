@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +93,6 @@ def alone(files: Sequence[Path], workers: int, work: Callable[[Sequence[Path]], 
         return rate(counts, len(files))
 
 
-def parts_alone(files: Sequence[Path], workers: int) -> float:
-    return alone(files, workers, decode_parts)
-
-
 def ahead(files: Sequence[Path], workers: int) -> float:
     taker = Taker()
     names = [file.name for file in files]
@@ -114,7 +111,8 @@ def ahead(files: Sequence[Path], workers: int) -> float:
 
 def measure(files: Sequence[Path], workers: int, rounds: int) -> dict[str, list[float]]:
     """Of each way its rates, in rounds of alternating order; the first round, which warms up, isn't counted."""
-    ways = {"alone": alone, "parts, alone": parts_alone, "ahead": ahead}
+    ways: dict[str, Callable[[Sequence[Path], int], float]]
+    ways = {"alone": alone, "parts, alone": partial(alone, work=decode_parts), "ahead": ahead}
     if part_decoder() is None:
         del ways["parts, alone"]
     found: dict[str, list[float]] = {name: [] for name in ways}

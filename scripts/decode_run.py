@@ -115,7 +115,8 @@ def main() -> None:
     given = parser.parse_args()
     recipe = decode_record(Preprocessing, json.loads(given.recipe), "recipe")
     files = sorted(path for path in given.folder.iterdir() if not path.name.startswith("."))[: given.count]
-    print(json.dumps(WAYS[given.way](files, given.workers, *([recipe] if given.way == "parts" else []))))
+    way = partial(decoding_parts, recipe=recipe) if given.way == "parts" else WAYS[given.way]
+    print(json.dumps(way(files, given.workers)))
 
 
 if __name__ == "__main__":

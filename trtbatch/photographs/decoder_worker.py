@@ -336,6 +336,14 @@ class Place(NamedTuple):
 
 _NOWHERE = Place(0)
 
+
+def _place_in(laid: Region, side: int, rows: Lines, columns: Lines) -> Place:
+    """Of the part of a photograph that these lines need, where such a region of it is laid."""
+    pitch = 3 * laid.width
+    offset = (rows.first - laid.top) * pitch + 3 * (columns.first - laid.left)
+    return Place(side, rows.end - rows.first, columns.end - columns.first, pitch, offset)
+
+
 _Placer = Callable[[int], "tuple[int, Bytes]"]
 """Gives so many bytes room in the ring, and nothing else of the file: where that is, and the memory."""
 
@@ -429,13 +437,10 @@ class _PackedMaker:
         rows, columns = made.rows, made.columns
         region = around(rows, columns, height, width) if may_be_part else None
         laid = region or Region(0, 0, width, height)
-        pitch = 3 * laid.width
-        offset = (rows.first - laid.top) * pitch + 3 * (columns.first - laid.left)
-        place = Place(made.side, rows.end - rows.first, columns.end - columns.first, pitch, offset)
         small = np.empty(self._packing.bytes if is_computed(self._order.recipe) else 0, np.uint8)
         if small.size:
             self._packing.fill(small, rows, columns)
-        return _Known(made, laid.bytes, region, place, small.tobytes())
+        return _Known(made, laid.bytes, region, _place_in(laid, made.side, rows, columns), small.tobytes())
 
     def lay(self, file: _Read, place: _Placer) -> tuple[int, Place]:
         """A photograph that isn't large is decoded there: a copy costs a tenth of decoding."""
@@ -483,8 +488,7 @@ class _PackedMaker:
             side = square(given.image.shape[0], given.image.shape[1], self._order.max_size)
         height, width = given.image.shape[:2]
         if there.size and np.may_share_memory(given.image, pixels):
-            pitch = 3 * pixels.shape[1]
-            found = Place(side, height, width, pitch, given.rows.first * pitch + 3 * given.columns.first)
+            found = _place_in(Region(0, 0, pixels.shape[1], pixels.shape[0]), side, given.rows, given.columns)
         else:
             image = given.image if not there.size else given.image.copy()  # it may lie where it is written to
             at, there = place(begin + image.size)

@@ -143,18 +143,13 @@ class Header(NamedTuple):
     """A JPEG file that :func:`decode_into` may decode.
 
     Args:
-        height, width: rows and columns.
+        size: rows and columns.
         scan: bytes before the coded data of its first scan; 0 where they weren't found, or it isn't sequential with
             Huffman's coding (most files are).
     """
 
-    height: int
-    width: int
+    size: tuple[int, int]
     scan: int
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.height, self.width
 
 
 def header(data: bytes) -> Header | None:
@@ -171,7 +166,7 @@ def header(data: bytes) -> Header | None:
             return None
         scan, has_exif = _blocks(data)
         is_upright = not has_exif or orientation_of(Image.open(io.BytesIO(data))) == 1
-        return Header(height, width, scan) if is_upright else None
+        return Header((height, width), scan) if is_upright else None
     except Exception:  # simplejpeg's, or Pillow's of a damaged EXIF block: decoding says better what is wrong
         return None
 

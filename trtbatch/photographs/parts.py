@@ -90,7 +90,7 @@ def is_one_scan(data: bytes, begin: int) -> bool:
         kinds = follow[marks]
         kinds = kinds[(kinds < _RESTARTS.start) | (kinds >= _RESTARTS.stop)]
         return kinds.size > 0 and int(kinds[0]) == _END
-    return data.endswith(b"\xff\xd9")
+    return data.endswith(bytes([0xFF, _END]))
 
 
 class _Cropping(ctypes.Structure):
@@ -171,9 +171,8 @@ def _decodes(decoder: PartDecoder) -> bool:
     data = stream.getvalue()
     region = Region(2 * STEP, 3 * MARGIN, 5 * STEP, 9 * MARGIN)
     made = np.zeros((region.height, region.width, 3), np.uint8)
+    if decoder(data[: len(data) // 3], region, made.reshape(-1)) or not decoder(data, region, made.reshape(-1)):
+        return False
     part = decode(data)[region.top : region.top + region.height, region.left : region.left + region.width]
     inner = slice(MARGIN, -MARGIN)
-    done = decoder(data, region, made.reshape(-1)) and not decoder(
-        data[: len(data) // 3], region, part.copy().reshape(-1)
-    )
-    return done and bool((made[inner, inner] == part[inner, inner]).all())
+    return bool((made[inner, inner] == part[inner, inner]).all())
