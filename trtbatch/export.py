@@ -43,6 +43,7 @@ class ExportRequest:
         input_dtype: ``uint8`` makes the preprocessing's arithmetic part of the model.
         layout: of uint8 images.
         output: None is ``engines/NAME_dynamic.onnx`` or ``engines/NAME.onnx``.
+        trust_code: load a ``.pt2`` file as torch does, with the code that it may hold.
     """
 
     model: str
@@ -58,6 +59,7 @@ class ExportRequest:
     input_dtype: Literal["float32", "uint8"] = "float32"
     layout: Layout = "NHWC"
     output: Path | None = None
+    trust_code: bool = False
 
 
 def export(request: ExportRequest) -> Artifact:
@@ -73,7 +75,7 @@ def export(request: ExportRequest) -> Artifact:
     exporter = choose_exporter(request.exporter)
     opset = request.opset if request.opset is not None else (17 if exporter == "torchscript" else 18)
     refuse_opset(opset, exporter)
-    model = load_model(request.model, request.weights, request.seed, request.input_shape)
+    model = load_model(request.model, request.weights, request.seed, request.input_shape, request.trust_code)
     suffix = "_dynamic" if request.dynamic else ""
     suffix += SUFFIXES[request.layout] if request.input_dtype == "uint8" else ""
     target = request.output or ENGINES / f"{_file_stem(model.name)}{suffix}.onnx"

@@ -27,6 +27,7 @@ from typing import Any
 
 from trtbatch import optional
 from trtbatch.errors import ModelError, TrtbatchError, UsageError
+from trtbatch.exporting.program import load_program
 from trtbatch.exporting.torchmodel import TorchModel, line_of
 from trtbatch.exporting.weights import first_line, fitted, load_into, pretrained, seeded, state_dict
 from trtbatch.preprocessing import Preprocessing
@@ -60,7 +61,11 @@ class ModelSpec:
 
 
 def load_model(
-    model: str, weights: str = "auto", seed: int = 0, input_shape: tuple[int, ...] | None = None
+    model: str,
+    weights: str = "auto",
+    seed: int = 0,
+    input_shape: tuple[int, ...] | None = None,
+    trust_code: bool = False,
 ) -> TorchModel:
     """The model that the command line names.
 
@@ -69,15 +74,18 @@ def load_model(
         weights: ``auto``, ``pretrained``, ``random``, or the path of a state dict.
         seed: of random weights and random example inputs.
         input_shape: of one sample, without the batch axis; None takes the model's own.
+        trust_code: load a ``.pt2`` file as torch does, with the code that it may hold.
 
     Raises:
         UsageError: an unknown name (the three closest are given), or options that don't fit the model.
-        ModelError: the model, its weights or its inputs can't be made.
+        ModelError: the model, its weights or its inputs can't be made, or a ``.pt2`` file would run code.
     """
+    if trust_code and not model.endswith(".pt2"):
+        raise UsageError(f"--trust-code is for .pt2 files, and {model} isn't one", "leave out --trust-code")
     torch = optional.require("torch", "export a model")
     torch.manual_seed(seed)
     if model.endswith(".pt2"):
-        loaded = _from_program(model, weights, input_shape)
+        loaded = _from_program(model, weights, input_shape, trust_code)
     elif ":" in model:
         loaded = _from_factory(model, weights, seed, input_shape)
     else:
@@ -289,7 +297,7 @@ def _tiled(tensor: Any, batch: int) -> Any:
     return torch.stack(rows).reshape(batch, *tensor.shape[1:])
 
 
-def _from_program(model: str, weights: str, input_shape: tuple[int, ...] | None) -> TorchModel:
+def _from_program(model: str, weights: str, input_shape: tuple[int, ...] | None, trust_code: bool) -> TorchModel:
     torch = optional.require("torch", "load a .pt2 program")
     if weights not in ("auto",) or input_shape is not None:
         raise UsageError(f"{model} holds its own weights and shapes", "leave out --weights and --input-shape")
@@ -297,8 +305,10 @@ def _from_program(model: str, weights: str, input_shape: tuple[int, ...] | None)
         raise UsageError(f"{model}: no such file", "save one with torch.export.save(program, FILE)")
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            program = torch.export.load(model)
+            program = load_program(Path(model), trust_code)
         module = program.module()
+    except (TrtbatchError, OSError):
+        raise
     except Exception as error:
         raise ModelError(
             f"{model} is not an exported program of torch {torch.__version__}: {first_line(error)}",

@@ -47,6 +47,10 @@ def command(
         Optional[Path],
         typer.Option(metavar="PATH", help="\\[default: engines/MODEL_dynamic.onnx or engines/MODEL.onnx]"),
     ] = None,
+    trust_code: Annotated[
+        bool,
+        typer.Option("--trust-code", help="Run the code that a .pt2 file holds: only for files you made yourself."),
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Export a torch model to ONNX, and prove that its batch axis is what it says.
@@ -79,6 +83,7 @@ def command(
         input_dtype=input_dtype,
         layout=layout or "NHWC",
         output=output,
+        trust_code=trust_code,
     )
     artifact = export(request)
     sidecar = artifact.sidecar
