@@ -25,9 +25,10 @@ from tests.test_build import refused
 from trtbatch.artifacts import load
 from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import UsageError
+from trtbatch.images.host import CHUNK, Skipped
 from trtbatch.infer import InferRequest, InferResult, infer
 from trtbatch.sinks import best_classes, open_sink, top_predictions
-from trtbatch.sources import Sample, Skipped, open_source
+from trtbatch.sources import Sample, open_source
 
 Cli = Callable[..., Any]
 
@@ -378,17 +379,11 @@ def test_images_are_read_a_bounded_distance_ahead(photo_engine: Path, folder: Pa
     for index in range(200):
         Image.new("RGB", (64, 64), (index, 0, 0)).save(folder / f"many/{index:03}.png")
     source: Any = open_source(str(folder / "many"), load(photo_engine, "engine").sidecar)
-    opened: list[str] = []
-    read = source._read
-
-    def counted(file: Path, name: str) -> Any:
-        opened.append(name)
-        return read(file, name)
-
-    source._read = counted
-    for index, item in enumerate(source):
-        assert isinstance(item, Sample) and item.name == f"{index:03}.png"
-        assert len(opened) <= index + 1 + 4 * source.workers
+    source.workers = 2
+    opened: list[Any] = []
+    for index, item in enumerate(source.loaded(opened.append)):
+        assert item.name == f"{index:03}.png"
+        assert len(opened) <= index + CHUNK * (2 * source.workers + 1)
     assert len(opened) == 200
 
 

@@ -10,10 +10,9 @@ import itertools
 import json
 import random
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,13 @@ from trtbatch.backends import open_engine
 from trtbatch.batches import Profile
 from trtbatch.errors import ExecutionError, InputError
 from trtbatch.files import sidecar_path
+from trtbatch.images.host import CHUNK, Skipped, read_ahead
 from trtbatch.infer import InferRequest, InferResult, predict
-from trtbatch.pipeline import SPARE, SWITCH, Batch, Pipeline, _Turns, executed_size, foreseen
+from trtbatch.pipeline import SPARE, Batch, Pipeline, executed_size, foreseen
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import encode
 from trtbatch.sinks import open_sink
-from trtbatch.sources import ArraySource, ImageSource, Sample, Skipped, Source
+from trtbatch.sources import ArraySource, Sample, Source
 from trtbatch.trace import open_trace
 
 Cli = Callable[..., Any]
@@ -183,19 +183,31 @@ def flat(batches: list[list[int]]) -> list[int]:
     return list(itertools.chain.from_iterable(batches))
 
 
-class Shuffled(ImageSource):
-    """An image source whose reads take times of their own, so that later images are ready before earlier ones."""
+class Shuffled:
+    """A source that reads in threads, in times of their own: later samples are ready before earlier ones."""
 
-    def _read(self, file: Path, name: str) -> Sample | Skipped:
-        time.sleep(random.Random(name).uniform(0, 0.004))
-        return Sample(name, {"input": np.full(WIDTH, int(name), np.float32)})
+    def __init__(self, total: int, workers: int) -> None:
+        self.total = total
+        self.workers = workers
+        self.opened: list[int] = []
+        self.constants: dict[str, np.ndarray[Any, Any]] = {}
+
+    def __iter__(self) -> Iterator[Sample | Skipped]:
+        numbers = range(self.total)
+        for item in read_ahead(numbers, [str(number) for number in numbers], self._read, self.workers):
+            assert not isinstance(item, Skipped)
+            yield Sample(item.name, {"input": item.value})
+
+    def _read(self, number: Any) -> np.ndarray[Any, Any]:
+        self.opened.append(number)
+        time.sleep(random.Random(str(number)).uniform(0, 0.004))
+        return np.full(WIDTH, number, np.float32)
 
 
 @pytest.mark.parametrize("in_flight", [1, 3])
 @pytest.mark.parametrize("sizes", [[1], [4], [8], [8, 3, 3]])
 def test_everything_comes_in_order_however_long_each_read_takes(in_flight: int, sizes: list[int]) -> None:
-    names = [str(number) for number in range(61)]
-    source = Shuffled([Path(name) for name in names], names, INPUT, Preprocessing(8, (8, 8)), workers=4)
+    source = Shuffled(61, workers=4)
     session = HandSession(in_flight)
     found = run(session, source, sizes)
     assert flat(found) == list(range(61))
@@ -236,68 +248,23 @@ def test_what_the_foreseen_batches_take_is_made_before_anything_is_read() -> Non
     assert reading[0] == reading[-1] == [(0, 8), (1, 8), (2, 8), (3, 8), (0, 2)], "the fifth batch is the first room's"
 
 
-def test_threads_take_turns_often_while_any_runs() -> None:
-    before = sys.getswitchinterval()
-    with pipeline(HandSession(), HandSource(9)) as first:
-        with pipeline(HandSession(), HandSource(9)) as second:
-            assert sys.getswitchinterval() == pytest.approx(SWITCH) and before > SWITCH
-            assert len(list(second)) == 3
-        assert sys.getswitchinterval() == pytest.approx(SWITCH)
-        assert len(list(first)) == 3
-    assert sys.getswitchinterval() == before
-    turns = _Turns()
-    turns.end()  # which hasn't begun
-    turns.begin()
-    assert sys.getswitchinterval() == pytest.approx(SWITCH)
-    turns.end()
-    turns.end()
-    assert sys.getswitchinterval() == before
-
-
-@pytest.mark.parametrize("broken", ["warm", "lock"])
-def test_a_preprocessor_that_can_not_begin_is_closed(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
+def test_a_feed_that_can_not_begin_is_closed() -> None:
+    calls: list[str] = []
 
     class Broken:
-        def __getattr__(self, name: str) -> Any:
-            def call(*given: Any) -> None:
-                told.append(name)
-                if name == broken:
-                    raise ExecutionError("out of memory", "free some")
+        def open(self) -> None:
+            calls.append("open")
+            raise ExecutionError("out of memory", "free some")
 
-            return call
+        def close(self) -> None:
+            calls.append("close")
 
-    class Waiting:
-        def page_lock(self, lock: Callable[..., Any]) -> None:
-            lock(None)
-
-    names = [str(number) for number in range(8)]
-    source = ImageSource([Path(name) for name in names], names, INPUT, Preprocessing(8, (8, 8)), workers=1)
-    source.processes, source.team = True, Waiting()  # type: ignore[assignment]
     with (
         pytest.raises(ExecutionError, match="out of memory"),
-        pipeline(HandSession(), source, preprocessor=Broken()) as all_of_it,
+        pipeline(HandSession(), HandSource(8), feed=lambda skip, check: Broken()) as batches,
     ):
-        list(all_of_it)
-    assert told[0] == "open" and told[-2:] == [broken, "close"]
-
-
-def test_the_last_batch_does_not_wait_for_the_end_of_the_readers() -> None:
-    """Which takes them a while: processes end, and their memory is unlocked."""
-    given = threading.Event()
-
-    class Slow(ImageSource):
-        def lent(self) -> Generator[Sample | Skipped, None, None]:
-            for number in range(8):
-                yield Sample(str(number), {"input": np.full(WIDTH, number, np.float32)})
-            assert given.wait(10), "the last batch is given first"
-
-    names = [str(number) for number in range(8)]
-    source = Slow([Path(name) for name in names], names, INPUT, Preprocessing(8, (8, 8)), workers=1)
-    with pipeline(HandSession(), source) as batches:
-        found = [rows(batch) for batch in batches]
-        given.set()
-    assert flat(found) == list(range(8))
+        list(batches)
+    assert calls == ["open", "close"]
 
 
 def test_short_batches_are_padded_with_their_last_row() -> None:
@@ -488,18 +455,10 @@ def test_a_blocked_engine_stops_the_reader() -> None:
 
 
 def test_images_too_are_read_a_bounded_distance_ahead() -> None:
-    names = [str(number) for number in range(200)]
-    opened: list[str] = []
-
-    class Counted(Shuffled):
-        def _read(self, file: Path, name: str) -> Sample | Skipped:
-            opened.append(name)
-            return super()._read(file, name)
-
-    source = Counted([Path(name) for name in names], names, INPUT, Preprocessing(8, (8, 8)), workers=2)
+    source = Shuffled(200, workers=2)
     with pipeline(HandSession(), source) as batches:
         for index, batch in enumerate(batches):
-            assert len(opened) <= 4 * (index + 1 + SPARE) + 4 * source.workers
+            assert len(source.opened) <= 4 * (index + 1 + SPARE) + CHUNK * (2 * source.workers + 1)
             rows(batch)
 
 
@@ -749,8 +708,7 @@ class _Failing:
         self._inner.run_with_iobinding(binding)
 
 
-def test_the_trace_of_a_run_on_photographs(cli: Cli, engine: Path, folder: Path, photos: Path) -> None:
-
+def test_the_trace_of_a_run_on_images(cli: Cli, engine: Path, folder: Path, photos: Path) -> None:
     beside = sidecar_path(engine)
     known = {"preprocessing": encode(Preprocessing(10, (8, 8)))}
     beside.write_text(json.dumps(json.loads(beside.read_text()) | known))
@@ -760,6 +718,7 @@ def test_the_trace_of_a_run_on_photographs(cli: Cli, engine: Path, folder: Path,
     refuse_crossings(events)
     names = thread_names(folder / "t.json")
     by_name = {name: [event for event in events if event["name"] == name] for name in {e["name"] for e in events}}
+    assert [event["args"] for event in by_name["reader"]] == [{"reader": "host"}]
     assert len(by_name["read"]) == 10
     assert all(names[event["tid"]].startswith("trtbatch-read") for event in by_name["read"])
     for name in ("compute", "wait", "sink"):

@@ -81,7 +81,7 @@ def test_encoded_files_and_those_that_cannot_be_read(photo_engine: Path, folder:
     assert found["index"].tolist()[1] == -1 and np.isnan(found["score"][1])
     assert [len(row) for row in found["classes"]] == [2, 0, 2, 0, 0]
     assert found["scores"][0][0] == found["score"][0] >= found["scores"][0][1]
-    assert found["error"][0] == "" and found["error"][1] == "not an image that Pillow can read" and found["error"][3]
+    assert found["error"][0] == "" and found["error"][1] == "not an image of a format that is read" and found["error"][3]
     all_bad = predictor({"bytes": objects([b"", b"x"])})
     assert all_bad["class"].tolist() == ["", ""] and all(all_bad["error"])
     assert predictor({"bytes": objects([])})["class"].tolist() == []
@@ -371,7 +371,7 @@ def test_every_row_comes_once_though_an_actor_dies(
     assert names == [str(source / f"{index:05}.jpg") for index in range(MANY)]
     by_name = {Path(row["path"]).name: row for row in rows}
     bad = by_name.pop("01234.jpg")
-    assert bad["error"] == "not an image that Pillow can read" and bad["class"] is None and bad["index"] is None
+    assert bad["error"] == "not an image of a format that is read" and bad["class"] is None and bad["index"] is None
     some = sorted(by_name)[::97]
     assert [by_name[name]["class"] for name in some] == classes(folder, [Image.open(source / name) for name in some])
     assert len(by_name[some[0]]["classes"]) == 5 and by_name[some[0]]["error"] is None

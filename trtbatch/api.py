@@ -1,4 +1,4 @@
-"""An engine as a function: arrays, tensors or photographs in, arrays out, at any batch size.
+"""An engine as a function: arrays, tensors or images in, arrays out, at any batch size.
 
 ::
 
@@ -9,13 +9,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +27,10 @@ from trtbatch.backends import open_engine, resolve_engine
 from trtbatch.backends.base import Engine, Session, Slot, batch_of, conform, refuse_integers
 from trtbatch.dlpack import CPU, CUDA, DeviceArray, Shared, device_of, host_array, shared
 from trtbatch.errors import ExecutionError, InputError, UsageError
-from trtbatch.photographs.images import ImageLike, image_input, open_image, stacked
+from trtbatch.feeds import FillableSlot, GpuWriter, RowWriting
+from trtbatch.images.dali import DaliReader, ImageBatch
+from trtbatch.images.host import ImageLike, Loaded, Skipped, image_input, read_ahead, sample
+from trtbatch.images.readers import choose_reader
 from trtbatch.pipeline import executed_size
 from trtbatch.profiles import split_batch
 from trtbatch.sinks import Prediction, refuse_topk, top_predictions
@@ -33,6 +38,7 @@ from trtbatch.sinks import Prediction, refuse_topk, top_predictions
 __all__ = ["DeviceSession", "LoadedEngine", "load"]
 
 Array = NDArray[Any]
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -92,6 +98,8 @@ class LoadedEngine:
         self._thread = threading.get_ident()
         self._splits: dict[int, list[int]] = {}
         self._slots: list[Slot] = []
+        self._dali: DaliReader | None = None
+        self._writer: GpuWriter | None = None
         self._session: Session = engine.session(cuda_graphs=cuda_graphs)
         self.sidecar: Sidecar = engine.sidecar
 
@@ -144,37 +152,100 @@ class LoadedEngine:
             _refuse_files(array, name, self._name)
         return dict(self._run_on_host(arrays))
 
-    def predict(self, images: Sequence[ImageLike], topk: int = 5) -> list[list[Prediction]]:
-        """The best classes of photographs, best first.
+    def predict(self, images: Sequence[ImageLike], topk: int = 5, reader: str = "auto") -> list[list[Prediction]]:
+        """Return the best classes of images, best first.
 
         Args:
             images: paths, Pillow images, encoded files, or pixels ``(H, W, 3)`` uint8, of any sizes.
             topk: classes given for each; all of them where the model has fewer.
+            reader: ``host`` (Pillow), ``dali``, or ``auto``: DALI where it is installed and the engine is TensorRT's.
 
         Raises:
             InputError: an image that can't be used, by its number, and its path where it has one.
-            UsageError: the model takes no photographs, its first output isn't class scores, or `topk` is below 1.
+            UsageError: the model takes no images, its first output isn't class scores, or `topk` is below 1.
+            MissingPackageError: DALI was asked for, and isn't installed.
         """
         refuse_topk(topk)
-        spec, preprocessing = image_input(self.sidecar)
+        self._refuse_strangers()
+        which = choose_reader(reader, self.sidecar)
         first = self.sidecar.outputs[0]
         if first.batch_axis != 0 or len(first.shape) != 2 or not first.dtype.startswith("float"):
             raise UsageError(f"output {first} of {self._name} isn't class scores", "call the engine itself")
         if isinstance(images, (str, bytes, Path)):
             raise UsageError("predict takes a list of images, and was given one", "put it into a list: [image]")
-        samples: list[Array] = []
-        for index, image in enumerate(images):
-            try:
-                samples.append(preprocessing.pixels(open_image(image)))
-            except InputError as error:
-                which = f"image {index}"
-                if isinstance(image, (str, os.PathLike)):
-                    which += f" ({os.fspath(image)})"
-                raise InputError(f"{which}: {error.problem}", error.fix) from error
-        if not samples:
+        if not len(images):
             return []
-        rows = stacked(samples, spec, preprocessing)
-        return top_predictions(self.run({spec.name: rows})[first.name], topk, self.sidecar.classes)
+        outputs, unusable = self.run_images(images, reader)
+        for index, reason in unusable.items():
+            image = images[index]
+            which = f"image {index} ({os.fspath(image)})" if isinstance(image, (str, Path)) else f"image {index}"
+            raise InputError(f"{which}: {reason}", "mend it, or leave it out")
+        return top_predictions(outputs[first.name], topk, self.sidecar.classes)
+
+    def run_images(self, images: Sequence[ImageLike], reader: str = "auto") -> tuple[dict[str, Array], dict[int, str]]:
+        """Run images of any sizes, each prepared as the model's preprocessing says.
+
+        Returns:
+            The outputs of the images that could be used, in order, and the reason for each other, by its index.
+
+        Raises:
+            UsageError: the model takes no images, or there is no such reader.
+            MissingPackageError: DALI was asked for, and isn't installed.
+            ExecutionError: the engine failed.
+        """
+        self._refuse_strangers()
+        prepare = self._by_dali if choose_reader(reader, self.sidecar) == "dali" else self._by_host
+        unusable: dict[int, str] = {}
+        parts = [dict(outputs) for outputs in prepare(images, unusable)]
+        return (self._joined(parts) if parts else dict(self._nothing())), dict(sorted(unusable.items()))
+
+    def _by_host(self, images: Sequence[ImageLike], unusable: dict[int, str]) -> Iterator[Mapping[str, Array]]:
+        """Outputs of images that Pillow prepares."""
+        spec, preprocessing = image_input(self.sidecar)
+        samples: list[Array] = []
+        with closing(_numbered(images, lambda content: sample(content, spec, preprocessing))) as made:
+            for each in made:
+                if isinstance(each, Skipped):
+                    unusable[int(each.name)] = each.reason
+                else:
+                    samples.append(each.value)
+        if samples:
+            yield self.run({spec.name: np.stack(samples, axis=spec.batch_axis or 0)})
+
+    def _by_dali(self, images: Sequence[ImageLike], unusable: dict[int, str]) -> Iterator[Mapping[str, Array]]:
+        """Outputs of images that DALI prepares: on the engine's GPU, or on the host without one."""
+        spec, preprocessing = image_input(self.sidecar)
+        largest = max(profile.max for profile in self.sidecar.profiles)
+        if self._dali is None:
+            gpu = self._session.gpu if isinstance(self._session, DeviceSession) else None
+            self._dali = DaliReader(preprocessing, spec, largest, gpu)
+        reader = self._dali
+        with closing(_numbered(images, reader.load)) as loaded:
+            for batch in reader.batches(loaded, itertools.repeat(largest)):
+                unusable.update((int(each.name), each.reason) for each in batch.skipped)
+                if batch.names:
+                    yield self._trimmed(self._run_images(batch, spec), len(batch.names))
+
+    def _run_images(self, batch: ImageBatch, spec: TensorSpec) -> Mapping[str, Array]:
+        """The outputs of a batch, padding included, valid until the next one."""
+        executed = self._executed(len(batch.names))
+        if not isinstance(self._engine, RowWriting):
+            rows = np.zeros([int(size) for size in spec.at(executed)], spec.dtype)
+            batch.write(rows)
+            return self.run({spec.name: rows})
+        if self._writer is None:
+            self._writer = self._engine.row_writer()
+            self._writer.open()
+        if not self._slots:
+            self._slots.append(self._session.slot())
+        slot = cast(FillableSlot, self._slots[0])
+        slot.prepare(executed)
+        address, second = (slot.row_address(spec.name, index) for index in (0, 1))
+        batch.write_on_gpu(address, second - address, self._writer)
+        event = self._writer.event()
+        event.record()
+        slot.submit_after([event])
+        return slot.wait()
 
     def close(self) -> None:
         """Free the session and the engine; again does nothing.
@@ -187,10 +258,13 @@ class LoadedEngine:
         self._refuse_strangers()
         engine, self._engine = self._engine, None
         self._slots.clear()
-        try:
-            self._session.close()
-        finally:
-            engine.close()
+        with ExitStack() as steps:
+            steps.callback(engine.close)
+            steps.callback(self._session.close)
+            if self._writer is not None:
+                steps.callback(self._writer.close)
+            if self._dali is not None:
+                steps.callback(self._dali.close)
 
     def __enter__(self) -> LoadedEngine:
         return self
@@ -433,3 +507,10 @@ def _bytes(spec: TensorSpec, shape: Sequence[int | str]) -> int:
     if any(isinstance(size, str) for size in shape):
         raise ExecutionError(f"{spec} has an open axis", "build the engine again")
     return int(np.prod([int(size) for size in shape], dtype=np.int64)) * width
+
+
+def _numbered(
+    images: Sequence[ImageLike], make: Callable[[ImageLike], T]
+) -> Generator[Loaded[T] | Skipped, None, None]:
+    """What threads make of images, in order; each one's name is its index."""
+    return read_ahead(images, [str(index) for index in range(len(images))], make)

@@ -438,7 +438,7 @@ def _instead(path: Path, sidecar: Sidecar, kind: Kind) -> str:
     if kind == "preprocessor":
         return f"make one for it: trtbatch export-preprocessor {path}"
     if kind == "engine" and sidecar.kind == "preprocessor":
-        return _for_photographs(path)
+        return _for_images(path)
     if kind == "engine":
         return f"make an engine of it: trtbatch build {path}"
     if sidecar.source_path is None:
@@ -446,7 +446,7 @@ def _instead(path: Path, sidecar: Sidecar, kind: Kind) -> str:
     return f"name the ONNX file that it was made from: {path.parent / sidecar.source_path}"
 
 
-def _for_photographs(path: Path) -> str:
+def _for_images(path: Path) -> str:
     return f"name the model's engine; infer makes its samples with this: trtbatch infer ENGINE --preprocessor {path}"
 
 
@@ -468,7 +468,7 @@ def refuse_other_file(path: Path, kind: Kind | None) -> None:
     if path.suffix == ".json" and path.is_file():
         _refuse_json(path, kind)
     if path.name.endswith(".pre.onnx") and kind in ("engine", "onnx") and not sidecar_path(path).is_file():
-        fix = _for_photographs(path) if kind == "engine" else "name the model's own ONNX file"
+        fix = _for_images(path) if kind == "engine" else "name the model's own ONNX file"
         raise ArtifactError(f"{path} is a preprocessor, not {_ARTICLES[kind]}", fix)
 
 

@@ -16,6 +16,7 @@ from trtbatch.batches import Profile, pick_profile, refuse_outside
 from trtbatch.building.examine import Examination, Examined, examine, explained
 from trtbatch.building.forecast import forecast
 from trtbatch.building.planning import plan_axes, prepared
+from trtbatch.building.preprocessor_engine import build_preprocessor, is_preprocessor
 from trtbatch.building.request import (
     BuildRequest,
     builder_settings,
@@ -33,7 +34,6 @@ from trtbatch.errors import AccuracyError, BuildError, ExecutionError, MissingPa
 from trtbatch.fusing import PREFIX, fuse
 from trtbatch.notes import note, warn
 from trtbatch.onnxfile import load_onnx, what_fixes_the_batch
-from trtbatch.photographs.build import build_preprocessor, is_preprocessor
 from trtbatch.precision import CONVERTED, PRECISIONS, ConversionRequest, convert, is_random, refuse_reduced
 from trtbatch.precisions import candidates
 from trtbatch.precisions.candidates import Candidate, Try, fastest_try

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch import artifacts, files, optional
+from trtbatch import artifacts, files
 from trtbatch.artifacts import Artifact, Sidecar, TensorSpec
 from trtbatch.backends import open_engine, open_preprocessor, resolve_engine
 from trtbatch.backends.base import Engine
 from trtbatch.batches import MAX_BATCH, refuse_outside
 from trtbatch.errors import InputError, ProfileError, UsageError
+from trtbatch.feeds import DaliFeed, PreprocessorFeed, RowWriting
+from trtbatch.images.dali import DaliReader
+from trtbatch.images.preprocessor import OnnxPreprocessor
+from trtbatch.images.readers import choose_reader
 from trtbatch.notes import note, warn
-from trtbatch.photographs.preprocessor import OnnxPreprocessor
-from trtbatch.pipeline import Busy, Pipeline, Preprocessor
+from trtbatch.pipeline import Busy, MakeFeed, Pipeline
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.profiles import split_batch
 from trtbatch.sinks import BestClasses, Prediction, Sink, best_classes, open_sink, refuse_topk
 from trtbatch.sources import ImageSource, Skipped, Source, open_source
 from trtbatch.trace import NO_TRACE, Recorder, open_trace
 
-__all__ = ["InferRequest", "InferResult", "beside", "infer", "predict"]
+if TYPE_CHECKING:
+    from trtbatch.backends.tensorrt.preprocess import TensorRTPreprocessor
+
+__all__ = ["InferRequest", "InferResult", "infer", "predict"]
 
 Array = NDArray[Any]
 
@@ -53,10 +59,9 @@ class InferRequest:
         strict: the first unusable input ends the run.
         device: number of the GPU.
         cuda_graphs: whether batches may run as CUDA graphs.
-        preprocessor: ``.pre.onnx`` or ``.pre.engine`` file that resizes and normalises photographs in Pillow's place;
-            None takes the newest engine of one that lies beside a TensorRT engine and fits it.
-        use_preprocessor: whether there is one at all.
-        gpu_decode: whether the GPU decodes photographs, for the engine of a preprocessor.
+        reader: of images. ``host`` is Pillow in threads; ``dali`` is NVIDIA DALI, on the GPU of a TensorRT engine;
+            ``auto`` takes DALI where it is installed and the engine is TensorRT's.
+        preprocessor: ``.pre.onnx`` or ``.pre.engine`` file that resizes and normalises images in Pillow's place.
         trace: ``.json``, for what each thread did when, in Chrome's trace-event format.
         progress: told the number of inputs done, and of all.
     """
@@ -72,9 +77,8 @@ class InferRequest:
     device: int = 0
     cuda_graphs: bool = True
     trace: Path | None = None
+    reader: str = "auto"
     preprocessor: Path | None = None
-    use_preprocessor: bool = True
-    gpu_decode: bool = False
     progress: Callable[[int, int], None] = lambda done, total: None
 
 
@@ -88,11 +92,13 @@ class InferResult:
         unscored: samples whose class scores hold NaN, of those whose classes were sought.
         busy: share of `seconds` in which ``reading``, ``computing`` and ``writing`` worked rather than waited for
             each other.
+        reader: that read the images: ``host``, ``dali``, or ``preprocessor``; None of other inputs.
     """
 
     engine: str
     backend: str
     weights: str
+    reader: str | None = None
     samples: int = 0
     skipped: list[Skipped] = field(default_factory=list)
     executed: Counter[int] = field(default_factory=Counter)
@@ -137,49 +143,75 @@ def infer(request: InferRequest) -> InferResult:
     with open_trace(request.trace, "trtbatch infer") as trace:
         source = open_source(request.input, sidecar, request.count, request.seed, trace=trace)
         own = _preprocessor(request, source, artifact)
-        if request.gpu_decode:
-            _decode_on_gpu(source, own, artifact)
+        reader = result.reader = _reader(request, source, own, sidecar)
+        if reader is not None:
+            now = time.perf_counter_ns()
+            trace.record("reader", now, now, {"reader": reader})
         with (
-            _started(source, own, request.device),
             open_sink(request.output, sidecar) as sink,
             open_engine(artifact, request.device) as engine,
             ExitStack() as opened,
         ):
-            on_gpu = (
-                None
-                if own is None
-                else opened.enter_context(open_preprocessor(own, request.device, request.cuda_graphs))
-            )
-            predict(engine, source, sink, sizes, request, result, trace, on_gpu)
+            feed = None
+            if isinstance(source, ImageSource):
+                if isinstance(own, Artifact):
+                    feed = _preprocessor_feed(
+                        source, opened.enter_context(open_preprocessor(own, request.device)), trace
+                    )
+                elif reader == "dali":
+                    feed = _dali_feed(source, engine, sizes, request.device, trace)
+            predict(engine, source, sink, sizes, request, result, trace, feed)
     return result
 
 
-@contextmanager
-def _started(source: Source, preprocessor: Artifact | None, device: int) -> Iterator[None]:
-    """Processes that read photographs, or a GPU's decoder, start beside the loading of the engine."""
-    if not isinstance(source, ImageSource):
-        yield
-        return
-    source.start(None if preprocessor is None else preprocessor.sidecar.build["max_size"], device)
-    try:
-        yield
-    finally:
-        source.stop()
-
-
-def _preprocessor(request: InferRequest, source: Source, artifact: Artifact) -> Artifact | None:
-    """The engine of the preprocessor that fills the input on the GPU, if any; one for the CPU is given to the source.
+def _reader(
+    request: InferRequest, source: Source, preprocessor: Artifact | OnnxPreprocessor | None, sidecar: Sidecar
+) -> str | None:
+    """Choose what reads the images.
 
     Raises:
-        UsageError: one was named, and the input holds no photographs, or it is for another model's input or backend.
+        UsageError: DALI was asked for, and the input holds no images, or isn't one that DALI fills.
+        MissingPackageError: DALI was asked for, and isn't installed.
+    """
+    if not isinstance(source, ImageSource):
+        if request.reader == "dali":
+            raise UsageError("--reader dali is for images, and the input holds none", "leave it out")
+        return None
+    if preprocessor is not None:
+        if request.reader == "dali":
+            raise UsageError("--preprocessor and --reader dali both prepare the images", "leave one of them out")
+        return "preprocessor"
+    return choose_reader(request.reader, sidecar)
+
+
+def _dali_feed(source: ImageSource, engine: Engine, sizes: Sequence[int], device: int, trace: Recorder) -> MakeFeed:
+    """Let DALI fill the input: on the GPU of a TensorRT engine, else by its CPU operators."""
+    on_gpu = isinstance(engine, RowWriting)
+
+    def reader() -> DaliReader:
+        gpu = device if on_gpu else None
+        return DaliReader(source.preprocessing, source.spec, max(sizes), gpu, trace)
+
+    writer = engine.row_writer() if isinstance(engine, RowWriting) else None
+    return lambda skip, check: DaliFeed(source, reader, sizes, skip, check, writer)
+
+
+def _preprocessor_feed(source: ImageSource, preprocessor: TensorRTPreprocessor, trace: Recorder) -> MakeFeed:
+    return lambda skip, check: PreprocessorFeed(source, preprocessor, skip, check, trace)
+
+
+def _preprocessor(request: InferRequest, source: Source, artifact: Artifact) -> Artifact | OnnxPreprocessor | None:
+    """The preprocessor that fills the input: its engine, or one for the CPU, which is given to the source.
+
+    Raises:
+        UsageError: one was named, and the input holds no images, or it is for another model's input or backend.
         ArtifactError: no preprocessor, or a damaged one.
     """
     path, sidecar = request.preprocessor, artifact.sidecar
     if path is None:
-        wanted = request.use_preprocessor and isinstance(source, ImageSource) and sidecar.backend == "tensorrt"
-        return beside(artifact) if wanted else None
+        return None
     if not isinstance(source, ImageSource):
-        raise UsageError("--preprocessor is for photographs, and the input holds none", "leave it out")
+        raise UsageError("--preprocessor is for images, and the input holds none", "leave it out")
     if path.name.endswith(".engine"):
         if sidecar.backend != "tensorrt":
             raise UsageError(f"{path} runs on a GPU, and {artifact.path} doesn't", "name the .pre.onnx file")
@@ -194,36 +226,7 @@ def _preprocessor(request: InferRequest, source: Source, artifact: Artifact) -> 
         raise _made_for_another(path, record.source.file, artifact.path.name)
     source.preprocessor = preprocessor
     note(f"preprocessor: {path}, in ONNX Runtime")
-    return None
-
-
-def beside(artifact: Artifact) -> Artifact | None:
-    """The newest preprocessor's engine in the folder of an engine that fills its input; it is said."""
-    there = artifacts.listed("preprocessor", artifact.path.parent, tell=lambda words: None)
-    fitting = [each for each in there if _fills(each.sidecar.outputs[0], each.sidecar.preprocessing, artifact.sidecar)]
-    if not fitting:
-        return None
-    found = max(fitting, key=lambda each: (each.sidecar.created, each.path.name))
-    note(f"preprocessor: {found.path}")
-    return found
-
-
-def _decode_on_gpu(source: Source, preprocessor: Artifact | None, artifact: Artifact) -> None:
-    """Let the GPU decode.
-
-    Raises:
-        UsageError: the input holds no photographs, or no preprocessor takes them on a GPU.
-        MissingPackageError: nvImageCodec isn't installed.
-    """
-    if not isinstance(source, ImageSource):
-        raise UsageError("--gpu-decode is for photographs, and the input holds none", "leave it out")
-    if preprocessor is None:
-        fix = f"run: trtbatch export-preprocessor {artifact.path}; and build what it makes, or leave --gpu-decode out"
-        if artifact.sidecar.backend != "tensorrt":
-            fix = "leave it out, or use an engine of TensorRT"
-        raise UsageError("--gpu-decode leaves photographs on the GPU, for a preprocessor's engine: none runs here", fix)
-    optional.require("nvidia.nvimgcodec", "decode photographs on the GPU")
-    source.gpu_decode = True
+    return preprocessor
 
 
 def _fills(output: TensorSpec, recipe: Preprocessing | None, sidecar: Sidecar) -> bool:
@@ -273,7 +276,7 @@ def predict(
     request: InferRequest,
     result: InferResult,
     trace: Recorder = NO_TRACE,
-    preprocessor: Preprocessor | None = None,
+    feed: MakeFeed | None = None,
 ) -> None:
     """Run a source through an open engine into a sink, at these batch sizes in turn, and note it in `result`.
 
@@ -298,7 +301,7 @@ def predict(
         skip,
         cuda_graphs=request.cuda_graphs,
         trace=trace,
-        preprocessor=preprocessor,
+        feed=feed,
     )
     with pipeline as batches:
         for batch in batches:

@@ -24,8 +24,7 @@ _EXTRAS = {
     "ray": "ray",
     "pyarrow": "ray",
     "tritonclient": "triton",
-    "simplejpeg": "jpeg",
-    "nvidia.nvimgcodec": "gpu-decode",
+    "nvidia.dali": "dali",
 }
 
 
@@ -39,7 +38,7 @@ def require(module: str, purpose: str) -> ModuleType:
         MissingPackageError: the package isn't installed, or doesn't import.
     """
     top = module.partition(".")[0]
-    package = module if module in _EXTRAS else top  # nvidia is a folder of many packages
+    package = next((name for name in _EXTRAS if f"{module}.".startswith(f"{name}.")), top)  # nvidia holds many packages
     extra = _EXTRAS.get(package)
     install = f"pip install 'trtbatch[{extra}]' (in a clone: '.[{extra}]')" if extra else f"pip install {package}"
     try:

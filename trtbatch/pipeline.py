@@ -14,38 +14,30 @@ ends all of them, and is raised in the caller's thread as it was.
 from __future__ import annotations
 
 import itertools
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.artifacts import TensorSpec
-from trtbatch.backends.base import Session, Slot, conform
+from trtbatch.backends.base import Session
 from trtbatch.batches import Profile, pick_profile
-from trtbatch.errors import InputError
-from trtbatch.photographs.codec import DecodingDevice, JpegDecoder
-from trtbatch.photographs.decoders import PackedReader, are_wanted, packed_ahead
-from trtbatch.photographs.gpudecoding import PlaneReader, decoded_ahead
-from trtbatch.photographs.pixels import Photograph, read_ahead
-from trtbatch.sources import BlockSource, ImageSource, Skipped, Source
+from trtbatch.feeds import BlockFeed, Feed, FillableSlot, ImageFeed, Room, RowFeed, write_rows
+from trtbatch.images.host import Skipped
+from trtbatch.sources import BlockSource, ImageSource, Source
 from trtbatch.trace import NO_TRACE, Recorder
 
 __all__ = ["Batch", "Busy", "Pipeline", "Stopwatch", "executed_size", "foreseen"]
 
 Array = NDArray[Any]
 T = TypeVar("T")
-
-SWITCH = 1e-3
-"""Seconds after which a thread that computes in Python lets another go on (``sys.setswitchinterval``), while a pipeline
-runs: with Python's own 5 ms, whoever waits a moment for a file or the GPU waits that long for its turn."""
 
 SPARE = 2
 """Slots beyond those in flight: one is being filled while the sink holds another."""
@@ -68,29 +60,6 @@ class Stopwatch:
         self.seconds += time.perf_counter() - self._begun
 
 
-class _Turns:
-    """Lets threads take turns every :data:`SWITCH` seconds while any of these has begun and not ended."""
-
-    _lock = threading.Lock()
-    _running: ClassVar[set[_Turns]] = set()
-    _before = 0.0
-
-    def begin(self) -> None:
-        with self._lock:
-            if not self._running:
-                _Turns._before = sys.getswitchinterval()
-                sys.setswitchinterval(min(self._before, SWITCH))
-            self._running.add(self)
-
-    def end(self) -> None:
-        """Once or more often, and where it hasn't begun."""
-        with self._lock:
-            if self in self._running:
-                self._running.remove(self)
-                if not self._running:
-                    sys.setswitchinterval(self._before)
-
-
 @dataclass
 class Busy:
     """How long each stage worked, rather than waited for another one."""
@@ -98,52 +67,6 @@ class Busy:
     reading: Stopwatch = field(default_factory=Stopwatch)
     computing: Stopwatch = field(default_factory=Stopwatch)
     writing: Stopwatch = field(default_factory=Stopwatch)
-
-
-class FillableSlot(Slot, Protocol):
-    """A slot on a GPU, whose input is filled there."""
-
-    def row_address(self, name: str, index: int) -> int:
-        """Where a sample of an input whose first axis is the batch lies on the GPU, at every batch size."""
-
-    def submit_after(self, events: Sequence[Any]) -> None:
-        """As :meth:`submit`, the inputs being on the GPU when these events have come."""
-
-
-class Preprocessor(PackedReader, PlaneReader, Protocol):
-    """Fills rows of a slot's input on the GPU; between `open` and `close` it is used in one thread."""
-
-    @property
-    def device(self) -> DecodingDevice: ...
-
-    def open(self) -> None: ...
-
-    def warm(self) -> None:
-        """Make what the usual photographs take, before the first waits for it."""
-
-    def __call__(self, given: Any, address: int, release: Callable[[], None] = ...) -> None:
-        """Put the sample of a photograph at an address; `release` is called when its memory isn't needed any more."""
-
-    def events(self) -> list[Any]:
-        """Marks for :meth:`done`."""
-
-    def done(self, events: Sequence[Any]) -> None:
-        """Let the marks come when all that was asked for until now is done."""
-
-    def close(self) -> None: ...
-
-
-@dataclass
-class _Room:
-    """A slot, and those of its inputs that have a batch axis: at the largest size, that axis first.
-
-    Args:
-        events: that come when the rows are filled, where that happens on the GPU.
-    """
-
-    slot: Slot
-    rows: dict[str, Array]
-    events: list[Any] = field(default_factory=list)
 
 
 @dataclass
@@ -160,7 +83,7 @@ class Batch:
     number: int
     names: list[str]
     executed: int
-    room: _Room
+    room: Room
     outputs: dict[str, Array] = field(default_factory=dict)
 
 
@@ -175,7 +98,7 @@ class _Line:
         self.changed = threading.Condition()
         self.stopped = False
         self.error: BaseException | None = None
-        self.free: _Queue[_Room] = _Queue(self)
+        self.free: _Queue[Room] = _Queue(self)
         self.filled: _Queue[Batch] = _Queue(self)
         self.done: _Queue[Batch] = _Queue(self)
 
@@ -229,6 +152,10 @@ class _Queue(Generic[T]):
             return self._items.popleft() if self._items else None
 
 
+MakeFeed = Callable[[Callable[[Skipped], None], Callable[[], None]], Feed]
+"""Makes a feed of what is called with each unusable sample, and of what raises where the pipeline has stopped."""
+
+
 class _Opener(Protocol):
     def session(self, cuda_graphs: bool = True) -> Session: ...
 
@@ -245,7 +172,7 @@ class Pipeline:
         profiles: that decide what a short batch is padded to.
         sizes: of the batches, taken in turn again and again; each fits a profile once padded.
         skip: is told each unusable input, in the filler's thread; may raise.
-        preprocessor: of the photographs of an :class:`ImageSource`, on the GPU, for a model of that one input.
+        feed: makes what writes the samples into the slots; None copies them from the host.
 
     Raises:
         InputError: a sample of another shape, or one that a cast to the engine's type would change.
@@ -262,10 +189,9 @@ class Pipeline:
         skip: Callable[[Skipped], None],
         cuda_graphs: bool = True,
         trace: Recorder = NO_TRACE,
-        preprocessor: Preprocessor | None = None,
+        feed: MakeFeed | None = None,
     ) -> None:
         self.busy = Busy()
-        self._turns = _Turns()
         self.begun = 0.0
         """When reading began, by ``time.perf_counter``: the session, its slots and the readers' memory were ready."""
         self._engine = engine
@@ -276,14 +202,14 @@ class Pipeline:
         self._skip = skip
         self._cuda_graphs = cuda_graphs
         self._trace = trace
-        self._preprocessor = preprocessor
+        self._make_feed = feed or self._host_feed
         self._largest = max(executed_size(size, profiles) for size in sizes)
+        self._warmed: set[int] = set()
         self._line = _Line()
         self._left = threading.Event()
         self._runner = threading.Thread(target=self._compute, name="trtbatch-run")
 
     def __enter__(self) -> Pipeline:
-        self._turns.begin()
         try:
             self._runner.start()
         except BaseException:  # an interrupt, too, must not leave a thread behind
@@ -311,7 +237,6 @@ class Pipeline:
             self._let_go()
         finally:
             self._let_go()  # again: an interrupt between the two would leave threads that wait for ever
-            self._turns.end()
             if self._runner.ident is not None:
                 self._runner.join()
 
@@ -336,20 +261,22 @@ class Pipeline:
 
     def _make_rooms(self, session: Session) -> None:
         needed = -(-self._source.total // min(self._sizes))
-        rooms: list[_Room] = []
+        rooms: list[Room] = []
         for _ in range(max(1, min(session.in_flight + SPARE, needed))):
             slot = session.slot(spins=not isinstance(self._source, ImageSource))  # decoding has use for every core
             inputs = slot.prepare(self._largest)
             rows: dict[str, Array] = {}
             for spec in self._inputs:
                 if spec.batch_axis is None:
-                    _write(inputs[spec.name], self._source.constants[spec.name], spec, "the input")
+                    write_rows(inputs[spec.name], self._source.constants[spec.name], spec, "the input")
                 else:
                     rows[spec.name] = np.moveaxis(inputs[spec.name], spec.batch_axis, 0)
-            rooms.append(_Room(slot, rows))
+            rooms.append(Room(slot, rows))
         # After the largest, whose memory all others have: what was made for memory that grows is forgotten.
         for number, samples in foreseen(self._source.total, self._sizes, len(rooms)):
-            rooms[number % len(rooms)].slot.warm(executed_size(samples, self._profiles))
+            executed = executed_size(samples, self._profiles)
+            rooms[number % len(rooms)].slot.warm(executed)
+            self._warmed.add(executed)
         for room in rooms:
             room.slot.prepare(self._largest)
             self._line.free.put(room)
@@ -384,7 +311,7 @@ class Pipeline:
         else:
             room.slot.submit()
 
-    def _pack(self, room: _Room, inputs: dict[str, Array], size: int) -> None:
+    def _pack(self, room: Room, inputs: dict[str, Array], size: int) -> None:
         """Bring rows to where a smaller batch has them; with the batch axis first they are there."""
         for spec in self._inputs:
             if spec.batch_axis:
@@ -398,30 +325,41 @@ class Pipeline:
 
     def _fill(self) -> None:
         line = self._line
-        with line.guard(), closing(self._feed()) as feed:
+        with line.guard(), closing(self._make_feed(self._skip, line.leave_if_stopped)) as feed:
+            feed.open()
             self.begun = time.perf_counter()
             for number, size in enumerate(itertools.cycle(self._sizes)):
                 room = line.free.get()
                 assert room is not None, "slots go round until the end"
                 with self.busy.reading, self._trace.span("fill", batch=number) as span:
-                    names = feed.fill(room, size)
-                    executed = executed_size(len(names), self._profiles) if names else 0
+                    names, is_last = feed.fill(room, size)
+                    executed = self._executed(names, size, room)
                     feed.pad(room, len(names), executed)
                     span.add(samples=len(names))
                 if names:
                     line.filled.put(Batch(number, names, executed, room))
-                if len(names) < size:
+                else:
+                    line.free.put(room)
+                if is_last:
                     break
             line.filled.end()
+            # What the feed has on the GPU is freed last: that can stall, or spoil, what the runner does there.
+            self._left.wait()
 
-    def _feed(self) -> _Feed:
-        source, trace = self._source, self._trace
-        if self._preprocessor is not None and isinstance(source, ImageSource):
-            return _DeviceFeed(source, self._preprocessor, self._skip, self._line, trace)
+    def _executed(self, names: Sequence[str], size: int, room: Room) -> int:
+        """The size that a batch runs at. One that is filled on the GPU takes none that would be captured only now."""
+        if not names:
+            return 0
+        executed = executed_size(len(names), self._profiles)
+        return executed if not room.events or executed in self._warmed else executed_size(size, self._profiles)
+
+    def _host_feed(self, skip: Callable[[Skipped], None], check: Callable[[], None]) -> Feed:
         specs = [spec for spec in self._inputs if spec.batch_axis is not None]
-        if isinstance(source, BlockSource):
-            return _BlockFeed(source, specs)
-        return _RowFeed(source, specs, self._skip, self._line, trace)
+        if isinstance(self._source, BlockSource):
+            return BlockFeed(self._source, specs)
+        if isinstance(self._source, ImageSource) and self._source.preprocessor is None:
+            return ImageFeed(self._source, skip, check, self._trace)
+        return RowFeed(self._source, specs, skip, check, self._trace)
 
 
 def foreseen(total: int, sizes: Sequence[int], first: int) -> list[tuple[int, int]]:
@@ -451,185 +389,3 @@ def executed_size(count: int, profiles: Sequence[Profile]) -> int:
     if pick_profile(profiles, count) is not None:
         return count
     return min(profile.min for profile in profiles if profile.min > count)
-
-
-class _Feed(Protocol):
-    """Writes samples into a slot."""
-
-    def fill(self, room: _Room, size: int) -> list[str]:
-        """Write up to `size` samples into the first rows; their names, fewer only at the source's end."""
-
-    def pad(self, room: _Room, count: int, executed: int) -> None:
-        """Repeat the last of `count` rows up to `executed`."""
-
-    def close(self) -> None: ...
-
-
-class _HostFeed:
-    """Pads in the host's memory."""
-
-    def pad(self, room: _Room, count: int, executed: int) -> None:
-        for array in room.rows.values():
-            array[count:executed] = array[count - 1 : count]
-
-
-class _BlockFeed(_HostFeed):
-    """Batches copied in one go."""
-
-    def __init__(self, source: BlockSource, specs: Sequence[TensorSpec]) -> None:
-        self._source = source
-        self._specs = specs
-        self._next = 0
-
-    def fill(self, room: _Room, size: int) -> list[str]:
-        block = self._source.block(self._next, size)
-        count = len(block.names)
-        for spec in self._specs:
-            _write(room.rows[spec.name][:count], block.rows[spec.name], spec, self._source.name)
-        self._next += count
-        return block.names
-
-    def close(self) -> None:
-        return
-
-
-class _Usable(Generic[T]):
-    """Items as they come, but for those that can't be used: of these somebody is told.
-
-    Args:
-        total: of the items, where it is known: the readers' end, which takes them a while, isn't waited for then.
-    """
-
-    def __init__(
-        self,
-        items: Iterator[T | Skipped],
-        skip: Callable[[Skipped], None],
-        line: _Line,
-        trace: Recorder,
-        total: int | None = None,
-    ) -> None:
-        self._items = items
-        self._left = total
-        self._skip = skip
-        self._line = line
-        self._trace = trace
-
-    def next(self) -> T | None:
-        """The next one; None at the end."""
-        while True:
-            self._line.leave_if_stopped()
-            if self._left == 0:
-                return None
-            with self._trace.span("next"):  # where it is long, the filler waits for the readers
-                item = next(self._items, None)
-            if self._left is not None:
-                self._left -= 1
-            if not isinstance(item, Skipped):
-                return item
-            self._skip(item)
-
-    def close(self) -> None:
-        """Let the readers end: here, not whenever they are collected."""
-        if isinstance(self._items, Generator):
-            self._items.close()
-
-
-class _RowFeed(_HostFeed):
-    """Samples copied one by one, as they come; those that can't be used are left out."""
-
-    def __init__(
-        self,
-        source: Source,
-        specs: Sequence[TensorSpec],
-        skip: Callable[[Skipped], None],
-        line: _Line,
-        trace: Recorder,
-    ) -> None:
-        if isinstance(source, ImageSource):
-            self._items = _Usable(source.lent(), skip, line, trace, source.total)
-        else:
-            self._items = _Usable(iter(source), skip, line, trace)
-        self._specs = specs
-
-    def fill(self, room: _Room, size: int) -> list[str]:
-        names: list[str] = []
-        rows = room.rows
-        while len(names) < size and (item := self._items.next()) is not None:
-            for spec in self._specs:
-                # A part of the array, not a row of it: a row of a scalar per sample would be a copy.
-                _write(rows[spec.name][len(names) : len(names) + 1], item.rows[spec.name][None], spec, item.name)
-            item.release()
-            names.append(item.name)
-        return names
-
-    def close(self) -> None:
-        self._items.close()
-
-
-class _DeviceFeed:
-    """Photographs that are decoded here and become rows of the input on the GPU."""
-
-    def __init__(
-        self,
-        source: ImageSource,
-        preprocessor: Preprocessor,
-        skip: Callable[[Skipped], None],
-        line: _Line,
-        trace: Recorder,
-    ) -> None:
-        self._input = source.spec.name
-        self._preprocessor = preprocessor
-        self._trace = trace
-        preprocessor.open()
-        try:
-            self._items = _Usable(self._read(source, trace), skip, line, trace, len(source.files))
-        except BaseException:
-            preprocessor.close()
-            raise
-
-    def _read(self, source: ImageSource, trace: Recorder) -> Iterator[Photograph[Any] | Skipped]:
-        preprocessor = self._preprocessor
-        if source.gpu_decode:
-            decoder = JpegDecoder(preprocessor.device, source.decoder)
-            return decoded_ahead(source.files, source.names, preprocessor, decoder, source.workers, trace)
-        if are_wanted(len(source.files), source.processes):
-            preprocessor.warm()  # while the processes load what they need
-            if source.team is not None:
-                source.team.page_lock(preprocessor.lock)
-            return packed_ahead(source.files, source.names, preprocessor, source.workers, trace, team=source.team)
-        prepare, beside, arena = preprocessor.prepare, preprocessor.beside, preprocessor.arena
-        return read_ahead(source.files, source.names, prepare, beside, arena, source.workers, trace)
-
-    def fill(self, room: _Room, size: int) -> list[str]:
-        slot = cast(FillableSlot, room.slot)
-        if not room.events:
-            room.events = self._preprocessor.events()
-        address, second = (slot.row_address(self._input, index) for index in (0, 1))
-        row, names = second - address, list[str]()
-        while len(names) < size and (item := self._items.next()) is not None:
-            with self._trace.span("preprocess", file=item.name):
-                self._preprocessor(item.prepared, address, item.release)
-            address += row
-            names.append(item.name)
-        self._preprocessor.done(room.events)
-        return names
-
-    def pad(self, room: _Room, count: int, executed: int) -> None:
-        """Rows beyond the samples keep what an earlier batch has left there: they are rows of no sample."""
-
-    def close(self) -> None:
-        try:
-            self._items.close()
-        finally:
-            self._preprocessor.close()
-
-
-def _write(target: Array, array: Array, spec: TensorSpec, where: str) -> None:
-    """Copy into a slot what is from `where`; a cast must keep every value.
-
-    Raises:
-        InputError: another shape, or values that the input's type doesn't hold.
-    """
-    if array.shape != target.shape:
-        raise InputError(f"{where}: {spec.name} has shape {array.shape}, wanted {target.shape}", "reshape it")
-    np.copyto(target, array if array.dtype == target.dtype else conform(array, spec, where))

@@ -7,6 +7,7 @@ a machine without torch gives the same input; the tests compare the two.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -25,6 +26,16 @@ def orientation_of(image: Image) -> int:
     """How the camera was held, 1 to 8, as EXIF says; 1, upright, where it says nothing."""
     value = image.getexif().get(_ORIENTATION, 1)
     return value if isinstance(value, int) else 1
+
+
+@lru_cache(maxsize=16)
+def _normalised(mean: tuple[float, ...], std: tuple[float, ...], dtype: str) -> NDArray[Any]:
+    """Of each channel, the 256 values that a byte becomes: ``(3, 256)``."""
+    scaled = np.arange(256, dtype=np.float32) / np.float32(255)
+    normalised: NDArray[np.float32] = (scaled - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[
+        :, None
+    ]
+    return normalised
 
 
 @dataclass(frozen=True)
@@ -52,10 +63,21 @@ class Preprocessing:
 
     def __call__(self, image: Image) -> NDArray[Any]:
         """The sample of a Pillow image of any mode and size: ``(3, H, W)`` float32, or uint8 as `fused` says."""
-        pixels = self.pixels(image)
+        return self.from_pixels(self.pixels(image))
+
+    def from_pixels(self, pixels: NDArray[np.uint8], out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return the samples of resized and cropped images ``(…, H, W, 3)``: normalised, or uint8 as `fused` says.
+
+        Args:
+            out: takes the samples, in its own type.
+        """
         if self.fused is None:
-            return self.normalise(pixels)
-        return pixels if self.fused == "NHWC" else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+            return self.normalise(pixels, out)
+        planes = pixels if self.fused == "NHWC" else np.moveaxis(pixels, -1, -3)
+        if out is None:
+            return np.ascontiguousarray(planes)
+        np.copyto(out, planes)
+        return out
 
     def normalise_batch(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Images as the fused model takes them, ``(N, …)`` uint8, to ``(N, 3, H, W)`` float32."""
@@ -93,12 +115,14 @@ class Preprocessing:
             top, left = round((image.size[1] - rows) / 2.0), round((image.size[0] - columns) / 2.0)
         return np.asarray(image.crop((left, top, left + columns, top + rows)))
 
-    def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Pixels ``(H, W, 3)`` uint8 to the sample ``(3, H, W)`` float32."""
-        scaled = pixels.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
-        mean = np.asarray(self.mean, np.float32)[:, None, None]
-        std = np.asarray(self.std, np.float32)[:, None, None]
-        return np.ascontiguousarray((scaled - mean) / std)
+    def normalise(self, pixels: NDArray[np.uint8], out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Pixels ``(…, H, W, 3)`` uint8 to samples ``(…, 3, H, W)`` float32, or to `out`."""
+        *images, height, width, channels = pixels.shape
+        samples = np.empty((*images, channels, height, width), np.float32) if out is None else out
+        for channel, table in enumerate(_normalised(self.mean, self.std, samples.dtype.name)):
+            # Looked up: a third of the time of computing 150,000 quotients.
+            np.take(table, pixels[..., channel], out=samples[..., channel, :, :], mode="clip")
+        return samples
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after resizing, before the crop."""

@@ -33,8 +33,8 @@ from trtbatch.api import LoadedEngine, load
 from trtbatch.artifacts import Sidecar, TensorSpec
 from trtbatch.backends.base import layout_fix, refuse_integers
 from trtbatch.errors import InputError, UsageError
+from trtbatch.images.host import image_input, open_image, stacked
 from trtbatch.names import shortened
-from trtbatch.photographs.images import image_input, open_image, stacked
 from trtbatch.sinks import Prediction, refuse_topk, top_predictions
 
 __all__ = ["IMAGE_COLUMNS", "PIXELS", "READY", "Predictor", "is_scores", "prepare"]
@@ -46,7 +46,7 @@ PIXELS = "pixels"
 """Column of images that are resized and cropped already, ``(H, W, 3)`` uint8 each: see :func:`prepare`."""
 
 IMAGE_COLUMNS = ("image", "bytes")
-"""Columns of photographs of any size, as ``ray.data.read_images`` and ``read_binary_files`` name them."""
+"""Columns of images of any size, as ``ray.data.read_images`` and ``read_binary_files`` name them."""
 
 READY = "data"
 """Column of a single input's rows, as ``ray.data.read_numpy`` names it."""
@@ -74,6 +74,7 @@ class Predictor:
         topk: classes given for each row; all of them where the model has fewer.
         device: number of the GPU; of those that Ray gives the actor.
         drop: columns not to give back.
+        reader: of the columns ``image`` and ``bytes``: ``host``, ``dali``, or ``auto`` as :meth:`LoadedEngine.predict`.
 
     Raises:
         ArtifactError, MissingPackageError: as :func:`trtbatch.load`.
@@ -87,9 +88,11 @@ class Predictor:
         device: int = 0,
         cuda_graphs: bool = True,
         drop: Sequence[str] = (),
+        reader: str = "auto",
     ) -> None:
         refuse_topk(topk)
         self._topk = topk
+        self._reader = reader
         self._drop = frozenset(drop)
         self._thread = _Thread()
         try:
@@ -113,8 +116,8 @@ class Predictor:
         """
         count = len(next(iter(batch.values()))) if batch else 0
         errors = np.array([_text(each) for each in batch.get("error", [""] * count)], dtype=object)
-        inputs, usable = self._inputs(batch, errors)
-        outputs = self._thread.run(lambda: self._engine.run(inputs)) if len(usable) else {}
+        outputs = self._outputs(batch, errors)
+        usable = np.flatnonzero(errors == "")
         kept = {name: column for name, column in batch.items() if name not in self._drop}
         return kept | self._columns(outputs, usable, count) | {"error": errors}
 
@@ -123,21 +126,25 @@ class Predictor:
         self._close()
         atexit.unregister(self._close)
 
-    def _inputs(self, batch: Mapping[str, Any], errors: Array) -> tuple[dict[str, Array], NDArray[np.intp]]:
-        """The model's inputs, and which rows they are of; what can't be used is noted in `errors`."""
-        if not len(errors):  # of no rows, columns may have neither shape nor type
-            return {}, np.flatnonzero(errors == "")
+    def _outputs(self, batch: Mapping[str, Any], errors: Array) -> Mapping[str, Array]:
+        """The outputs of the rows without an error; what can't be used is noted in `errors`."""
+        usable = np.flatnonzero(errors == "")
+        if not len(usable):  # of no rows, columns may have neither shape nor type
+            return {}
         ready = _ready(batch, self.sidecar)
         if ready is not None:
-            usable = np.flatnonzero(errors == "")
             axes = {spec.name: spec.batch_axis or 0 for spec in self.sidecar.inputs}
-            return {name: np.moveaxis(rows[usable], 0, axes[name]) for name, rows in ready.items()}, usable
+            inputs = {name: np.moveaxis(rows[usable], 0, axes[name]) for name, rows in ready.items()}
+            return self._thread.run(lambda: self._engine.run(inputs))
         spec, preprocessing = image_input(self.sidecar)
-        pixels = batch[PIXELS] if PIXELS in batch else prepare(batch, self.sidecar, errors)
-        usable = np.flatnonzero(errors == "")
-        if not len(usable):
-            return {}, usable
-        return {spec.name: stacked([np.asarray(pixels[row]) for row in usable], spec, preprocessing)}, usable
+        if PIXELS in batch:
+            rows = stacked([np.asarray(batch[PIXELS][row]) for row in usable], spec, preprocessing)
+            return self._thread.run(lambda: self._engine.run({spec.name: rows}))
+        images = [_encoded(each) for each in _image_column(batch, self.sidecar)[usable]]
+        outputs, unusable = self._thread.run(lambda: self._engine.run_images(images, self._reader))
+        for index, reason in unusable.items():
+            errors[usable[index]] = reason
+        return outputs
 
     def _columns(self, outputs: Mapping[str, Array], usable: NDArray[np.intp], count: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -182,19 +189,34 @@ def prepare(batch: Mapping[str, Any], sidecar: Sidecar, errors: Array) -> Array:
         UsageError: the model takes none.
     """
     _, preprocessing = image_input(sidecar)
-    column = next((name for name in IMAGE_COLUMNS if name in batch), None)
-    if column is None:
-        wanted = ", ".join((*(spec.name for spec in sidecar.inputs), PIXELS, *IMAGE_COLUMNS))
-        raise InputError(f"the batch has the columns {', '.join(batch)}", f"give one of: {wanted}")
+    images = _image_column(batch, sidecar)
     pixels = np.empty(len(errors), dtype=object)
     for row in np.flatnonzero(errors == ""):
         try:
-            pixels[row] = preprocessing.pixels(open_image(batch[column][row]))
+            pixels[row] = preprocessing.pixels(open_image(_encoded(images[row])))
         except InputError as error:
             errors[row] = error.problem
         except Exception as error:  # an image that opens may still not be one to resize
             errors[row] = shortened(str(error)) or type(error).__name__
     return pixels
+
+
+def _image_column(batch: Mapping[str, Any], sidecar: Sidecar) -> Array:
+    """The column of images.
+
+    Raises:
+        InputError: there is none.
+    """
+    column = next((name for name in IMAGE_COLUMNS if name in batch), None)
+    if column is None:
+        wanted = ", ".join((*(spec.name for spec in sidecar.inputs), PIXELS, *IMAGE_COLUMNS))
+        raise InputError(f"the batch has the columns {', '.join(batch)}", f"give one of: {wanted}")
+    return np.asarray(batch[column])
+
+
+def _encoded(image: Any) -> Any:
+    """An encoded file as bytes; anything else as it is."""
+    return bytes(image) if isinstance(image, (bytearray, memoryview)) else image
 
 
 def is_scores(spec: TensorSpec) -> bool:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import glob
 import os
-import warnings
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +16,20 @@ from numpy.typing import NDArray
 from trtbatch.artifacts import Sidecar, TensorSpec
 from trtbatch.backends.base import array_fix, conform, refuse_integers
 from trtbatch.errors import InputError, UsageError, reading_fix, unreadable
+from trtbatch.images.host import (
+    FORMATS,
+    ImageLike,
+    Loaded,
+    Skipped,
+    cropped,
+    image_input,
+    open_image,
+    plain,
+    read_ahead,
+    sample,
+)
 from trtbatch.names import shortened
 from trtbatch.notes import note, warn
-from trtbatch.photographs import decoders
-from trtbatch.photographs.codec import DecoderStart
-from trtbatch.photographs.decoding import read_sample
-from trtbatch.photographs.images import Skipped, plain
-from trtbatch.photographs.pixels import Photograph
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.rows import random_inputs
 from trtbatch.trace import NO_TRACE, Recorder
@@ -44,13 +48,10 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
+T = TypeVar("T")
 
 RANDOM_COUNT = 64
 """Samples of ``--input random`` where ``--count`` says nothing."""
-
-
-def _keep() -> None:
-    """There is nothing to give back."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,6 @@ class Sample:
 
     name: str
     rows: dict[str, Array]
-    release: Callable[[], None] = field(default=_keep, compare=False, repr=False)
-    """Gives the rows' memory back, where it is lent (:meth:`ImageSource.lent`); to be called once."""
 
 
 @dataclass(frozen=True)
@@ -160,179 +159,101 @@ def _images(text: str, sidecar: Sidecar, count: int | None, option: str) -> Imag
         raise UsageError(f"{option} is empty", "name a folder or glob of images, .npy, .npz, or random")
     path = Path(text)
     if path.is_dir():
-        files = sorted(_image_files(path), key=lambda file: file.relative_to(path).as_posix())
-        if not files and not os.access(path, os.R_OK | os.X_OK):
+        found = sorted(_image_files(path), key=lambda pair: pair[0].relative_to(path).as_posix())
+        if not found and not os.access(path, os.R_OK | os.X_OK):
             raise unreadable(text)
-        if not files:
+        if not found:
             raise InputError(
                 f"{text} holds no images", f"put {', '.join(_SOME_SUFFIXES)} … files there, or name another"
             )
+        files, are_regular = [file for file, _ in found], all(regular for _, regular in found)
         names = [file.relative_to(path).as_posix() for file in files]
     else:
         # A file of this very name comes first: brackets are common in file names, and globs too.
-        files = [path] if path.is_file() else _matches(text) or _matches(f"{glob.escape(str(path.parent))}/{path.name}")
+        files = [path] if path.exists() else _matches(text) or _matches(f"{glob.escape(str(path.parent))}/{path.name}")
         if not files:
             raise UsageError(
                 f"{option} {text}: no such file, folder or match", "name a folder or glob of images, .npy, .npz"
             )
-        names = [str(file) for file in files]
-    if sidecar.preprocessing is not None and len(sidecar.inputs) != 1:
-        names_ = ", ".join(spec.name for spec in sidecar.inputs)
-        raise UsageError(
-            f"{sidecar.model.name} has {len(sidecar.inputs)} inputs ({names_}); images can feed a model with one",
-            f"give arrays: {option} FILE.npz with each by name",
-        )
-    if sidecar.preprocessing is None:
-        raise UsageError(
-            f"{sidecar.model.name} has no preprocessing recorded for images",
-            f"give arrays ({option} FILE.npy or FILE.npz), or export with a ModelSpec that has preprocessing",
-        )
-    return ImageSource(files[:count], names[:count], sidecar.inputs[0], sidecar.preprocessing)
+        names, are_regular = [str(file) for file in files], all(file.is_file() for file in files)
+    spec, preprocessing = image_input(sidecar)
+    return ImageSource(files[:count], names[:count], spec, preprocessing, are_regular=are_regular)
 
 
 def _matches(pattern: str) -> list[Path]:
-    return sorted(Path(found) for found in glob.glob(pattern, recursive=True) if os.path.isfile(found))
+    """What a pattern names, but for folders: what isn't a regular file is named when it is read."""
+    return sorted(Path(found) for found in glob.glob(pattern, recursive=True) if not os.path.isdir(found))
 
 
 _SOME_SUFFIXES = (".jpg", ".png", ".webp")
 
 
-def _image_files(folder: Path) -> Iterator[Path]:
-    """Files under `folder` whose suffix Pillow knows as an image; hidden ones aside."""
+def _image_files(folder: Path) -> Iterator[tuple[Path, bool]]:
+    """Files under `folder` whose suffix is that of a format that is read, hidden ones aside; and which are regular."""
     from PIL import Image
 
     Image.init()
-    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in readable:
-                yield Path(parent, name)
-
-
-PixelsToSample = Callable[[NDArray[np.uint8], Array], None]
-"""Writes the sample of a photograph ``(H, W, 3)`` uint8 into an array."""
+    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+    folders = [folder]
+    while folders:
+        with suppress(PermissionError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(Path(entry.path))
+                elif os.path.splitext(entry.name)[1].lower() in readable and not entry.is_dir():
+                    yield Path(entry.path), entry.is_file()  # the folder's own entry tells: nothing is opened
 
 
 @dataclass
 class ImageSource:
-    """Photographs, read and preprocessed a bounded distance ahead of the consumer, by threads or processes."""
+    """Image files, read a bounded distance ahead of the consumer by a pool of threads.
+
+    Args:
+        preprocessor: makes the sample of an image ``(H, W, 3)`` uint8 in Pillow's place, in the threads that read.
+        are_regular: whether all are regular files: no pipes, sockets or devices.
+    """
 
     files: Sequence[Path]
     names: Sequence[str]
     spec: TensorSpec
     preprocessing: Preprocessing
-    workers: int = field(default_factory=lambda: min(32, os.cpu_count() or 1))
+    workers: int | None = None
     constants: dict[str, Array] = field(default_factory=dict)
     trace: Recorder = NO_TRACE
-    preprocessor: PixelsToSample | None = None
-    """Resizes and normalises in Pillow's place."""
-    processes: bool | None = None
-    """Whether processes do it rather than threads; None goes by the number of cores and photographs."""
-    team: decoders.Team | None = None
-    """Processes that were started already."""
-    gpu_decode: bool = False
-    """Whether the GPU of a preprocessor decodes."""
-    decoder: DecoderStart | None = None
-    """One that was started on it already."""
+    preprocessor: Callable[[NDArray[np.uint8]], Array] | None = None
+    are_regular: bool = True
 
     @property
     def total(self) -> int:
         return len(self.files)
 
-    def start(self, max_size: int | None = None, device: int = 0) -> None:
-        """Start the GPU's decoder, or the processes that read, where there are to be any; they begin when the first
-        item is asked for.
+    def __iter__(self) -> Generator[Sample | Skipped, None, None]:
+        with closing(self.loaded(self._sample)) as images:
+            for image in images:
+                yield image if isinstance(image, Skipped) else Sample(image.name, {self.spec.name: image.value})
 
-        Args:
-            max_size: of the preprocessor on a GPU that takes the photographs; None where there is none.
-            device: index of that GPU.
+    def loaded(self, make: Callable[[ImageLike], T]) -> Generator[Loaded[T] | Skipped, None, None]:
+        """Yield what `make` makes of each file's content in a pool of threads, in order."""
+        return read_ahead(self.files, self.names, make, self.workers, trace=self.trace)
+
+    def pixels(self, content: ImageLike) -> NDArray[np.uint8]:
+        """Return the upright pixels ``(H, W, 3)`` of a file's content, as :meth:`loaded` takes it."""
+        return np.asarray(self.preprocessing.rgb(open_image(content)))
+
+    def cropped(self, content: ImageLike) -> NDArray[np.uint8]:
+        """Return the pixels of a file's content, resized and cropped, as :meth:`loaded` takes it.
+
+        Raises:
+            InputError: the image can't be used.
         """
-        if self.gpu_decode:
-            self.decoder = DecoderStart(device)
-        elif self._is_lent:
-            workers = min(self.workers, len(self.files))
-            if max_size is not None:
-                self.team = decoders.packed_team(self.preprocessing, max_size, workers)
-            else:
-                self.team = decoders.sample_team(self.preprocessing, self.spec.dtype, workers)
+        return cropped(content, self.preprocessing)
 
-    def stop(self) -> None:
-        """End what was started and has not begun."""
-        if self.decoder is not None:
-            self.decoder.close()
-        if self.team is not None:
-            self.team.close()
-
-    def __iter__(self) -> Iterator[Sample | Skipped]:
-        is_lent = self._is_lent
-        with closing(self.lent()) as items:
-            for item in items:
-                if isinstance(item, Sample) and is_lent:
-                    owned = Sample(item.name, {name: row.copy() for name, row in item.rows.items()})
-                    item.release()
-                    yield owned
-                else:
-                    yield item
-
-    def lent(self) -> Generator[Sample | Skipped, None, None]:
-        """The same; rows may lie in memory that is used again once they are released."""
-        return self._by_processes() if self._is_lent else self._by_threads()
-
-    @property
-    def _is_lent(self) -> bool:
-        return self.preprocessor is None and decoders.are_wanted(len(self.files), self.processes)
-
-    def _by_processes(self) -> Generator[Sample | Skipped, None, None]:
-        def read(file: Path, name: str) -> Photograph[Array] | Skipped:
-            item = self._traced(file, name)
-            return Photograph(name, item.rows[self.spec.name], item.release) if isinstance(item, Sample) else item
-
-        made = decoders.samples_ahead(
-            self.files, self.names, self.preprocessing, self.spec.dtype, read, self.workers, self.trace, team=self.team
-        )
-        with closing(made) as items:
-            for item in items:
-                if isinstance(item, Photograph):
-                    yield Sample(item.name, {self.spec.name: item.prepared}, item.release)
-                else:
-                    yield item
-
-    def _by_threads(self) -> Generator[Sample | Skipped, None, None]:
-        from PIL import Image
-
-        # Pillow only warns between its limit and twice that; here the limit holds as it is, see read_sample.
-        warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-        ahead = 4 * self.workers
-        waiting: deque[Future[Sample | Skipped]] = deque()
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="trtbatch-read")
-        try:
-            for file, name in zip(self.files, self.names):
-                waiting.append(pool.submit(self._traced, file, name))
-                if len(waiting) >= ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)  # each thread ends its image, and no more
-
-    def _traced(self, file: Path, name: str) -> Sample | Skipped:
-        with self.trace.span("read", file=name):
-            return self._read(file, name)
-
-    def _preprocessed(self, image: Any) -> Array:
-        assert self.preprocessor is not None
-        sample = np.empty([int(size) for size in self.spec.shape[1:]], self.spec.dtype)
-        self.preprocessor(np.asarray(self.preprocessing.rgb(image)), sample)
-        return sample
-
-    def _read(self, file: Path, name: str) -> Sample | Skipped:
-        try:
-            made = read_sample(file, self.preprocessing if self.preprocessor is None else self._preprocessed)
-        except InputError as error:
-            return Skipped(name, error.problem)
-        kind = self.spec.dtype if self.spec.dtype.startswith("float") and made.dtype.kind == "f" else made.dtype
-        return Sample(name, {self.spec.name: made.astype(kind, copy=False)})
+    def _sample(self, content: ImageLike) -> Array:
+        if self.preprocessor is not None:
+            return self.preprocessor(self.pixels(content))
+        return sample(content, self.spec, self.preprocessing)
 
 
 class ArraySource:

@@ -117,7 +117,7 @@ def test_a_timing_cache_of_its_own_never_fails_the_build(workdir: Path) -> None:
 
 
 def test_infer_predicts_every_photograph_in_order(workdir: Path, photos: Path) -> None:
-    done = run_process("infer", "--input", photos, "--batch", 4, "--output", "p.csv", cwd=workdir)
+    done = run_process("infer", "--input", photos, "--batch", 4, "--reader", "host", "--output", "p.csv", cwd=workdir)
     print(done.stdout)
     assert done.returncode == 0, done.stderr
     assert "executed batches: 4×2 2" in done.stdout

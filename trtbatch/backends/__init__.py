@@ -133,13 +133,13 @@ def open_engine(artifact: Artifact, device: int = 0, weights: Path | None = None
     raise ArtifactError(f"{artifact.path}: its sidecar names no backend", "build it again: trtbatch build")
 
 
-def open_preprocessor(artifact: Artifact, device: int = 0, cuda_graphs: bool = True) -> TensorRTPreprocessor:
-    """Load the engine of a preprocessor; what is compared first, and what is raised, is as for :func:`open_engine`."""
+def open_preprocessor(artifact: Artifact, device: int = 0) -> TensorRTPreprocessor:
+    """Load the engine of a preprocessor; the checks and errors are those of :func:`open_engine`."""
     from trtbatch.backends.tensorrt.preprocess import TensorRTPreprocessor
-    from trtbatch.photographs.record import record_of_engine
+    from trtbatch.images.preprocessor import engine_record
 
-    record = record_of_engine(artifact)
-    return TensorRTPreprocessor(_tensorrt(artifact, device), record, cuda_graphs)
+    record = engine_record(artifact)
+    return TensorRTPreprocessor(_tensorrt(artifact, device), record)
 
 
 def _tensorrt(artifact: Artifact, device: int, weights: Path | None = None) -> TensorRTEngine:

@@ -330,7 +330,7 @@ def _show_preprocessor(artifact: Any) -> None:
     console.print(f"[bold]{plain(str(artifact.path))}[/]  {size(sidecar.artifact.bytes)}, built in {seconds:.1f} s")
     console.print(f"  backend  tensorrt on {sidecar.device.get('gpu', '')}", markup=False)
     console.print(f"  for      {sidecar.model.name}", markup=False)
-    console.print(f"  input    photographs of up to {most}×{most}; larger ones go through Pillow", markup=False)
+    console.print(f"  input    images of up to {most}×{most}; Pillow resizes larger ones", markup=False)
     console.print(f"  output   {sidecar.outputs[0]}", markup=False)
     console.print("  checked  no pixel is more than 1 of 255 from Pillow's")
 

@@ -44,6 +44,9 @@ def triton(
             "\\[default: by the tuned latency, else 2ms]",
         ),
     ] = None,
+    from_images: Annotated[
+        bool, typer.Option("--from-images", help="Write an ensemble too, which takes encoded images: DALI reads them.")
+    ] = False,
     version: Annotated[int, typer.Option(min=1, max=2**31 - 1, help="The version that is served from now on.")] = 1,
     force: Annotated[bool, typer.Option("--force", help="Replace a version that is there already.")] = False,
     debug: Debug = False,
@@ -51,7 +54,8 @@ def triton(
     """Write a model folder for NVIDIA Triton: NAME/config.pbtxt, NAME/VERSION/model.plan (or model.onnx), labels.
 
     Batch sizes, profiles, CUDA graphs and warm-up requests come from what build has measured and tune has found.
-    Other versions of the model stay where they are.
+    Other versions of the model stay where they are. With --from-images there are two more models: NAME_images, the
+    ensemble that takes encoded images, and NAME_preprocessing, DALI's part of it.
     """
     from trtbatch.scaleout.triton import TritonRequest, deploy
     from trtbatch.scaleout.tritonbatching import parse_delay
@@ -65,10 +69,15 @@ def triton(
             max_queue_delay=None if max_queue_delay is None else parse_delay(max_queue_delay),
             version=version,
             force=force,
+            from_images=from_images,
         )
     )
     console = out()
     console.print(f"[bold]{plain(str(done.folder))}[/] (version {done.version})")
+    if done.ensemble is not None:
+        console.print(
+            f"[bold]{plain(str(done.ensemble))}[/] takes encoded images, {plain(str(done.preprocessing))} reads them"
+        )
     if done.batching.tuned:
         console.print(f"  from tune: {', '.join(done.batching.tuned)}", markup=False)
     console.print(plain(f"tritonserver --model-repository={done.folder.parent.absolute()}"))

@@ -17,23 +17,23 @@ def command(
         Optional[Path],
         typer.Argument(
             metavar="[ENGINE|ONNX]",
-            help="The model whose input it fills. \\[default: the newest engine for photographs]",
+            help="The model whose input it fills. \\[default: the newest engine that takes images]",
         ),
     ] = None,
     max_size: Annotated[
-        int, typer.Option(min=1, help="Rows and columns of the largest photograph that is resized there.")
+        int, typer.Option(min=1, help="Rows and columns of the largest image; Pillow resizes larger ones.")
     ] = 4096,
     output: Annotated[Optional[Path], typer.Option(metavar="PATH", help="\\[default: engines/NAME.pre.onnx]")] = None,
     debug: Debug = False,
 ) -> None:
-    """Write a model's preprocessing as a model of its own: a photograph of any size becomes one sample of the input.
+    """Write a model's preprocessing as a network of its own, which makes one sample of an image of any size.
 
-    It is accepted only after ONNX Runtime has run it on photographs of several sizes and no pixel is more than
-    1 of 255 from Pillow's.
+    The file appears once ONNX Runtime has run it on images of several sizes and no pixel is more than 1 of 255 from
+    Pillow's.
     """
-    from trtbatch.photographs.preprocessor import OnnxPreprocessor, PreprocessorRequest, export_preprocessor
+    from trtbatch.images.preprocessor import OnnxPreprocessor, export_preprocessor
 
-    path = export_preprocessor(PreprocessorRequest(artifact, max_size, output))
+    path = export_preprocessor(artifact, max_size, output)
     with OnnxPreprocessor(path) as preprocessor:
         record = preprocessor.record
     recipe, console = record.recipe, out()
@@ -41,5 +41,6 @@ def command(
     console.print(f"  for     {record.source.file}", markup=False)
     crop = "×".join(map(str, recipe.crop[::-1]))
     console.print(f"  recipe  shorter side {recipe.resize}, {recipe.interpolation}, crop {crop}", markup=False)
+    console.print(f"  input   images of up to {max_size}×{max_size}; Pillow resizes larger ones", markup=False)
     console.print(f"  output  {record.output}", markup=False)
-    console.print("  proof   no pixel is more than 1 of 255 from Pillow's in ONNX Runtime")
+    console.print("  checked no pixel is more than 1 of 255 from Pillow's in ONNX Runtime")

@@ -11,6 +11,12 @@ from trtbatch.cli.console import Debug, Device, EngineFile, err, out, plain, sho
 
 __all__ = ["command"]
 
+READ_BY = {
+    "host": "read by Pillow on the host: torchvision's pixels",
+    "dali": "read by DALI: pixels differ slightly from Pillow's",
+    "preprocessor": "read by Pillow, resized by the preprocessor: at most 1 of 255 from Pillow's",
+}
+
 
 def command(
     engine: EngineFile = None,
@@ -36,19 +42,20 @@ def command(
     no_cuda_graph: Annotated[
         bool, typer.Option("--no-cuda-graph", help="Launch kernels one by one, not as a CUDA graph.")
     ] = False,
+    reader: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|host|dali",
+            help="What reads images: Pillow on the host, or NVIDIA DALI on the GPU (auto where it is installed).",
+        ),
+    ] = "auto",
     preprocessor: Annotated[
         Optional[Path],
         typer.Option(
             metavar="FILE.pre.engine|.pre.onnx",
-            help="Resizes photographs in Pillow's place: see export-preprocessor. "
-            "\\[default: the newest .pre.engine beside a TensorRT engine that fits it]",
+            help="Model that resizes and normalises images in Pillow's place: see export-preprocessor.",
         ),
     ] = None,
-    no_preprocessor: Annotated[bool, typer.Option("--no-preprocessor", help="Let Pillow resize photographs.")] = False,
-    gpu_decode: Annotated[
-        bool,
-        typer.Option("--gpu-decode", help="Decode JPEG files on the GPU, for the engine of a preprocessor."),
-    ] = False,
     trace: Annotated[
         Optional[Path],
         typer.Option(metavar="FILE.json", help="What each thread did when, for chrome://tracing or ui.perfetto.dev."),
@@ -84,21 +91,16 @@ def command(
             "--strict": strict,
             "--trace": trace is not None,
             "--preprocessor": preprocessor is not None,
-            "--no-preprocessor": no_preprocessor,
-            "--gpu-decode": gpu_decode,
             "--device": device != 0,
             "--seed": seed != 42,
         }
         _refuse_options(single, "is for a run on one machine, without --ray")
-        _with_ray(engine, input_, output, ray, batch, concurrency, format_, topk, count, not no_cuda_graph)
+        _with_ray(engine, input_, output, ray, batch, concurrency, format_, topk, count, not no_cuda_graph, reader)
         return
     _refuse_options({"--concurrency": concurrency is not None, "--format": format_ is not None}, "goes with --ray")
 
-    from trtbatch.errors import UsageError
     from trtbatch.infer import InferRequest, infer
 
-    if preprocessor is not None and no_preprocessor:
-        raise UsageError("--preprocessor and --no-preprocessor contradict each other", "give one of them")
     with show_progress("{task.fields[rate]}") as (bar, _):
         task = bar.tasks[0].id
         bar.update(task, description="predicting")
@@ -119,9 +121,8 @@ def command(
                 strict=strict,
                 device=device,
                 cuda_graphs=not no_cuda_graph,
+                reader=reader,
                 preprocessor=preprocessor,
-                use_preprocessor=not no_preprocessor,
-                gpu_decode=gpu_decode,
                 trace=trace,
                 progress=progress,
             )
@@ -153,6 +154,7 @@ def _with_ray(
     topk: int,
     count: int | None,
     cuda_graphs: bool,
+    reader: str,
 ) -> None:
     from trtbatch.errors import UsageError
     from trtbatch.scaleout.scale import RayRequest, infer_with_ray
@@ -176,6 +178,7 @@ def _with_ray(
                 topk=topk,
                 count=count,
                 cuda_graphs=cuda_graphs,
+                reader=reader,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         )
@@ -221,6 +224,8 @@ def _show(result: Any) -> None:
     )
     if result.samples:
         console.print(result.bound)
+    if result.reader is not None:
+        console.print(READ_BY[result.reader])
     for path in (result.output, result.trace):
         if path is not None:
             console.print(f"[bold]{plain(str(path))}[/]")

@@ -27,9 +27,9 @@ def command(
     The exit code is 1 where the sidecar and the engine differ.
     """
     from trtbatch.artifacts import Artifact, build_line, refuse_other_file
+    from trtbatch.diagnostics.preprocessor_report import inspect_preprocessor, is_preprocessor_file
     from trtbatch.errors import ArtifactError, UsageError
     from trtbatch.inspection import inspect_engine, inspect_onnx, is_engine
-    from trtbatch.photographs.inspection import inspect_preprocessor, is_preprocessor_file
     from trtbatch.records import encode
 
     refuse_other_file(file, None)
@@ -50,8 +50,7 @@ def command(
     if open_:
         _open(file)
     if preprocessor and report.damaged is not None:
-        again = "export-preprocessor" if report.sidecar is None else f"build {report.sidecar.source.file}"
-        raise ArtifactError(report.damaged, f"make it again: trtbatch {again}")
+        raise ArtifactError(report.damaged, f"build it again: trtbatch build {report.sidecar.source.file}")
     if preprocessor:
         return
     again = f"build it again: {build_line(Artifact(file, report.sidecar))}" if engine else ""
@@ -95,16 +94,12 @@ def _show_preprocessor(report: Any) -> None:
     crop = "×".join(map(str, recipe.crop[::-1]))
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (recipe.mean, recipe.std))
     lines = [
-        ("is", "a preprocessor: it makes one sample of a model's input of a photograph of any size"),
+        ("is", "a preprocessor: it makes one sample of a model's input of an image"),
         ("for", report.model),
         ("recipe", f"shorter side {recipe.resize}, {recipe.interpolation}, crop {crop}"),
         ("values", f"mean {mean}, std {std}" if recipe.fused is None else f"bytes, {recipe.fused}: the model scales"),
         *(("input", str(spec)) for spec in report.inputs),
-        *(
-            (f"profile {index}", f"{name} {_shapes(shapes)}")
-            for index, ranges in enumerate(report.ranges)
-            for name, shapes in ranges.items()
-        ),
+        ("sizes", f"1×1 to {report.max_size}×{report.max_size}; Pillow resizes larger images"),
         ("output", str(report.output)),
     ]
     if sidecar is not None:
@@ -112,15 +107,9 @@ def _show_preprocessor(report: Any) -> None:
         tools = " ".join(f"{name} {version}" for name, version in sidecar.tools.items())
         lines.append(("source", sidecar.source.file))
         lines.append(("made", f"{sidecar.created} on {where} ({tools})"))
-    lines.append(("use", f"trtbatch infer --input PHOTOS/ --preprocessor {report.path}"))
+    lines.append(("use", f"trtbatch infer ENGINE --input IMAGES/ --preprocessor {report.path}"))
     for label, text in lines:
         console.print(f"  {label:10}{text}", markup=False)
-
-
-def _shapes(shapes: Any) -> str:
-    """``1×1×3 to 4096×4096×3, kernels for 336×336×3``."""
-    least, usual, most = ("×".join(map(str, shape)) for shape in (shapes.min, shapes.opt, shapes.max))
-    return f"{least} to {most}, kernels for {usual}"
 
 
 def _layers(sidecar: Any) -> str:

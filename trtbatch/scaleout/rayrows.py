@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from trtbatch import optional
 from trtbatch.artifacts import Sidecar
+from trtbatch.images.host import image_input
 from trtbatch.names import shortened, written
-from trtbatch.photographs.images import image_input
 from trtbatch.ray import PIXELS, prepare
 from trtbatch.scaleout.store import Kind, Store, named, npy_header, parquet_columns
 
@@ -20,8 +20,14 @@ __all__ = ["read_rows"]
 Array = NDArray[Any]
 
 
-def read_rows(batch: Mapping[str, Any], source: Store, kind: Kind, sidecar: Sidecar) -> dict[str, Any]:
-    """The rows of a block: names, errors, and the columns that the predictor takes."""
+def read_rows(
+    batch: Mapping[str, Any], source: Store, kind: Kind, sidecar: Sidecar, encoded: bool = False
+) -> dict[str, Any]:
+    """Return the rows of a block: names, errors, and the columns that the predictor takes.
+
+    Args:
+        encoded: whether images stay encoded, for the predictor's reader.
+    """
     files = [each.decode("utf-8", "surrogateescape") for each in batch["file"]]
     numbers = [int(each) for each in batch["row"]]
     found: dict[str, Any] = {
@@ -29,7 +35,13 @@ def read_rows(batch: Mapping[str, Any], source: Store, kind: Kind, sidecar: Side
         "error": np.array([""] * len(files), dtype=object),
     }
     if kind == "images":
-        return found | {PIXELS: _images(source, files, found["error"], sidecar)}
+        if encoded:
+            return found | {"bytes": _files(source, files, found["error"])}
+        parts = [  # one file at a time: only the pixels are kept
+            _pixels({"bytes": _files(source, [path], errors)}, errors, sidecar)
+            for path, errors in zip(files, np.split(found["error"], len(files)))
+        ]
+        return found | {PIXELS: np.concatenate(parts)}
     columns: dict[str, list[Array]] = {}
     for path in dict.fromkeys(files):
         wanted = [row for file, row in zip(files, numbers) if file == path]
@@ -37,29 +49,27 @@ def read_rows(batch: Mapping[str, Any], source: Store, kind: Kind, sidecar: Side
         for name, rows in part.items():
             columns.setdefault(name, []).append(rows)
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
-    if "bytes" in joined:
-        pixels = prepare(joined, sidecar, found["error"])
-        return found | {PIXELS: _even(pixels, sidecar)}
+    if "bytes" in joined and not encoded:
+        return found | {PIXELS: _pixels(joined, found["error"], sidecar)}
     return found | joined
 
 
-def _images(source: Store, files: Sequence[str], errors: Array, sidecar: Sidecar) -> Array:
-    """Images read, resized and cropped, ``(N, H, W, 3)`` uint8; only the pixels travel on."""
-    made = np.empty(len(files), dtype=object)
+def _files(source: Store, files: Sequence[str], errors: Array) -> Array:
+    """The content of files; empty where one can't be read, which is noted in `errors`."""
+    held = np.empty(len(files), dtype=object)
+    held[:] = b""
     for index, path in enumerate(files):
         try:
             with source.reading(path) as stream:
-                held = np.empty(1, dtype=object)
-                held[0] = stream.read()
+                held[index] = bytes(stream.read())
         except OSError as error:
             errors[index] = shortened(str(error))
-            continue
-        made[index : index + 1] = prepare({"bytes": held}, sidecar, errors[index : index + 1])
-    return _even(made, sidecar)
+    return held
 
 
-def _even(pixels: Array, sidecar: Sidecar) -> Array:
-    """One array of all images; black where there is none."""
+def _pixels(columns: Mapping[str, Any], errors: Array, sidecar: Sidecar) -> Array:
+    """Images resized and cropped, in one array ``(N, H, W, 3)`` uint8; black where there is none."""
+    pixels = prepare(columns, sidecar, errors)
     _, preprocessing = image_input(sidecar)
     even = np.zeros((len(pixels), *preprocessing.crop, 3), np.uint8)
     for index, image in enumerate(pixels):

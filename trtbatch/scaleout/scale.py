@@ -37,6 +37,7 @@ from trtbatch.artifacts import Artifact, Sidecar
 from trtbatch.backends import resolve_engine
 from trtbatch.batches import refuse_outside
 from trtbatch.errors import ExecutionError, UsageError
+from trtbatch.images.readers import choose_reader
 from trtbatch.names import shortened
 from trtbatch.notes import note
 from trtbatch.ray import IMAGE_COLUMNS, PIXELS, READY, Predictor
@@ -72,6 +73,7 @@ class RayRequest:
         format: of the files in `output`.
         topk: classes given for each row; all of them where the model has fewer.
         count: at most so many rows.
+        reader: of images: ``host``, ``dali``, or ``auto``: DALI where it is installed and the engine is TensorRT's.
         progress: told the number of rows done, and of all; what it prints on standard output is not seen.
     """
 
@@ -85,6 +87,7 @@ class RayRequest:
     topk: int = 5
     count: int | None = None
     cuda_graphs: bool = True
+    reader: str = "auto"
     progress: Callable[[int, int], None] = lambda done, total: None
 
 
@@ -336,11 +339,15 @@ def _run(
         for part in (rows[start : start + size] for start in range(0, len(rows), size))
     ]
     actors = min(actors, len(blocks))  # more would have nothing to do
-    reading = {"source": source, "kind": kind, "sidecar": artifact.sidecar}
+    takes_images = kind == "images" or artifact.sidecar.preprocessing is not None
+    # DALI decodes where the engine is; Pillow's work is spread over all tasks that read.
+    encoded = takes_images and choose_reader(request.reader, artifact.sidecar) == "dali"
+    reading = {"source": source, "kind": kind, "sidecar": artifact.sidecar, "encoded": encoded}
     settings = {
         "engine": str(artifact.path.absolute()),
         "topk": request.topk,
         "cuda_graphs": request.cuda_graphs,
+        "reader": request.reader,
         "drop": ("file", "row", PIXELS, READY, *IMAGE_COLUMNS, *(spec.name for spec in artifact.sidecar.inputs)),
     }
     dataset = (

@@ -12,6 +12,8 @@ served at exactly that size, by ``max_batch_size: 0`` and shapes that include th
 
 Of an ONNX Runtime engine the file from which it was built is served: the engine holds what this machine's release makes
 of it, operators of its own among them, which the releases in Triton's images refuse. Triton's optimises it again.
+
+With `from_images` two models are written beside it, which take encoded images (:mod:`trtbatch.scaleout.tritonimages`).
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ import importlib
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +34,12 @@ from trtbatch.backends import resolve_engine
 from trtbatch.building.planning import prepared
 from trtbatch.errors import ArtifactError, UsageError, from_os_error
 from trtbatch.files import ASIDE, name_written, scratch, sidecar_path
-from trtbatch.notes import note
+from trtbatch.notes import note, warn
 from trtbatch.onnxfile import external_files, load_onnx
 from trtbatch.profiles import gaps
 from trtbatch.references import find_built
 from trtbatch.scaleout.tritonbatching import Batching, batching, one_size
+from trtbatch.scaleout.tritonimages import PIPELINE, image_models, image_names, refuse_unprepared
 
 __all__ = ["Deployed", "TritonRequest", "deploy", "model_config"]
 
@@ -68,6 +72,7 @@ class TritonRequest:
             the latency that was tuned for, else takes :data:`trtbatch.scaleout.tritonbatching.DELAY`.
         version: number of the model's version; the one that is served from now on.
         force: whether a version that is there is replaced.
+        from_images: whether an ensemble that takes encoded images is written too.
     """
 
     engine: Path | None
@@ -77,53 +82,110 @@ class TritonRequest:
     max_queue_delay: int | None = None
     version: int = 1
     force: bool = False
+    from_images: bool = False
 
 
 @dataclass(frozen=True)
 class Deployed:
-    """What was written: the model's folder and name, the text of its configuration, and how it batches."""
+    """What was written: the model's folder and name, the text of its configuration, and how it batches.
+
+    Args:
+        preprocessing: folder of DALI's model, where there is one.
+        ensemble: folder of the model that takes encoded images, where there is one.
+    """
 
     folder: Path
     name: str
     version: int
     config: str
     batching: Batching
+    preprocessing: Path | None = None
+    ensemble: Path | None = None
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model that is to be written.
+
+    Args:
+        target: its folder.
+        config: Triton's ``ModelConfig``.
+        fill: writes the files of its version into a folder; what it needs for a while goes two folders above.
+    """
+
+    target: Path
+    config: Any
+    fill: Callable[[Path], object]
 
 
 def deploy(request: TritonRequest) -> Deployed:
-    """Write a model folder; it appears complete, or not at all.
+    """Write a model folder, or the three of an ensemble; they appear complete, or not at all.
 
     Raises:
         UsageError: a name that is no folder name, or a version that is there already.
         ArtifactError: an engine that Triton can't serve, with the reason; a damaged file; the ONNX file that an ONNX
             Runtime engine was built from is gone, or has changed.
-        MissingPackageError: Triton's protobuf definitions aren't installed.
+        MissingPackageError: Triton's protobuf definitions or DALI aren't installed, or DALI finds no GPU.
         TrtbatchError: the repository can't be written.
     """
     artifact = resolve_engine(request.engine)
-    name = _name(request, artifact.sidecar)
-    target = request.repository / name
+    sidecar = artifact.sidecar
+    name = _name(request, sidecar)
     refuse_unservable(artifact)
-    _refuse_existing(target, request)
-    plan = batching(artifact.sidecar, request.instances, request.max_queue_delay)
-    config = model_config(artifact.sidecar, name, request)
-    _refuse_other_model(target, config, artifact, request)
-    text = _text(config)
+    if request.from_images:
+        refuse_unprepared(artifact)
+    for each in (name, *image_names(name)) if request.from_images else (name,):
+        _refuse_existing(request.repository / each, request)
+    config = model_config(sidecar, name, request)
     check_file(artifact)
-    onnx = None if artifact.sidecar.backend == "tensorrt" else _onnx_of(artifact)
-    _tell_needs(artifact.sidecar)
-    unserved = _others(target, request.version)
+    models = _models(artifact, config, request)
+    for model in models:
+        _refuse_other_model(model.target, model.config, artifact, request)
+    _tell_needs(sidecar)
+    unserved = [(model.target, _others(model.target, request.version)) for model in models]
     try:
-        with scratch(target / "config.pbtxt" if target.is_dir() else target) as folder:
-            try:
-                _place_model(folder / name, target, artifact, onnx, text, request.version)
-            except OSError as error:
-                name_written(error, folder, target)
-                raise
+        _write(models, sidecar.classes or (), request.version)
     except OSError as error:
         raise from_os_error(error, "--repository") from error
-    _tell_unserved(target, unserved)
-    return Deployed(target, name, request.version, text, plan)
+    for target, versions in unserved:
+        _tell_unserved(target, versions)
+    if not request.from_images:
+        _tell_left_behind(request.repository, config)
+    plan = batching(sidecar, request.instances, request.max_queue_delay)
+    target, *others = (model.target for model in models)
+    return Deployed(target, name, request.version, _text(config), plan, *others)
+
+
+def _models(artifact: Artifact, config: Any, request: TritonRequest) -> list[_Model]:
+    """The engine's model, and those that stand before it.
+
+    Args:
+        config: of the engine's model.
+    """
+    models = [_Model(request.repository / config.name, config, _engine_writer(artifact))]
+    if request.from_images:
+        images = image_models(artifact, config, request.version)
+        before, ensemble = (request.repository / each.name for each in (images.preprocessing, images.ensemble))
+        models += [
+            _Model(before, images.preprocessing, lambda inner: (inner / PIPELINE).write_bytes(images.pipeline)),
+            _Model(ensemble, images.ensemble, lambda inner: None),  # Triton wants the version's folder all the same
+        ]
+        note(images.release)
+    return models
+
+
+def _engine_writer(artifact: Artifact) -> Callable[[Path], object]:
+    """Return what writes the served file of an engine into the folder of a version.
+
+    Raises:
+        ArtifactError: the ONNX file that an ONNX Runtime engine was built from is gone, or has changed.
+    """
+    sidecar = artifact.sidecar
+    file = _FILES[sidecar.backend or ""]
+    if sidecar.backend == "tensorrt":
+        return lambda inner: shutil.copyfile(artifact.path, inner / file)
+    onnx = _onnx_of(artifact)
+    return lambda inner: _fill_onnx(onnx, sidecar, inner / file, inner.parents[1])
 
 
 def _onnx_of(artifact: Artifact) -> Path:
@@ -192,6 +254,17 @@ def _tell_unserved(target: Path, versions: Sequence[str]) -> None:
         note(f"version{'s' if several else ''} {', '.join(versions)} of {target} {stay} served no longer")
 
 
+def _tell_left_behind(repository: Path, config: Any) -> None:
+    """Warn of an ensemble that was written for an earlier engine of this name, with its preprocessing."""
+    _, name = image_names(config.name)
+    file = repository / name / "config.pbtxt"
+    there = _read(file, type(config)) if file.is_file() else None
+    for step in () if there is None else there.ensemble_scheduling.step:
+        if step.model_name == config.name:
+            written = f"was written for version {step.model_version} of {config.name}, and stays as it is"
+            warn(f"{file.parent} {written}: pass --from-images to write it again")
+
+
 def _read(file: Path, kind: type[Any]) -> Any | None:
     """The configuration in a file; None where it is none."""
     text_format: Any = importlib.import_module("google.protobuf.text_format")
@@ -215,32 +288,35 @@ def _differing(there: Any, config: Any) -> str:
     return f"a larger batch ({there.max_batch_size})" if there.max_batch_size > config.max_batch_size else ""
 
 
-def _place_model(made: Path, target: Path, artifact: Artifact, onnx: Path | None, text: str, version: int) -> None:
-    """Write the whole folder, and put it where it belongs."""
-    _fill(made, artifact, onnx, text, version)
-    if target.is_dir():
-        _replace(made, target, version)
-    else:
-        made.rename(target)
+def _write(models: Sequence[_Model], classes: Sequence[str], version: int) -> None:
+    """Write the folders of all models, then put them where they belong; what fails takes all of that back."""
+    with ExitStack() as scratches, ExitStack() as undo:
+        made = [scratches.enter_context(_made(model, classes, version)) for model in models]
+        for folder, model in zip(made, models):
+            _place_model(folder, model.target, version, undo)
+        undo.pop_all()
 
 
-def _fill(made: Path, artifact: Artifact, onnx: Path | None, text: str, version: int) -> None:
-    """Write the whole folder.
+@contextmanager
+def _made(model: _Model, classes: Sequence[str], version: int) -> Iterator[Path]:
+    """The whole folder of a model, in a private one."""
+    target = model.target
+    with scratch(target / "config.pbtxt" if target.is_dir() else target) as folder:
+        try:
+            _fill(folder / target.name, model, classes, version)
+            yield folder / target.name
+        except OSError as error:
+            name_written(error, folder, target)
+            raise
 
-    Args:
-        onnx: the file to be served, where that isn't the engine.
-    """
-    sidecar = artifact.sidecar
+
+def _fill(made: Path, model: _Model, classes: Sequence[str], version: int) -> None:
     inner = made / str(version)
     inner.mkdir(parents=True)
-    target = inner / _FILES[sidecar.backend or ""]
-    if onnx is None:
-        shutil.copyfile(artifact.path, target)
-    else:
-        _fill_onnx(onnx, sidecar, target, made.parent)
-    (made / "config.pbtxt").write_text(text, encoding="utf-8")
-    if _labelled(sidecar) is not None:
-        lines = [" ".join(name.split()) for name in sidecar.classes or ()]
+    model.fill(inner)
+    (made / "config.pbtxt").write_text(_text(model.config), encoding="utf-8")
+    if any(output.label_filename for output in model.config.output):
+        lines = [" ".join(name.split()) for name in classes]
         (made / LABELS).write_text("\n".join(lines) + "\n", encoding="utf-8")
     mask = os.umask(0)
     os.umask(mask)
@@ -257,20 +333,33 @@ def _fill_onnx(path: Path, sidecar: Sidecar, target: Path, scratch_folder: Path)
         shutil.copyfile(path.parent / name, target.parent / name)
 
 
-def _replace(made: Path, target: Path, version: int) -> None:
+def _place_model(made: Path, target: Path, version: int, undo: ExitStack) -> None:
+    """Put a whole folder where it belongs; `undo` takes what takes that back."""
+    if target.is_dir():
+        _replace(made, target, version, undo)
+    else:
+        made.rename(target)
+        undo.callback(target.rename, made)
+
+
+def _replace(made: Path, target: Path, version: int, undo: ExitStack) -> None:
     """Add a version to a model that is there; the configuration that names it comes last."""
-    place, aside = target / str(version), made.parent / ASIDE
+    place, aside, before = target / str(version), made.parent / ASIDE, made.parent / ".before"
     if place.exists():
         place.rename(aside)  # gone with the scratch folder
-    try:
-        (made / str(version)).rename(place)
-    except BaseException:
-        if aside.exists():
-            aside.rename(place)
-        raise
+        undo.callback(aside.rename, place)
+    (made / str(version)).rename(place)
+    undo.callback(place.rename, made / str(version))
+    before.mkdir()
     for name in (LABELS, "config.pbtxt"):
-        if (made / name).is_file():
-            os.replace(made / name, target / name)
+        if not (made / name).is_file():
+            continue
+        if (target / name).is_file():
+            shutil.copy2(target / name, before / name)
+            undo.callback(os.replace, before / name, target / name)
+        else:
+            undo.callback((target / name).unlink, missing_ok=True)
+        os.replace(made / name, target / name)
 
 
 def _tell_needs(sidecar: Sidecar) -> None:

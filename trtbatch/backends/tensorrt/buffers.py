@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from trtbatch import optional
 from trtbatch.errors import ExecutionError, MissingPackageError, UsageError
-from trtbatch.photographs.codec import Plane
 
 __all__ = [
     "BindingBuffer",
@@ -24,17 +23,11 @@ __all__ = [
     "CudaEvent",
     "Device",
     "DeviceMemory",
-    "PlaneCopies",
-    "PlaneCopy",
     "Stream",
     "device_count",
     "device_facts",
     "refuse_device",
 ]
-
-
-BATCHES_SINCE = 13000
-"""Release of CUDA, as the driver tells it, from which on cuMemcpy3DBatchAsync has the form that is used here."""
 
 
 def _driver() -> Any:
@@ -95,18 +88,6 @@ class Device:
         """So many bytes of GPU memory."""
         return DeviceMemory(self._driver, count)
 
-    def plane_copy(self) -> PlaneCopy:
-        return PlaneCopy(self._driver)
-
-    def plane_copies(self, most: int) -> PlaneCopies | None:
-        """Copies of up to so many planes in one call; None where the driver, or cuda-bindings, has none."""
-        try:
-            driver: Any = optional.require("cuda.bindings.driver", "copy in batches")
-        except MissingPackageError:
-            return None
-        is_known = min(driver.CUDA_VERSION, self._driver.get_driver_version()) >= BATCHES_SINCE
-        return PlaneCopies(driver, most) if is_known else None
-
     def upload(self, target: int, array: NDArray[Any], stream: Stream) -> None:
         """Copy an array's bytes to the GPU, ordered on the stream."""
         self._driver.memcpy_htod_async(target, array, stream.pycuda)
@@ -117,64 +98,6 @@ class Device:
 
     def buffer(self) -> BindingBuffer:
         return BindingBuffer(self._driver)
-
-    def page_locked(self, count: int) -> NDArray[np.uint8]:
-        """So many bytes of host memory from which copies run beside other work; for any thread.
-
-        Raises:
-            ExecutionError: they can't be had.
-        """
-        self.enter_thread()
-        try:
-            block: NDArray[np.uint8] = self._driver.pagelocked_empty(count, np.uint8)
-        except self._driver.Error as error:
-            raise ExecutionError(
-                f"{count} bytes of page-locked memory can't be had: {error}", "free memory, or use a smaller batch"
-            ) from error
-        finally:
-            self.leave_thread()
-        return block
-
-    def free_page_locked(self, block: NDArray[np.uint8]) -> None:
-        """Free what :meth:`page_locked` gave; for any thread."""
-        self.enter_thread()
-        try:
-            allocation: Any = block.base
-            allocation.free()
-        finally:
-            self.leave_thread()
-
-    def page_lock(self, memory: NDArray[np.uint8]) -> Callable[[], None]:
-        """Let copies from whole pages of host memory run beside other work; for any thread.
-
-        Returns:
-            what undoes it, for any thread, before the memory goes.
-
-        Raises:
-            ExecutionError: it can't be done.
-        """
-        # Not pycuda's register_host_memory: it gives an array a second base, which ends the process (2026.1, numpy 2).
-        try:
-            driver: Any = optional.require("cuda.bindings.driver", "page-lock memory that is there")
-        except MissingPackageError as error:
-            raise ExecutionError(error.problem, error.fix) from error
-
-        def call(function: Callable[..., tuple[Any]], *arguments: int) -> Any:
-            self.enter_thread()
-            try:
-                return function(*arguments)[0]
-            finally:
-                self.leave_thread()
-
-        address = int(memory.ctypes.data)
-        answer = call(driver.cuMemHostRegister, address, memory.size, 0)
-        if answer != driver.CUresult.CUDA_SUCCESS:
-            raise ExecutionError(f"{memory.size} bytes can't be page-locked: {answer.name}", "free memory")
-
-        def unlock() -> None:
-            call(driver.cuMemHostUnregister, address)  # refused where the GPU failed before: told then
-
-        return unlock
 
     def copies(self, pairs: Sequence[tuple[NDArray[Any], int]]) -> Copies:
         return Copies(self._driver, pairs)
@@ -312,76 +235,6 @@ class DeviceMemory:
         if self._device is not None:
             self._device.free()
             self._device = None
-
-
-class PlaneCopy:
-    """Copies the rows of a part of a photograph, as they lie in it, to the GPU."""
-
-    def __init__(self, driver: Any) -> None:
-        self._copy = driver.Memcpy2D()
-
-    def up(self, pixels: NDArray[np.uint8], address: int, pitch: int, stream: Stream) -> None:
-        """Host to device, ordered on the stream: pixels ``(H, W, 3)`` side by side, a row each `pitch` bytes."""
-        self._copy.set_src_host(pixels)
-        self._run(pixels.shape, pixels.strides[0], address, pitch, stream)
-
-    def across(self, plane: Plane, address: int, pitch: int, stream: Stream) -> None:
-        """Device to device, the same way."""
-        self._copy.set_src_device(plane.address)
-        self._run(plane.shape, plane.pitch, address, pitch, stream)
-
-    def _run(self, shape: tuple[int, ...], from_pitch: int, address: int, pitch: int, stream: Stream) -> None:
-        copy = self._copy
-        copy.src_pitch = from_pitch
-        copy.set_dst_device(address)
-        copy.dst_pitch, copy.width_in_bytes = pitch, shape[1] * shape[2]
-        copy.height = shape[0]
-        copy(stream.pycuda)
-
-
-class PlaneCopies:
-    """Copies the rows of several planes to the GPU in one call: calls one by one let other threads take Python's lock
-    each time, and wait for it.
-
-    Args:
-        driver: of cuda-bindings.
-        most: planes of a call.
-    """
-
-    def __init__(self, driver: Any, most: int) -> None:
-        self._driver = driver
-        self._copies = [driver.CUDA_MEMCPY3D_BATCH_OP() for _ in range(most)]
-        self._fields = []
-        pointer = driver.CUmemcpy3DOperandType.CU_MEMCPY_OPERAND_TYPE_POINTER
-        for copy in self._copies:
-            copy.src.type = copy.dst.type = pointer
-            copy.srcAccessOrder = driver.CUmemcpySrcAccessOrder.CU_MEMCPY_SRC_ACCESS_ORDER_STREAM
-            copy.extent.depth = 1
-            self._fields.append((copy.src.op.ptr, copy.dst.op.ptr, copy.extent))
-
-    def __call__(
-        self, planes: Sequence[tuple[int, int, int, int]], address: int, step: int, pitch: int, stream: int
-    ) -> None:
-        """Copy each to its place, the first to `address`, ordered on the stream.
-
-        Args:
-            planes: address, bytes from row to row, rows and columns of each, on the GPU or in the host's memory.
-            step: bytes from one's place to the next.
-            pitch: bytes from row to row there.
-            stream: its handle.
-
-        Raises:
-            ExecutionError: it can't be done.
-        """
-        for (start, row, height, width), (source, target, extent) in zip(planes, self._fields):
-            source.ptr, source.rowLength, source.layerHeight = start, row, height
-            target.ptr, target.rowLength, target.layerHeight = address, pitch, height
-            extent.width, extent.height = 3 * width, height
-            address += step
-        count = len(planes)
-        (answer,) = self._driver.cuMemcpy3DBatchAsync(count, self._copies[:count], 0, stream)
-        if answer != self._driver.CUresult.CUDA_SUCCESS:
-            raise ExecutionError(f"photographs can't be copied to the GPU: {answer.name}", "look at nvidia-smi")
 
 
 class Copies:

@@ -18,11 +18,11 @@ from trtbatch.backends.base import Description, Event, Mode, batch_of, conform
 from trtbatch.backends.tensorrt import compat
 from trtbatch.backends.tensorrt.buffers import Device, DeviceMemory, Stream
 from trtbatch.backends.tensorrt.graphs import CudaGraph, GraphCache
+from trtbatch.backends.tensorrt.rows import GpuRows
 from trtbatch.backends.tensorrt.slots import Prepared, TensorRTSlot, bytes_of
 from trtbatch.batches import refuse_no_profile, refuse_outside
 from trtbatch.errors import ArtifactError, ExecutionError
 from trtbatch.notes import note
-from trtbatch.photographs.arena import ALIGNMENT
 
 __all__ = ["TensorRTEngine", "TensorRTSession"]
 
@@ -30,6 +30,9 @@ Array = NDArray[Any]
 
 MOST_GRAPH_CONTEXTS = 32
 """Contexts of one batch size each that graphs are captured from; each holds some megabytes on the GPU."""
+
+ALIGNMENT = 256
+"""Bytes, of an address that TensorRT takes (``IExecutionContext::setTensorAddress``)."""
 
 IN_FLIGHT = 3
 """Batches that keep the GPU busy: one goes up, one is computed, one comes down."""
@@ -93,6 +96,10 @@ class TensorRTEngine:
             raise ArtifactError(
                 f"{self.path} has the bindings {sorted(names)}, its sidecar {sorted(known)}", "run: trtbatch build"
             )
+
+    def row_writer(self) -> GpuRows:
+        """Return what writes rows of input batches on this GPU from another thread."""
+        return GpuRows(self.device)
 
     @property
     def activation_bytes(self) -> int:

@@ -1,0 +1,1 @@
+"""What artifacts and machines say of themselves."""

@@ -1,0 +1,467 @@
+"""Images decoded and prepared by NVIDIA DALI, a batch at a time: on the GPU, or by its CPU operators.
+
+The pipeline is defined once, in :func:`pipeline`: :class:`DaliReader` feeds it, and Triton's DALI backend loads what
+:func:`serialize` makes of it. It computes torchvision's sizes and crop. Its pixels differ slightly from Pillow's: JPEG
+decoders and filters round differently.
+
+Pipeline mode raises for a whole batch where one image can't be decoded, and the pipeline is dead afterwards. (DALI's
+dynamic mode names the image, at less than half the speed.) So only JPEG files that are whole and plain go in
+(:func:`is_plain_jpeg`). All others go through the host reader, which says what is wrong with them, and so does a batch
+that fails all the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import itertools
+import os
+import struct
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtbatch import optional
+from trtbatch.errors import InputError
+from trtbatch.images.host import ImageLike, Loaded, Skipped, read_ahead, sample
+from trtbatch.notes import note
+from trtbatch.preprocessing import Preprocessing
+from trtbatch.trace import NO_TRACE, Recorder
+
+if TYPE_CHECKING:
+    from trtbatch.artifacts import TensorSpec
+
+__all__ = [
+    "INPUT",
+    "THREADS",
+    "DaliReader",
+    "ImageBatch",
+    "RowWriter",
+    "is_plain_jpeg",
+    "pipeline",
+    "serialize",
+]
+
+Array = NDArray[Any]
+
+INPUT = "encoded"
+"""Name of the pipeline's input: encoded images, a list of uint8 arrays."""
+
+THREADS = 4
+"""CPU threads of the pipeline: with the GPU's JPEG decoder two to four are enough (docs/performance.md)."""
+
+FILE_READERS, FILES = 2, 32
+"""Threads that read files, and files that they read at a time."""
+
+HARDWARE_LOAD = 1.0
+"""Share of the images that the GPU's JPEG decoder takes, where it has one."""
+
+DEPTH = 3
+"""Batches that DALI works on at the same time."""
+
+USUAL = (512, 512)
+"""Width and height of the images that memory is made ready for."""
+
+MAX_PIXELS = 1 << 25
+"""Pixels of the largest image that DALI decodes: a batch of them has to fit into the GPU's memory."""
+
+_FILTERS = {
+    "nearest": "INTERP_NN",
+    "bilinear": "INTERP_TRIANGULAR",
+    "bicubic": "INTERP_CUBIC",
+    "lanczos": "INTERP_LANCZOS3",
+}
+
+
+def pipeline(
+    preprocessing: Preprocessing,
+    spec: TensorSpec,
+    batch: int,
+    device: int | None = None,
+    source: Callable[[], list[Array]] | None = None,
+    threads: int = THREADS,
+) -> Any:
+    """Define the DALI pipeline that turns encoded images into samples of a model's input.
+
+    The arithmetic of sizes is torchvision's: the shorter side becomes `resize`, the longer ``int(resize·long/short)``,
+    and the crop begins at half of what is cut off, rounded to even.
+
+    Args:
+        spec: of the model's input.
+        batch: the most images in a batch.
+        device: number of the GPU; None runs DALI's CPU operators.
+        source: gives the encoded images of each next batch, and raises StopIteration at the end; None leaves a plain
+            input of the name :data:`INPUT`.
+
+    Raises:
+        MissingPackageError: DALI isn't installed.
+    """
+    dali, fn, types = (
+        optional.require(f"nvidia.dali{part}", "read images with DALI") for part in ("", ".fn", ".types")
+    )
+    on_gpu = device is not None
+    feeding = {} if source is None else {"source": source, "batch": True, "no_copy": True}
+    kind = types.FLOAT16 if spec.dtype == "float16" else types.UINT8 if preprocessing.fused else types.FLOAT
+    unit = 1.0 if preprocessing.fused else 255.0
+    mean, std = ((0.0,) * 3, (1.0,) * 3) if preprocessing.fused else (preprocessing.mean, preprocessing.std)
+    made = dali.Pipeline(batch, threads, device, prefetch_queue_depth=DEPTH)
+    with made:
+        encoded = fn.external_source(name=INPUT, device="cpu", dtype=types.UINT8, ndim=1, **feeding)
+        sides = fn.peek_image_shape(encoded)[0:2]  # upright, as the decoder turns them
+        size = preprocessing.resize * sides // fn.reductions.min(sides)
+        beyond = size - types.Constant(np.array(preprocessing.crop, np.int64))
+        half = beyond // 2
+        start = half + (beyond > 0) * (beyond & half & 1)
+        images = fn.decoders.image(
+            encoded, device="mixed" if on_gpu else "cpu", output_type=types.RGB, hw_decoder_load=HARDWARE_LOAD
+        )
+        resized = fn.resize(
+            images,
+            size=fn.cast(size, dtype=types.FLOAT),
+            interp_type=getattr(types, _FILTERS[preprocessing.interpolation]),
+            antialias=True,
+            subpixel_scale=False,
+        )
+        cropped = fn.slice(
+            resized,
+            start=fn.cast(start, dtype=types.INT32),
+            shape=list(preprocessing.crop),
+            axis_names="HW",
+            out_of_bounds_policy="pad",
+            fill_values=0,
+        )
+        samples = fn.crop_mirror_normalize(
+            cropped,
+            dtype=kind,
+            output_layout="HWC" if preprocessing.fused == "NHWC" else "CHW",
+            mean=[unit * value for value in mean],
+            std=[unit * value for value in std],
+        )
+        made.set_outputs(samples)
+    return made
+
+
+def serialize(preprocessing: Preprocessing, spec: TensorSpec, batch: int, device: int | None = 0) -> bytes:
+    """Return the pipeline as Triton's DALI backend, and :meth:`nvidia.dali.Pipeline.deserialize`, load it."""
+    return bytes(pipeline(preprocessing, spec, batch, device).serialize())
+
+
+_START, _END = b"\xff\xd8\xff", b"\xff\xd9"
+_SEGMENT = struct.Struct(">BBH").unpack_from
+"""Mark, kind and length of a segment (ITU-T T.81, B.1.1.4)."""
+_FRAME = struct.Struct(">BHHB").unpack_from
+"""Bits, height, width and channels of a frame (B.2.2)."""
+_FRAMES = frozenset((0xC0, 0xC1, 0xC2))
+"""Baseline, extended and progressive frames with Huffman's coding (table B.1)."""
+_STRANGE = frozenset((0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xD9, 0xDA))
+"""Lossless, hierarchical and arithmetic-coded frames, and an end or a scan before any frame."""
+_ADOBE, _XMP_ORIENTATION = b"Adobe", b"tiff:Orientation"
+
+
+def is_plain_jpeg(data: bytes | memoryview) -> bool:
+    """Return whether this is a whole JPEG file that every decoder makes the same pixels of.
+
+    It has grey or YCbCr pixels of 8 bits, at most :data:`MAX_PIXELS`, an orientation that only EXIF states, and its end
+    marker. The segments up to the frame header are looked at, and nothing is decoded.
+    """
+    if data[:3] != _START:
+        return False
+    at = 2
+    try:
+        while True:
+            mark, kind, length = _SEGMENT(data, at)
+            if mark != 0xFF or kind in _STRANGE:
+                return False
+            if kind == 0xFF:  # padding
+                at += 1
+                continue
+            if kind in _FRAMES:
+                bits, height, width, channels = _FRAME(data, at + 4)
+                is_plain = bits == 8 and channels in (1, 3) and 0 < height * width <= MAX_PIXELS
+                return is_plain and bytes(data[at + 10 : at + 17 : 3]) != b"RGB" and _has_end(data, at + length)
+            if kind in (0xE1, 0xEE) and _turns_colours_or_pixels(data, at, kind, length):
+                return False
+            at += 2 + length
+    except struct.error:  # it ends within a segment
+        return False
+
+
+def _turns_colours_or_pixels(data: bytes | memoryview, at: int, kind: int, length: int) -> bool:
+    """Whether a segment states other colours than YCbCr, or an orientation outside EXIF."""
+    segment = bytes(data[at + 4 : at + 2 + length])
+    if kind == 0xEE and segment.startswith(_ADOBE):
+        return segment[11:12] != b"\1"
+    return kind == 0xE1 and _XMP_ORIENTATION in segment
+
+
+def _has_end(data: bytes | memoryview, at: int) -> bool:
+    return data[-2:] == _END or bytes(data[at:]).rfind(_END) >= 0
+
+
+class RowWriter(Protocol):
+    """Writes rows of a batch on the GPU, ordered on a CUDA stream."""
+
+    @property
+    def stream(self) -> int:
+        """Handle of the stream."""
+
+    def upload(self, address: int, row: Array) -> None:
+        """Copy a row from the host to an address of the GPU."""
+
+
+@dataclass
+class ImageBatch:
+    """Images on their way through DALI; what couldn't be used is in `skipped`.
+
+    Args:
+        names: of the rows, in order.
+        rows: of each, its index in DALI's output, or its sample from the host reader, which may be under way.
+        encoded: what went into DALI: bytes, or its tensors.
+        samples: DALI's output, once it is there.
+        last: whether the source has ended.
+        failed: whether DALI failed, so that the host reader has read all of it.
+    """
+
+    names: list[str] = field(default_factory=list)
+    rows: list[Any] = field(default_factory=list)
+    encoded: list[Any] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    samples: Any = None
+    last: bool = False
+    failed: bool = False
+
+    @property
+    def _is_dense(self) -> bool:
+        """Whether the rows are DALI's output as it is."""
+        return 0 < len(self.encoded) == len(self.rows)
+
+    def write(self, rows: Array) -> None:
+        """Write the samples, which DALI's CPU operators have made, into the first rows of an array on the host."""
+        if self._is_dense:
+            rows[: len(self.rows)] = np.asarray(self.samples.as_tensor())
+            return
+        for row, made in zip(rows, self.rows):
+            row[...] = np.asarray(self.samples[made]) if isinstance(made, int) else made
+
+    def write_on_gpu(self, address: int, row_bytes: int, writer: RowWriter) -> None:
+        """Write the samples to rows that lie on the GPU from an address on, ordered on the writer's stream."""
+        options = {"cuda_stream": ctypes.c_void_p(writer.stream), "non_blocking": True}
+        if self._is_dense:
+            self.samples.copy_to_external(ctypes.c_void_p(address), **options)
+            return
+        for index, made in enumerate(self.rows):
+            target = address + index * row_bytes
+            if isinstance(made, int):
+                self.samples[made].copy_to_external(ctypes.c_void_p(target), **options)
+            else:
+                writer.upload(target, made)
+
+
+class DaliReader:
+    """Prepares images for a model's input, some batches ahead of their use; for one thread.
+
+    Args:
+        batch: the most images in a batch.
+        device: number of the GPU; None runs DALI's CPU operators.
+        trace: takes a span ``dali`` for each batch that is waited for.
+
+    Raises:
+        MissingPackageError: DALI isn't installed.
+    """
+
+    name = "dali"
+
+    def __init__(
+        self,
+        preprocessing: Preprocessing,
+        spec: TensorSpec,
+        batch: int,
+        device: int | None = None,
+        trace: Recorder = NO_TRACE,
+    ) -> None:
+        self._preprocessing = preprocessing
+        self._spec = spec
+        self._batch = batch
+        self._device = device
+        self._trace = trace
+        self._pipeline: Any = None
+        self._waiting: deque[ImageBatch] = deque()
+        self._gathered: Iterator[ImageBatch] = iter(())
+        self._make()
+
+    def _remake(self) -> None:
+        self._pipeline._shutdown()
+        self._make()
+
+    def _make(self) -> None:
+        self._pipeline = pipeline(self._preprocessing, self._spec, self._batch, self._device, self._next_encoded)
+        self._pipeline.build()
+
+    def warm(self) -> None:
+        """Run a batch of grey images, so that decoders and memory are there before the first image is read."""
+        images = (Loaded(str(index), _grey(USUAL)) for index in range(self._batch))
+        for _ in self.batches(images, iter([self._batch, 1])):
+            pass
+
+    def load(self, source: ImageLike) -> bytes | Array:
+        """Return a plain JPEG file's bytes as they are, and the sample of any other image; for any thread.
+
+        Raises:
+            InputError: the image can't be used.
+        """
+        if isinstance(source, bytes) and is_plain_jpeg(source):
+            return source
+        return sample(source, self._spec, self._preprocessing)
+
+    def read_files(
+        self, files: Sequence[Path], names: Sequence[str], are_regular: bool = True
+    ) -> Generator[Loaded[Any] | Skipped, None, None]:
+        """Yield files as :meth:`batches` takes them, read by DALI's threads, which need no lock of Python's.
+
+        Args:
+            are_regular: whether each is a regular file. A pipe would hold DALI's threads for ever.
+        """
+        count = 0
+        pool = ThreadPoolExecutor(thread_name_prefix="trtbatch-read")
+        try:
+            for tensor in _read_by_dali(files) if are_regular else ():
+                data = np.asarray(tensor).data
+                if is_plain_jpeg(data):
+                    yield Loaded(names[count], tensor)
+                else:
+                    yield Loaded(names[count], pool.submit(sample, bytes(data), self._spec, self._preprocessing))
+                count += 1
+            yield from read_ahead(files[count:], names[count:], self.load, FILE_READERS, trace=self._trace)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def batches(self, images: Iterable[Loaded[Any] | Skipped], sizes: Iterable[int]) -> Iterator[ImageBatch]:
+        """Yield the batches of images that :meth:`load` has loaded; each is valid until the next is asked for.
+
+        Args:
+            sizes: the most images of each batch, in turn. A batch is shorter where DALI could not decode an image.
+        """
+        if self._waiting:  # of an earlier call that was not iterated to its end
+            self._waiting.clear()
+            self._remake()
+        self._gathered = self._gather(iter(images), sizes)
+        self._pipeline.reset()
+        self._pipeline.schedule_run()
+        while self._waiting:
+            batch = self._waiting.popleft()
+            self._finish(batch)
+            yield batch
+            batch.samples = None
+            self._pipeline.schedule_run()
+
+    def close(self) -> None:
+        """End DALI's threads and free its memory; again does nothing."""
+        made, self._pipeline = self._pipeline, None
+        self._waiting.clear()
+        self._gathered = iter(())
+        if made is not None:
+            made._shutdown()
+
+    def _gather(self, images: Iterator[Loaded[Any] | Skipped], sizes: Iterable[int]) -> Iterator[ImageBatch]:
+        for size in sizes:
+            batch = ImageBatch()
+            while len(batch.names) < size and (image := next(images, None)) is not None:
+                if isinstance(image, Skipped):
+                    batch.skipped.append(image)
+                    continue
+                batch.names.append(image.name)
+                if isinstance(image.value, (np.ndarray, Future)):
+                    batch.rows.append(image.value)
+                else:
+                    batch.rows.append(len(batch.encoded))
+                    batch.encoded.append(image.value)
+            batch.last = len(batch.names) < size
+            yield batch
+            if batch.last:
+                return
+
+    def _next_encoded(self) -> list[Array]:
+        """Give DALI, which calls this, the encoded images of the next batch."""
+        batch = next(self._gathered, None)
+        if batch is None:
+            raise StopIteration
+        self._waiting.append(batch)
+        encoded = batch.encoded or [_grey((1, 1))]  # DALI takes no empty batch
+        return [_array(each) for each in encoded]
+
+    def _finish(self, batch: ImageBatch) -> None:
+        if not batch.failed:
+            try:
+                with self._trace.span("dali", samples=len(batch.encoded)):
+                    (batch.samples,) = self._pipeline.share_outputs()
+                    self._pipeline.release_outputs()
+            except Exception as error:  # whatever DALI and its decoders raise
+                note(f"DALI failed on a batch, which the host reader reads: {_reason(error)}")
+                self._recover(batch)
+        if len(batch.encoded) < len(batch.rows):
+            self._settle(batch)
+
+    def _recover(self, failed: ImageBatch) -> None:
+        """Read all batches that were in the failed pipeline on the host, and make another pipeline."""
+        with ThreadPoolExecutor() as pool:
+            for batch in (failed, *self._waiting):
+                for index, made in enumerate(batch.rows):
+                    if isinstance(made, int):
+                        encoded = np.asarray(_array(batch.encoded[made])).tobytes()
+                        batch.rows[index] = pool.submit(sample, encoded, self._spec, self._preprocessing)
+                batch.encoded, batch.failed = [], True
+        self._remake()
+        self._pipeline.schedule_run()
+
+    def _settle(self, batch: ImageBatch) -> None:
+        """Wait for the host reader's samples, and leave out the images that it could not use."""
+        usable: list[tuple[str, int | Array]] = []
+        for name, made in zip(batch.names, batch.rows):
+            try:
+                usable.append((name, made.result() if isinstance(made, Future) else made))
+            except InputError as error:
+                batch.skipped.append(Skipped(name, error.problem))
+        batch.names, batch.rows = [name for name, _ in usable], [made for _, made in usable]
+
+
+def _read_by_dali(files: Sequence[Path]) -> Iterator[Any]:
+    """Yield the content of regular files, up to the first that can't be read."""
+    dali, fn = (optional.require(f"nvidia.dali{part}", "read images with DALI") for part in ("", ".fn"))
+    made = dali.Pipeline(FILES, FILE_READERS, None, prefetch_queue_depth=4)
+    try:
+        with made:
+            made.set_outputs(fn.readers.file(files=[os.fspath(file) for file in files], dont_use_mmap=True)[0])
+        for first in range(0, len(files), FILES):
+            (read,) = made.run()
+            yield from (read[index] for index in range(min(FILES, len(files) - first)))
+    except (RuntimeError, TypeError, ValueError):  # it is gone, or its name isn't text: Python says which
+        return
+
+
+def _array(encoded: Any) -> Any:
+    """Bytes as an array; a tensor of DALI's as it is."""
+    return np.frombuffer(encoded, np.uint8) if isinstance(encoded, bytes) else encoded
+
+
+@lru_cache(maxsize=2)
+def _grey(size: tuple[int, int]) -> bytes:
+    """A JPEG file of one color."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", size, "grey").save(file, "JPEG")
+    return file.getvalue()
+
+
+def _reason(error: Exception) -> str:
+    """The line of DALI's message that says what failed."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    after = [line for before, line in itertools.pairwise(lines) if before.startswith("encountered")]
+    return (after or lines or [type(error).__name__])[0]

@@ -1,1 +1,0 @@
-"""Photographs: from a file to a row of the model's input, on the host or on the GPU."""
