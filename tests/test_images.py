@@ -156,7 +156,7 @@ def test_reading_ahead_keeps_the_order_and_names_what_fails(count: int) -> None:
             raise InputError(f"{content} is odd", "mend it")
         return 2 * int(content)
 
-    found = list(read_ahead(range(count), [str(index) for index in range(count)], make, 3))  # type: ignore[arg-type]
+    found = list(read_ahead(range(count), [str(index) for index in range(count)], make, 3))
     wanted = [
         Skipped(str(index), f"{index} is odd") if index % 7 == 3 else Loaded(str(index), 2 * index)
         for index in range(count)
@@ -195,14 +195,11 @@ def by_dali(recipe: Preprocessing, files: Sequence[Any], batch: int = 4, spec: T
     """The sample of each file, or why there is none."""
     dali = pytest.importorskip("trtbatch.images.dali")
     pytest.importorskip("nvidia.dali", reason="needs DALI")
-    reader, found = dali.DaliReader(recipe, spec, batch), {}
+    reader = dali.DaliReader(recipe, spec, batch)
+    found: dict[int, Any] = {}
     names = [str(index) for index in range(len(files))]
     for made in reader.batches(read_ahead(files, names, reader.load, 2), iter([batch] * (len(files) + 1))):
-        rows = (
-            np.full((batch, *spec.shape[1:]), np.nan, spec.dtype)
-            if spec.dtype != "uint8"
-            else np.zeros((batch, *spec.shape[1:]), np.uint8)
-        )
+        rows = np.zeros([batch, *map(int, spec.shape[1:])], spec.dtype)
         made.write(rows)
         found |= {int(name): row for name, row in zip(made.names, rows)}
         found |= {int(item.name): item.reason for item in made.skipped}
@@ -243,12 +240,20 @@ def undecodable(data: bytes) -> bytes:
 
 
 def test_a_broken_image_costs_nothing_but_itself() -> None:
-    from trtbatch.images.dali import is_plain_jpeg
+    from trtbatch.images.dali import jpeg_size
 
     files: list[bytes] = [encoded(picture(60 + index, 90)) for index in range(30)]
     bad = {5: broken(files[5], 0), 6: broken(files[6], 1), 7: b"", 8: broken(files[8], 3), 20: broken(files[20], 4)}
     bad |= {13: undecodable(files[13]), 27: undecodable(files[27])}
-    assert [is_plain_jpeg(bad[index]) for index in sorted(bad)] == [False, False, False, False, True, False, True]
+    assert [jpeg_size(bad[index]) is not None for index in sorted(bad)] == [
+        False,
+        False,
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]
     found = by_dali(RECIPES[0], [bad.get(index, file) for index, file in enumerate(files)])
     assert {index for index, made in found.items() if isinstance(made, str)} == set(bad)
     for index, file in enumerate(files):
@@ -263,13 +268,57 @@ def test_folders_without_a_jpeg_file_and_empty_ones() -> None:
     assert by_dali(RECIPES[0], []) == {}
 
 
+@pytest.mark.parametrize("recipe", [*RECIPES, Preprocessing(33, (32, 48)), Preprocessing(256, (224, 224))])
+def test_the_headers_give_the_sizes_that_dalis_operators_compute(recipe: Preprocessing) -> None:
+    """What the reader feeds and what Triton's pipeline computes are the same."""
+    dali = pytest.importorskip("nvidia.dali", reason="needs DALI")
+    from trtbatch.images.dali import INPUT, jpeg_size, pipeline
+
+    files = [file for file in varied() if jpeg_size(file) is not None]
+    files += [encoded(picture(*size)) for size in ((7, 61), (61, 8), (225, 224), (300, 301), (33, 47))]
+    spec = TensorSpec("input", "float32", ("batch_size", 3, *recipe.crop))
+    computing = dali.Pipeline.deserialize(pipeline(recipe, spec, len(files)).serialize())
+    computing.feed_input(INPUT, [np.frombuffer(file, np.uint8) for file in files])
+    (wanted,) = computing.run()
+    found = by_dali(recipe, files, spec=spec)
+    for index in range(len(files)):
+        np.testing.assert_array_equal(found[index], np.asarray(wanted[index]))
+
+
+def test_files_are_read_by_dali_and_by_python_where_it_can_not(tmp_path: Path) -> None:
+    dali = pytest.importorskip("trtbatch.images.dali")
+    pytest.importorskip("nvidia.dali", reason="needs DALI")
+    files = [tmp_path / f"{index:03}.jpg" for index in range(100)]
+    for index, file in enumerate(files):
+        file.write_bytes(encoded(picture(40 + index, 50)) if index % 9 else encoded(picture(40 + index, 50), "PNG"))
+    files[70].unlink()
+    files[20].write_bytes(b"")
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jpg"))
+    odd.write_bytes(files[1].read_bytes())
+    reader = dali.DaliReader(RECIPES[0], SPEC, 8)
+    for given, are_regular in ((files, True), (files, False), ([*files[:9], odd], True)):
+        names = [file.name for file in given]
+        found, skipped = [], []
+        for batch in reader.batches(reader.read_files(given, names, are_regular), iter([8] * 20)):
+            rows = np.zeros((8, 3, 32, 48), np.float32)
+            batch.write(rows)
+            skipped += batch.skipped
+            for name, row in zip(batch.names, rows):
+                found.append(name)
+                wanted = sample(given[names.index(name)], SPEC, RECIPES[0])
+                assert distance(RECIPES[0], row, wanted) <= 1
+        assert {item.name for item in skipped} == {"020.jpg", "070.jpg"} & set(names)
+        assert found == [name for name in names if name not in ("020.jpg", "070.jpg")]
+    reader.close()
+
+
 def test_a_reader_is_used_again_also_after_an_unfinished_run() -> None:
     dali = pytest.importorskip("trtbatch.images.dali")
     pytest.importorskip("nvidia.dali", reason="needs DALI")
     reader = dali.DaliReader(RECIPES[0], SPEC, 4)
     files = [encoded(picture(40 + index, 50)) for index in range(40)]
     for wanted in (1, 10, 3, 10):
-        loaded = (Loaded(str(index), file) for index, file in enumerate(files))
+        loaded = (Loaded(str(index), reader.load(file)) for index, file in enumerate(files))
         names = []
         for index, batch in enumerate(reader.batches(loaded, iter([4] * 10))):
             names += batch.names
@@ -300,9 +349,10 @@ def test_a_reader_is_used_again_also_after_an_unfinished_run() -> None:
     ],
 )
 def test_which_files_dali_is_given(data: bytes, plain: bool) -> None:
-    from trtbatch.images.dali import is_plain_jpeg
+    from trtbatch.images.dali import jpeg_size
 
-    assert is_plain_jpeg(data) is plain
+    assert (jpeg_size(data) is not None) is plain
+    assert (jpeg_size(memoryview(data)) is not None) is plain
 
 
 # Both, from the command line and from Python.

@@ -21,6 +21,7 @@ from trtbatch.artifacts import Artifact, FileRecord, ModelRecord, Sidecar, Tenso
 from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.batches import Profile
 from trtbatch.files import sidecar_path
+from trtbatch.images.dali import THREADS
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import encode
 from trtbatch.scaleout.triton import TritonRequest, model_config
@@ -163,7 +164,7 @@ def test_the_release_of_dali_stands_beside_the_pipeline_and_is_said(
     assert told in " ".join(deployed(cli).output.split())
     _, preprocessing, _ = configs(folder / "models")
     values = {key: value.string_value for key, value in preprocessing.parameters.items()}
-    assert values == {"dali_release": "2.0.0", "triton_release": "26.03 or newer", "num_threads": "4"}
+    assert values == {"dali_release": "2.0.0", "triton_release": "26.03 or newer", "num_threads": str(THREADS)}
 
 
 @pytest.mark.parametrize(("backend", "device"), [("tensorrt", 0), ("onnxruntime", None)])

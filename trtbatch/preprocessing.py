@@ -7,7 +7,6 @@ a machine without torch gives the same input; the tests compare the two.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -26,16 +25,6 @@ def orientation_of(image: Image) -> int:
     """How the camera was held, 1 to 8, as EXIF says; 1, upright, where it says nothing."""
     value = image.getexif().get(_ORIENTATION, 1)
     return value if isinstance(value, int) else 1
-
-
-@lru_cache(maxsize=16)
-def _normalised(mean: tuple[float, ...], std: tuple[float, ...], dtype: str) -> NDArray[Any]:
-    """Of each channel, the 256 values that a byte becomes: ``(3, 256)``."""
-    scaled = np.arange(256, dtype=np.float32) / np.float32(255)
-    normalised: NDArray[np.float32] = (scaled - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[
-        :, None
-    ]
-    return normalised
 
 
 @dataclass(frozen=True)
@@ -119,9 +108,15 @@ class Preprocessing:
         """Pixels ``(…, H, W, 3)`` uint8 to samples ``(…, 3, H, W)`` float32, or to `out`."""
         *images, height, width, channels = pixels.shape
         samples = np.empty((*images, channels, height, width), np.float32) if out is None else out
-        for channel, table in enumerate(_normalised(self.mean, self.std, samples.dtype.name)):
-            # Looked up: a third of the time of computing 150,000 quotients.
-            np.take(table, pixels[..., channel], out=samples[..., channel, :, :], mode="clip")
+        mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
+        for index in np.ndindex(*images):  # one image at a time stays in the processor's cache
+            values = samples[index] if samples.dtype == np.float32 else np.empty(samples.shape[-3:], np.float32)
+            np.copyto(values, pixels[index].transpose(2, 0, 1))
+            values /= np.float32(255)
+            values -= mean
+            values /= std
+            if values.dtype != samples.dtype:
+                samples[index] = values
         return samples
 
     def resized(self, width: int, height: int) -> tuple[int, int]:

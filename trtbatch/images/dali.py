@@ -6,7 +6,7 @@ decoders and filters round differently.
 
 Pipeline mode raises for a whole batch where one image can't be decoded, and the pipeline is dead afterwards. (DALI's
 dynamic mode names the image, at less than half the speed.) So only JPEG files that are whole and plain go in
-(:func:`is_plain_jpeg`). All others go through the host reader, which says what is wrong with them, and so does a batch
+(:func:`jpeg_size`). All others go through the host reader, which says what is wrong with them, and so does a batch
 that fails all the same.
 """
 
@@ -23,7 +23,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +43,10 @@ __all__ = [
     "THREADS",
     "DaliReader",
     "ImageBatch",
+    "Jpeg",
     "RowWriter",
-    "is_plain_jpeg",
+    "geometry",
+    "jpeg_size",
     "pipeline",
     "serialize",
 ]
@@ -54,8 +56,8 @@ Array = NDArray[Any]
 INPUT = "encoded"
 """Name of the pipeline's input: encoded images, a list of uint8 arrays."""
 
-THREADS = 4
-"""CPU threads of the pipeline: with the GPU's JPEG decoder two to four are enough (docs/performance.md)."""
+THREADS = 2
+"""CPU threads of the pipeline: with the GPU's JPEG decoder two are enough (docs/performance.md)."""
 
 FILE_READERS, FILES = 2, 32
 """Threads that read files, and files that they read at a time."""
@@ -85,7 +87,7 @@ def pipeline(
     spec: TensorSpec,
     batch: int,
     device: int | None = None,
-    source: Callable[[], list[Array]] | None = None,
+    source: Callable[[], tuple[list[Any], Array, Array]] | None = None,
     threads: int = THREADS,
 ) -> Any:
     """Define the DALI pipeline that turns encoded images into samples of a model's input.
@@ -97,8 +99,8 @@ def pipeline(
         spec: of the model's input.
         batch: the most images in a batch.
         device: number of the GPU; None runs DALI's CPU operators.
-        source: gives the encoded images of each next batch, and raises StopIteration at the end; None leaves a plain
-            input of the name :data:`INPUT`.
+        source: gives each next batch, and raises StopIteration at the end: its encoded images, and of each the size
+            and the start of :func:`geometry`. None leaves an input of encoded images alone, named :data:`INPUT`.
 
     Raises:
         MissingPackageError: DALI isn't installed.
@@ -107,31 +109,32 @@ def pipeline(
         optional.require(f"nvidia.dali{part}", "read images with DALI") for part in ("", ".fn", ".types")
     )
     on_gpu = device is not None
-    feeding = {} if source is None else {"source": source, "batch": True, "no_copy": True}
     kind = types.FLOAT16 if spec.dtype == "float16" else types.UINT8 if preprocessing.fused else types.FLOAT
     unit = 1.0 if preprocessing.fused else 255.0
     mean, std = ((0.0,) * 3, (1.0,) * 3) if preprocessing.fused else (preprocessing.mean, preprocessing.std)
     made = dali.Pipeline(batch, threads, device, prefetch_queue_depth=DEPTH)
     with made:
-        encoded = fn.external_source(name=INPUT, device="cpu", dtype=types.UINT8, ndim=1, **feeding)
-        sides = fn.peek_image_shape(encoded)[0:2]  # upright, as the decoder turns them
-        size = preprocessing.resize * sides // fn.reductions.min(sides)
-        beyond = size - types.Constant(np.array(preprocessing.crop, np.int64))
-        half = beyond // 2
-        start = half + (beyond > 0) * (beyond & half & 1)
+        if source is None:
+            encoded = fn.external_source(name=INPUT, device="cpu", dtype=types.UINT8, ndim=1)
+            size, start = _geometry(fn, types, preprocessing, encoded)
+        else:
+            kinds = [types.UINT8, types.FLOAT, types.INT32]
+            encoded, size, start = fn.external_source(
+                source=source, num_outputs=3, batch=True, no_copy=True, device="cpu", dtype=kinds, ndim=1
+            )
         images = fn.decoders.image(
             encoded, device="mixed" if on_gpu else "cpu", output_type=types.RGB, hw_decoder_load=HARDWARE_LOAD
         )
         resized = fn.resize(
             images,
-            size=fn.cast(size, dtype=types.FLOAT),
+            size=size,
             interp_type=getattr(types, _FILTERS[preprocessing.interpolation]),
             antialias=True,
             subpixel_scale=False,
         )
         cropped = fn.slice(
             resized,
-            start=fn.cast(start, dtype=types.INT32),
+            start=start,
             shape=list(preprocessing.crop),
             axis_names="HW",
             out_of_bounds_policy="pad",
@@ -148,6 +151,28 @@ def pipeline(
     return made
 
 
+def _geometry(fn: Any, types: Any, preprocessing: Preprocessing, encoded: Any) -> tuple[Any, Any]:
+    """The size that images are resized to, and where the crop begins, by operators of DALI's.
+
+    They take longer than the GPU's work on a batch: :class:`DaliReader` gives the same numbers, which it has from the
+    headers (:func:`geometry`).
+    """
+    sides = fn.peek_image_shape(encoded)[0:2]  # upright, as the decoder turns them
+    size = preprocessing.resize * sides // fn.reductions.min(sides)
+    beyond = size - types.Constant(np.array(preprocessing.crop, np.int64))
+    half = beyond // 2
+    start = half + (beyond > 0) * (beyond & half & 1)
+    return fn.cast(size, dtype=types.FLOAT), fn.cast(start, dtype=types.INT32)
+
+
+def geometry(preprocessing: Preprocessing, height: int, width: int) -> tuple[int, int, int, int]:
+    """Return the rows and columns of a resized image, and the row and column at which the crop begins."""
+    columns, rows = preprocessing.resized(width, height)
+    beyond = rows - preprocessing.crop[0], columns - preprocessing.crop[1]
+    top, left = (round(more / 2) if more > 0 else -(-more // 2) for more in beyond)
+    return rows, columns, top, left
+
+
 def serialize(preprocessing: Preprocessing, spec: TensorSpec, batch: int, device: int | None = 0) -> bytes:
     """Return the pipeline as Triton's DALI backend, and :meth:`nvidia.dali.Pipeline.deserialize`, load it."""
     return bytes(pipeline(preprocessing, spec, batch, device).serialize())
@@ -162,47 +187,67 @@ _FRAMES = frozenset((0xC0, 0xC1, 0xC2))
 """Baseline, extended and progressive frames with Huffman's coding (table B.1)."""
 _STRANGE = frozenset((0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xD9, 0xDA))
 """Lossless, hierarchical and arithmetic-coded frames, and an end or a scan before any frame."""
-_ADOBE, _XMP_ORIENTATION = b"Adobe", b"tiff:Orientation"
+_EXIF, _ADOBE, _XMP_ORIENTATION = b"Exif\0\0", b"Adobe", b"tiff:Orientation"
 
 
-def is_plain_jpeg(data: bytes | memoryview) -> bool:
-    """Return whether this is a whole JPEG file that every decoder makes the same pixels of.
+def jpeg_size(data: bytes | memoryview) -> tuple[int, int] | None:
+    """Return height and width, upright, of a whole JPEG file that every decoder makes the same pixels of, else None.
 
     It has grey or YCbCr pixels of 8 bits, at most :data:`MAX_PIXELS`, an orientation that only EXIF states, and its end
     marker. The segments up to the frame header are looked at, and nothing is decoded.
     """
     if data[:3] != _START:
-        return False
-    at = 2
+        return None
+    at, orientation = 2, 0
     try:
         while True:
             mark, kind, length = _SEGMENT(data, at)
             if mark != 0xFF or kind in _STRANGE:
-                return False
+                return None
             if kind == 0xFF:  # padding
                 at += 1
                 continue
             if kind in _FRAMES:
                 bits, height, width, channels = _FRAME(data, at + 4)
                 is_plain = bits == 8 and channels in (1, 3) and 0 < height * width <= MAX_PIXELS
-                return is_plain and bytes(data[at + 10 : at + 17 : 3]) != b"RGB" and _has_end(data, at + length)
-            if kind in (0xE1, 0xEE) and _turns_colours_or_pixels(data, at, kind, length):
-                return False
+                if not is_plain or bytes(data[at + 10 : at + 17 : 3]) == b"RGB" or not _has_end(data, at + length):
+                    return None
+                return (width, height) if orientation > 4 else (height, width)
+            if kind in (0xE1, 0xEE):
+                segment = bytes(data[at + 4 : at + 2 + length])
+                if segment.startswith(_EXIF):
+                    if orientation or not 1 <= (orientation := _orientation(segment)) <= 8:
+                        return None
+                elif _XMP_ORIENTATION in segment or (segment.startswith(_ADOBE) and segment[11:12] != b"\1"):
+                    return None  # an orientation that DALI doesn't read, or other colours
             at += 2 + length
     except struct.error:  # it ends within a segment
-        return False
+        return None
 
 
-def _turns_colours_or_pixels(data: bytes | memoryview, at: int, kind: int, length: int) -> bool:
-    """Whether a segment states other colours than YCbCr, or an orientation outside EXIF."""
-    segment = bytes(data[at + 4 : at + 2 + length])
-    if kind == 0xEE and segment.startswith(_ADOBE):
-        return segment[11:12] != b"\1"
-    return kind == 0xE1 and _XMP_ORIENTATION in segment
+def _orientation(segment: bytes) -> int:
+    """The orientation that an EXIF segment states, 1 where it states none; 0 where it can't be read."""
+    from PIL import Image
+
+    exif = Image.Exif()
+    try:
+        exif.load(segment)
+        value = exif.get(0x0112, 1)
+    except Exception:  # Pillow's, of a damaged segment
+        return 0
+    return value if isinstance(value, int) else 0
 
 
 def _has_end(data: bytes | memoryview, at: int) -> bool:
     return data[-2:] == _END or bytes(data[at:]).rfind(_END) >= 0
+
+
+class Jpeg(NamedTuple):
+    """A file that :func:`jpeg_size` knows the height and width of: its bytes, or DALI's tensor of them."""
+
+    data: Any
+    height: int
+    width: int
 
 
 class RowWriter(Protocol):
@@ -223,7 +268,7 @@ class ImageBatch:
     Args:
         names: of the rows, in order.
         rows: of each, its index in DALI's output, or its sample from the host reader, which may be under way.
-        encoded: what went into DALI: bytes, or its tensors.
+        encoded: what went into DALI.
         samples: DALI's output, once it is there.
         last: whether the source has ended.
         failed: whether DALI failed, so that the host reader has read all of it.
@@ -231,11 +276,13 @@ class ImageBatch:
 
     names: list[str] = field(default_factory=list)
     rows: list[Any] = field(default_factory=list)
-    encoded: list[Any] = field(default_factory=list)
+    encoded: list[Jpeg] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     samples: Any = None
     last: bool = False
     failed: bool = False
+    fed: tuple[list[Any], Array, Array] = ([], np.empty(0), np.empty(0))
+    """What DALI was given, which reads it where it lies."""
 
     @property
     def _is_dense(self) -> bool:
@@ -294,6 +341,7 @@ class DaliReader:
         self._pipeline: Any = None
         self._waiting: deque[ImageBatch] = deque()
         self._gathered: Iterator[ImageBatch] = iter(())
+        self._geometries: dict[tuple[int, int], tuple[int, int, int, int]] = {}
         self._make()
 
     def _remake(self) -> None:
@@ -301,23 +349,23 @@ class DaliReader:
         self._make()
 
     def _make(self) -> None:
-        self._pipeline = pipeline(self._preprocessing, self._spec, self._batch, self._device, self._next_encoded)
+        self._pipeline = pipeline(self._preprocessing, self._spec, self._batch, self._device, self._next_batch)
         self._pipeline.build()
 
     def warm(self) -> None:
         """Run a batch of grey images, so that decoders and memory are there before the first image is read."""
-        images = (Loaded(str(index), _grey(USUAL)) for index in range(self._batch))
+        images = (Loaded(str(index), Jpeg(_grey(USUAL), *USUAL)) for index in range(self._batch))
         for _ in self.batches(images, iter([self._batch, 1])):
             pass
 
-    def load(self, source: ImageLike) -> bytes | Array:
-        """Return a plain JPEG file's bytes as they are, and the sample of any other image; for any thread.
+    def load(self, source: ImageLike) -> Jpeg | Array:
+        """Return a plain JPEG file as it is, and the sample of any other image; for any thread.
 
         Raises:
             InputError: the image can't be used.
         """
-        if isinstance(source, bytes) and is_plain_jpeg(source):
-            return source
+        if isinstance(source, bytes) and (size := jpeg_size(source)) is not None:
+            return Jpeg(source, *size)
         return sample(source, self._spec, self._preprocessing)
 
     def read_files(
@@ -333,8 +381,8 @@ class DaliReader:
         try:
             for tensor in _read_by_dali(files) if are_regular else ():
                 data = np.asarray(tensor).data
-                if is_plain_jpeg(data):
-                    yield Loaded(names[count], tensor)
+                if (size := jpeg_size(data)) is not None:
+                    yield Loaded(names[count], Jpeg(tensor, *size))
                 else:
                     yield Loaded(names[count], pool.submit(sample, bytes(data), self._spec, self._preprocessing))
                 count += 1
@@ -377,24 +425,33 @@ class DaliReader:
                     batch.skipped.append(image)
                     continue
                 batch.names.append(image.name)
-                if isinstance(image.value, (np.ndarray, Future)):
-                    batch.rows.append(image.value)
-                else:
+                if isinstance(image.value, Jpeg):
                     batch.rows.append(len(batch.encoded))
                     batch.encoded.append(image.value)
+                else:
+                    batch.rows.append(image.value)
             batch.last = len(batch.names) < size
             yield batch
             if batch.last:
                 return
 
-    def _next_encoded(self) -> list[Array]:
-        """Give DALI, which calls this, the encoded images of the next batch."""
+    def _next_batch(self) -> tuple[list[Any], Array, Array]:
+        """Give DALI, which calls this, the next batch."""
         batch = next(self._gathered, None)
         if batch is None:
             raise StopIteration
         self._waiting.append(batch)
-        encoded = batch.encoded or [_grey((1, 1))]  # DALI takes no empty batch
-        return [_array(each) for each in encoded]
+        jpegs = batch.encoded or [Jpeg(_grey((1, 1)), 1, 1)]  # DALI takes no empty batch
+        numbers = np.array([self._geometry(jpeg.height, jpeg.width) for jpeg in jpegs])
+        batch.fed = [_array(jpeg) for jpeg in jpegs], numbers[:, :2].astype(np.float32), numbers[:, 2:].astype(np.int32)
+        return batch.fed
+
+    def _geometry(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """As :func:`geometry`; many images have the same size."""
+        found = self._geometries.get((height, width))
+        if found is None:
+            found = self._geometries[height, width] = geometry(self._preprocessing, height, width)
+        return found
 
     def _finish(self, batch: ImageBatch) -> None:
         if not batch.failed:
@@ -445,9 +502,9 @@ def _read_by_dali(files: Sequence[Path]) -> Iterator[Any]:
         return
 
 
-def _array(encoded: Any) -> Any:
+def _array(jpeg: Jpeg) -> Any:
     """Bytes as an array; a tensor of DALI's as it is."""
-    return np.frombuffer(encoded, np.uint8) if isinstance(encoded, bytes) else encoded
+    return np.frombuffer(jpeg.data, np.uint8) if isinstance(jpeg.data, bytes) else jpeg.data
 
 
 @lru_cache(maxsize=2)
