@@ -301,6 +301,41 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     }
 
 
+def spread(rates: Sequence[float]) -> str:
+    """Return the median of some rates, and their range."""
+    return f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Return the table of a result that the documentation shows."""
+    figures, rates, readers = result["figures"], result["images_per_s"], result["figures"]["readers"]
+    rows = [
+        ("`infer --reader dali`, to a CSV file, images/s", spread(rates["infer"])),
+        (
+            f"DALI alone ({figures['fastest_dali'].removeprefix('dali, ')}), images/s",
+            spread(rates[figures["fastest_dali"]]),
+        ),
+        ("infer / DALI alone", f"{figures['infer_over_fastest_dali']:.2f}"),
+        ("with every hundredth file broken, images/s", spread(rates["broken"])),
+        (
+            f"host memory at most, {result['images']:,} images / a tenth of them, MiB",
+            f"{figures['peak_mib_all']:,.0f} / {figures['peak_mib_tenth']:,.0f}",
+        ),
+        ("`infer --reader host`, images/s", spread(rates["host"])),
+        *(
+            (f"Pillow alone in {name}, images/s", spread(each))
+            for name, each in rates.items()
+            if name.endswith(" threads")
+        ),
+        (
+            f"difference of the two readers' samples, {readers['images']:,} images, in 1/255: mean, 99th percentile",
+            f"{readers['mean_difference']:.2f}, {readers['p99_difference']:.2f}",
+        ),
+        ("images whose nearest output of the other reader is their own", f"{100 * readers['nearest_is_own']:.1f} %"),
+    ]
+    return "\n".join(["| what | reached |", "|---|---:|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
 def best(ways: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> list[tuple[int, float]]:
     """Return the three settings of DALI that were fastest in the first round: the others aren't run again."""
     settings = [(threads, share) for threads in options.threads for share in options.loads]
@@ -335,7 +370,7 @@ def main() -> None:
     result["environment"] = {**described, "libraries": {**described["libraries"], **libraries}}
     result["device"] = load(options.engine, "engine").sidecar.device
     text = json.dumps(result, indent=1, ensure_ascii=False)
-    print(text)
+    print(markdown(result))
     if options.json:
         options.json.write_text(text + "\n", encoding="utf-8")
 

@@ -1,21 +1,50 @@
-# Sourced by the other scripts, in the repository root: one virtual environment, .venv, for all of them.
+# Sourced by the other scripts, in the repository root: makes virtual environments there.
 
 # make_venv REQUIREMENT…: .venv with this checkout and what it asks for. PYTHON names another interpreter.
 make_venv() {
-    local python=${PYTHON:-python3}
-    if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
-        echo "error: $python is not a Python 3.10 or newer" >&2
-        echo "fix: install one, and name it: PYTHON=python3.12 $0" >&2
+    new_venv .venv "${PYTHON:-python3}" PYTHON
+    echo "installing $* into .venv (a few minutes and 6 GB the first time: torch comes with CUDA)"
+    install_into .venv "$@"
+}
+
+# new_venv FOLDER PYTHON VARIABLE: an environment of that interpreter, unless FOLDER is one; VARIABLE names another.
+new_venv() {
+    if ! "$2" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
+        echo "error: $2 is not a Python 3.10 or newer" >&2
+        echo "fix: install one, and name it: $3=python3.12 $0" >&2
         exit 2
     fi
-    if [ ! -x .venv/bin/pip ] && ! "$python" -m venv .venv; then
-        echo "error: $python can't make a virtual environment" >&2
+    if [ ! -x "$1/bin/pip" ] && ! "$2" -m venv "$1"; then
+        echo "error: $2 can't make a virtual environment" >&2
         echo "fix: install its venv module (on Debian and Ubuntu: apt install python3-venv)" >&2
         exit 2
     fi
-    echo "installing $* into .venv (a few minutes and 6 GB the first time: torch comes with CUDA)"
+}
+
+# install_into FOLDER REQUIREMENT…: this checkout, with what it asks for.
+install_into() {
     # Modules are compiled when they are first used, unless nothing may be written then.
     local compile=--no-compile
     [ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || compile=--compile
-    .venv/bin/pip install --quiet --disable-pip-version-check "$compile" --editable "$@"
+    "$1/bin/pip" install --quiet --disable-pip-version-check "$compile" --editable "${@:2}"
+}
+
+# share_packages FROM TO: the environment in TO finds in FROM, of the same Python, what it doesn't have itself.
+# pip takes that for installed; where it needs another version, it installs that in TO, and TO's own comes first.
+share_packages() {
+    local packages='import sysconfig; print(sysconfig.get_path("purelib"))'
+    "$1/bin/python" -c "$packages" > "$("$2/bin/python" -c "$packages")/shared.pth"
+}
+
+# find_python MAJOR.MINOR: an interpreter of that version, on PATH or pyenv's; fails where there is none.
+find_python() {
+    local each
+    for each in "python$1" "${HOME:-}/.pyenv/versions/$1"*/bin/python; do
+        # It has to start, too: pyenv puts a stand-in on PATH for versions that it doesn't activate.
+        if "$each" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$1')" 2> /dev/null; then
+            echo "$each"
+            return
+        fi
+    done
+    return 1
 }

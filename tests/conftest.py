@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from scripts.photos import PHOTOS, copy_photos
 from tests import models
+from trtbatch import optional
 from trtbatch.cli.app import app
 from trtbatch.files import sidecar_path
 from trtbatch.preprocessing import Preprocessing
@@ -31,6 +32,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of ``TRTBATCH_SHARD=I/N``, each N-th test: the others are another process's, at the same time."""
     shard, _, count = os.environ.get("TRTBATCH_SHARD", "0/1").partition("/")
     items[:] = [item for index, item in enumerate(items) if index % int(count) == int(shard)]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test marked ``modelopt`` where ModelOpt isn't installed; ``scripts/test`` has an environment with it."""
+    if item.get_closest_marker("modelopt") is not None and not optional.is_installed("modelopt"):
+        pytest.skip("needs nvidia-modelopt (extra precision)")
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from trtbatch.errors import UsageError
 from trtbatch.images.host import CHUNK, Skipped
 from trtbatch.infer import InferRequest, InferResult, infer
 from trtbatch.sinks import best_classes, open_sink, top_predictions
-from trtbatch.sources import Sample, open_source
+from trtbatch.sources import open_source
 
 Cli = Callable[..., Any]
 

@@ -37,8 +37,6 @@ from trtbatch.sources import ImageSource, Sample
 
 Cli = Callable[..., Any]
 
-pytestmark = pytest.mark.skipif(not optional.is_installed("modelopt"), reason="needs nvidia-modelopt")
-
 X = np.random.default_rng(3).standard_normal((6, 3, 8, 8)).astype(np.float32)
 
 
@@ -94,6 +92,7 @@ def errors(engine: Path, onnx_file: Path, samples: np.ndarray[Any, Any] = X) -> 
     return float(row_errors(OnnxReference(engine)({"input": samples})["output"].astype(np.float32), wanted).max())
 
 
+@pytest.mark.modelopt
 def test_fp16_is_converted_built_verified_and_recorded(cli: Cli, folder: Path, model: Path) -> None:
     result = build(cli, "--precision", "fp16")
     assert result.exit_code == 0, result.output
@@ -117,6 +116,7 @@ def test_fp16_is_converted_built_verified_and_recorded(cli: Cli, folder: Path, m
     assert "converted to fp16 by modelopt" in cli("inspect", engine).output.replace("  ", " ")
 
 
+@pytest.mark.modelopt
 def test_a_conversion_is_used_again_by_hash(cli: Cli, folder: Path, model: Path) -> None:
     assert build(cli, "--precision", "fp16").exit_code == 0
     typed = folder / "engines/m.fp16.onnx"
@@ -137,6 +137,7 @@ def test_a_file_that_is_no_conversion_is_never_replaced(cli: Cli, folder: Path, 
     assert own.read_bytes() == before
 
 
+@pytest.mark.modelopt
 def test_int8_from_real_samples(cli: Cli, folder: Path, model: Path) -> None:
     np.savez(folder / "calib.npz", input=np.random.default_rng(9).standard_normal((40, 3, 8, 8)).astype(np.float32))
     result = build(cli, "--precision", "int8", "--calibration", "calib.npz", "--calibration-method", "max")
@@ -155,6 +156,7 @@ def test_int8_from_real_samples(cli: Cli, folder: Path, model: Path) -> None:
     assert sidecar.conversion.method == "max"
 
 
+@pytest.mark.modelopt
 def test_random_calibration_is_a_loud_warning_that_stays(cli: Cli, folder: Path, model: Path) -> None:
     result = build(cli, "--precision", "int8", "--calibration", 7)
     assert result.exit_code == 0, result.output
@@ -163,6 +165,7 @@ def test_random_calibration_is_a_loud_warning_that_stays(cli: Cli, folder: Path,
         assert "warning: calibration: 7 random samples (seed 0)" in cli(*command).output
 
 
+@pytest.mark.modelopt
 def test_what_is_kept_in_float32_stays_there(cli: Cli, folder: Path, model: Path) -> None:
     graph = onnx.load(str(model))
     for name, stays in (("Gemm", "/head"), ("/conv", "/conv"), ("/he*", "/head")):
@@ -175,6 +178,7 @@ def test_what_is_kept_in_float32_stays_there(cli: Cli, folder: Path, model: Path
     refused(everything, 1, "--keep-fp32 keeps every product of m.onnx in float32", "keep less")
 
 
+@pytest.mark.modelopt
 def test_inputs_and_outputs_keep_their_types_unless_told(cli: Cli, folder: Path, model: Path) -> None:
     assert build(cli, "--precision", "fp16", "--io-precision", "fp16").exit_code == 0
     sidecar = load(folder / "engines/m.fp16.ort.onnx", "engine").sidecar
@@ -187,6 +191,7 @@ def test_inputs_and_outputs_keep_their_types_unless_told(cli: Cli, folder: Path,
     assert cli("verify").exit_code == 0
 
 
+@pytest.mark.modelopt
 def test_best_takes_the_fastest_within_the_tolerance(cli: Cli, folder: Path, model: Path) -> None:
     result = build(cli, "--precision", "best")
     assert result.exit_code == 0, result.output
@@ -203,6 +208,7 @@ def test_best_takes_the_fastest_within_the_tolerance(cli: Cli, folder: Path, mod
     assert load(folder / "engines/m.best.ort.onnx", "engine").sidecar.precision_realised == "fp32"
 
 
+@pytest.mark.modelopt
 @pytest.mark.parametrize(
     ("options", "again"),
     [
@@ -232,11 +238,13 @@ def test_best_goes_by_the_builds_times_where_it_has_those_of_every_opt(
     assert sidecar.precision_realised == min(tried, key=lambda name: tried[name]["4"])
 
 
+@pytest.mark.modelopt
 def test_a_tolerance_that_is_not_kept_leaves_no_engine(cli: Cli, folder: Path, model: Path) -> None:
     refused(build(cli, "--precision", "int8", "--tolerance", 1e-6), 1, "differs from m.onnx", "the worst row", "1e-06")
     assert not (folder / "engines/m.int8.ort.onnx").exists()
 
 
+@pytest.mark.modelopt
 def test_a_model_of_fixed_batch_is_converted_in_whole_batches(cli: Cli, folder: Path) -> None:
     models.classifier(folder / "m.onnx", batch=4)
     result = cli("build", "m.onnx", "--backend", "onnxruntime", "--precision", "int8", "--calibration", 6)
@@ -247,6 +255,7 @@ def test_a_model_of_fixed_batch_is_converted_in_whole_batches(cli: Cli, folder: 
     refused(result, 2, "few.npy has 3 samples, and the model a fixed batch of 4", "give more")
 
 
+@pytest.mark.modelopt
 def test_values_that_float16_cannot_hold_stay_in_float32(cli: Cli, folder: Path) -> None:
     """AutoCast sees x·1e4 squared on the samples, and the engine is right where plain fp16 would be NaN."""
     models.overflowing(folder / "m.onnx")
@@ -267,6 +276,7 @@ def test_an_overflow_is_refused_by_name_though_the_cpu_computes_in_float32(cli: 
     assert not list(folder.glob("engines/*"))
 
 
+@pytest.mark.modelopt
 def test_an_overflow_on_the_samples_at_hand_is_found_and_its_fix_works(cli: Cli, folder: Path) -> None:
     """AutoCast looks at the first samples; those behind them reach what float16 doesn't hold."""
     models.overflowing(folder / "m.onnx", reach=1.0)
@@ -282,6 +292,7 @@ def test_an_overflow_on_the_samples_at_hand_is_found_and_its_fix_works(cli: Cli,
     assert fixed.exit_code == 0, fixed.output
 
 
+@pytest.mark.modelopt
 def test_a_converted_file_can_be_named_and_is_held_against_its_source(cli: Cli, folder: Path, model: Path) -> None:
     assert build(cli, "--precision", "fp16").exit_code == 0
     result = cli("build", "engines/m.fp16.onnx", "--max", 4, "--backend", "onnxruntime")
@@ -294,6 +305,7 @@ def test_a_converted_file_can_be_named_and_is_held_against_its_source(cli: Cli, 
     assert result.exit_code == 0 and "the accuracy is taken against itself" in result.output
 
 
+@pytest.mark.modelopt
 def test_the_newest_onnx_is_never_a_conversion(cli: Cli, folder: Path) -> None:
     (folder / "engines").mkdir()
     models.classifier(folder / "engines/m.onnx")
@@ -339,6 +351,7 @@ def test_without_modelopt_both_ways_to_get_it_are_named(cli: Cli, model: Path, m
     refused(build(cli, "--precision", "fp16"), 1, f"{MODELOPT_PYTHON}=no-such-python: no such program")
 
 
+@pytest.mark.modelopt
 def test_modelopt_may_live_in_another_environment(
     cli: Cli, model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,6 +365,7 @@ def test_modelopt_may_live_in_another_environment(
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.modelopt
 def test_modelopts_own_failure_is_one_line(
     cli: Cli, model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,6 +375,7 @@ def test_modelopts_own_failure_is_one_line(
     refused(build(cli, "--precision", "fp16"), 1, "ModelOpt can't convert m.onnx to fp16", "half installed")
 
 
+@pytest.mark.modelopt
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 def test_types_that_decide_alone_are_right_by_the_onnx_specification(folder: Path, kind: str) -> None:
     """For strongly typed networks the rest is fp16, scales too: ONNX Runtime has no such kernels that round right
@@ -378,6 +393,7 @@ def test_types_that_decide_alone_are_right_by_the_onnx_specification(folder: Pat
     assert 1e-4 < row_errors(np.asarray(found, np.float32), wanted).max() < 0.1
 
 
+@pytest.mark.modelopt
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 def test_what_is_kept_stays_float32_where_the_rest_is_half_precision(folder: Path, kind: str) -> None:
     (folder / "engines").mkdir()
@@ -390,6 +406,7 @@ def test_what_is_kept_stays_float32_where_the_rest_is_half_precision(folder: Pat
     assert conversion is not None and conversion.kept == ("/second",) and "/second" in conversion.stayed
 
 
+@pytest.mark.modelopt
 def test_random_is_asked_for_and_not_read_out_of_a_name(cli: Cli, folder: Path, model: Path) -> None:
     np.save(folder / "random_photos.npy", X)
     result = build(cli, "--precision", "int8", "--calibration", "random_photos.npy")
@@ -399,6 +416,7 @@ def test_random_is_asked_for_and_not_read_out_of_a_name(cli: Cli, folder: Path, 
     assert "not tried without real samples" in build(cli, "--precision", "best", "--calibration", "random").output
 
 
+@pytest.mark.modelopt
 def test_half_inputs_go_with_every_conversion_and_images_are_cast(
     cli: Cli, folder: Path, model: Path, photos: Path
 ) -> None:
@@ -414,6 +432,7 @@ def test_half_inputs_go_with_every_conversion_and_images_are_cast(
     assert build(cli, "--precision", "fp16", "--io-precision", "fp16", "--calibration", "c.npy").exit_code == 0
 
 
+@pytest.mark.modelopt
 def test_a_static_build_leaves_the_conversion_open(cli: Cli, folder: Path, model: Path) -> None:
     static = cli("build", "m.onnx", "--backend", "onnxruntime", "--precision", "fp16", "--static", 4)
     assert static.exit_code == 0, static.output
@@ -429,6 +448,7 @@ def test_reduced_files_are_not_converted_again_or_called_float32(cli: Cli, folde
     assert result.exit_code == 0 and "onnxruntime fp16" in result.output, result.output
 
 
+@pytest.mark.modelopt
 def test_names_that_are_in_the_way_of_others_are_not(cli: Cli, folder: Path) -> None:
     path = models.classifier(folder / "plain.onnx")
     renamed = onnx.load(str(path))
@@ -437,6 +457,7 @@ def test_names_that_are_in_the_way_of_others_are_not(cli: Cli, folder: Path) -> 
     assert build(cli, "--precision", "fp16").exit_code == 0
 
 
+@pytest.mark.modelopt
 def test_weights_in_a_folder_of_their_own_are_converted_too(cli: Cli, folder: Path) -> None:
     path = models.classifier(folder / "plain.onnx")
     (folder / "sub").mkdir()
@@ -454,6 +475,7 @@ def test_samples_that_are_not_finite_are_named(cli: Cli, folder: Path, model: Pa
     refused(build(cli, "--precision", "int8", "--calibration", "c.npy"), 1, "c.npy[2] holds NaN or infinity")
 
 
+@pytest.mark.modelopt
 def test_a_conversion_is_not_converted(cli: Cli, folder: Path, model: Path) -> None:
     assert build(cli, "--precision", "fp16").exit_code == 0
     line = ("build", "engines/m.fp16.onnx", "--backend", "onnxruntime")
@@ -470,6 +492,7 @@ def test_an_interpreter_without_modelopt_is_told_so(
     refused(build(cli, "--precision", "fp16"), 1, "has no module", "pip install")
 
 
+@pytest.mark.modelopt
 def test_the_worker_ends_with_its_parent(folder: Path, model: Path) -> None:
     line = [sys.executable, "-m", "trtbatch", "build", "m.onnx", "--precision", "fp16", "--backend", "onnxruntime"]
     parent = subprocess.Popen(line, cwd=folder, env=child_environment(), stderr=subprocess.DEVNULL)

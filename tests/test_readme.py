@@ -12,14 +12,12 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
+from benchmarks import images
 from scripts import (
-    ahead_table,
     article_table,
     bench_overhead,
     build_times,
     bytes_table,
-    decode_table,
-    folder_table,
     performance,
     precision_table,
     prefix_table,
@@ -31,7 +29,7 @@ from trtbatch.cli.app import app
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GPU = ROOT / "docs" / "gpu"
 PERFORMANCE = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-GPU_TESTS = ("engines", "models", "pipeline", "precision", "stress", "api", "consumer", "preprocessor", "speed")
+GPU_TESTS = ("engines", "models", "pipeline", "precision", "stress", "api", "consumer", "images", "speed")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -221,28 +219,14 @@ def test_performance_is_within_the_projects_bounds() -> None:
     assert kept["memory"]["auto_over_one_in_use"] <= 1.3
 
 
-def test_the_preprocessors_figures_are_those_that_were_kept() -> None:
-    kept = json.loads((ROOT / "docs" / "cpu" / "preprocessor.json").read_text())
-    assert kept["max_difference"] == 0 and kept["exact_share"] == 1.0
-    own = kept["photographs"] - kept["of_them_resized_by_pillow"]
-    assert f"Of {kept['photographs']:,} generated photographs" in README and f"it resized {own:,} without" in README
-
-
-def test_photographs_have_the_figures_that_were_kept() -> None:
-    kept = json.loads((ROOT / "docs" / "gpu" / "folder.json").read_text())
-    assert folder_table.markdown(kept).split("\n\n")[0] in PERFORMANCE
-    assert all(row["pillow_over_preprocessor"] >= 20 for row in kept["photograph"])
-    assert kept["figures"]["folder_over_dataloader"] >= 2 and kept["figures"]["memory_all_over_few"] <= 1.02
-    rates = ([run["images_per_s"] for run in kept["rounds"][way]] for way in ("folder", "decoding_processes"))
-    ratios = [own / alone for own, alone in zip(*rates)]
-    assert f"({min(ratios):.2f} to {max(ratios):.2f} of their rate, round by round)" in " ".join(PERFORMANCE.split())
-    whole = kept_on_gpu("folder_whole")
-    assert "decoding_parts" in kept["rounds"] and "decoding_parts" not in whole["rounds"]
-    for each in (kept, whole):
-        assert min(each["figures"][f"folder_over_{way}"] for way in ("decoding", "decoding_processes")) >= 0.95
-    rate = folder_table.spread([run["images_per_s"] for run in whole["rounds"]["folder"]])
-    ratio = whole["figures"]["folder_over_decoding_processes"]
-    assert f"at {rate} images/s, {ratio:.2f} of decoding alone in processes" in " ".join(PERFORMANCE.split())
+def test_images_have_the_figures_that_were_kept() -> None:
+    kept = kept_on_gpu("images")
+    assert images.markdown(kept) in PERFORMANCE
+    figures = kept["figures"]
+    assert figures["broken_named"] and figures["broken_rest_right"]
+    assert figures["broken_over_clean"] >= 0.7 and figures["infer_images_per_s"] >= 18_000
+    readers = figures["readers"]
+    assert readers["mean_difference"] <= 1 and readers["nearest_is_own"] >= 0.999 and readers["two_swapped_are_found"]
 
 
 def test_ways_to_write_a_prefix_have_the_figures_that_were_kept() -> None:
@@ -290,13 +274,3 @@ def test_two_gpus_have_the_figures_that_were_kept() -> None:
     assert f"they reached {ratios[0]}, {ratios[1]} and {ratios[2]}" in PERFORMANCE
     runs = [run for several in kept["rounds"].values() for run in several]
     assert all(run["rows"] == kept["samples"] and not run["failed"] for run in runs)
-
-
-def test_decoding_has_the_figures_that_were_kept() -> None:
-    rows = json.loads((ROOT / "docs" / "cpu" / "decode.json").read_text())["rows"]
-    assert decode_table.markdown([row for row in rows if row["pool"] == "threads"]) in PERFORMANCE
-    kept = json.loads((ROOT / "docs" / "cpu" / "decode_16_cores.json").read_text())
-    assert kept["environment"]["cores"] == 16 and decode_table.markdown(kept["rows"]) in PERFORMANCE
-    assert f"up to {max(kept['nvimagecodec_differs_by'])} of 255" in PERFORMANCE
-    kept = json.loads((ROOT / "docs" / "cpu" / "ahead.json").read_text())
-    assert kept["environment"]["cores"] == kept["workers"] == 2 and ahead_table.markdown(kept["rounds"]) in PERFORMANCE

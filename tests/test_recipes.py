@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ BY_TEST = {"trtbatch verify": test_readme.test_verify_prints_of_the_articles_bug
 OF_THE_MACHINE = {"trtbatch doctor": "tells what is wrong with a machine, with exit code 1 where something is"}
 """Commands of which neither what they print nor how they end is known here."""
 
-NEEDED = {"--ray": "ray", "deploy triton": "tritonclient", "--precision": "modelopt", "--png": "matplotlib"}
+NEEDED = {"--ray": "ray", "deploy triton": "tritonclient", "--png": "matplotlib"}
 
 OBSTACLE = tensorrt.obstacle()
 SUFFIX = ".engine" if OBSTACLE is None else ".ort.onnx"
@@ -140,7 +141,13 @@ def begins(lines: Sequence[Command]) -> bool:
     return lines[0].line.startswith("trtbatch export resnet18")
 
 
-@pytest.mark.parametrize("section", [each for each in SECTIONS if typed(each)], ids=lambda each: each.name)
+def case(section: Section) -> Any:
+    """The parameter of a section, marked where it converts to another precision."""
+    converts = any("--precision" in command.line for command in typed(section))
+    return pytest.param(section, id=section.name, marks=[pytest.mark.modelopt] if converts else [])
+
+
+@pytest.mark.parametrize("section", [case(each) for each in SECTIONS if typed(each)])
 def test_every_command_of_a_section_runs(section: Section, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     needs_export()
     lines, folder = typed(section), tmp_path / "folder"

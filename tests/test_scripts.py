@@ -33,6 +33,24 @@ def test_quickstart_tells_before_it_installs_what_pycuda_needs(tmp_path: Path) -
     assert not (clone / ".venv").exists()
 
 
+@pytest.mark.skipif(os.name != "posix" or not all(map(shutil.which, TOOLS)), reason="needs a POSIX shell")
+def test_continuous_integration_leaves_no_environment_out(tmp_path: Path) -> None:
+    """Where CI is set, a machine without Python 3.13 is an error, before anything is installed."""
+    clone, tools = tmp_path / "clone", tmp_path / "bin"
+    tools.mkdir()
+    shutil.copytree(ROOT / "scripts", clone / "scripts")
+    for name in TOOLS:
+        (tools / name).symlink_to(str(shutil.which(name)))
+    line = [str(tools / "bash"), str(clone / "scripts" / "test")]
+    around = {"PATH": str(tools), "HOME": str(tmp_path), "CI": "true"}
+    done = subprocess.run(line, env=around, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2, done.stdout + done.stderr
+    problem, fix = done.stderr.strip().splitlines()
+    assert problem == "error: there is no Python 3.13 here, for the tests without torch"
+    assert fix.startswith("fix: install Python 3.13") and "PYTHON_LIGHT=" in fix
+    assert not list(clone.glob(".venv*"))
+
+
 def test_scripts_are_valid_shell() -> None:
     for name in ("quickstart", "test", "venv.sh", "gpu-check"):
         done = subprocess.run(["bash", "-n", str(ROOT / "scripts" / name)], capture_output=True, text=True)

@@ -1,7 +1,7 @@
 """Signals that come while C code calls back into Python: an exception raised there goes no further.
 
-TensorRT's bindings print what a logger or an allocator raises, and go on. So what they call is marked, and a signal
-that comes in it comes again a moment later.
+TensorRT's bindings print what a logger or an allocator raises, and go on; an extension module that is being imported
+drops it. So what they call is marked, and a signal that comes in it comes again a moment later.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
+from importlib.machinery import ExtensionFileLoader
 from types import CodeType, FrameType
 from typing import TypeVar
 
@@ -19,7 +20,12 @@ Called = TypeVar("Called", bound=Callable[..., object])
 AGAIN = 0.05
 """Seconds; callbacks take less."""
 
-_MARKED: set[CodeType] = set()
+_MARKED: set[CodeType] = {
+    # From Python 3.13 on, asking a module for an attribute that it lacks reads a property of its spec. C code that asks
+    # while its module starts, as ONNX Runtime's does, drops whatever is raised there.
+    ExtensionFileLoader.create_module.__code__,
+    ExtensionFileLoader.exec_module.__code__,
+}
 
 
 def called_back(function: Called) -> Called:

@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, MutableMapping, Sequence
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -32,8 +33,8 @@ _ENDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGH
 
 _COMMANDS = {
     "export": "Export a torch model to ONNX, and prove that its batch axis is what it says.",
-    "export-preprocessor": "Write a model's preprocessing as a model of its own: a photograph of any size becomes one "
-    "sample of the input.",
+    "export-preprocessor": "Write a model's preprocessing as a network of its own, which makes one sample of an image "
+    "of any size.",
     "build": "Build an engine from an ONNX file, and check its rows at min, opt and max.",
     "infer": "Run images or arrays through an engine, in order, at their true batch sizes.",
     "bench": "Time an engine at each batch size; its rows are checked first.",
@@ -250,6 +251,8 @@ def _root(
 def main() -> NoReturn:
     """Entry point of the command ``trtbatch``."""
     logging.captureWarnings(False)
+    # Pillow warns from its limit on, and refuses at twice that; here the limit is an error that says so.
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
     for number in _ENDS:
         signal.signal(number, _end)
     try:
