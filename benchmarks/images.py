@@ -7,11 +7,11 @@ The folder is made first: JPEG files of 500×375 pixels and around, no two alike
 two seconds apart, and the ways take turns.
 
 - *dali*: a DALI pipeline in pipeline mode that reads, decodes, resizes, crops and normalizes the files, with nothing
-  behind it, for each number of CPU threads and each share of the hardware decoder. It has run ten batches before.
+  behind it, for each number of CPU threads and each share of the hardware decoder. Another one has run before it.
 - *infer*: ``infer --reader dali`` on the folder, to a CSV file. *broken*: the same, every hundredth file being broken.
   *few*: a tenth of the folder, for the memory.
 - *threads*: reading, decoding, resizing and cropping alone, by Pillow in a pool of threads, as many as the host reader
-  has and as many as there are cores; the faster counts. *host*: ``infer --reader host`` on the same files.
+  has and as many as there are cores. *host*: ``infer --reader host`` on the same files.
 
 Rates are those of whole runs, without loading the engine and without making the pipelines. At the end the samples of
 both readers are compared, image by image.
@@ -46,7 +46,7 @@ from trtbatch.images.host import image_input, open_image, read_ahead, sample
 from trtbatch.infer import InferRequest, infer
 
 BATCH, REST, WARM = 128, 2.0, 10
-"""Images a batch; seconds between the ways; batches before a bare pipeline is timed."""
+"""Images a batch; seconds between the ways; batches that another pipeline runs before a bare one is timed."""
 
 EVERY = 100
 """Of so many files one is broken."""
@@ -118,7 +118,13 @@ def make_broken(folder: Path, files: Sequence[Path]) -> list[str]:
 
 
 def bare_pipeline(folder: Path, count: int, threads: int, load_share: float) -> dict[str, Any]:
-    """Run a DALI pipeline as its users write it, with nothing behind it."""
+    """Run a DALI pipeline as its users write it, with nothing behind it, from its first image to its last."""
+    users_pipeline(folder, threads, load_share, WARM)  # loads what DALI loads when it is first used
+    return {"images_per_s": count / users_pipeline(folder, threads, load_share, -(-count // BATCH))}
+
+
+def users_pipeline(folder: Path, threads: int, load_share: float, batches: int) -> float:
+    """Return the seconds that a new pipeline takes for some batches."""
     dali, fn, types = (optional.require(f"nvidia.dali{part}", "measure") for part in ("", ".fn", ".types"))
     made = dali.Pipeline(BATCH, threads, 0, prefetch_queue_depth=3)
     with made:
@@ -136,13 +142,10 @@ def bare_pipeline(folder: Path, count: int, threads: int, load_share: float) -> 
             )
         )
     made.build()
-    for _ in range(WARM):
-        made.run()
-    batches = count // BATCH
     begun = time.perf_counter()
     for _ in range(batches):
         made.run()
-    return {"images_per_s": batches * BATCH / (time.perf_counter() - begun)}
+    return time.perf_counter() - begun
 
 
 def predict(engine: Path, folder: Path, count: int, reader: str, output: Path) -> dict[str, Any]:
@@ -292,7 +295,9 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
             "broken_over_clean": rates["broken"] / rates["infer"],
             "broken_named": all(sorted(run["skipped"]) == names for run in ways["broken"]),
             "broken_rest_right": same_rows(work / "whole.csv", work / "broken.csv", names),
-            "host_over_threads": rates["host"] / max(rates[f"{count} threads"] for count in options.host_threads),
+            "host_over_threads": {
+                str(count): rates["host"] / rates[f"{count} threads"] for count in options.host_threads
+            },
             "readers": readers,
         },
         "images_per_s": {name: [round(run["images_per_s"]) for run in runs] for name, runs in ways.items()},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
@@ -12,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.artifacts import TensorSpec
-from trtbatch.backends.base import Slot, conform
+from trtbatch.backends.base import RowWriter, Slot, conform
 from trtbatch.errors import InputError
-from trtbatch.images.dali import DaliReader, ImageBatch, RowWriter
-from trtbatch.images.host import Loaded, Skipped
+from trtbatch.images.dali import DaliReader, ImageBatch
+from trtbatch.images.host import Loaded, Skipped, cropped
 from trtbatch.sources import BlockSource, ImageSource, Source
 from trtbatch.trace import NO_TRACE, Recorder
 
@@ -188,11 +187,8 @@ class RowFeed(_HostFeed):
 class ImageFeed(_HostFeed):
     """Makes samples of the pixels that a pool of threads reads, straight in the rows of the slots.
 
-    Pillow's threads compete for Python's lock. So the arithmetic is done in two other threads, for several images at
-    once: it then takes the lock less often.
+    Pillow's threads compete for Python's lock, and each further thread slows them. So the arithmetic is done here.
     """
-
-    GROUP, WORKERS = 8, 2
 
     def __init__(
         self,
@@ -206,33 +202,23 @@ class ImageFeed(_HostFeed):
         self._check = check
         self._trace = trace
         self._images: Iterator[Loaded[NDArray[np.uint8]] | Skipped] = iter(())
-        self._pool = ThreadPoolExecutor(self.WORKERS, thread_name_prefix="trtbatch-normalise")
 
     def open(self) -> None:
-        self._images = self._source.loaded(self._source.cropped)
+        recipe = self._source.preprocessing
+        self._images = self._source.loaded(lambda content: cropped(content, recipe))
 
     def fill(self, room: Room, size: int) -> Filled:
         rows, names = room.rows[self._source.spec.name], list[str]()
-        under_way: list[Future[Any]] = []
         while len(names) < size:
-            group = self._next_group(min(self.GROUP, size - len(names)))
-            if not group:
+            image = _next_usable(self._images, self._skip, self._check, self._trace)
+            if image is None:
                 break
-            pixels = np.stack([image.value for image in group])
-            target = rows[len(names) : len(names) + len(group)]
-            under_way.append(self._pool.submit(self._source.preprocessing.from_pixels, pixels, target))
-            names += [image.name for image in group]
-        for future in under_way:
-            future.result()
+            self._source.preprocessing.from_pixels(image.value, rows[len(names)])
+            names.append(image.name)
         return Filled(names, len(names) < size)
-
-    def _next_group(self, count: int) -> list[Loaded[NDArray[np.uint8]]]:
-        images = (_next_usable(self._images, self._skip, self._check, self._trace) for _ in range(count))
-        return list(itertools.takewhile(lambda image: image is not None, images))
 
     def close(self) -> None:
         _close(self._images)
-        self._pool.shutdown()
 
 
 class DaliFeed(_HostFeed):

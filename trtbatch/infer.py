@@ -21,8 +21,8 @@ from trtbatch.batches import MAX_BATCH, refuse_outside
 from trtbatch.errors import InputError, ProfileError, UsageError
 from trtbatch.feeds import DaliFeed, PreprocessorFeed, RowWriting
 from trtbatch.images.dali import DaliReader
+from trtbatch.images.host import choose_reader
 from trtbatch.images.preprocessor import OnnxPreprocessor
-from trtbatch.images.readers import choose_reader
 from trtbatch.notes import note, warn
 from trtbatch.pipeline import Busy, MakeFeed, Pipeline
 from trtbatch.preprocessing import Preprocessing

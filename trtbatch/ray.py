@@ -33,7 +33,7 @@ from trtbatch.api import LoadedEngine, load
 from trtbatch.artifacts import Sidecar, TensorSpec
 from trtbatch.backends.base import layout_fix, refuse_integers
 from trtbatch.errors import InputError, UsageError
-from trtbatch.images.host import image_input, open_image, stacked
+from trtbatch.images.host import image_input, open_image, typed
 from trtbatch.names import shortened
 from trtbatch.sinks import Prediction, refuse_topk, top_predictions
 
@@ -138,7 +138,8 @@ class Predictor:
             return self._thread.run(lambda: self._engine.run(inputs))
         spec, preprocessing = image_input(self.sidecar)
         if PIXELS in batch:
-            rows = stacked([np.asarray(batch[PIXELS][row]) for row in usable], spec, preprocessing)
+            samples = [preprocessing.from_pixels(np.asarray(batch[PIXELS][row])) for row in usable]
+            rows = typed(np.stack(samples, axis=spec.batch_axis or 0), spec)
             return self._thread.run(lambda: self._engine.run({spec.name: rows}))
         images = [_encoded(each) for each in _image_column(batch, self.sidecar)[usable]]
         outputs, unusable = self._thread.run(lambda: self._engine.run_images(images, self._reader))

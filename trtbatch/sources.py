@@ -21,7 +21,6 @@ from trtbatch.images.host import (
     ImageLike,
     Loaded,
     Skipped,
-    cropped,
     image_input,
     open_image,
     plain,
@@ -163,9 +162,7 @@ def _images(text: str, sidecar: Sidecar, count: int | None, option: str) -> Imag
         if not found and not os.access(path, os.R_OK | os.X_OK):
             raise unreadable(text)
         if not found:
-            raise InputError(
-                f"{text} holds no images", f"put {', '.join(_SOME_SUFFIXES)} … files there, or name another"
-            )
+            raise InputError(f"{text} holds no images", "put .jpg, .png, .webp … files there, or name another")
         files, are_regular = [file for file, _ in found], all(regular for _, regular in found)
         names = [file.relative_to(path).as_posix() for file in files]
     else:
@@ -183,9 +180,6 @@ def _images(text: str, sidecar: Sidecar, count: int | None, option: str) -> Imag
 def _matches(pattern: str) -> list[Path]:
     """What a pattern names, but for folders: what isn't a regular file is named when it is read."""
     return sorted(Path(found) for found in glob.glob(pattern, recursive=True) if not os.path.isdir(found))
-
-
-_SOME_SUFFIXES = (".jpg", ".png", ".webp")
 
 
 def _image_files(folder: Path) -> Iterator[tuple[Path, bool]]:
@@ -241,14 +235,6 @@ class ImageSource:
     def pixels(self, content: ImageLike) -> NDArray[np.uint8]:
         """Return the upright pixels ``(H, W, 3)`` of a file's content, as :meth:`loaded` takes it."""
         return np.asarray(self.preprocessing.rgb(open_image(content)))
-
-    def cropped(self, content: ImageLike) -> NDArray[np.uint8]:
-        """Return the pixels of a file's content, resized and cropped, as :meth:`loaded` takes it.
-
-        Raises:
-            InputError: the image can't be used.
-        """
-        return cropped(content, self.preprocessing)
 
     def _sample(self, content: ImageLike) -> Array:
         if self.preprocessor is not None:

@@ -117,6 +117,17 @@ class Slot(Protocol):
         """Run once, and tell what copies and compute take apart: ms of ``h2d``, ``gpu``, ``d2h``; empty on the CPU."""
 
 
+class RowWriter(Protocol):
+    """Writes rows of a batch on the GPU, ordered on a CUDA stream."""
+
+    @property
+    def stream(self) -> int:
+        """Handle of the stream."""
+
+    def upload(self, address: int, row: Array) -> None:
+        """Copy a row from the host to an address of the GPU."""
+
+
 class Session(Protocol):
     """Inputs and outputs of an engine, bound to memory. Not for use by two threads at once."""
 

@@ -14,21 +14,21 @@ from __future__ import annotations
 
 import ctypes
 import io
-import itertools
 import os
 import struct
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch import optional
+from trtbatch.backends.base import RowWriter
 from trtbatch.errors import InputError
 from trtbatch.images.host import ImageLike, Loaded, Skipped, read_ahead, sample
 from trtbatch.notes import note
@@ -38,18 +38,7 @@ from trtbatch.trace import NO_TRACE, Recorder
 if TYPE_CHECKING:
     from trtbatch.artifacts import TensorSpec
 
-__all__ = [
-    "INPUT",
-    "THREADS",
-    "DaliReader",
-    "ImageBatch",
-    "Jpeg",
-    "RowWriter",
-    "geometry",
-    "jpeg_size",
-    "pipeline",
-    "serialize",
-]
+__all__ = ["INPUT", "THREADS", "DaliReader", "ImageBatch", "Jpeg", "geometry", "jpeg_size", "pipeline", "serialize"]
 
 Array = NDArray[Any]
 
@@ -59,13 +48,13 @@ INPUT = "encoded"
 THREADS = 2
 """CPU threads of the pipeline: with the GPU's JPEG decoder two are enough (docs/performance.md)."""
 
-FILE_READERS, FILES = 2, 32
+FILE_READERS, FILES = 2, 128
 """Threads that read files, and files that they read at a time."""
 
 HARDWARE_LOAD = 1.0
 """Share of the images that the GPU's JPEG decoder takes, where it has one."""
 
-DEPTH = 3
+DEPTH = 4
 """Batches that DALI works on at the same time."""
 
 USUAL = (512, 512)
@@ -74,12 +63,7 @@ USUAL = (512, 512)
 MAX_PIXELS = 1 << 25
 """Pixels of the largest image that DALI decodes: a batch of them has to fit into the GPU's memory."""
 
-_FILTERS = {
-    "nearest": "INTERP_NN",
-    "bilinear": "INTERP_TRIANGULAR",
-    "bicubic": "INTERP_CUBIC",
-    "lanczos": "INTERP_LANCZOS3",
-}
+_FILTERS = {"nearest": "NN", "bilinear": "TRIANGULAR", "bicubic": "CUBIC", "lanczos": "LANCZOS3"}
 
 
 def pipeline(
@@ -128,7 +112,7 @@ def pipeline(
         resized = fn.resize(
             images,
             size=size,
-            interp_type=getattr(types, _FILTERS[preprocessing.interpolation]),
+            interp_type=getattr(types, f"INTERP_{_FILTERS[preprocessing.interpolation]}"),
             antialias=True,
             subpixel_scale=False,
         )
@@ -243,22 +227,11 @@ def _has_end(data: bytes | memoryview, at: int) -> bool:
 
 
 class Jpeg(NamedTuple):
-    """A file that :func:`jpeg_size` knows the height and width of: its bytes, or DALI's tensor of them."""
+    """A file that :func:`jpeg_size` knows the height and width of: an array of its bytes, or DALI's tensor of them."""
 
     data: Any
     height: int
     width: int
-
-
-class RowWriter(Protocol):
-    """Writes rows of a batch on the GPU, ordered on a CUDA stream."""
-
-    @property
-    def stream(self) -> int:
-        """Handle of the stream."""
-
-    def upload(self, address: int, row: Array) -> None:
-        """Copy a row from the host to an address of the GPU."""
 
 
 @dataclass
@@ -323,8 +296,6 @@ class DaliReader:
         MissingPackageError: DALI isn't installed.
     """
 
-    name = "dali"
-
     def __init__(
         self,
         preprocessing: Preprocessing,
@@ -339,22 +310,22 @@ class DaliReader:
         self._device = device
         self._trace = trace
         self._pipeline: Any = None
-        self._waiting: deque[ImageBatch] = deque()
         self._gathered: Iterator[ImageBatch] = iter(())
-        self._geometries: dict[tuple[int, int], tuple[int, int, int, int]] = {}
-        self._make()
-
-    def _remake(self) -> None:
-        self._pipeline._shutdown()
+        self._ready: deque[ImageBatch] = deque()
+        """Gathered, and not given to DALI yet."""
+        self._waiting: deque[ImageBatch] = deque()
+        """Given to DALI, and not taken from it yet."""
+        self._geometry = lru_cache(maxsize=None)(partial(geometry, preprocessing))
         self._make()
 
     def _make(self) -> None:
+        self.close()
         self._pipeline = pipeline(self._preprocessing, self._spec, self._batch, self._device, self._next_batch)
         self._pipeline.build()
 
     def warm(self) -> None:
         """Run a batch of grey images, so that decoders and memory are there before the first image is read."""
-        images = (Loaded(str(index), Jpeg(_grey(USUAL), *USUAL)) for index in range(self._batch))
+        images = (Loaded(str(index), _grey(*USUAL)) for index in range(self._batch))
         for _ in self.batches(images, iter([self._batch, 1])):
             pass
 
@@ -365,7 +336,7 @@ class DaliReader:
             InputError: the image can't be used.
         """
         if isinstance(source, bytes) and (size := jpeg_size(source)) is not None:
-            return Jpeg(source, *size)
+            return Jpeg(np.frombuffer(source, np.uint8), *size)
         return sample(source, self._spec, self._preprocessing)
 
     def read_files(
@@ -398,24 +369,23 @@ class DaliReader:
         """
         if self._waiting:  # of an earlier call that was not iterated to its end
             self._waiting.clear()
-            self._remake()
+            self._make()
         self._gathered = self._gather(iter(images), sizes)
+        self._ready.clear()
         self._pipeline.reset()
-        self._pipeline.schedule_run()
+        self._start()
         while self._waiting:
+            self._prepare()  # while DALI works
             batch = self._waiting.popleft()
             self._finish(batch)
             yield batch
             batch.samples = None
-            self._pipeline.schedule_run()
 
     def close(self) -> None:
         """End DALI's threads and free its memory; again does nothing."""
-        made, self._pipeline = self._pipeline, None
-        self._waiting.clear()
-        self._gathered = iter(())
-        if made is not None:
-            made._shutdown()
+        if self._pipeline is not None:
+            self._pipeline._shutdown()
+            self._pipeline = None
 
     def _gather(self, images: Iterator[Loaded[Any] | Skipped], sizes: Iterable[int]) -> Iterator[ImageBatch]:
         for size in sizes:
@@ -435,47 +405,60 @@ class DaliReader:
             if batch.last:
                 return
 
-    def _next_batch(self) -> tuple[list[Any], Array, Array]:
-        """Give DALI, which calls this, the next batch."""
+    def _prepare(self) -> bool:
+        """Gather a batch in advance; False at the end."""
         batch = next(self._gathered, None)
         if batch is None:
-            raise StopIteration
-        self._waiting.append(batch)
-        jpegs = batch.encoded or [Jpeg(_grey((1, 1)), 1, 1)]  # DALI takes no empty batch
+            return False
+        jpegs = batch.encoded or [_grey(1, 1)]  # DALI takes no empty batch
         numbers = np.array([self._geometry(jpeg.height, jpeg.width) for jpeg in jpegs])
-        batch.fed = [_array(jpeg) for jpeg in jpegs], numbers[:, :2].astype(np.float32), numbers[:, 2:].astype(np.int32)
-        return batch.fed
+        batch.fed = [jpeg.data for jpeg in jpegs], numbers[:, :2].astype(np.float32), numbers[:, 2:].astype(np.int32)
+        self._ready.append(batch)
+        return True
 
-    def _geometry(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """As :func:`geometry`; many images have the same size."""
-        found = self._geometries.get((height, width))
-        if found is None:
-            found = self._geometries[height, width] = geometry(self._preprocessing, height, width)
-        return found
+    def _start(self) -> None:
+        """Give DALI as many batches as it works on at the same time: it asks for all of them at once."""
+        while len(self._ready) < DEPTH and self._prepare():
+            pass
+        self._pipeline.schedule_run()
+
+    def _next_batch(self) -> tuple[list[Any], Array, Array]:
+        """Give DALI, which calls this, the next batch."""
+        if not self._ready:
+            raise StopIteration
+        self._waiting.append(self._ready.popleft())
+        return self._waiting[-1].fed
 
     def _finish(self, batch: ImageBatch) -> None:
+        """Take a batch from DALI, and give it the next one at once."""
         if not batch.failed:
             try:
                 with self._trace.span("dali", samples=len(batch.encoded)):
                     (batch.samples,) = self._pipeline.share_outputs()
                     self._pipeline.release_outputs()
-            except Exception as error:  # whatever DALI and its decoders raise
-                note(f"DALI failed on a batch, which the host reader reads: {_reason(error)}")
-                self._recover(batch)
+            except Exception:  # whatever DALI and its decoders raise
+                self._waiting.appendleft(batch)
+                self._recover()
+                self._waiting.popleft()
+        try:
+            self._pipeline.schedule_run()
+        except Exception:  # a later batch has failed
+            self._recover()
         if len(batch.encoded) < len(batch.rows):
             self._settle(batch)
 
-    def _recover(self, failed: ImageBatch) -> None:
-        """Read all batches that were in the failed pipeline on the host, and make another pipeline."""
+    def _recover(self) -> None:
+        """Read all batches that are in the failed pipeline on the host, and make another pipeline."""
+        note("DALI failed on an image: the host reader reads the batches that were under way")
         with ThreadPoolExecutor() as pool:
-            for batch in (failed, *self._waiting):
+            for batch in self._waiting:
                 for index, made in enumerate(batch.rows):
                     if isinstance(made, int):
-                        encoded = np.asarray(_array(batch.encoded[made])).tobytes()
+                        encoded = np.asarray(batch.encoded[made].data).tobytes()
                         batch.rows[index] = pool.submit(sample, encoded, self._spec, self._preprocessing)
                 batch.encoded, batch.failed = [], True
-        self._remake()
-        self._pipeline.schedule_run()
+        self._make()
+        self._start()
 
     def _settle(self, batch: ImageBatch) -> None:
         """Wait for the host reader's samples, and leave out the images that it could not use."""
@@ -491,7 +474,7 @@ class DaliReader:
 def _read_by_dali(files: Sequence[Path]) -> Iterator[Any]:
     """Yield the content of regular files, up to the first that can't be read."""
     dali, fn = (optional.require(f"nvidia.dali{part}", "read images with DALI") for part in ("", ".fn"))
-    made = dali.Pipeline(FILES, FILE_READERS, None, prefetch_queue_depth=4)
+    made = dali.Pipeline(FILES, FILE_READERS, None, prefetch_queue_depth=2)
     try:
         with made:
             made.set_outputs(fn.readers.file(files=[os.fspath(file) for file in files], dont_use_mmap=True)[0])
@@ -500,25 +483,14 @@ def _read_by_dali(files: Sequence[Path]) -> Iterator[Any]:
             yield from (read[index] for index in range(min(FILES, len(files) - first)))
     except (RuntimeError, TypeError, ValueError):  # it is gone, or its name isn't text: Python says which
         return
-
-
-def _array(jpeg: Jpeg) -> Any:
-    """Bytes as an array; a tensor of DALI's as it is."""
-    return np.frombuffer(jpeg.data, np.uint8) if isinstance(jpeg.data, bytes) else jpeg.data
+    finally:
+        made._shutdown()
 
 
 @lru_cache(maxsize=2)
-def _grey(size: tuple[int, int]) -> bytes:
-    """A JPEG file of one color."""
+def _grey(width: int, height: int) -> Jpeg:
     from PIL import Image
 
     file = io.BytesIO()
-    Image.new("RGB", size, "grey").save(file, "JPEG")
-    return file.getvalue()
-
-
-def _reason(error: Exception) -> str:
-    """The line of DALI's message that says what failed."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    after = [line for before, line in itertools.pairwise(lines) if before.startswith("encountered")]
-    return (after or lines or [type(error).__name__])[0]
+    Image.new("RGB", (width, height), "grey").save(file, "JPEG")
+    return Jpeg(np.frombuffer(file.getvalue(), np.uint8), height, width)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, Union
 import numpy as np
 from numpy.typing import NDArray
 
+from trtbatch import optional
 from trtbatch.errors import InputError, UsageError
 from trtbatch.names import shortened
 from trtbatch.preprocessing import Preprocessing
@@ -26,9 +27,11 @@ if TYPE_CHECKING:  # the ONNX tools aren't needed to open an image
 __all__ = [
     "FORMATS",
     "MAX_BYTES",
+    "READERS",
     "ImageLike",
     "Loaded",
     "Skipped",
+    "choose_reader",
     "content",
     "cropped",
     "image_input",
@@ -37,7 +40,7 @@ __all__ = [
     "read_ahead",
     "read_bytes",
     "sample",
-    "stacked",
+    "typed",
 ]
 
 Array = NDArray[Any]
@@ -60,14 +63,6 @@ MOST_WORKERS = 8
 """Threads at the most: more of them only wait for Python's lock, which Pillow holds for a part of its work."""
 
 _FIX = "mend it, or leave it out"
-
-_KINDS = {
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFDIR: "a folder",
-}
 
 
 @dataclass(frozen=True)
@@ -109,36 +104,24 @@ def image_input(sidecar: Sidecar) -> tuple[TensorSpec, Preprocessing]:
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """Return the content of a regular file of at most :data:`MAX_BYTES`.
 
-    Pipes, sockets and devices are refused without waiting for them: they may never end.
+    Pipes, sockets and devices are refused without being opened: they may never end.
 
     Raises:
         InputError: it can't be read, or isn't such a file.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise InputError("a pipe, a socket or a device, not a file", _FIX)
+        if found.st_size > MAX_BYTES:
+            raise InputError(f"its {found.st_size} bytes are over the limit of {MAX_BYTES}", _FIX)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # it may have become a pipe meanwhile
         try:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise InputError(f"{_KINDS.get(stat.S_IFMT(found.st_mode), 'something else')}, not a file", _FIX)
-            if found.st_size > MAX_BYTES:
-                raise InputError(f"its {found.st_size} bytes are over the limit of {MAX_BYTES}", _FIX)
-            data = os.read(descriptor, found.st_size + 1)
-            while len(data) < found.st_size and (more := os.read(descriptor, found.st_size - len(data))):
-                data += more
-            return data
+            return os.read(descriptor, found.st_size)
         finally:
             os.close(descriptor)
     except OSError as error:
-        if stat.S_ISSOCK(_mode(path)):  # which opening doesn't tell
-            raise InputError("a socket, not a file", _FIX) from error
         raise InputError(error.strerror or str(error), _FIX) from error
-
-
-def _mode(path: str | os.PathLike[str]) -> int:
-    try:
-        return os.stat(path).st_mode
-    except OSError:
-        return 0
 
 
 def content(source: ImageLike) -> ImageLike:
@@ -226,19 +209,11 @@ def sample(source: ImageLike, spec: TensorSpec, preprocessing: Preprocessing) ->
     Raises:
         InputError: as :func:`open_image`.
     """
-    return _typed(preprocessing.from_pixels(cropped(source, preprocessing)), spec)
+    return typed(preprocessing.from_pixels(cropped(source, preprocessing)), spec)
 
 
-def stacked(images: Sequence[Array], spec: TensorSpec, preprocessing: Preprocessing) -> Array:
-    """Return resized and cropped images, ``(H, W, 3)`` uint8 each, as the batch that the input takes.
-
-    They stay bytes where scale, mean and deviation are part of the model.
-    """
-    samples = [preprocessing.from_pixels(pixels) for pixels in images]
-    return _typed(np.stack(samples, axis=spec.batch_axis or 0), spec)
-
-
-def _typed(samples: Array, spec: TensorSpec) -> Array:
+def typed(samples: Array, spec: TensorSpec) -> Array:
+    """Return float samples in the input's float type, and others as they are."""
     is_float = samples.dtype.kind == "f" and spec.dtype.startswith("float")
     return samples.astype(spec.dtype, copy=False) if is_float else samples
 
@@ -288,3 +263,30 @@ def read_ahead(
             yield from done
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+READERS = ("auto", "host", "dali")
+
+
+def choose_reader(wanted: str, sidecar: Sidecar) -> str:
+    """Return ``host`` or ``dali`` for a model of one image input.
+
+    Args:
+        wanted: ``auto``, ``host`` or ``dali``.
+
+    Raises:
+        UsageError: DALI was asked for, and doesn't fill such an input; or no such reader.
+        MissingPackageError: DALI was asked for, and isn't installed.
+    """
+    if wanted not in READERS:
+        raise UsageError(f"--reader {wanted} is no reader", f"pass {', '.join(READERS[:-1])} or {READERS[-1]}")
+    spec, _ = image_input(sidecar)
+    fits = spec.batch_axis == 0 and spec.dtype in ("float32", "float16", "uint8")
+    if wanted == "dali":
+        if not fits:
+            raise UsageError(f"DALI doesn't fill the input {spec} of {sidecar.model.name}", "pass --reader host")
+        optional.require("nvidia.dali", "read images with DALI")
+    if wanted == "auto":
+        found = fits and sidecar.backend == "tensorrt" and optional.is_installed("nvidia.dali")
+        return "dali" if found else "host"
+    return wanted

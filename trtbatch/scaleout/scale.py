@@ -37,7 +37,7 @@ from trtbatch.artifacts import Artifact, Sidecar
 from trtbatch.backends import resolve_engine
 from trtbatch.batches import refuse_outside
 from trtbatch.errors import ExecutionError, UsageError
-from trtbatch.images.readers import choose_reader
+from trtbatch.images.host import choose_reader
 from trtbatch.names import shortened
 from trtbatch.notes import note
 from trtbatch.ray import IMAGE_COLUMNS, PIXELS, READY, Predictor

@@ -24,8 +24,7 @@ from trtbatch import optional
 from trtbatch.artifacts import Artifact
 from trtbatch.errors import ArtifactError, MissingPackageError, UsageError
 from trtbatch.images import dali
-from trtbatch.images.host import image_input
-from trtbatch.images.readers import choose_reader
+from trtbatch.images.host import choose_reader, image_input
 from trtbatch.names import shortened
 from trtbatch.scaleout.tritonbatching import one_size
 
