@@ -502,6 +502,15 @@ def test_the_command_refuses_and_trusts(cli: Callable[..., Any], folder: Path) -
     result = run_process("export", "runs_code.pt2", "--dynamic", "--trust-code", cwd=folder)
     assert result.returncode == 0, result.stderr
     assert marker.exists() and (folder / "engines/runs_code_dynamic.onnx").exists()
+    # The reference is the same file.
+    assert run_process("build", "--max", 4, "--backend", "onnxruntime", cwd=folder).returncode == 0
+    marker.unlink()
+    result = run_process("verify", "--against", "torch", cwd=folder)
+    assert result.returncode == 1 and INPUTS in result.stderr and "--trust-code" in result.stderr
+    assert not marker.exists()
+    result = run_process("verify", "--against", "torch", "--trust-code", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert marker.exists()
 
 
 @pytest.mark.parametrize("model", ["resnet18", "tests.zoo:small"])

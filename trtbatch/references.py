@@ -34,11 +34,12 @@ class Reference(Protocol):
     def __call__(self, inputs: Mapping[str, Array], batch: int) -> dict[str, Array]: ...
 
 
-def open_reference(against: str, artifact: Artifact) -> Reference:
+def open_reference(against: str, artifact: Artifact, trust_code: bool = False) -> Reference:
     """The reference that ``--against`` names.
 
     Args:
         against: ``onnxruntime``, ``torch``, an ``.onnx`` or an ``.npz`` file.
+        trust_code: whether a ``.pt2`` program may run the code that it holds.
 
     Raises:
         UsageError: a name that is none of these.
@@ -48,7 +49,7 @@ def open_reference(against: str, artifact: Artifact) -> Reference:
     if against == "onnxruntime":
         return OnnxFileReference(find_onnx(artifact))
     if against == "torch":
-        return _Torch(artifact)
+        return _Torch(artifact, trust_code)
     path = Path(against)
     try:
         if path.suffix == ".npz":
@@ -144,13 +145,14 @@ class OnnxFileReference:
 class _Torch:
     """The model that was exported, made again."""
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, trust_code: bool) -> None:
         record = artifact.sidecar.model
         if record.origin is None:
             raise ArtifactError(
                 f"{artifact.path} doesn't say which torch model it is", "pass --against onnxruntime, or a file"
             )
-        self._model = load_model(record.origin, record.weights_option or "auto", record.seed or 0, record.input_shape)
+        weights, seed = record.weights_option or "auto", record.seed or 0
+        self._model = load_model(record.origin, weights, seed, record.input_shape, trust_code)
         if self._model.weights != record.weights:
             problem = f"the weights now are {self._model.weights!r}, those exported were {record.weights!r}"
             raise ArtifactError(problem, "put the weights back, or export again")

@@ -41,6 +41,7 @@ class VerifyRequest:
         input: samples to use, as for ``infer``; None draws random ones.
         rtol, atol: numpy's element-wise limits, instead of the tolerance of dtype and precision.
         device: number of the GPU.
+        trust_code: whether the ``.pt2`` program that the reference torch loads may run the code that it holds.
         progress: told what is being done.
     """
 
@@ -52,6 +53,7 @@ class VerifyRequest:
     atol: float | None = None
     seed: int = 42
     device: int = 0
+    trust_code: bool = False
     progress: Callable[[str, float | None], None] = lambda words, share: None
 
 
@@ -133,7 +135,7 @@ def _reference(request: VerifyRequest, artifact: Artifact) -> Reference | None:
     if request.against == "none":
         return None
     if request.against is not None:
-        return open_reference(request.against, artifact)
+        return open_reference(request.against, artifact, request.trust_code)
     try:
         return open_reference("onnxruntime", artifact)
     except ArtifactError as error:

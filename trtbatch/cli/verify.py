@@ -38,6 +38,12 @@ def command(
     json_: Annotated[
         Optional[Path], typer.Option("--json", metavar="FILE", help="Every sample of every output.")
     ] = None,
+    trust_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-code", help="With --against torch: run the code that the .pt2 file holds, which you made yourself."
+        ),
+    ] = False,
     device: Device = 0,
     debug: Debug = False,
 ) -> None:
@@ -68,6 +74,7 @@ def command(
                 atol=atol,
                 seed=seed,
                 device=device,
+                trust_code=trust_code,
                 progress=progress,
             )
         )
