@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -63,9 +64,22 @@ def test_export_reaches_for_nothing(folder: Path) -> None:
     assert calls == []
 
 
+@pytest.mark.parametrize(("given", "found"), [(None, "1"), ("0", "0"), ("1", "1")])
+def test_child_processes_inherit_the_switch(given: str | None, found: str) -> None:
+    """Workers, Ray's and ModelOpt's processes are children of one that has imported trtbatch."""
+    child = [sys.executable, "-c", "import os; print(os.environ['ORT_DISABLE_TELEMETRY'])"]
+    code = f"import subprocess, trtbatch; subprocess.run({child!r})"
+    environment = child_environment()
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    if given is not None:
+        environment["ORT_DISABLE_TELEMETRY"] = given
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == found
+
+
 def test_the_watcher_sees_telemetry_that_the_user_switched_on(folder: Path) -> None:
-    version = tuple(int(part) for part in __import__("onnxruntime").__version__.split(".")[:2])
-    if version < (1, 29):
+    release = importlib.metadata.version("onnxruntime")
+    if tuple(map(int, release.split(".")[:2])) < (1, 29):
         pytest.skip("this onnxruntime has no telemetry on Linux")
     calls = watched(
         [sys.executable, "-c", "import trtbatch, onnxruntime, time; time.sleep(1)"], folder, ORT_DISABLE_TELEMETRY="0"
