@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import signal
 import socket
@@ -25,6 +26,7 @@ from tests.conftest import PREPROCESSING, child_environment
 from tests.test_build import refused
 from trtbatch.artifacts import TensorSpec
 from trtbatch.errors import InputError
+from trtbatch.files import sidecar_path
 from trtbatch.images.host import Loaded, Skipped, open_image, read_ahead, read_bytes, sample
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.ray import Predictor
@@ -312,6 +314,19 @@ def test_files_are_read_by_dali_and_by_python_where_it_can_not(tmp_path: Path) -
     reader.close()
 
 
+def test_images_of_the_host_reader_at_the_end_are_waited_for(tmp_path: Path) -> None:
+    dali = pytest.importorskip("trtbatch.images.dali")
+    pytest.importorskip("nvidia.dali", reason="needs DALI")
+    files = [tmp_path / f"{index:03}.png" for index in range(60)]
+    for index, file in enumerate(files):
+        file.write_bytes(encoded(picture(400, 300 + index), "PNG"))
+    reader = dali.DaliReader(RECIPES[0], SPEC, 8)
+    names = [file.name for file in files]
+    found = [name for batch in reader.batches(reader.read_files(files, names), iter([8] * 20)) for name in batch.names]
+    reader.close()
+    assert found == names
+
+
 def test_a_reader_is_used_again_also_after_an_unfinished_run() -> None:
     dali = pytest.importorskip("trtbatch.images.dali")
     pytest.importorskip("nvidia.dali", reason="needs DALI")
@@ -391,6 +406,15 @@ def test_the_reader_is_the_hosts_unless_a_gpu_is_there(
 ) -> None:
     result = cli("infer", "--input", images)
     assert result.exit_code == 0 and "read by Pillow on the host" in result.output
+
+
+def test_preprocessing_that_the_input_does_not_take(cli: Cli, photo_engine: Path, images: Path) -> None:
+    beside = sidecar_path(photo_engine)
+    data = json.loads(beside.read_text())
+    data["preprocessing"]["crop"] = [6, 8]
+    beside.write_text(json.dumps(data))
+    for command in ("infer", "verify"):
+        refused(cli(command, "--input", images), 2, "makes samples (3, 6, 8)", "correct its crop")
 
 
 def test_readers_that_do_not_fit(cli: Cli, photo_engine: Path, folder: Path, images: Path) -> None:

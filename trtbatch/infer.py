@@ -217,13 +217,13 @@ def _preprocessor(request: InferRequest, source: Source, artifact: Artifact) -> 
             raise UsageError(f"{path} runs on a GPU, and {artifact.path} doesn't", "name the .pre.onnx file")
         own = artifacts.load(path, "preprocessor")
         if not _fills(own.sidecar.outputs[0], own.sidecar.preprocessing, sidecar):
-            raise _made_for_another(path, own.sidecar.model.name, artifact.path.name)
+            raise _made_for_another(path, own.sidecar.model.name, artifact.path)
         note(f"preprocessor: {path}")
         return own
     preprocessor = OnnxPreprocessor(path, threads=1)  # the readers call it side by side
     record = preprocessor.record
     if not _fills(record.output, record.recipe, sidecar):
-        raise _made_for_another(path, record.source.file, artifact.path.name)
+        raise _made_for_another(path, record.source.file, artifact.path)
     source.preprocessor = preprocessor
     note(f"preprocessor: {path}, in ONNX Runtime")
     return preprocessor
@@ -236,10 +236,10 @@ def _fills(output: TensorSpec, recipe: Preprocessing | None, sidecar: Sidecar) -
     return same and len(sidecar.inputs) == 1 and spec.batch_axis == 0 and recipe == sidecar.preprocessing
 
 
-def _made_for_another(path: Path, other: str, name: str) -> UsageError:
+def _made_for_another(path: Path, other: str, engine: Path) -> UsageError:
     return UsageError(
-        f"{path} was made for {other}, whose input or preprocessing differs from that of {name}",
-        f"run: trtbatch export-preprocessor {name}",
+        f"{path} was made for {other}, whose input or preprocessing differs from that of {engine.name}",
+        f"run: trtbatch export-preprocessor {engine}",
     )
 
 

@@ -315,11 +315,13 @@ class DaliReader:
         """Gathered, and not given to DALI yet."""
         self._waiting: deque[ImageBatch] = deque()
         """Given to DALI, and not taken from it yet."""
+        self._pool = ThreadPoolExecutor(thread_name_prefix="trtbatch-read")
         self._geometry = lru_cache(maxsize=None)(partial(geometry, preprocessing))
         self._make()
 
     def _make(self) -> None:
-        self.close()
+        if self._pipeline is not None:
+            self._pipeline._shutdown()
         self._pipeline = pipeline(self._preprocessing, self._spec, self._batch, self._device, self._next_batch)
         self._pipeline.build()
 
@@ -348,18 +350,15 @@ class DaliReader:
             are_regular: whether each is a regular file. A pipe would hold DALI's threads for ever.
         """
         count = 0
-        pool = ThreadPoolExecutor(thread_name_prefix="trtbatch-read")
-        try:
-            for tensor in _read_by_dali(files) if are_regular else ():
-                data = np.asarray(tensor).data
-                if (size := jpeg_size(data)) is not None:
-                    yield Loaded(names[count], Jpeg(tensor, *size))
-                else:
-                    yield Loaded(names[count], pool.submit(sample, bytes(data), self._spec, self._preprocessing))
-                count += 1
-            yield from read_ahead(files[count:], names[count:], self.load, FILE_READERS, trace=self._trace)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        for tensor in _read_by_dali(files) if are_regular else ():
+            data = np.asarray(tensor).data
+            size = jpeg_size(data)
+            yield Loaded(names[count], self._on_host(bytes(data)) if size is None else Jpeg(tensor, *size))
+            count += 1
+        yield from read_ahead(files[count:], names[count:], self.load, FILE_READERS, trace=self._trace)
+
+    def _on_host(self, encoded: bytes) -> Future[Array]:
+        return self._pool.submit(sample, encoded, self._spec, self._preprocessing)
 
     def batches(self, images: Iterable[Loaded[Any] | Skipped], sizes: Iterable[int]) -> Iterator[ImageBatch]:
         """Yield the batches of images that :meth:`load` has loaded; each is valid until the next is asked for.
@@ -383,6 +382,7 @@ class DaliReader:
 
     def close(self) -> None:
         """End DALI's threads and free its memory; again does nothing."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
         if self._pipeline is not None:
             self._pipeline._shutdown()
             self._pipeline = None
@@ -450,13 +450,11 @@ class DaliReader:
     def _recover(self) -> None:
         """Read all batches that are in the failed pipeline on the host, and make another pipeline."""
         note("DALI failed on an image: the host reader reads the batches that were under way")
-        with ThreadPoolExecutor() as pool:
-            for batch in self._waiting:
-                for index, made in enumerate(batch.rows):
-                    if isinstance(made, int):
-                        encoded = np.asarray(batch.encoded[made].data).tobytes()
-                        batch.rows[index] = pool.submit(sample, encoded, self._spec, self._preprocessing)
-                batch.encoded, batch.failed = [], True
+        for batch in self._waiting:
+            for index, made in enumerate(batch.rows):
+                if isinstance(made, int):
+                    batch.rows[index] = self._on_host(np.asarray(batch.encoded[made].data).tobytes())
+            batch.encoded, batch.failed = [], True
         self._make()
         self._start()
 

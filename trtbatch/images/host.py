@@ -85,7 +85,7 @@ def image_input(sidecar: Sidecar) -> tuple[TensorSpec, Preprocessing]:
     """Return the one input that takes images, and how they are prepared for it.
 
     Raises:
-        UsageError: the model has several inputs, or no preprocessing recorded.
+        UsageError: the model has several inputs, or no preprocessing recorded, or one that the input doesn't take.
     """
     if sidecar.preprocessing is None:
         raise UsageError(
@@ -98,7 +98,12 @@ def image_input(sidecar: Sidecar) -> tuple[TensorSpec, Preprocessing]:
             f"{sidecar.model.name} has {len(sidecar.inputs)} inputs ({names}); images can feed a model with one",
             "give arrays, each by its input's name (FILE.npz)",
         )
-    return sidecar.inputs[0], sidecar.preprocessing
+    spec, recipe = sidecar.inputs[0], sidecar.preprocessing
+    made = (*recipe.crop, 3) if recipe.fused == "NHWC" else (3, *recipe.crop)
+    if spec.batch_axis == 0 and not spec.fits((1, *made)):
+        problem = f"the preprocessing of {sidecar.model.name} makes samples {made}, which its input {spec} doesn't take"
+        raise UsageError(problem, "correct its crop, in the model's sidecar or its ModelSpec, and build again")
+    return spec, recipe
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
