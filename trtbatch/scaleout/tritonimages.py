@@ -77,10 +77,6 @@ def refuse_unprepared(artifact: Artifact) -> None:
         choose_reader("dali", sidecar)
     except UsageError as error:
         raise ArtifactError(f"{prefix}: {error.problem}", fix) from error
-    spec, recipe = image_input(sidecar)
-    made = (*recipe.crop, 3) if recipe.fused == "NHWC" else (3, *recipe.crop)
-    if spec.shape[1:] != made:
-        raise ArtifactError(f"{prefix}: its preprocessing makes samples {made}, and its input is {spec}", fix)
     if one_size(sidecar) is not None:
         raise ArtifactError(
             f"{prefix}: it holds batch {one_size(sidecar)} alone, and Triton makes no whole batches of images",
