@@ -152,6 +152,16 @@ def negated(path: Path, dtype: int = TensorProto.FLOAT, shape: Shape = ("batch_s
     return save(path, nodes, {"input": shape}, {"output": shape}, dtypes=dict.fromkeys(("input", "output"), dtype))
 
 
+def whole_and_rows(path: Path) -> Path:
+    """Images ``(N, 3, 8, 8)`` as they are, and their sum, a scalar for the whole batch."""
+    nodes = [
+        helper.make_node("Relu", ["input"], ["rows"], name="/relu"),
+        helper.make_node("ReduceSum", ["input"], ["total"], name="/total", keepdims=0),
+    ]
+    outputs: dict[str, Shape] = {"rows": ["batch_size", 3, 8, 8], "total": []}
+    return save(path, nodes, {"input": ["batch_size", 3, 8, 8]}, outputs)
+
+
 def summarised(path: Path) -> Path:
     """Rows, their mean over the batch ``(1, 4)``, their sum (a scalar), and a constant: one output is per sample."""
     nodes = [

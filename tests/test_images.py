@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from onnx import TensorProto
 from PIL import Image
 
 import trtbatch
 from benchmarks.images import broken, write_image
+from tests import models
 from tests.conftest import PREPROCESSING, child_environment
 from tests.test_build import refused
 from trtbatch.artifacts import TensorSpec
@@ -30,6 +32,7 @@ from trtbatch.files import sidecar_path
 from trtbatch.images.host import Loaded, Skipped, open_image, read_ahead, read_bytes, sample
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.ray import Predictor
+from trtbatch.records import encode
 
 Cli = Callable[..., Any]
 Array = NDArray[Any]
@@ -415,6 +418,30 @@ def test_preprocessing_that_the_input_does_not_take(cli: Cli, photo_engine: Path
     beside.write_text(json.dumps(data))
     for command in ("infer", "verify"):
         refused(cli(command, "--input", images), 2, "makes samples (3, 6, 8)", "correct its crop")
+
+
+def test_normalized_samples_are_not_cut_to_integers(cli: Cli, folder: Path, images: Path) -> None:
+    models.negated(folder / "m.onnx", dtype=TensorProto.INT32, shape=("batch_size", 3, 8, 8))
+    assert cli("build", "m.onnx", "--max", 4, "--backend", "onnxruntime").exit_code == 0
+    beside = sidecar_path(folder / "engines" / "m.ort.onnx")
+    beside.write_text(json.dumps(json.loads(beside.read_text()) | {"preprocessing": encode(PREPROCESSING)}))
+    refused(cli("infer", "--input", images, "--output", "p.npz"), 1, "the cast would change values")
+    assert not (folder / "p.npz").exists()
+
+
+def test_outputs_that_are_no_rows_are_not_put_together(cli: Cli, folder: Path, images: Path) -> None:
+    """An output for the whole batch, of images that run in two batches or padded."""
+    pytest.importorskip("nvidia.dali", reason="needs DALI")
+    models.whole_and_rows(folder / "m.onnx")
+    assert cli("build", "m.onnx", "--max", 4, "--backend", "onnxruntime").exit_code == 0
+    beside = sidecar_path(folder / "engines" / "m.ort.onnx")
+    beside.write_text(json.dumps(json.loads(beside.read_text()) | {"preprocessing": encode(PREPROCESSING)}))
+    with trtbatch.load(folder / "engines" / "m.ort.onnx") as engine:
+        files = sorted(images.iterdir())
+        for reader in ("host", "dali"):
+            assert engine.run_images(files[:4], reader)[0]["rows"].shape == (4, 3, 8, 8)
+            with pytest.raises(InputError, match="must run in pieces or padded"):
+                engine.run_images(files[:5], reader)
 
 
 def test_readers_that_do_not_fit(cli: Cli, photo_engine: Path, folder: Path, images: Path) -> None:

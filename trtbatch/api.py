@@ -166,7 +166,7 @@ class LoadedEngine:
         """
         refuse_topk(topk)
         self._refuse_strangers()
-        which = choose_reader(reader, self.sidecar)
+        image_input(self.sidecar)
         first = self.sidecar.outputs[0]
         if first.batch_axis != 0 or len(first.shape) != 2 or not first.dtype.startswith("float"):
             raise UsageError(f"output {first} of {self._name} isn't class scores", "call the engine itself")
@@ -219,6 +219,7 @@ class LoadedEngine:
             gpu = self._session.gpu if isinstance(self._session, DeviceSession) else None
             self._dali = DaliReader(preprocessing, spec, largest, gpu)
         reader = self._dali
+        self._refuse_whole_outputs(len(images) > largest, len(images))
         with closing(_numbered(images, reader.load)) as loaded:
             for batch in reader.batches(loaded, itertools.repeat(largest)):
                 unusable.update((int(each.name), each.reason) for each in batch.skipped)
@@ -228,6 +229,7 @@ class LoadedEngine:
     def _run_images(self, batch: ImageBatch, spec: TensorSpec) -> Mapping[str, Array]:
         """The outputs of a batch, padding included, valid until the next one."""
         executed = self._executed(len(batch.names))
+        self._refuse_whole_outputs(executed != len(batch.names), len(batch.names))
         if not isinstance(self._engine, RowWriting):
             rows = np.zeros([int(size) for size in spec.at(executed)], spec.dtype)
             batch.write(rows)
@@ -304,7 +306,7 @@ class LoadedEngine:
         padded = any(self._executed(size) != size for size in sizes)
         self._refuse_whole_outputs(len(sizes) > 1 or padded, batch)
         parts = [self._trimmed(outputs, size) for size, outputs in self._results(arrays, sizes)]
-        return parts[0] if len(parts) == 1 else self._joined(parts)
+        return self._joined(parts)
 
     def _results(self, arrays: Mapping[str, Array], sizes: Sequence[int]) -> Iterator[tuple[int, dict[str, Array]]]:
         """The outputs of each piece, padding included, valid until the next is asked for."""
@@ -384,6 +386,8 @@ class LoadedEngine:
         return found
 
     def _joined(self, parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+        if len(parts) == 1:  # outputs that are no rows may be among these
+            return dict(parts[0])
         return {
             spec.name: np.concatenate([part[spec.name] for part in parts], axis=spec.batch_axis or 0)
             for spec in self.sidecar.outputs

@@ -513,11 +513,11 @@ def _one_of_folder(folder: Path, kind: Kind | None) -> str:
 def _refuse_json(path: Path, kind: Kind | None) -> None:
     """Raise for a JSON file, with the artifact beside which it lies."""
     wanted = _wanted(kind)
-    own = path.with_name(path.name.removesuffix(".json") + (".onnx" if path.name.endswith(".pre.json") else ""))
+    own = path.with_name(path.name.removesuffix(".json"))
     if not own.is_file():
         raise ArtifactError(f"{path} is a JSON file, not {wanted}", f"name {wanted}")
     fix = f"name the file beside it: {own}"
-    if kind is not None and not (kind == "preprocessor" and own.name.endswith(".pre.onnx")):
+    if kind is not None:
         try:
             load(own, kind)
         except ArtifactError as error:

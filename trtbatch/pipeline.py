@@ -358,7 +358,9 @@ class Pipeline:
         if isinstance(self._source, BlockSource):
             return BlockFeed(self._source, specs)
         if isinstance(self._source, ImageSource) and self._source.preprocessor is None:
-            return ImageFeed(self._source, skip, check, self._trace)
+            own_types = ("uint8",) if self._source.preprocessing.fused else ("float32", "float16")
+            if self._source.spec.dtype in own_types:  # other casts must keep every value, which the rows' feed checks
+                return ImageFeed(self._source, skip, check, self._trace)
         return RowFeed(self._source, specs, skip, check, self._trace)
 
 

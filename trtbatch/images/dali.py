@@ -46,7 +46,7 @@ INPUT = "encoded"
 """Name of the pipeline's input: encoded images, a list of uint8 arrays."""
 
 THREADS = 2
-"""CPU threads of the pipeline: with the GPU's JPEG decoder two are enough (docs/performance.md)."""
+"""CPU threads of the pipeline: the GPU's JPEG decoder leaves them little to do."""
 
 FILE_READERS, FILES = 2, 128
 """Threads that read files, and files that they read at a time."""

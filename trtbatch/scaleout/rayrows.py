@@ -37,11 +37,12 @@ def read_rows(
     if kind == "images":
         if encoded:
             return found | {"bytes": _files(source, files, found["error"])}
-        parts = [  # one file at a time: only the pixels are kept
-            _pixels({"bytes": _files(source, [path], errors)}, errors, sidecar)
-            for path, errors in zip(files, np.split(found["error"], len(files)))
-        ]
-        return found | {PIXELS: np.concatenate(parts)}
+        _, preprocessing = image_input(sidecar)
+        pixels = np.zeros((len(files), *preprocessing.crop, 3), np.uint8)
+        for index, path in enumerate(files):  # one file at a time: only the pixels are kept
+            errors = found["error"][index : index + 1]
+            pixels[index] = _pixels({"bytes": _files(source, [path], errors)}, errors, sidecar)[0]
+        return found | {PIXELS: pixels}
     columns: dict[str, list[Array]] = {}
     for path in dict.fromkeys(files):
         wanted = [row for file, row in zip(files, numbers) if file == path]

@@ -196,10 +196,6 @@ class CudaEvent:
     def synchronize(self) -> None:
         _checked(self._driver, self._event.synchronize)
 
-    def has_come(self) -> bool:
-        """Whether all that was on the stream before it is done; without waiting."""
-        return bool(_checked(self._driver, self._event.query))
-
     def milliseconds_since(self, earlier: CudaEvent) -> float:
         return float(self._event.time_since(earlier._event))
 
