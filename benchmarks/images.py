@@ -42,8 +42,9 @@ from scripts.photos import copy_photos
 from trtbatch import environment, optional
 from trtbatch.artifacts import load
 from trtbatch.images.dali import DaliReader
-from trtbatch.images.host import image_input, open_image, read_ahead, sample
+from trtbatch.images.host import open_image, read_ahead, sample
 from trtbatch.infer import InferRequest, infer
+from trtbatch.preprocessing import image_input
 
 BATCH, REST, WARM = 128, 2.0, 10
 """Images a batch; seconds between the ways; batches that another pipeline runs before a bare one is timed."""

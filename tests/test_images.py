@@ -317,6 +317,28 @@ def test_files_are_read_by_dali_and_by_python_where_it_can_not(tmp_path: Path) -
     reader.close()
 
 
+@pytest.mark.parametrize("count", [8, 11])
+def test_files_with_a_long_header_or_something_behind_their_end_are_dalis(tmp_path: Path, count: int) -> None:
+    """Whether a batch is a whole block of files, or the end of a folder."""
+    dali = pytest.importorskip("trtbatch.images.dali")
+    pytest.importorskip("nvidia.dali", reason="needs DALI")
+    files = [tmp_path / f"{index:03}.jpg" for index in range(count)]
+    for index, file in enumerate(files):
+        comment: Any = {"comment": b"x" * 3000} if index == 3 else {}
+        data = encoded(picture(40 + index, 50), **comment)
+        file.write_bytes(data + b"\0" * 100 * (index == 4))
+    reader = dali.DaliReader(RECIPES[0], SPEC, 8)
+    given = 0
+    for batch in reader.batches(reader.read_files(files, [file.name for file in files]), iter([8] * 2)):
+        rows = np.zeros((8, 3, 32, 48), np.float32)
+        batch.write(rows)
+        given += len(batch.encoded)
+        for name, row in zip(batch.names, rows):
+            assert distance(RECIPES[0], row, sample(tmp_path / name, SPEC, RECIPES[0])) <= 1
+    reader.close()
+    assert given == count
+
+
 def test_images_of_the_host_reader_at_the_end_are_waited_for(tmp_path: Path) -> None:
     dali = pytest.importorskip("trtbatch.images.dali")
     pytest.importorskip("nvidia.dali", reason="needs DALI")

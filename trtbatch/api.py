@@ -29,8 +29,9 @@ from trtbatch.dlpack import CPU, CUDA, DeviceArray, Shared, device_of, host_arra
 from trtbatch.errors import ExecutionError, InputError, UsageError
 from trtbatch.feeds import FillableSlot, GpuWriter, RowWriting
 from trtbatch.images.dali import DaliReader, ImageBatch
-from trtbatch.images.host import ImageLike, Loaded, Skipped, choose_reader, image_input, read_ahead, sample
+from trtbatch.images.host import ImageLike, Loaded, Skipped, read_ahead, sample
 from trtbatch.pipeline import executed_size
+from trtbatch.preprocessing import choose_reader, image_input
 from trtbatch.profiles import split_batch
 from trtbatch.sinks import Prediction, refuse_topk, top_predictions
 

@@ -21,11 +21,10 @@ from trtbatch.batches import MAX_BATCH, refuse_outside
 from trtbatch.errors import InputError, ProfileError, UsageError
 from trtbatch.feeds import DaliFeed, PreprocessorFeed, RowWriting
 from trtbatch.images.dali import DaliReader
-from trtbatch.images.host import choose_reader
 from trtbatch.images.preprocessor import OnnxPreprocessor
 from trtbatch.notes import note, warn
 from trtbatch.pipeline import Busy, MakeFeed, Pipeline
-from trtbatch.preprocessing import Preprocessing
+from trtbatch.preprocessing import Preprocessing, choose_reader
 from trtbatch.profiles import split_batch
 from trtbatch.sinks import BestClasses, Prediction, Sink, best_classes, open_sink, refuse_topk
 from trtbatch.sources import ImageSource, Skipped, Source, open_source

@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
+from trtbatch import optional
+from trtbatch.errors import UsageError
+
+if TYPE_CHECKING:  # the ONNX tools aren't needed to open an image
     from PIL.Image import Image
 
-__all__ = ["Preprocessing", "orientation_of"]
+    from trtbatch.artifacts import Sidecar, TensorSpec
+
+__all__ = ["READERS", "Preprocessing", "choose_reader", "image_input", "orientation_of"]
+
+READERS = ("auto", "host", "dali")
+"""What may read images; ``auto`` chooses."""
 
 _ORIENTATION = 0x0112
 """EXIF's tag of how the camera was held."""
@@ -106,17 +114,16 @@ class Preprocessing:
 
     def normalise(self, pixels: NDArray[np.uint8], out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Pixels ``(…, H, W, 3)`` uint8 to samples ``(…, 3, H, W)`` float32, or to `out`."""
-        *images, height, width, channels = pixels.shape
-        samples = np.empty((*images, channels, height, width), np.float32) if out is None else out
+        planes = np.moveaxis(pixels, -1, -3)
+        samples = np.empty(planes.shape, np.float32) if out is None else out
         mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
-        for index in np.ndindex(*images):  # one image at a time stays in the processor's cache
-            values = samples[index] if samples.dtype == np.float32 else np.empty(samples.shape[-3:], np.float32)
-            np.copyto(values, pixels[index].transpose(2, 0, 1))
-            values /= np.float32(255)
-            values -= mean
-            values /= std
-            if values.dtype != samples.dtype:
-                samples[index] = values
+        values = samples if samples.dtype == np.float32 else np.empty(planes.shape, np.float32)
+        np.copyto(values, planes)
+        values /= np.float32(255)
+        values -= mean
+        values /= std
+        if values is not samples:
+            samples[...] = values
         return samples
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
@@ -124,3 +131,52 @@ class Preprocessing:
         short, long = sorted((width, height))
         new_long = max(1, int(self.resize * long / short))
         return (self.resize, new_long) if width <= height else (new_long, self.resize)
+
+
+def image_input(sidecar: Sidecar) -> tuple[TensorSpec, Preprocessing]:
+    """Return the one input that takes images, and how they are prepared for it.
+
+    Raises:
+        UsageError: the model has several inputs, or no preprocessing recorded, or one that the input doesn't take.
+    """
+    if sidecar.preprocessing is None:
+        raise UsageError(
+            f"{sidecar.model.name} has no preprocessing recorded for images",
+            "give arrays (FILE.npy or FILE.npz), or export with a ModelSpec that has preprocessing",
+        )
+    if len(sidecar.inputs) != 1:
+        names = ", ".join(spec.name for spec in sidecar.inputs)
+        raise UsageError(
+            f"{sidecar.model.name} has {len(sidecar.inputs)} inputs ({names}); images can feed a model with one",
+            "give arrays, each by its input's name (FILE.npz)",
+        )
+    spec, recipe = sidecar.inputs[0], sidecar.preprocessing
+    made = (*recipe.crop, 3) if recipe.fused == "NHWC" else (3, *recipe.crop)
+    if spec.batch_axis == 0 and not spec.fits((1, *made)):
+        problem = f"the preprocessing of {sidecar.model.name} makes samples {made}, which its input {spec} doesn't take"
+        raise UsageError(problem, "correct its crop, in the model's sidecar or its ModelSpec, and build again")
+    return spec, recipe
+
+
+def choose_reader(wanted: str, sidecar: Sidecar) -> str:
+    """Return ``host`` or ``dali`` for a model of one image input.
+
+    Args:
+        wanted: ``auto``, ``host`` or ``dali``.
+
+    Raises:
+        UsageError: DALI was asked for, and doesn't fill such an input; or no such reader.
+        MissingPackageError: DALI was asked for, and isn't installed.
+    """
+    if wanted not in READERS:
+        raise UsageError(f"--reader {wanted} is no reader", f"pass {', '.join(READERS[:-1])} or {READERS[-1]}")
+    spec, _ = image_input(sidecar)
+    fits = spec.batch_axis == 0 and spec.dtype in ("float32", "float16", "uint8")
+    if wanted == "dali":
+        if not fits:
+            raise UsageError(f"DALI doesn't fill the input {spec} of {sidecar.model.name}", "pass --reader host")
+        optional.require("nvidia.dali", "read images with DALI")
+    if wanted == "auto":
+        found = fits and sidecar.backend == "tensorrt" and optional.is_installed("nvidia.dali")
+        return "dali" if found else "host"
+    return wanted

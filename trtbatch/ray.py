@@ -33,8 +33,9 @@ from trtbatch.api import LoadedEngine, load
 from trtbatch.artifacts import Sidecar, TensorSpec
 from trtbatch.backends.base import layout_fix, refuse_integers
 from trtbatch.errors import InputError, UsageError
-from trtbatch.images.host import image_input, open_image, typed
+from trtbatch.images.host import open_image, typed
 from trtbatch.names import shortened
+from trtbatch.preprocessing import image_input
 from trtbatch.sinks import Prediction, refuse_topk, top_predictions
 
 __all__ = ["IMAGE_COLUMNS", "PIXELS", "READY", "Predictor", "is_scores", "prepare"]

@@ -16,20 +16,10 @@ from numpy.typing import NDArray
 from trtbatch.artifacts import Sidecar, TensorSpec
 from trtbatch.backends.base import array_fix, conform, refuse_integers
 from trtbatch.errors import InputError, UsageError, reading_fix, unreadable
-from trtbatch.images.host import (
-    FORMATS,
-    ImageLike,
-    Loaded,
-    Skipped,
-    image_input,
-    open_image,
-    plain,
-    read_ahead,
-    sample,
-)
+from trtbatch.images.host import CHUNK, FORMATS, ImageLike, Loaded, Skipped, open_image, plain, read_ahead, sample
 from trtbatch.names import shortened
 from trtbatch.notes import note, warn
-from trtbatch.preprocessing import Preprocessing
+from trtbatch.preprocessing import Preprocessing, image_input
 from trtbatch.rows import random_inputs
 from trtbatch.trace import NO_TRACE, Recorder
 
@@ -228,9 +218,9 @@ class ImageSource:
             for image in images:
                 yield image if isinstance(image, Skipped) else Sample(image.name, {self.spec.name: image.value})
 
-    def loaded(self, make: Callable[[ImageLike], T]) -> Generator[Loaded[T] | Skipped, None, None]:
-        """Yield what `make` makes of each file's content in a pool of threads, in order."""
-        return read_ahead(self.files, self.names, make, self.workers, trace=self.trace)
+    def loaded(self, make: Callable[[ImageLike], T], chunk: int = CHUNK) -> Generator[Loaded[T] | Skipped, None, None]:
+        """Yield what `make` makes of each file's content in a pool of threads, in order; `chunk` files in a task."""
+        return read_ahead(self.files, self.names, make, self.workers, chunk=chunk, trace=self.trace)
 
     def pixels(self, content: ImageLike) -> NDArray[np.uint8]:
         """Return the upright pixels ``(H, W, 3)`` of a file's content, as :meth:`loaded` takes it."""

@@ -16,9 +16,9 @@ from tests.conftest import run_process
 from tests.gpu.test_preprocessor import write
 from trtbatch.artifacts import load
 from trtbatch.images.dali import DaliReader, jpeg_size
-from trtbatch.images.host import image_input, read_ahead, sample
+from trtbatch.images.host import read_ahead, sample
 from trtbatch.infer import InferRequest, infer
-from trtbatch.preprocessing import Preprocessing
+from trtbatch.preprocessing import Preprocessing, image_input
 
 pytest.importorskip("nvidia.dali", reason="needs DALI")
 

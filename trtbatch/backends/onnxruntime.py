@@ -35,7 +35,6 @@ __all__ = [
     "OnnxRuntimeSlot",
     "fold",
     "open_session",
-    "run_bound",
 ]
 
 Array = NDArray[Any]
@@ -75,8 +74,8 @@ class OnnxReference:
         ExecutionError: the model fails on these inputs; the node is named as ONNX Runtime names it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._session = open_session(path)
+    def __init__(self, model: Path | bytes, options: Any = None) -> None:
+        self._session = open_session(model, options)
 
     @classmethod
     def unoptimised(cls, model: Path | bytes) -> OnnxReference:
@@ -84,9 +83,12 @@ class OnnxReference:
         ort = optional.require("onnxruntime", "run ONNX files")
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        reference = cls.__new__(cls)
-        reference._session = open_session(model, options)
-        return reference
+        return cls(model, options)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Metadata of the file."""
+        return dict(self._session.get_modelmeta().custom_metadata_map)
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         names = [output.name for output in self._session.get_outputs()]
@@ -286,7 +288,7 @@ class OnnxRuntimeSession:
         binding.bind_output(spec.name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
 
     def run(self) -> None:
-        run_bound(self._session, self._binding)
+        _run_bound(self._session, self._binding)
 
     def fetch(self) -> dict[str, Array]:
         results: Any = self._binding.copy_outputs_to_cpu() if len(self._buffers) < len(self._outputs) else None
@@ -318,7 +320,7 @@ class OnnxRuntimeSession:
         self.close()
 
 
-def run_bound(session: Any, binding: Any) -> None:
+def _run_bound(session: Any, binding: Any) -> None:
     """Run a session on what is bound.
 
     Raises:
@@ -395,7 +397,7 @@ class OnnxRuntimeSlot:
 
     def submit(self) -> None:
         assert self._now is not None, "prepare a batch first"
-        run_bound(self._session, self._now.binding)
+        _run_bound(self._session, self._now.binding)
 
     def wait(self) -> dict[str, Array]:
         assert self._now is not None, "prepare a batch first"

@@ -52,8 +52,7 @@ def build_preprocessor(request: BuildRequest) -> Artifact:
             problem, f"use it as it is: trtbatch infer ENGINE --input IMAGES/ --preprocessor {request.onnx}"
         )
     builder.refuse(None, request.options, request.device)
-    with OnnxPreprocessor(request.onnx) as preprocessor:
-        record = preprocessor.record
+    record = OnnxPreprocessor(request.onnx).record
     target = request.output or request.onnx.with_name(request.onnx.name.removesuffix(SUFFIX) + ENGINE_SUFFIX)
     refuse_target(target, request.onnx, builder.suffix)
     with files.scratch(target) as folder:

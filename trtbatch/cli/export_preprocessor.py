@@ -34,8 +34,7 @@ def command(
     from trtbatch.images.preprocessor import OnnxPreprocessor, export_preprocessor
 
     path = export_preprocessor(artifact, max_size, output)
-    with OnnxPreprocessor(path) as preprocessor:
-        record = preprocessor.record
+    record = OnnxPreprocessor(path).record
     recipe, console = record.recipe, out()
     console.print(f"[bold]{plain(str(path))}[/]  {size(path.stat().st_size)}, opset {record.opset}")
     console.print(f"  for     {record.source.file}", markup=False)

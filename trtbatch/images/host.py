@@ -15,26 +15,22 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch import optional
-from trtbatch.errors import InputError, UsageError
+from trtbatch.errors import InputError
 from trtbatch.names import shortened
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.trace import NO_TRACE, Recorder
 
 if TYPE_CHECKING:  # the ONNX tools aren't needed to open an image
-    from trtbatch.artifacts import Sidecar, TensorSpec
+    from trtbatch.artifacts import TensorSpec
 
 __all__ = [
     "FORMATS",
     "MAX_BYTES",
-    "READERS",
     "ImageLike",
     "Loaded",
     "Skipped",
-    "choose_reader",
     "content",
     "cropped",
-    "image_input",
     "open_image",
     "plain",
     "read_ahead",
@@ -57,7 +53,7 @@ MAX_BYTES = 1 << 30
 """Size of the largest image file that is read."""
 
 CHUNK = 4
-"""Images in a task of the pool: they share what a task costs."""
+"""Images in a task of the pool at the most: they share what a task costs, and lie in memory together."""
 
 MOST_WORKERS = 8
 """Threads at the most: more of them only wait for Python's lock, which Pillow holds for a part of its work."""
@@ -79,31 +75,6 @@ class Loaded(Generic[T]):
 
     name: str
     value: T
-
-
-def image_input(sidecar: Sidecar) -> tuple[TensorSpec, Preprocessing]:
-    """Return the one input that takes images, and how they are prepared for it.
-
-    Raises:
-        UsageError: the model has several inputs, or no preprocessing recorded, or one that the input doesn't take.
-    """
-    if sidecar.preprocessing is None:
-        raise UsageError(
-            f"{sidecar.model.name} has no preprocessing recorded for images",
-            "give arrays (FILE.npy or FILE.npz), or export with a ModelSpec that has preprocessing",
-        )
-    if len(sidecar.inputs) != 1:
-        names = ", ".join(spec.name for spec in sidecar.inputs)
-        raise UsageError(
-            f"{sidecar.model.name} has {len(sidecar.inputs)} inputs ({names}); images can feed a model with one",
-            "give arrays, each by its input's name (FILE.npz)",
-        )
-    spec, recipe = sidecar.inputs[0], sidecar.preprocessing
-    made = (*recipe.crop, 3) if recipe.fused == "NHWC" else (3, *recipe.crop)
-    if spec.batch_axis == 0 and not spec.fits((1, *made)):
-        problem = f"the preprocessing of {sidecar.model.name} makes samples {made}, which its input {spec} doesn't take"
-        raise UsageError(problem, "correct its crop, in the model's sidecar or its ModelSpec, and build again")
-    return spec, recipe
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
@@ -229,23 +200,26 @@ def read_ahead(
     make: Callable[[ImageLike], T],
     workers: int | None = None,
     ahead: int = 2,
+    chunk: int = CHUNK,
     trace: Recorder = NO_TRACE,
 ) -> Generator[Loaded[T] | Skipped, None, None]:
     """Yield what a pool of threads makes of images, in order, a bounded distance ahead of the consumer.
 
-    Closing the generator ends the threads: each finishes its task of at most :data:`CHUNK` images.
+    Closing the generator ends the threads: each finishes its task.
 
     Args:
         make: called with an image's content (:func:`content`) in a thread of the pool; its InputError skips the image.
         workers: threads; None is one a core, :data:`MOST_WORKERS` at most.
         ahead: tasks for each thread that may be done or under way before the consumer asks for them.
+        chunk: images in a task at the most; fewer where not every thread had one.
         trace: takes a span ``read`` for each image.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = workers or min(MOST_WORKERS, cores)
+    chunk = max(1, min(chunk, len(sources) // workers))
 
     def task(first: int) -> list[Loaded[T] | Skipped]:
-        last = first + CHUNK
+        last = first + chunk
         return [one(source, name) for source, name in zip(sources[first:last], names[first:last])]
 
     def one(source: ImageLike, name: str) -> Loaded[T] | Skipped:
@@ -255,7 +229,7 @@ def read_ahead(
         except InputError as error:
             return Skipped(name, error.problem)
 
-    tasks = iter(range(0, len(sources), CHUNK))
+    tasks = iter(range(0, len(sources), chunk))
     waiting: deque[Future[list[Loaded[T] | Skipped]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="trtbatch-read")
     try:
@@ -268,30 +242,3 @@ def read_ahead(
             yield from done
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-READERS = ("auto", "host", "dali")
-
-
-def choose_reader(wanted: str, sidecar: Sidecar) -> str:
-    """Return ``host`` or ``dali`` for a model of one image input.
-
-    Args:
-        wanted: ``auto``, ``host`` or ``dali``.
-
-    Raises:
-        UsageError: DALI was asked for, and doesn't fill such an input; or no such reader.
-        MissingPackageError: DALI was asked for, and isn't installed.
-    """
-    if wanted not in READERS:
-        raise UsageError(f"--reader {wanted} is no reader", f"pass {', '.join(READERS[:-1])} or {READERS[-1]}")
-    spec, _ = image_input(sidecar)
-    fits = spec.batch_axis == 0 and spec.dtype in ("float32", "float16", "uint8")
-    if wanted == "dali":
-        if not fits:
-            raise UsageError(f"DALI doesn't fill the input {spec} of {sidecar.model.name}", "pass --reader host")
-        optional.require("nvidia.dali", "read images with DALI")
-    if wanted == "auto":
-        found = fits and sidecar.backend == "tensorrt" and optional.is_installed("nvidia.dali")
-        return "dali" if found else "host"
-    return wanted

@@ -14,7 +14,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -22,12 +21,12 @@ from numpy.typing import NDArray
 
 from trtbatch import artifacts, files, optional
 from trtbatch.artifacts import ENGINES, Artifact, FileRecord, Sidecar, TensorSpec
-from trtbatch.backends import onnxruntime
+from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import ArtifactError, ExportError, InputError, UsageError
 from trtbatch.images.resample import matrices, rows_first
 from trtbatch.inspection import is_engine
 from trtbatch.notes import note
-from trtbatch.preprocessing import Preprocessing
+from trtbatch.preprocessing import Preprocessing, image_input
 from trtbatch.records import RecordError, decode, encode
 
 __all__ = [
@@ -149,8 +148,7 @@ def export_preprocessor(artifact: Path | None = None, max_size: int = MAX_SIZE, 
     files.refuse_outputs((target, SUFFIX, "output"), inputs=(source.path,))
     with files.atomic_file(target) as made:
         made.write_bytes(build_graph(record))
-        with OnnxPreprocessor(made) as preprocessor:
-            difference = find_difference(record, preprocessor)
+        difference = find_difference(record, OnnxPreprocessor(made))
         if difference is not None:
             raise ExportError(difference, "report it, with the versions of Pillow and ONNX Runtime: pip list")
     return target
@@ -173,24 +171,18 @@ def describe(sidecar: Sidecar, max_size: int = MAX_SIZE) -> PreprocessorRecord:
     """Return the record of the preprocessor that fills the input of a model.
 
     Raises:
-        UsageError: the model has no preprocessing, more than one input, or an input that its samples don't fit; or
-            `max_size` is smaller than the crop.
+        UsageError: as :func:`image_input`, or `max_size` is smaller than the crop.
     """
-    name, recipe = sidecar.model.name, sidecar.preprocessing
-    if recipe is None:
-        raise UsageError(f"{name} has no preprocessing recorded", "export it with a ModelSpec that has preprocessing")
-    if len(sidecar.inputs) != 1:
-        names = ", ".join(spec.name for spec in sidecar.inputs)
-        fix = "export a model whose one input is the image"
-        raise UsageError(f"{name} has {len(sidecar.inputs)} inputs ({names}); a preprocessor fills one", fix)
+    spec, recipe = image_input(sidecar)
     if max_size < max(recipe.crop):
         crop = "×".join(map(str, recipe.crop[::-1]))
         raise UsageError(f"max size {max_size} is below the crop, {crop}", f"pass {max(recipe.crop)} or more")
-    spec, shape = sidecar.inputs[0], _sample_shape(recipe)
+    shape = _sample_shape(recipe)
     types = ("float32", "float16") if recipe.fused is None else ("uint8",)
-    if spec.batch_axis != 0 or not spec.fits(shape) or spec.dtype not in types:
+    if spec.batch_axis != 0 or spec.dtype not in types:
         wanted = f"({', '.join(map(str, ('batch', *shape[1:])))}) {types[0]}"
-        raise UsageError(f"the input {spec} of {name} doesn't take the samples of its recipe, {wanted}", "export again")
+        problem = f"the input {spec} of {sidecar.model.name} doesn't take the samples of its recipe, {wanted}"
+        raise UsageError(problem, "export again")
     tools = {"onnx": found} if (found := optional.version("onnx")) else {}
     output = TensorSpec(OUTPUT, spec.dtype, shape)
     return PreprocessorRecord(recipe, output, max_size, sidecar.artifact, tools=tools, created=artifacts.now())
@@ -263,8 +255,8 @@ class OnnxPreprocessor:
         artifacts.refuse_other_file(path, "preprocessor")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or 0
-        self._session: Any = onnxruntime.open_session(path, options)
-        self.record = read_record(self._session.get_modelmeta().custom_metadata_map, path)
+        self._run = OnnxReference(path, options)
+        self.record = read_record(self._run.metadata, path)
 
     def __call__(self, pixels: Pixels) -> Array:
         """Return the sample of an image ``(H, W, 3)`` uint8: ``(3, H, W)``, or uint8 in the layout of a fused recipe.
@@ -273,26 +265,8 @@ class OnnxPreprocessor:
             InputError: not the pixels of a color image.
             ExecutionError: ONNX Runtime failed.
         """
-        feeds, output = self.record.feeds(pixels), self.record.output
-        sample = np.empty([int(size) for size in output.shape], output.dtype)
-        binding = self._session.io_binding()
-        for name, array in feeds.items():
-            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        binding.bind_output(OUTPUT, "cpu", 0, sample.dtype, sample.shape, sample.ctypes.data)
-        onnxruntime.run_bound(self._session, binding)
-        row: Array = sample[0]
+        row: Array = self._run(self.record.feeds(pixels))[OUTPUT][0]
         return row
-
-    def close(self) -> None:
-        self._session = None
-
-    def __enter__(self) -> OnnxPreprocessor:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def read_record(metadata: Mapping[str, str], path: Path) -> PreprocessorRecord:

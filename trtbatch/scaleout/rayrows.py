@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from trtbatch import optional
 from trtbatch.artifacts import Sidecar
-from trtbatch.images.host import image_input
 from trtbatch.names import shortened, written
+from trtbatch.preprocessing import image_input
 from trtbatch.ray import PIXELS, prepare
 from trtbatch.scaleout.store import Kind, Store, named, npy_header, parquet_columns
 

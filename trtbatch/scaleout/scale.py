@@ -37,9 +37,9 @@ from trtbatch.artifacts import Artifact, Sidecar
 from trtbatch.backends import resolve_engine
 from trtbatch.batches import refuse_outside
 from trtbatch.errors import ExecutionError, UsageError
-from trtbatch.images.host import choose_reader
 from trtbatch.names import shortened
 from trtbatch.notes import note
+from trtbatch.preprocessing import choose_reader
 from trtbatch.ray import IMAGE_COLUMNS, PIXELS, READY, Predictor
 from trtbatch.scaleout.rayresults import audit, claim, done_rows, refuse_file_name, refuse_taken, write_rows
 from trtbatch.scaleout.rayrows import read_rows

@@ -16,8 +16,8 @@ from trtbatch import optional
 from trtbatch.artifacts import Sidecar, TensorSpec
 from trtbatch.backends.base import array_fix, refuse_integers
 from trtbatch.errors import InputError, TrtbatchError, UsageError, reading_fix
-from trtbatch.images.host import image_input
 from trtbatch.names import shortened, written
+from trtbatch.preprocessing import image_input
 
 __all__ = ["Kind", "Store", "list_rows", "named", "npy_header", "open_store", "parquet_columns", "write_file"]
 

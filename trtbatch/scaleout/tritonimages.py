@@ -24,8 +24,8 @@ from trtbatch import optional
 from trtbatch.artifacts import Artifact
 from trtbatch.errors import ArtifactError, MissingPackageError, UsageError
 from trtbatch.images import dali
-from trtbatch.images.host import choose_reader, image_input
 from trtbatch.names import shortened
+from trtbatch.preprocessing import choose_reader, image_input
 from trtbatch.scaleout.tritonbatching import one_size
 
 __all__ = ["PIPELINE", "ImageModels", "image_models", "image_names", "refuse_unprepared", "release_for"]
