@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 import signal
@@ -337,6 +338,26 @@ def test_files_with_a_long_header_or_something_behind_their_end_are_dalis(tmp_pa
             assert distance(RECIPES[0], row, sample(tmp_path / name, SPEC, RECIPES[0])) <= 1
     reader.close()
     assert given == count
+
+
+def test_a_folder_is_read_in_batches_of_several_sizes(tmp_path: Path) -> None:
+    dali = pytest.importorskip("trtbatch.images.dali")
+    pytest.importorskip("nvidia.dali", reason="needs DALI")
+    files = [tmp_path / f"{index:03}.jpg" for index in range(60)]
+    for index, file in enumerate(files):
+        file.write_bytes(encoded(picture(40 + index, 50)))
+    names = [file.name for file in files]
+    reader, found = dali.DaliReader(RECIPES[0], SPEC, 8), list[tuple[int, bool]]()
+    left = iter(names)
+    for batch in reader.batches(reader.read_files(files, names), itertools.cycle((8, 8, 3))):
+        rows = np.zeros((8, 3, 32, 48), np.float32)
+        batch.write(rows)
+        found.append((len(batch.names), isinstance(batch.fed[0], list)))
+        for name, row in zip(batch.names, rows):
+            assert name == next(left) and distance(RECIPES[0], row, sample(tmp_path / name, SPEC, RECIPES[0])) <= 1
+    reader.close()
+    assert [count for count, _ in found] == [8, 8, 3] * 3 + [3], "3 of the next 8 are left"
+    assert [each for _, each in found[:3]] == [False, False, True], "whole blocks are given to DALI as they are"
 
 
 def test_images_of_the_host_reader_at_the_end_are_waited_for(tmp_path: Path) -> None:

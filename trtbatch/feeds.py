@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from trtbatch.artifacts import TensorSpec
 from trtbatch.backends.base import RowWriter, Slot, conform
 from trtbatch.errors import InputError
-from trtbatch.images.dali import DaliReader, ImageBatch
+from trtbatch.images.dali import DaliReader, ImageBatch, Item
 from trtbatch.images.host import Loaded, Skipped, cropped
 from trtbatch.sources import BlockSource, ImageSource, Source
 from trtbatch.trace import NO_TRACE, Recorder
@@ -267,7 +267,7 @@ class DaliFeed(_HostFeed):
         self._check = check
         self._writer = writer
         self._reader: DaliReader | None = None
-        self._images: Generator[Loaded[Any] | Skipped, None, None] | None = None
+        self._images: Generator[Item, None, None] | None = None
         self._batches: Iterator[ImageBatch] = iter(())
         self._event: Any = None
 
@@ -279,7 +279,7 @@ class DaliFeed(_HostFeed):
         self._images = self._reader.read_files(self._source.files, self._source.names, self._source.are_regular)
         self._batches = self._reader.batches(self._checked(self._images), itertools.cycle(self._sizes))
 
-    def _checked(self, images: Iterator[Loaded[Any] | Skipped]) -> Iterator[Loaded[Any] | Skipped]:
+    def _checked(self, images: Iterator[Item]) -> Iterator[Item]:
         for image in images:
             self._check()
             yield image

@@ -350,7 +350,7 @@ def _take(
     sink.write(names, outputs, top if sink.wants_top else None)
     result.samples += len(names)
     if top is not None:
-        result.unscored += int(np.isnan(top.scores).any(axis=1).sum())
+        result.unscored += int(np.isnan(top.scores[:, 0]).sum())  # a NaN among a row's values makes all its scores NaN
         result.shown += zip(names, top.predictions(room))
 
 

@@ -24,7 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -254,6 +254,16 @@ class Jpeg(NamedTuple):
         return self.data if self.place is None else self.data[self.place]
 
 
+class Block(NamedTuple):
+    """Plain JPEG files that were read together, a batch of them as a rule."""
+
+    names: list[str]
+    jpegs: list[Jpeg]
+
+
+Item = Union[Loaded[Any], Skipped, Block]
+
+
 @dataclass
 class ImageBatch:
     """Images on their way through DALI; what couldn't be used is in `skipped`.
@@ -287,7 +297,8 @@ class ImageBatch:
         jpegs = self.encoded or [_noise(1, 1)]  # DALI takes no empty batch
         first, last = jpegs[0], jpegs[-1]
         is_whole = first.place == 0 and first.data is last.data and last.place == len(jpegs) - 1 == len(last.data) - 1
-        numbers = np.array([geometry(jpeg.height, jpeg.width) for jpeg in jpegs], np.float32)
+        each = (geometry(jpeg.height, jpeg.width) for jpeg in jpegs)
+        numbers = np.fromiter(itertools.chain.from_iterable(each), np.float32).reshape(-1, 4)
         encoded = first.data if is_whole else [jpeg.bytes for jpeg in jpegs]
         self.fed = encoded, numbers[:, :2].copy(), numbers[:, 2].copy(), numbers[:, 3].copy()
 
@@ -374,7 +385,7 @@ class DaliReader:
 
     def read_files(
         self, files: Sequence[Path], names: Sequence[str], are_regular: bool = True
-    ) -> Generator[Loaded[Any] | Skipped, None, None]:
+    ) -> Generator[Item, None, None]:
         """Yield files as :meth:`batches` takes them. The threads of DALI's that read them are ready on return.
 
         Args:
@@ -384,24 +395,26 @@ class DaliReader:
         self._files = _Files(files if are_regular else (), self._batch)
         return self._loaded(files, names)
 
-    def _loaded(self, files: Sequence[Path], names: Sequence[str]) -> Generator[Loaded[Any] | Skipped, None, None]:
+    def _loaded(self, files: Sequence[Path], names: Sequence[str]) -> Generator[Item, None, None]:
         count = 0
         for encoded, edges in self._files:
-            for place, each in enumerate(edges):
-                size = jpeg_size(each)
+            block, sizes = names[count : count + len(edges)], [jpeg_size(each) for each in edges]
+            count += len(edges)
+            if None not in sizes:
+                yield Block(list(block), [Jpeg(encoded, *size, place) for place, size in enumerate(sizes) if size])
+                continue
+            for place, (name, size) in enumerate(zip(block, sizes)):
                 if size is None:  # its header is longer, or something follows its end
                     data = np.asarray(encoded[place]).tobytes()
                     size = jpeg_size(data)
-                value = Jpeg(encoded, *size, place) if size is not None else self._on_host(data)
-                yield Loaded(names[count], value)
-                count += 1
+                yield Loaded(name, self._on_host(data) if size is None else Jpeg(encoded, *size, place))
         self._files.close()
         yield from read_ahead(files[count:], names[count:], self.load, FILE_READERS, trace=self._trace)
 
     def _on_host(self, encoded: bytes) -> Future[Array]:
         return self._pool.submit(sample, encoded, self._spec, self._preprocessing)
 
-    def batches(self, images: Iterable[Loaded[Any] | Skipped], sizes: Iterable[int]) -> Iterator[ImageBatch]:
+    def batches(self, images: Iterable[Item], sizes: Iterable[int]) -> Iterator[ImageBatch]:
         """Yield the batches of images that :meth:`load` has loaded; each is valid until the next is asked for.
 
         Args:
@@ -430,12 +443,19 @@ class DaliReader:
             self._pipeline._shutdown()
             self._pipeline = None
 
-    def _gather(self, images: Iterator[Loaded[Any] | Skipped], sizes: Iterable[int]) -> Iterator[ImageBatch]:
+    def _gather(self, images: Iterator[Item], sizes: Iterable[int]) -> Iterator[ImageBatch]:
+        of_block: Iterator[Item] = iter(())
         for size in sizes:
             batch = ImageBatch()
-            while len(batch.names) < size and (image := next(images, None)) is not None:
+            while len(batch.names) < size and (image := next(of_block, None) or next(images, None)) is not None:
                 if isinstance(image, Skipped):
                     batch.skipped.append(image)
+                    continue
+                if isinstance(image, Block):
+                    if batch.names or len(image.names) != size:
+                        of_block = map(Loaded, image.names, image.jpegs)
+                    else:
+                        batch.names, batch.rows, batch.encoded = image.names, list(range(size)), image.jpegs
                     continue
                 batch.names.append(image.name)
                 if isinstance(image.value, Jpeg):
