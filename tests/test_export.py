@@ -273,38 +273,38 @@ def test_random_weights_follow_the_seed_and_are_never_silent(cli: Cli, folder: P
     assert "warning: weights: random (seed 1)" in cli("build", "engines/squeezenet1_1.onnx").output
 
 
-def unreachable_weights(folder: Path) -> dict[str, str]:
-    """An environment with an empty cache and, by a dead proxy, no network."""
-    return {
-        "TORCH_HOME": str(folder / "cache"),
-        "https_proxy": "http://127.0.0.1:9",
-        "http_proxy": "http://127.0.0.1:9",
-    }
+@pytest.fixture
+def unreachable_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """torch's folder of weights, which is empty; by a dead proxy there is no network."""
+    monkeypatch.setenv("TORCH_HOME", str(folder / "cache"))
+    for name in ("https_proxy", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    return folder / "cache" / "hub" / "checkpoints"
 
 
-def test_unreachable_weights_are_random_with_a_loud_warning_or_an_error(folder: Path) -> None:
+def test_unreachable_weights_are_random_with_a_loud_warning_or_an_error(
+    cli: Cli, folder: Path, unreachable_weights: Path
+) -> None:
     line = ("export", "squeezenet1_1", "--input-shape", "3,64,64")
-    done = run_process(*line, cwd=folder, env=unreachable_weights(folder))
-    assert done.returncode == 0, done.stderr
+    done = cli(*line)
+    assert done.exit_code == 0, done.output
     assert "warning: RANDOM WEIGHTS" in done.stderr and "squeezenet1_1-b8a52dc0.pth" in done.stderr
     assert "random (seed 0)" in done.stdout
     (folder / "engines" / "squeezenet1_1.onnx").unlink()
-    done = run_process(*line, "--weights", "pretrained", cwd=folder, env=unreachable_weights(folder))
-    assert done.returncode == 1
+    done = cli(*line, "--weights", "pretrained")
+    assert done.exit_code == 1
     assert "error: pretrained weights of squeezenet1_1 can't be had" in done.stderr
-    assert f"put squeezenet1_1-b8a52dc0.pth into {folder / 'cache' / 'hub' / 'checkpoints'}{os.sep}" in done.stderr
+    assert f"put squeezenet1_1-b8a52dc0.pth into {unreachable_weights}{os.sep}" in done.stderr
 
 
-def test_cached_weights_are_taken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_weights_are_taken(cli: Cli, unreachable_weights: Path) -> None:
     from torchvision import models
 
     state = models.get_model("squeezenet1_1").state_dict()
-    checkpoints = folder / "cache" / "hub" / "checkpoints"
-    checkpoints.mkdir(parents=True)
-    torch.save(state, checkpoints / "squeezenet1_1-b8a52dc0.pth")
-    line = ("export", "squeezenet1_1", "--input-shape", "3,64,64", "--weights", "pretrained")
-    done = run_process(*line, cwd=folder, env=unreachable_weights(folder))
-    assert done.returncode == 0, done.stderr
+    unreachable_weights.mkdir(parents=True)
+    torch.save(state, unreachable_weights / "squeezenet1_1-b8a52dc0.pth")
+    done = cli("export", "squeezenet1_1", "--input-shape", "3,64,64", "--weights", "pretrained")
+    assert done.exit_code == 0, done.output
     assert "weights pretrained (SqueezeNet1_1_Weights.IMAGENET1K_V1)" in done.stdout
 
 

@@ -7,17 +7,20 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+from typer.testing import CliRunner
 
 from tests import test_readme
-from tests.conftest import COMMANDS, needs_export, run_process, untold
+from tests.conftest import COMMANDS, EXPORT_PYTHON, needs_export, run_process, untold
 from tests.pages import PAGES, Command, Section, commands, is_synopsis, sections
 from trtbatch import optional
 from trtbatch.backends import tensorrt
+from trtbatch.cli.app import app
 
 SECTIONS = [section for page in PAGES for section in sections(page)]
 
@@ -77,7 +80,7 @@ def typed(section: Section) -> list[Command]:
 
 def run(command: Command, cwd: Path) -> None:
     """Run a command; what is shown below it in words is what it prints."""
-    done = run_process(*small(command.line), cwd=cwd)
+    done = outcome(small(command.line), cwd)
     printed = done.stdout + done.stderr
     free = command.line in OF_THE_MACHINE or "--fail-if-slower" in command.line  # two runs here may well differ
     allowed = (1, 2) if command.fails else (0, 1) if free else (0,)
@@ -88,6 +91,26 @@ def run(command: Command, cwd: Path) -> None:
     if OBSTACLE is not None and command.line not in OF_THE_MACHINE:  # what is shown is of ONNX Runtime
         for words in wording(command.shown):
             assert words in printed, (command.line, words, printed)
+
+
+class Outcome(NamedTuple):
+    """How a command ended, and what it printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def outcome(args: list[str], cwd: Path) -> Outcome:
+    """Run a command here, where torch is imported already; one that starts Ray in a process of its own."""
+    if "--ray" in args or EXPORT_PYTHON is not None:
+        done = run_process(*args, cwd=cwd)
+        return Outcome(done.returncode, done.stdout, done.stderr)
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.chdir(cwd)
+        patch.delitem(sys.modules, "mymodels", raising=False)  # each folder has its own
+        result = CliRunner().invoke(app, args)
+        return Outcome(result.exit_code, result.stdout, result.stderr)
 
 
 def wording(shown: Iterable[str]) -> list[str]:
