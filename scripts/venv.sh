@@ -4,7 +4,7 @@
 make_venv() {
     new_venv .venv "${PYTHON:-python3}" PYTHON
     echo "installing $* into .venv (a few minutes and 6 GB the first time: torch comes with CUDA)"
-    install_into .venv "$@"
+    install_fast .venv "$@"
 }
 
 # new_venv FOLDER PYTHON VARIABLE: an environment of that interpreter, unless FOLDER is one; VARIABLE names another.
@@ -27,6 +27,40 @@ install_into() {
     local compile=--no-compile
     [ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || compile=--compile
     "$1/bin/pip" install --quiet --disable-pip-version-check "$compile" --editable "${@:2}"
+}
+
+# install_fast FOLDER REQUIREMENT…: as install_into, by uv where pip can have it: about twice as fast.
+# uv doesn't see packages that another environment shares: share_packages needs install_into.
+install_fast() {
+    "$1/bin/pip" install --quiet --disable-pip-version-check uv 2> /dev/null || { install_into "$@"; return; }
+    local compile=--no-compile-bytecode
+    [ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || compile=--compile-bytecode
+    (
+        eval "$(pip_settings "$1")"
+        "$1/bin/uv" pip install --quiet --python "$1/bin/python" "$compile" --editable "${@:2}"
+    ) || install_into "$@"
+}
+
+# pip_settings FOLDER: pip's indexes, constraints and certificates, as commands that hand them to uv, which has its own.
+pip_settings() {
+    "$1/bin/pip" config list | "$1/bin/python" -c '
+import ast, shlex, sys
+
+variables = {
+    "index-url": "UV_DEFAULT_INDEX",
+    "extra-index-url": "UV_EXTRA_INDEX_URL",
+    "find-links": "UV_FIND_LINKS",
+    "constraint": "UV_CONSTRAINT",
+    "cert": "SSL_CERT_FILE",
+}
+print("export UV_INDEX_STRATEGY=unsafe-best-match")  # the newest release of all indexes, as pip takes it
+for line in sys.stdin:
+    name, _, value = line.strip().partition("=")
+    variable = variables.get(name.rpartition(".")[2])
+    if variable:
+        separator = "," if variable == "UV_FIND_LINKS" else " "
+        print(f"export {variable}={shlex.quote(separator.join(ast.literal_eval(value).split()))}")
+'
 }
 
 # share_packages FROM TO: the environment in TO finds in FROM, of the same Python, what it doesn't have itself.
