@@ -29,7 +29,7 @@ from trtbatch.cli.app import app
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GPU = ROOT / "docs" / "gpu"
 PERFORMANCE = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-GPU_TESTS = ("engines", "models", "pipeline", "precision", "stress", "api", "consumer", "images", "speed")
+GPU_TESTS = ("engines", "models", "pipeline", "precision", "stress", "api", "consumer", "images", "preprocessor", "speed")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -225,6 +225,7 @@ def test_images_have_the_figures_that_were_kept() -> None:
     figures = kept["figures"]
     assert figures["broken_named"] and figures["broken_rest_right"]
     assert figures["broken_over_clean"] >= 0.7 and figures["infer_images_per_s"] >= 18_000
+    assert figures["infer_over_fastest_dali"] >= 0.9 and figures["host_over_threads"]["16"] >= 0.95
     readers = figures["readers"]
     assert readers["mean_difference"] <= 1 and readers["nearest_is_own"] >= 0.999 and readers["two_swapped_are_found"]
 
