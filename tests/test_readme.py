@@ -29,7 +29,18 @@ from trtbatch.cli.app import app
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GPU = ROOT / "docs" / "gpu"
 PERFORMANCE = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-GPU_TESTS = "engines models pipeline precision stress api consumer images preprocessor speed".split()
+GPU_TESTS = (
+    "api",
+    "consumer",
+    "engines",
+    "images",
+    "models",
+    "pipeline",
+    "precision",
+    "preprocessor",
+    "speed",
+    "stress",
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
