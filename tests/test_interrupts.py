@@ -56,11 +56,53 @@ def test_a_signal_in_a_callback_comes_after_it(name: str, code: int, word: str, 
     assert done.stderr == f"{word}; nothing half-written is left\n"
 
 
-def test_c_swallows_what_is_raised_in_a_callback(tmp_path: Path) -> None:
-    """What the mark is for: without it the command goes on."""
+def test_a_signal_that_python_ignores_comes_again(tmp_path: Path) -> None:
+    """Without the mark, the callback ends where the signal comes, and ctypes ignores what is raised there."""
     done = run("", "SIGINT", tmp_path)
-    assert "went on" in done.stdout
-    assert "KeyboardInterrupt" in done.stderr
+    assert done.returncode == 130, done.stderr
+    assert done.stdout == "True\n" and done.stderr == "interrupted; nothing half-written is left\n"
+
+
+FINALIZERS = """
+import os, signal, time, weakref
+from trtbatch.cli import app
+
+class Some:
+    {kind}
+
+def interrupt(reference=None):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.01)  # the signal is handled here
+
+def command():
+    some = Some()
+    {before}
+    del some
+    print("ignored", flush=True)
+    time.sleep(5)
+    print("went on", flush=True)
+
+app.app = lambda standalone_mode: command()
+app.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "before"),
+    [("def __del__(self): interrupt()", "pass"), ("pass", "kept = weakref.ref(some, interrupt)")],
+)
+def test_a_signal_in_a_finalizer_ends_the_command(kind: str, before: str, tmp_path: Path) -> None:
+    line = [sys.executable, "-c", FINALIZERS.format(kind=kind, before=before)]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=child_environment(), timeout=60)
+    assert done.returncode == 130, done.stderr
+    assert done.stdout == "ignored\n" and done.stderr == "interrupted; nothing half-written is left\n"
+
+
+def test_other_ignored_errors_are_shown(tmp_path: Path) -> None:
+    program = FINALIZERS.format(kind="def __del__(self): 1 / 0", before="pass").replace("time.sleep(5)", "pass")
+    line = [sys.executable, "-c", program]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=child_environment(), timeout=60)
+    assert done.returncode == 0 and "ZeroDivisionError" in done.stderr and "went on" in done.stdout
 
 
 def test_a_signal_waits_until_an_extension_module_has_started() -> None:

@@ -19,11 +19,11 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-import trtbatch
 from trtbatch.cli.console import STATE, show_error, show_notes
 from trtbatch.errors import TrtbatchError, UsageError, from_os_error, unreadable
 from trtbatch.interrupts import in_callback, send_again
 from trtbatch.names import shortened
+from trtbatch.util.version import __version__
 
 __all__ = ["app", "main"]
 
@@ -235,7 +235,7 @@ def _allowed(error: Exception) -> str:
 
 def _version(value: bool) -> None:
     if value:
-        print(f"trtbatch {trtbatch.__version__}")
+        print(f"trtbatch {__version__}")
         raise typer.Exit()
 
 
@@ -253,6 +253,7 @@ def main() -> NoReturn:
     logging.captureWarnings(False)
     # Pillow warns from its limit on, and refuses at twice that; here the limit is an error that says so.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
+    sys.unraisablehook = _ignored
     for number in _ENDS:
         signal.signal(number, _end)
     try:
@@ -269,6 +270,17 @@ def main() -> NoReturn:
         sys.stderr.flush()
         os._exit(code)  # CPython kills itself by SIGINT at exit where the interrupt once passed through an exec()
     sys.exit(code)
+
+
+def _ignored(found: sys.UnraisableHookArgs) -> None:
+    """Send a signal again that came where Python ignores what is raised: in a finalizer or a weak reference's callback.
+
+    The import system has such callbacks.
+    """
+    if STATE.signal is not None and isinstance(found.exc_value, KeyboardInterrupt):
+        send_again(STATE.signal)
+    else:
+        sys.__unraisablehook__(found)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
