@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.artifacts import Sidecar, TensorSpec
-from trtbatch.backends.base import Session
+from trtbatch.backends.base import Session, Slot
 from trtbatch.errors import RowsError
 from trtbatch.rows import as_rows, named_rows, random_inputs, rows_of, tolerance, valid_only, wrong_rows
 
-__all__ = ["CHECKS", "Finding", "RowChecker"]
+__all__ = ["CHECKS", "Finding", "RowChecker", "fill_slot", "require_same_rows", "require_slots"]
 
 Array = NDArray[Any]
 Outputs = dict[str, Array]
@@ -241,6 +241,66 @@ class RowChecker:
             else np.ascontiguousarray(np.take(self._pool[spec.name], list(indices), axis=spec.batch_axis))
             for spec in self._inputs
         }
+
+
+def require_same_rows(what: str, found: Mapping[str, Array], wanted: Mapping[str, Array], sidecar: Sidecar) -> None:
+    """Raise where an engine gives other rows than in the run that was checked.
+
+    Args:
+        what: the engine and the way in which it ran.
+
+    Raises:
+        RowsError: naming the output.
+    """
+    one, two = (valid_only(dict(outputs), sidecar.outputs) for outputs in (found, wanted))
+    for spec in sidecar.outputs:
+        rows, others = one[spec.name], two[spec.name]
+        limit = tolerance(spec.dtype, sidecar.precision)
+        if rows.shape != others.shape or wrong_rows(as_rows(rows, spec), as_rows(others, spec), limit)[0].size:
+            raise RowsError(
+                f"{what} gives other rows of {spec.name} than the run that was checked",
+                "a fault of trtbatch or of the backend: report it, with what trtbatch doctor prints",
+            )
+
+
+def require_slots(
+    what: str,
+    slots: Sequence[Slot],
+    batch: int,
+    inputs: Mapping[str, Array],
+    wanted: Mapping[str, Array],
+    sidecar: Sidecar,
+    overlapping: bool = True,
+) -> None:
+    """Run every slot as it will be timed, after other inputs and into overwritten outputs, and check its rows.
+
+    Args:
+        what: the engine and the way in which it runs.
+        wanted: the outputs of the run that was checked.
+        overlapping: whether all slots run at the same time.
+
+    Raises:
+        RowsError: as :func:`require_same_rows`.
+    """
+    others = {name: array.reshape(-1)[::-1].reshape(array.shape) for name, array in inputs.items()}  # of the same range
+    for slot in slots:
+        fill_slot(slot, batch, others)
+        for output in slot.run().values():
+            if output.flags.writeable and output.flags.c_contiguous:
+                output.reshape(-1).view(np.uint8).fill(_POISONS[0])
+    for slot in slots:
+        fill_slot(slot, batch, inputs)
+        if overlapping:
+            slot.submit()
+    for slot in slots:
+        require_same_rows(what, slot.wait() if overlapping else slot.run(), wanted, sidecar)
+
+
+def fill_slot(slot: Slot, batch: int, inputs: Mapping[str, Array]) -> None:
+    """Write a batch of samples into a slot."""
+    rows = slot.prepare(batch)
+    for name, array in inputs.items():
+        np.copyto(rows[name], array)
 
 
 def _is_poison(array: Array, pattern: int) -> NDArray[np.bool_]:

@@ -5,27 +5,24 @@ Whatever is timed is run once before, in the very way that it is timed, and give
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.artifacts import Artifact
 from trtbatch.backends import open_engine
 from trtbatch.backends.base import Mode, Session, Slot
-from trtbatch.checks import RowChecker
-from trtbatch.errors import RowsError, UsageError
-from trtbatch.rows import as_rows, tolerance, valid_only, wrong_rows
+from trtbatch.checks import RowChecker, fill_slot, require_same_rows, require_slots
+from trtbatch.errors import UsageError
 from trtbatch.timing.loops import Loop, latency_loop, mode_loop, throughput_loop
 from trtbatch.timing.request import LATENCY, SLOT_MODES, THROUGHPUT, BenchRequest
 
 __all__ = ["Stand", "open_stand"]
 
 Array = NDArray[Any]
-Arrays = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
@@ -168,7 +165,7 @@ class Stand:
         if fresh:
             session.poison(0xFF)
             mode.launch()
-            self._require_same(name, session.fetch(), checked)
+            require_same_rows(f"{self.artifact.path.name}: {name}", session.fetch(), checked.outputs, self.sidecar)
         return mode_loop(mode, self._flush(session, mode))
 
     def _flush(self, session: Session, mode: Mode) -> Callable[[], None] | None:
@@ -190,9 +187,10 @@ class Stand:
     def _of_slots(self, name: str, checked: _Checked, fresh: bool) -> Loop:
         lanes = self._lanes(name)
         if fresh:
-            self._prove(name, lanes, checked)
+            what, overlapping = f"{self.artifact.path.name}: {name}", name == THROUGHPUT
+            require_slots(what, lanes, checked.batch, checked.inputs, checked.outputs, self.sidecar, overlapping)
         for lane in lanes:
-            _fill(lane, checked)
+            fill_slot(lane, checked.batch, checked.inputs)
         return latency_loop(lanes[0]) if name == LATENCY else throughput_loop(lanes)
 
     def _lanes(self, name: str) -> Sequence[Slot]:
@@ -203,43 +201,3 @@ class Stand:
             turns = [session for _ in range(self._sessions[0].in_flight) for session in self._sessions]
             self._slots += [session.slot() for session in turns[1:]]
         return self._slots[:1] if name == LATENCY else self._slots
-
-    def _prove(self, name: str, lanes: Sequence[Slot], checked: _Checked) -> None:
-        """Run every lane as it is timed, after other inputs, into outputs that were overwritten."""
-        for lane in lanes:
-            room = lane.prepare(checked.batch)
-            for each, array in checked.inputs.items():
-                np.copyto(room[each], array.reshape(-1)[::-1].reshape(array.shape))  # other values, of the same range
-            for output in lane.run().values():
-                if output.flags.writeable and output.flags.c_contiguous:
-                    output.reshape(-1).view(np.uint8).fill(0xFF)
-        for lane in lanes:
-            _fill(lane, checked)
-            if name == THROUGHPUT:
-                lane.submit()
-        for lane in lanes:
-            self._require_same(name, lane.wait() if name == THROUGHPUT else lane.run(), checked)
-
-    def _require_same(self, name: str, got: Arrays, checked: _Checked) -> None:
-        """Raise where what is timed gives other rows than what was checked.
-
-        Raises:
-            RowsError: naming the mode.
-        """
-        outputs = self.sidecar.outputs
-        found, wanted = (valid_only(dict(each), outputs) for each in (got, checked.outputs))
-        for spec in outputs:
-            limit = tolerance(spec.dtype, self.sidecar.precision)
-            one, two = found[spec.name], wanted[spec.name]
-            if one.shape != two.shape or wrong_rows(as_rows(one, spec), as_rows(two, spec), limit)[0].size:
-                raise RowsError(
-                    f"{self.artifact.path.name}: {name} gives other rows of {spec.name} than the run that was checked",
-                    "a fault of trtbatch or of the backend: report it, with what trtbatch doctor prints",
-                )
-
-
-def _fill(slot: Slot, checked: _Checked) -> None:
-    """Write a batch of samples into a slot."""
-    room = slot.prepare(checked.batch)
-    for name, array in checked.inputs.items():
-        np.copyto(room[name], array)

@@ -12,24 +12,18 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trtbatch.artifacts import Artifact, Interval, Sidecar
 from trtbatch.backends.base import Engine, Session, Slot
-from trtbatch.checks import RowChecker
-from trtbatch.errors import RowsError
-from trtbatch.rows import as_rows, tolerance, valid_only, wrong_rows
+from trtbatch.checks import RowChecker, require_slots
 from trtbatch.stats import median_interval
 from trtbatch.timing.loops import WINDOW_MS, Loop, Milliseconds, Taken
 
 __all__ = ["Load", "load_loop", "throughput"]
-
-Array = NDArray[Any]
 
 
 def load_loop(lanes: Sequence[Slot]) -> Loop:
@@ -119,7 +113,8 @@ class Load:
         first.bind(inputs)
         first.run()
         lanes = self._lanes[:streams]
-        self._prove(lanes, batch, inputs, valid_only(first.fetch(), self.sidecar.outputs))
+        what = f"{self._artifact.path.name}: under load batch {batch}"
+        require_slots(what, lanes, batch, inputs, first.fetch(), self.sidecar)
         return load_loop(lanes)
 
     def _require_rows(self, batch: int) -> RowChecker:
@@ -140,32 +135,6 @@ class Load:
             self._right.add(batch)
         return self._checker
 
-    def _prove(self, lanes: Sequence[Slot], batch: int, inputs: Mapping[str, Array], wanted: dict[str, Array]) -> None:
-        """Run every lane as it is timed, after other inputs, into outputs that were overwritten.
-
-        Raises:
-            RowsError: a lane gives other rows than the run that was checked.
-        """
-        for lane in lanes:
-            _fill(lane, batch, {name: array.reshape(-1)[::-1].reshape(array.shape) for name, array in inputs.items()})
-            for output in lane.run().values():
-                if output.flags.writeable and output.flags.c_contiguous:
-                    output.reshape(-1).view(np.uint8).fill(0xFF)
-        for lane in lanes:
-            _fill(lane, batch, inputs)
-            lane.submit()
-        for lane in lanes:
-            got = valid_only(dict(lane.wait()), self.sidecar.outputs)
-            for spec in self.sidecar.outputs:
-                one, two = got[spec.name], wanted[spec.name]
-                limit = tolerance(spec.dtype, self.sidecar.precision)
-                if one.shape != two.shape or wrong_rows(as_rows(one, spec), as_rows(two, spec), limit)[0].size:
-                    raise RowsError(
-                        f"{self._artifact.path.name}: under load batch {batch} gives other rows of {spec.name} than "
-                        "the run that was checked",
-                        "a fault of trtbatch or of the backend: report it, with what trtbatch doctor prints",
-                    )
-
     def reset(self) -> None:
         """Close every session: the next loop opens fresh ones."""
         self._checker = None
@@ -177,10 +146,3 @@ class Load:
 
     def __exit__(self, *raised: object) -> None:
         self.reset()
-
-
-def _fill(lane: Slot, batch: int, inputs: Mapping[str, Array]) -> None:
-    """Write a batch of samples into a lane."""
-    room = lane.prepare(batch)
-    for name, array in inputs.items():
-        np.copyto(room[name], array)
