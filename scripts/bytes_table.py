@@ -28,7 +28,7 @@ from scripts.performance import Bench, copy_ms, medians, ratio
 from trtbatch import environment
 from trtbatch.artifacts import ENGINES
 from trtbatch.errors import RowsError
-from trtbatch.fusing import unfused_inputs
+from trtbatch.onnx_graph.fusing import unfused_inputs
 from trtbatch.rows import tolerance, wrong_rows
 from trtbatch.timing.loops import throughput_loop
 

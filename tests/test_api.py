@@ -23,9 +23,10 @@ from tests.conftest import CLASSES, PHOTOS, PREPROCESSING
 from trtbatch import dlpack
 from trtbatch.api import LoadedEngine
 from trtbatch.artifacts import TensorSpec
-from trtbatch.backends.onnxruntime import OnnxReference, OnnxRuntimeSession
+from trtbatch.backends.onnxruntime import OnnxRuntimeSession
 from trtbatch.errors import InputError, UsageError
 from trtbatch.files import sidecar_path
+from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import encode
 

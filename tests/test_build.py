@@ -22,10 +22,10 @@ from tests import models
 from tests.conftest import child_environment, run_process
 from trtbatch.artifacts import load, record_file
 from trtbatch.backends import open_engine
-from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.building.request import foreign
 from trtbatch.errors import ProfileError
 from trtbatch.files import sidecar_path
+from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.records import encode
 from trtbatch.rows import random_inputs, row_errors
 

@@ -13,7 +13,7 @@ from trtbatch.backends.onnxruntime import OnnxRuntimeSession
 from trtbatch.batches import Profile
 from trtbatch.checks import RowChecker
 from trtbatch.errors import RowsError
-from trtbatch.onnxfile import load_onnx, read_specs
+from trtbatch.onnx_graph.read import load_onnx, read_specs
 from trtbatch.rows import random_inputs, row_errors, rows_of, tolerance, wrong_rows
 
 

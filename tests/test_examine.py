@@ -13,9 +13,10 @@ from tests import models
 from tests.test_build import nothing_left, refused
 from trtbatch.artifacts import load
 from trtbatch.backends import open_engine
-from trtbatch.backends.onnxruntime import OnnxReference, OnnxRuntimeSession
+from trtbatch.backends.onnxruntime import OnnxRuntimeSession
 from trtbatch.batches import Profile
 from trtbatch.building.examine import _other_profiles
+from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.rows import random_inputs
 
 Cli = Callable[..., Any]

@@ -18,8 +18,8 @@ onnx = pytest.importorskip("onnx")
 from tests.conftest import run_process  # noqa: E402
 from tests.test_build import refused  # noqa: E402
 from trtbatch.artifacts import load  # noqa: E402
-from trtbatch.backends.onnxruntime import OnnxReference  # noqa: E402
 from trtbatch.exporting import exporters  # noqa: E402
+from trtbatch.onnx_graph.run import OnnxReference  # noqa: E402
 
 Cli = Callable[..., Any]
 

@@ -15,9 +15,9 @@ from PIL import Image
 
 from tests.conftest import needs_export
 from trtbatch.artifacts import TensorSpec, load
-from trtbatch.backends.onnxruntime import OnnxReference
-from trtbatch.fusing import PREFIX, fuse, fuse_graph, halve_prefix
-from trtbatch.onnxfile import load_onnx
+from trtbatch.onnx_graph.fusing import PREFIX, fuse, fuse_graph, halve_prefix
+from trtbatch.onnx_graph.read import load_onnx
+from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.rows import row_errors
 
@@ -59,7 +59,9 @@ def test_the_fused_file_agrees_with_the_one_that_it_was_made_from(
     assert np.array_equal(recipe.normalise_batch(images), floats)
     again = fuse(source, layout, tmp_path)
     assert again.sidecar.created == fused.sidecar.created  # found, not made
-    monkeypatch.setattr("trtbatch.fusing._is_looked_up", lambda path: False)  # as an earlier release wrote it
+    monkeypatch.setattr(
+        "trtbatch.onnx_graph.fusing._is_looked_up", lambda path: False
+    )  # as an earlier release wrote it
     assert fuse(source, layout, tmp_path).sidecar.created != fused.sidecar.created
 
 

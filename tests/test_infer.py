@@ -23,10 +23,10 @@ from tests import models
 from tests.conftest import CLASSES, PHOTOS, PREPROCESSING, child_environment
 from tests.test_build import refused
 from trtbatch.artifacts import load
-from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import UsageError
 from trtbatch.images.host import CHUNK, Skipped
 from trtbatch.infer import InferRequest, InferResult, infer
+from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.sinks import best_classes, open_sink, top_predictions
 from trtbatch.sources import open_source
 

@@ -25,12 +25,12 @@ from tests.test_build import refused
 from trtbatch import optional, precision
 from trtbatch.artifacts import Artifact, TensorSpec, load
 from trtbatch.backends import open_engine
-from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.building.request import foreign
+from trtbatch.onnx_graph.dtypes import kinds, products, scales
+from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.precision import ConversionRequest, convert
 from trtbatch.precisions import candidates, converter
 from trtbatch.precisions.converter import MODELOPT_PYTHON
-from trtbatch.precisions.typedgraph import kinds, products, scales
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.rows import row_errors
 from trtbatch.sources import ImageSource, Sample

@@ -19,8 +19,8 @@ import trtbatch
 from tests import models
 from tests.conftest import CLASSES, PHOTOS, PREPROCESSING
 from tests.test_build import refused
-from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import ExecutionError, InputError, UsageError
+from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.ray import Predictor
 from trtbatch.scaleout.rayresults import claim, refuse_taken
 from trtbatch.scaleout.scale import RayRequest, _reason, infer_with_ray

@@ -17,7 +17,7 @@ from tests import models
 from tests.conftest import child_environment
 from trtbatch.artifacts import check_file, load
 from trtbatch.backends import open_engine
-from trtbatch.backends.onnxruntime import OnnxReference
+from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.rows import random_inputs, row_errors
 
 RUNS = 10_000

@@ -21,10 +21,10 @@ from tests import models
 from tests.conftest import child_environment
 from tests.test_build import refused
 from trtbatch.artifacts import FileRecord, Interval, ModelRecord, Sidecar, TensorSpec, Tuned
-from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.batches import Profile, pick_profile
 from trtbatch.errors import UsageError
 from trtbatch.files import sidecar_path
+from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.profiles import Measured
 from trtbatch.scaleout import triton
 from trtbatch.scaleout.triton import TritonRequest

@@ -18,10 +18,10 @@ from PIL import Image
 
 from tests import models
 from trtbatch.artifacts import Artifact, FileRecord, ModelRecord, Sidecar, TensorSpec
-from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.batches import Profile
 from trtbatch.files import sidecar_path
 from trtbatch.images.dali import THREADS
+from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.records import encode
 from trtbatch.scaleout.triton import TritonRequest, model_config

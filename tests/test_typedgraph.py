@@ -11,9 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests import models
-from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import PrecisionError
-from trtbatch.precisions.typedgraph import (
+from trtbatch.onnx_graph.dtypes import (
     first_overflow,
     float_types,
     kinds,
@@ -22,6 +21,7 @@ from trtbatch.precisions.typedgraph import (
     raise_scales,
     scales,
 )
+from trtbatch.onnx_graph.run import OnnxReference
 
 
 def quantized(path: Path, opset: int = 19, scale: float = 0.05, dtype: Any = np.float32) -> Any:

@@ -15,8 +15,8 @@ from tests import models
 from trtbatch import environment
 from trtbatch.artifacts import TensorSpec, load
 from trtbatch.bench import memory_ms
-from trtbatch.onnxfile import load_onnx, read_specs
-from trtbatch.workload import ProductBytes, product_bytes
+from trtbatch.onnx_graph.read import load_onnx, read_specs
+from trtbatch.onnx_graph.workload import ProductBytes, product_bytes
 
 Cli = Callable[..., Any]
 

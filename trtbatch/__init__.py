@@ -22,11 +22,11 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from trtbatch.util.version import __version__
+
 # From release 1.29 on, ONNX Runtime writes a device id into the user's cache folder and looks up a foreign host as soon
 # as it is loaded. Child processes inherit the variable. Who has set it keeps it: "0" switches telemetry on.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "BenchRequest": "bench",

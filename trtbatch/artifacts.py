@@ -733,3 +733,13 @@ def rewrite(artifact: Artifact, **fields: Any) -> Artifact:
     with atomic_file(beside) as made:
         made.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return load(path, sidecar.kind)
+
+
+def is_engine(path: Path) -> bool:
+    """Whether a file is an engine: its sidecar says so, else its suffix."""
+    if sidecar_path(path).is_file():
+        try:
+            return load(path, "engine").sidecar.kind == "engine"
+        except ArtifactError:
+            pass
+    return path.name.endswith((".engine", ".ort.onnx", ".plan", ".trt"))

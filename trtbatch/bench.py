@@ -15,13 +15,13 @@ import numpy as np
 from trtbatch import environment
 from trtbatch.artifacts import Accuracy, Sidecar
 from trtbatch.backends import resolve_engine
+from trtbatch.onnx_graph.workload import ProductBytes
 from trtbatch.stats import Summary, bound_by, summarize
 from trtbatch.timing.clocks import ClockWatch
 from trtbatch.timing.loops import Loop, Milliseconds, collect, measure
 from trtbatch.timing.request import BenchRequest, refuse_batches, refuse_modes
 from trtbatch.timing.run import Run
 from trtbatch.timing.stand import Stand, open_stand
-from trtbatch.workload import ProductBytes
 
 __all__ = ["THROTTLED", "BatchResult", "BenchRequest", "BenchResult", "bench", "measure", "rounded"]
 

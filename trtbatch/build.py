@@ -31,16 +31,16 @@ from trtbatch.building.request import (
     stem_of,
 )
 from trtbatch.errors import AccuracyError, BuildError, ExecutionError, MissingPackageError, PrecisionError, RowsError
-from trtbatch.fusing import PREFIX, fuse
 from trtbatch.notes import note, warn
-from trtbatch.onnxfile import load_onnx, what_fixes_the_batch
+from trtbatch.onnx_graph.dtypes import float_types, kinds, products
+from trtbatch.onnx_graph.fusing import PREFIX, fuse
+from trtbatch.onnx_graph.read import load_onnx, what_fixes_the_batch
+from trtbatch.onnx_graph.workload import product_bytes
 from trtbatch.precision import CONVERTED, PRECISIONS, ConversionRequest, convert, is_random, refuse_reduced
 from trtbatch.precisions import candidates
 from trtbatch.precisions.candidates import Candidate, Try, fastest_try
-from trtbatch.precisions.typedgraph import float_types, kinds, products
 from trtbatch.profiles import gaps, powers_of_two
 from trtbatch.records import encode
-from trtbatch.workload import product_bytes
 
 __all__ = ["BuildRequest", "build"]
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import trtbatch
 from trtbatch import optional
+from trtbatch.util.version import __version__
 
 __all__ = [
     "ask_nvml",
@@ -34,7 +34,7 @@ def describe() -> dict[str, Any]:
     """CPU, cores, NVIDIA driver, operating system, Python, library versions and commit."""
     versions = {name: found for name in _LIBRARIES if (found := optional.version(name)) is not None}
     known: dict[str, Any] = {
-        "trtbatch": trtbatch.__version__,
+        "trtbatch": __version__,
         "commit": commit(),
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

@@ -20,8 +20,8 @@ from trtbatch.errors import ModelError, UsageError
 from trtbatch.exporting.exporters import Exporter, Trace, choose_exporter, refuse_opset
 from trtbatch.exporting.proof import PROOF_BATCHES, Reference, baked, prove
 from trtbatch.exporting.torchmodel import TorchModel
-from trtbatch.fusing import SUFFIXES, Layout, refuse_unfusable, write_fused
 from trtbatch.models import load_model
+from trtbatch.onnx_graph.fusing import SUFFIXES, Layout, refuse_unfusable, write_fused
 
 __all__ = ["ExportRequest", "export"]
 

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from trtbatch import artifacts, files
 from trtbatch.artifacts import Artifact, Sidecar, TensorSpec
-from trtbatch.backends import open_engine, open_preprocessor, resolve_engine
+from trtbatch.backends import open_engine, resolve_engine
 from trtbatch.backends.base import Engine
 from trtbatch.batches import MAX_BATCH, refuse_outside
 from trtbatch.errors import InputError, ProfileError, UsageError
 from trtbatch.feeds import DaliFeed, PreprocessorFeed, RowWriting
 from trtbatch.images.dali import DaliReader
-from trtbatch.images.preprocessor import OnnxPreprocessor
+from trtbatch.images.preprocessor import OnnxPreprocessor, open_preprocessor
 from trtbatch.notes import note, warn
 from trtbatch.pipeline import Busy, MakeFeed, Pipeline
 from trtbatch.preprocessing import Preprocessing, choose_reader

@@ -13,12 +13,12 @@ from typing import Any
 from trtbatch import artifacts, files, optional
 from trtbatch.artifacts import Artifact, Sidecar, TensorSpec
 from trtbatch.backends import open_engine
-from trtbatch.backends.onnxruntime import fold
 from trtbatch.errors import ArtifactError, TrtbatchError, UsageError
-from trtbatch.onnxfile import FixedBatch, fixed_batch_nodes, load_onnx, opset_of, read_specs
-from trtbatch.workload import bytes_moved, macs_of
+from trtbatch.onnx_graph.read import FixedBatch, fixed_batch_nodes, load_onnx, opset_of, read_specs
+from trtbatch.onnx_graph.run import fold
+from trtbatch.onnx_graph.workload import bytes_moved, macs_of
 
-__all__ = ["Difference", "EngineReport", "Layer", "OnnxReport", "inspect_engine", "inspect_onnx", "is_engine"]
+__all__ = ["Difference", "EngineReport", "Layer", "OnnxReport", "inspect_engine", "inspect_onnx"]
 
 UNTOLD = "—"
 """Stands for what one side doesn't tell, such as ONNX Runtime the profiles."""
@@ -93,16 +93,6 @@ class EngineReport:
     unopened: str | None
     layers: tuple[Layer, ...]
     precisions: dict[str, float]
-
-
-def is_engine(path: Path) -> bool:
-    """Whether a file is an engine: its sidecar says so, else its suffix."""
-    if files.sidecar_path(path).is_file():
-        try:
-            return artifacts.load(path, "engine").sidecar.kind == "engine"
-        except ArtifactError:
-            pass
-    return path.name.endswith((".engine", ".ort.onnx", ".plan", ".trt"))
 
 
 def inspect_onnx(path: Path) -> OnnxReport:

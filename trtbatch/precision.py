@@ -22,13 +22,9 @@ from numpy.typing import NDArray
 from trtbatch import artifacts, files, optional
 from trtbatch.artifacts import Artifact, Conversion, Sidecar, TensorSpec
 from trtbatch.backends.base import Progress
-from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import ArtifactError, InputError, PrecisionError, UsageError
-from trtbatch.fusing import PREFIX, halve_prefix
 from trtbatch.notes import note, warn
-from trtbatch.onnxfile import load_onnx, opset_of
-from trtbatch.precisions.converter import LARGEST, run_modelopt
-from trtbatch.precisions.typedgraph import (
+from trtbatch.onnx_graph.dtypes import (
     PRODUCTS,
     half_inputs_and_outputs,
     kinds,
@@ -37,6 +33,10 @@ from trtbatch.precisions.typedgraph import (
     raise_scales,
     tell_kernels,
 )
+from trtbatch.onnx_graph.fusing import PREFIX, halve_prefix
+from trtbatch.onnx_graph.read import load_onnx, opset_of
+from trtbatch.onnx_graph.run import OnnxReference
+from trtbatch.precisions.converter import LARGEST, run_modelopt
 from trtbatch.sources import read_samples
 
 __all__ = [

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from trtbatch import optional
 from trtbatch.artifacts import ENGINES, Artifact, FileRecord, build_line, record_file, refuse_other_file
 from trtbatch.backends.base import conform
-from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import ArtifactError, InputError, UsageError, reading_fix, unreadable
-from trtbatch.fusing import unfused_inputs
 from trtbatch.models import load_model
 from trtbatch.names import shortened
 from trtbatch.notes import warn
-from trtbatch.onnxfile import load_onnx, read_specs
+from trtbatch.onnx_graph.fusing import unfused_inputs
+from trtbatch.onnx_graph.read import load_onnx, read_specs
+from trtbatch.onnx_graph.run import OnnxReference
 
 __all__ = ["OnnxFileReference", "Reference", "SavedReference", "find_built", "find_onnx", "open_reference"]
 

@@ -19,7 +19,7 @@ from trtbatch.checks import CHECKS, Finding, RowChecker
 from trtbatch.comparison import OutputResult, compare_outputs
 from trtbatch.errors import ArtifactError, UsageError
 from trtbatch.notes import note, warn
-from trtbatch.onnxfile import what_fixes_the_batch
+from trtbatch.onnx_graph.read import what_fixes_the_batch
 from trtbatch.references import Reference, SavedReference, find_onnx, open_reference
 from trtbatch.rows import Limit, random_inputs
 from trtbatch.sources import read_samples

@@ -14,9 +14,9 @@ import trtbatch
 from tests import models
 from tests.conftest import run_process
 from trtbatch.api import LoadedEngine
-from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.dlpack import CUDA, DeviceArray
 from trtbatch.errors import InputError, UsageError
+from trtbatch.onnx_graph.run import OnnxReference
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 
 from tests import models
 from tests.conftest import ROOT, run_process
-from trtbatch.backends.onnxruntime import OnnxReference
+from trtbatch.onnx_graph.run import OnnxReference
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from tests import models
 from tests.conftest import child_environment, run_process
 from trtbatch.artifacts import load
 from trtbatch.backends import open_engine
-from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import ProfileError
+from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.rows import random_inputs, row_errors
 
 

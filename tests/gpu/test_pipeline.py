@@ -14,7 +14,7 @@ from PIL import Image
 from tests.conftest import PHOTOS, run_process
 from trtbatch.artifacts import load
 from trtbatch.backends import open_engine
-from trtbatch.backends.onnxruntime import OnnxReference
+from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.rows import random_inputs, row_errors, rows_of
 
 BATCHES = (1, 2, 3, 7, 16, 32)

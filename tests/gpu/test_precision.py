@@ -15,9 +15,9 @@ from tests.conftest import run_process
 from trtbatch import optional
 from trtbatch.artifacts import Sidecar, load
 from trtbatch.backends import open_engine
-from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.building.examine import Examination, examine
 from trtbatch.errors import PrecisionError
+from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.precisions.converter import MODELOPT_PYTHON
 from trtbatch.rows import random_inputs, row_errors
 

@@ -14,9 +14,9 @@ from tests import models
 from tests.conftest import run_process
 from trtbatch.artifacts import Artifact, load
 from trtbatch.backends import open_engine
-from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.backends.tensorrt.engine import TensorRTSession
 from trtbatch.backends.tensorrt.graphs import GraphCache
+from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.rows import random_inputs, row_errors
 
 LIMIT = 2e-3

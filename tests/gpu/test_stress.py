@@ -22,7 +22,7 @@ from tests.test_fuzz import Mutation, fuzzed, mutated, mutations
 from tests.test_stress import RUNS, interrupted, resident
 from trtbatch.artifacts import Artifact, check_file, load
 from trtbatch.backends import open_engine
-from trtbatch.backends.onnxruntime import OnnxReference
+from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.rows import random_inputs, row_errors
 
 

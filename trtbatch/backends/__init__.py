@@ -15,12 +15,10 @@ from trtbatch.notes import note, warn
 
 if TYPE_CHECKING:
     from trtbatch.backends.tensorrt.engine import TensorRTEngine
-    from trtbatch.backends.tensorrt.preprocess import TensorRTPreprocessor
 
 __all__ = [
     "choose_builder",
     "open_engine",
-    "open_preprocessor",
     "refuse_gpu",
     "resolve_engine",
     "runs_here",
@@ -131,15 +129,6 @@ def open_engine(artifact: Artifact, device: int = 0, weights: Path | None = None
     if backend == "tensorrt":
         return _tensorrt(artifact, device, weights)
     raise ArtifactError(f"{artifact.path}: its sidecar names no backend", "build it again: trtbatch build")
-
-
-def open_preprocessor(artifact: Artifact, device: int = 0) -> TensorRTPreprocessor:
-    """Load the engine of a preprocessor; the checks and errors are those of :func:`open_engine`."""
-    from trtbatch.backends.tensorrt.preprocess import TensorRTPreprocessor
-    from trtbatch.images.preprocessor import engine_record
-
-    record = engine_record(artifact)
-    return TensorRTPreprocessor(_tensorrt(artifact, device), record)
 
 
 def _tensorrt(artifact: Artifact, device: int, weights: Path | None = None) -> TensorRTEngine:

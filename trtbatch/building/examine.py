@@ -22,9 +22,9 @@ from trtbatch.checks import RowChecker
 from trtbatch.comparison import OutputResult, compare_outputs
 from trtbatch.errors import AccuracyError, PrecisionError, RowsError, TrtbatchError
 from trtbatch.notes import note, warn
-from trtbatch.onnxfile import what_fixes_the_batch
+from trtbatch.onnx_graph.dtypes import Overflow, OverflowSearch
+from trtbatch.onnx_graph.read import what_fixes_the_batch
 from trtbatch.precisions.realised import Realised, realised
-from trtbatch.precisions.typedgraph import Overflow, OverflowSearch
 from trtbatch.profiles import Measured
 from trtbatch.references import OnnxFileReference
 from trtbatch.rows import Limit, random_inputs, rows_of

@@ -10,7 +10,7 @@ from trtbatch import optional
 from trtbatch.artifacts import TensorSpec
 from trtbatch.batches import Profile
 from trtbatch.errors import ProfileError, UsageError
-from trtbatch.onnxfile import load_onnx
+from trtbatch.onnx_graph.read import load_onnx
 
 __all__ = ["plan_axes", "prepared"]
 

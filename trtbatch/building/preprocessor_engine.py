@@ -8,12 +8,18 @@ from pathlib import Path
 
 from trtbatch import artifacts, files
 from trtbatch.artifacts import Artifact, ModelRecord, Sidecar
-from trtbatch.backends import choose_builder, open_preprocessor
+from trtbatch.backends import choose_builder
 from trtbatch.backends.base import BuildPlan, Built, Range
 from trtbatch.batches import Profile
 from trtbatch.building.request import BuildRequest, builder_settings, refuse_target
 from trtbatch.errors import RowsError, UsageError
-from trtbatch.images.preprocessor import SUFFIX, OnnxPreprocessor, PreprocessorRecord, find_difference
+from trtbatch.images.preprocessor import (
+    SUFFIX,
+    OnnxPreprocessor,
+    PreprocessorRecord,
+    find_difference,
+    open_preprocessor,
+)
 
 __all__ = ["ENGINE_SUFFIX", "build_preprocessor", "is_preprocessor", "size_ranges"]
 

@@ -14,7 +14,7 @@ from trtbatch.backends.base import Builder, BuilderOptions
 from trtbatch.batches import Profile
 from trtbatch.errors import PrecisionError, UsageError
 from trtbatch.notes import note
-from trtbatch.onnxfile import load_onnx, opset_of, read_specs
+from trtbatch.onnx_graph.read import load_onnx, opset_of, read_specs
 from trtbatch.precision import CONVERTED, QUANTIZED, is_random
 
 __all__ = [

@@ -26,10 +26,10 @@ def command(
 
     The exit code is 1 where the sidecar and the engine differ.
     """
-    from trtbatch.artifacts import Artifact, build_line, refuse_other_file
+    from trtbatch.artifacts import Artifact, build_line, is_engine, refuse_other_file
     from trtbatch.diagnostics.preprocessor_report import inspect_preprocessor, is_preprocessor_file
     from trtbatch.errors import ArtifactError, UsageError
-    from trtbatch.inspection import inspect_engine, inspect_onnx, is_engine
+    from trtbatch.inspection import inspect_engine, inspect_onnx
     from trtbatch.records import encode
 
     refuse_other_file(file, None)

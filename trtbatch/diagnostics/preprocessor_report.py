@@ -9,7 +9,7 @@ from trtbatch import artifacts, files
 from trtbatch.artifacts import Artifact, Sidecar, TensorSpec
 from trtbatch.errors import ArtifactError
 from trtbatch.images.preprocessor import KEY, engine_record, read_record
-from trtbatch.onnxfile import load_onnx
+from trtbatch.onnx_graph.read import load_onnx
 from trtbatch.preprocessing import Preprocessing
 
 __all__ = ["PreprocessorReport", "inspect_preprocessor", "is_preprocessor_file"]

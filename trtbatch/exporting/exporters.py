@@ -16,7 +16,7 @@ from trtbatch.artifacts import BATCH_AXIS, TensorSpec
 from trtbatch.errors import ExportError, MissingPackageError, UsageError
 from trtbatch.exporting.torchmodel import TorchModel, flatten_outputs
 from trtbatch.notes import note, warn
-from trtbatch.onnxfile import load_onnx, opset_of
+from trtbatch.onnx_graph.read import load_onnx, opset_of
 
 __all__ = ["EXTERNAL_ABOVE", "Exporter", "Trace", "choose_exporter", "refuse_opset"]
 

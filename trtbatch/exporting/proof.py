@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from trtbatch import optional
 from trtbatch.artifacts import TensorSpec
-from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import ExecutionError, ExportError, ModelError, TrtbatchError
 from trtbatch.exporting.exporters import Trace
-from trtbatch.onnxfile import what_fixes_the_batch
+from trtbatch.onnx_graph.read import what_fixes_the_batch
+from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.rows import as_rows, tolerance, wrong_rows
 
 __all__ = ["PROOF_BATCHES", "Reference", "baked", "prove"]

@@ -14,20 +14,23 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch import artifacts, files, optional
 from trtbatch.artifacts import ENGINES, Artifact, FileRecord, Sidecar, TensorSpec
-from trtbatch.backends.onnxruntime import OnnxReference
+from trtbatch.backends import open_engine
 from trtbatch.errors import ArtifactError, ExportError, InputError, UsageError
 from trtbatch.images.resample import matrices, rows_first
-from trtbatch.inspection import is_engine
 from trtbatch.notes import note
+from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.preprocessing import Preprocessing, image_input
 from trtbatch.records import RecordError, decode, encode
+
+if TYPE_CHECKING:
+    from trtbatch.backends.tensorrt.preprocess import TensorRTPreprocessor
 
 __all__ = [
     "KEY",
@@ -41,6 +44,7 @@ __all__ = [
     "engine_record",
     "export_preprocessor",
     "find_difference",
+    "open_preprocessor",
     "pixels_of",
     "read_record",
 ]
@@ -156,7 +160,7 @@ def export_preprocessor(artifact: Path | None = None, max_size: int = MAX_SIZE, 
 
 def _source(path: Path | None) -> Artifact:
     if path is not None:
-        return artifacts.load(path, "engine" if is_engine(path) else "onnx")
+        return artifacts.load(path, "engine" if artifacts.is_engine(path) else "onnx")
     artifact = artifacts.newest("engine", lambda sidecar: sidecar.preprocessing is not None, "engine for images")
     note(f"using the newest engine that takes images: {artifact.path}")
     return artifact
@@ -305,6 +309,15 @@ def engine_record(artifact: Artifact) -> PreprocessorRecord:
         fix = "make both again: trtbatch export-preprocessor, then trtbatch build"
         raise ArtifactError(f"{artifact.path} has other inputs than this trtbatch's preprocessors", fix)
     return record
+
+
+def open_preprocessor(artifact: Artifact, device: int = 0) -> TensorRTPreprocessor:
+    """Load the engine of a preprocessor; the checks and errors are those of :func:`trtbatch.backends.open_engine`."""
+    from trtbatch.backends.tensorrt.engine import TensorRTEngine
+    from trtbatch.backends.tensorrt.preprocess import TensorRTPreprocessor
+
+    record = engine_record(artifact)
+    return TensorRTPreprocessor(cast(TensorRTEngine, open_engine(artifact, device)), record)
 
 
 def find_difference(record: PreprocessorRecord, sample_of: Callable[[Pixels], Array]) -> str | None:

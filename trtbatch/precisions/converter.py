@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from trtbatch import optional
 from trtbatch.artifacts import Artifact, Conversion
 from trtbatch.errors import MissingPackageError, PrecisionError
-from trtbatch.onnxfile import external_files, load_onnx
+from trtbatch.onnx_graph.read import external_files, load_onnx
 
 __all__ = ["LARGEST", "MODELOPT_PYTHON", "run_modelopt"]
 

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-import trtbatch
 from trtbatch.files import atomic_file
 from trtbatch.reports.looks import DARK, DARK_PAPER, LIGHT, LIGHT_PAPER
 from trtbatch.reports.overview import WORDS, cells, columns, notes, run_facts, summary
 from trtbatch.reports.results import clean
 from trtbatch.reports.series import METRICS, Series
 from trtbatch.reports.svg import chart, sample
+from trtbatch.util.version import __version__
 
 __all__ = ["page", "write_page"]
 
@@ -105,7 +105,7 @@ def page(series: Sequence[Series], title: str) -> str:
         '<meta charset="utf-8" />',
         f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}" />',
         '<meta name="viewport" content="width=device-width, initial-scale=1" />',
-        f'<meta name="generator" content="trtbatch {escape(trtbatch.__version__)}" />',
+        f'<meta name="generator" content="trtbatch {escape(__version__)}" />',
         '<link rel="icon" href="data:," />',
         f"<title>{shown}: time per batch</title>",
         f"<style>{_style(len(series))}</style>",

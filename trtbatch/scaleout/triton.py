@@ -35,7 +35,7 @@ from trtbatch.building.planning import prepared
 from trtbatch.errors import ArtifactError, UsageError, from_os_error
 from trtbatch.files import ASIDE, name_written, scratch, sidecar_path
 from trtbatch.notes import note, warn
-from trtbatch.onnxfile import external_files, load_onnx
+from trtbatch.onnx_graph.read import external_files, load_onnx
 from trtbatch.profiles import gaps
 from trtbatch.references import find_built
 from trtbatch.scaleout.tritonbatching import Batching, batching, one_size

@@ -17,7 +17,7 @@ from trtbatch.batches import Profile, pick_profile
 from trtbatch.building.timetable import time_profiles
 from trtbatch.errors import ArtifactError, UsageError
 from trtbatch.notes import note, warn
-from trtbatch.onnxfile import load_onnx, read_specs
+from trtbatch.onnx_graph.read import load_onnx, read_specs
 from trtbatch.profiles import MAX_PROFILES, Measured
 from trtbatch.tuning.keeping import keep, refuse_unkeepable
 from trtbatch.tuning.optchoice import Choice, Costs, Method, best_choices, most_frequent, powers

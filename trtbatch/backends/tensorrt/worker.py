@@ -26,7 +26,7 @@ from trtbatch.backends.tensorrt import buffers, compat
 from trtbatch.errors import BuildError, TrtbatchError, from_os_error
 from trtbatch.files import atomic_file
 from trtbatch.notes import LOGGER, warn
-from trtbatch.onnxfile import load_onnx
+from trtbatch.onnx_graph.read import load_onnx
 from trtbatch.records import decode, encode
 
 __all__ = ["WorkerRequest", "main"]

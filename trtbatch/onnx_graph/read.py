@@ -11,8 +11,8 @@ from typing import Any
 
 from trtbatch import optional
 from trtbatch.artifacts import BATCH_AXIS, TensorSpec
-from trtbatch.backends.onnxruntime import fold
 from trtbatch.errors import ArtifactError, UsageError
+from trtbatch.onnx_graph.run import fold
 
 __all__ = [
     "FixedBatch",

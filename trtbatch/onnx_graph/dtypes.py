@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch import optional
-from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import PrecisionError, TrtbatchError
-from trtbatch.onnxfile import load_onnx, opset_of
+from trtbatch.onnx_graph.read import load_onnx, opset_of
+from trtbatch.onnx_graph.run import OnnxReference
 
 __all__ = [
     "PRODUCTS",

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 
 from trtbatch import artifacts, files, optional
 from trtbatch.artifacts import Artifact, Sidecar, TensorSpec
-from trtbatch.backends.onnxruntime import OnnxReference
 from trtbatch.errors import ExportError, UsageError
 from trtbatch.notes import note
-from trtbatch.onnxfile import load_onnx
+from trtbatch.onnx_graph.read import load_onnx
+from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.preprocessing import Preprocessing
 from trtbatch.rows import as_rows, random_inputs, wrong_rows
 

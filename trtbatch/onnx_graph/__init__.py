@@ -1,0 +1,1 @@
+"""Read what an ONNX file states, run it as the reference, and change it."""

@@ -1,0 +1,1 @@
+"""Small tools that know nothing of models: files, text, numbers, the machine."""
