@@ -1,4 +1,4 @@
-"""The command lines of README.md and docs/*.md, as a reader would type them, with what is shown below each."""
+"""The command lines of README.md and the pages in docs/, as a reader would type them, with what is shown below."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
-__all__ = ["PAGES", "Command", "Section", "commands", "is_synopsis", "sections"]
+__all__ = ["PAGES", "REFERENCE", "Command", "Section", "commands", "is_synopsis", "sections"]
 
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+
+REFERENCE = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.parent.name == "reference")
+"""The pages that describe the commands, one after the other."""
 
 _SHELL = ("", "sh", "bash", "console")
 """Languages of a fenced block that holds commands."""

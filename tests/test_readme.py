@@ -1,4 +1,4 @@
-"""What the README says is what the program does, and what the kept results hold."""
+"""What README.md and the pages below docs/ say is what the program does, and what the kept results hold."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ from scripts import (
     scale_table,
 )
 from tests.conftest import COMMANDS, ROOT
+from tests.pages import PAGES, REFERENCE
 from trtbatch.cli.app import app
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GPU = ROOT / "docs" / "gpu"
+PRECISION = (ROOT / "docs" / "guides" / "precision.md").read_text(encoding="utf-8")
 PERFORMANCE = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
 GPU_TESTS = (
     "api",
@@ -43,9 +45,31 @@ GPU_TESTS = (
 )
 
 
+def test_the_readme_is_short_and_names_the_test_command() -> None:
+    assert len(README.splitlines()) <= 250
+    assert "`scripts/test`" in README
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_that_it_names_exists_and_none_is_left_out(command: str) -> None:
-    synopsis = re.search(rf"^    trtbatch {command} (?=\S*[\[A-Z]).*\n(?:^ {{10,}}.*\n)*", README, re.MULTILINE)
+    synopsis = re.search(rf"^    trtbatch {command} (?=\S*[\[A-Z]).*\n(?:^ {{10,}}.*\n)*", REFERENCE, re.MULTILINE)
     assert synopsis is not None
     described = set(re.findall(r"--[a-z0-9-]+", synopsis[0]))
     found: Any = get_command(app)
@@ -61,7 +85,7 @@ def test_the_table_of_bench_is_what_was_printed_on_the_gpu() -> None:
     lines = [line for test in kept["tests"] for line in test.get("printed", [])]
     shown = block("$ trtbatch bench --batch 1,2,4,...,32 --mode execute_v2,async --json r.json")[1:]
     assert sum("execute_v2 │" in line for line in shown) == 6 and set(shown) <= set(lines)
-    assert kept["device"]["gpu"] in shown[0] and "On one H100 with TensorRT 8.6.0, both modes" in README
+    assert kept["device"]["gpu"] in shown[0] and "On one H100 with TensorRT 8.6.0, both modes" in REFERENCE
 
 
 ARTICLE = """
@@ -108,8 +132,8 @@ def net():
 
 
 def block(start: str) -> list[str]:
-    """The lines of the README from this one to the end of its block."""
-    lines = README.splitlines()
+    """The lines of the reference from this one to the end of its block."""
+    lines = REFERENCE.splitlines()
     first = next(index for index, line in enumerate(lines) if line.strip() == start)
     return list(itertools.takewhile(lambda line: line.strip() not in ("", "```"), (x.strip() for x in lines[first:])))
 
@@ -142,14 +166,14 @@ def test_the_articles_table_is_the_kept_result() -> None:
 
 def test_the_overhead_is_the_kept_result_and_within_two_per_cent() -> None:
     rows = json.loads((GPU / "overhead.json").read_text())["rows"]
-    assert bench_overhead.markdown(rows) in README
+    assert bench_overhead.markdown(rows) in REFERENCE
     assert {row["mode"] for row in rows} == {"execute_v2", "async", "graph"}
     assert max(row["ratio"] for row in rows) <= 1.02
 
 
 def test_the_table_of_precisions_is_the_kept_result_and_holds_its_ratios() -> None:
     rows = json.loads((GPU / "precision.json").read_text())["rows"]
-    assert precision_table.markdown(rows) in README
+    assert precision_table.markdown(rows) in PRECISION
     ms = {(row["model"], row["precision"], row["batch"]): row["ms"] for row in rows}
     assert ms["resnet18", "tf32", 32] / ms["resnet18", "fp16", 32] >= 2
     assert ms["resnet18", "int8", 128] < ms["resnet18", "fp16", 128]
@@ -176,8 +200,9 @@ def kept_on_gpu(name: str) -> Any:
 def test_performance_has_the_tables_that_its_scripts_print() -> None:
     kept = kept_on_gpu("performance")
     times, figures = performance.markdown(kept).split("\n\n")
-    assert times in PERFORMANCE and times in README and figures in PERFORMANCE
-    assert f'"the H100" is one {kept["device"]["gpu"]}' in PERFORMANCE and "on one H100 with TensorRT 8.6.0" in README
+    assert times in PERFORMANCE and times in REFERENCE and figures in PERFORMANCE
+    assert f'"the H100" is one {kept["device"]["gpu"]}' in PERFORMANCE
+    assert "on one H100 with TensorRT 8.6.0" in REFERENCE
     assert kept["tools"]["tensorrt"] == "8.6.0"
     assert build_times.markdown(kept_on_gpu("build_times")["rows"]) in PERFORMANCE
     pipeline = json.loads((ROOT / "docs" / "cpu" / "pipeline_overhead.json").read_text())
@@ -213,8 +238,8 @@ def test_performance_quotes_what_the_kept_runs_hold() -> None:
         f"one build took {later['builds']['auto_over_one']:.2f} times one",
     ):
         assert quoted in text, quoted
-    assert f"took {kept['builds']['auto_over_one']:.2f} times as long as 1:16:32" in README
-    assert f"holds {kept['memory']['auto_over_one_in_use']:.2f} times the device memory" in README
+    assert f"took {kept['builds']['auto_over_one']:.2f} times as long as 1:16:32" in REFERENCE
+    assert f"holds {kept['memory']['auto_over_one_in_use']:.2f} times the device memory" in REFERENCE
 
 
 def test_performance_is_within_the_projects_bounds() -> None:

@@ -1,4 +1,4 @@
-"""Every command of README.md and docs/*.md, as it stands there, on a small model; in ONNX Runtime without a GPU."""
+"""Every command of README.md and the pages in docs/, as it stands there, on a small model."""
 
 from __future__ import annotations
 
