@@ -9,7 +9,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from scripts.prefix_table import DEVIATION, MEAN, WAYS, markdown, stem
+from benchmarks.prefix_table import DEVIATION, MEAN, WAYS, markdown, stem
 
 SIDE = 16
 

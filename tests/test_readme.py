@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from benchmarks import images
-from scripts import (
+from benchmarks import (
     article_table,
     bench_overhead,
     build_times,
     bytes_table,
+    images,
     performance,
     precision_table,
     prefix_table,

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts import article_table
+from benchmarks import article_table
 from tests.conftest import ROOT
 from tests.test_build import refused
 from tests.test_dependencies import run_bare

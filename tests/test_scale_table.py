@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts import scale_table
-from scripts.scale_table import in_a_process, markdown, measure, steady_rate, write_samples
+from benchmarks import scale_table
+from benchmarks.scale_table import in_a_process, markdown, measure, steady_rate, write_samples
 from trtbatch.artifacts import load
 
 

@@ -9,7 +9,7 @@ precision, so that nothing is rounded but the constants and the result.
 **Floats come out of a table**, of 256 entries that are 0 to 255. That is a cast, written so that TensorRT makes one
 kernel of the whole prefix: it hands lookups, and what follows them, to the compiler inside it (Myelin), while of a
 cast, a transpose, a subtraction and a product it makes a kernel each, and each reads and writes all images
-(``scripts/prefix_table.py`` compares the ways). ONNX Runtime takes longer for a lookup than for a cast, on the CPU.
+(``benchmarks/prefix_table.py`` compares the ways). ONNX Runtime takes longer for a lookup than for a cast, on the CPU.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The README's table: the batches of the V100 article beside this machine's GPU, in one command.
 
-    python scripts/article_table.py [ENGINE] [--json FILE]
-    python scripts/article_table.py --from FILE
+    python -m benchmarks.article_table [ENGINE] [--json FILE]
+    python -m benchmarks.article_table --from FILE
 
 Benchmarks the engine (the newest in engines/ by default) at the article's batch sizes and prints Markdown:
 the article's time for a whole batch on a V100, this GPU's, and both per sample, in ms. With ``--from`` it prints
@@ -61,7 +61,7 @@ def main() -> None:
     result = bench(BenchRequest(options.engine, list(ARTICLE_MS)))
     print(markdown(result))
     if options.json is not None:
-        text = json.dumps({"script": "scripts/article_table.py", "article_ms": ARTICLE_MS, **encode(result)})
+        text = json.dumps({"script": "benchmarks/article_table.py", "article_ms": ARTICLE_MS, **encode(result)})
         options.json.write_text(text + "\n", encoding="utf-8")
 
 

@@ -1,8 +1,9 @@
 """Time and error of one model in several precisions, in one run: fp32, TF32, fp16, int8 against fp32 on the CPU.
 
-    python scripts/precision_table.py build MODEL [--precision fp32,tf32,fp16,int8] [--max 128] [--keep-fp32 NODE|OP …]
-    python scripts/precision_table.py measure MODEL… [--batch 1,32,128] [--rounds 3] [--json FILE]
-    python scripts/precision_table.py show FILE
+    python -m benchmarks.precision_table build MODEL [--precision fp32,tf32,fp16,int8] [--max 128]
+                                            [--keep-fp32 NODE|OP …]
+    python -m benchmarks.precision_table measure MODEL… [--batch 1,32,128] [--rounds 3] [--json FILE]
+    python -m benchmarks.precision_table show FILE
 
 ``build`` exports nothing: ``engines/MODEL_dynamic.onnx`` must be there. It builds an engine for each precision, and
 verifies every row at batch 1, 7 and 32 against ONNX Runtime on the float32 file; ``--keep-fp32`` is for int8 alone.
@@ -152,7 +153,7 @@ def main() -> None:
     if options.json is not None:
         sidecar = load(engine_of(options.model[0], precisions[0]), "engine").sidecar
         result = {
-            "script": "scripts/precision_table.py",
+            "script": "benchmarks/precision_table.py",
             "timed": "one launch of a CUDA graph between two CUDA events on a busy stream, inputs on the GPU",
             "weights": sidecar.model.weights,
             "device": sidecar.device,

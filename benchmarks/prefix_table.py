@@ -1,6 +1,6 @@
 """What bytes at a model's input cost the GPU, by how the arithmetic that makes floats of them is written in the graph.
 
-    python scripts/prefix_table.py [--only "NAME;..."] [--batch 128] [--rounds 8] [--jobs 1]
+    python -m benchmarks.prefix_table [--only "NAME;..."] [--batch 128] [--rounds 8] [--jobs 1]
                                    [--engines DIR] [--build-only] [--json FILE]
 
 Builds engines of a stem alone (the first layers of a ResNet, of random weights), one for each way to write the prefix,
@@ -26,8 +26,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from scripts.blocks import Convolution, Line, blocked
-from scripts.performance import medians, ratio
+from benchmarks.blocks import Convolution, Line, blocked
+from benchmarks.performance import medians, ratio
 from scripts.test_summary import machine
 from trtbatch import optional
 from trtbatch.artifacts import Artifact, load
@@ -626,7 +626,7 @@ def main() -> None:
             print(f"{row['way']:24} {ms:.4f} {layer}")
     print(markdown(rows))
     if given.json is not None:
-        data = {"script": "scripts/prefix_table.py", "batch": given.batch, "rows": rows, **machine()}
+        data = {"script": "benchmarks/prefix_table.py", "batch": given.batch, "rows": rows, **machine()}
         given.json.write_text(json.dumps(data, indent=1) + "\n")
 
 

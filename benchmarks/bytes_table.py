@@ -1,7 +1,8 @@
 """What an input of bytes gains over one of floats: GPU time, and samples a second from host memory.
 
-    python scripts/bytes_table.py build [--model resnet18] [--calibration DIR] [--inputs float32,NHWC,NCHW] [--jobs 1]
-    python scripts/bytes_table.py measure [--rounds 10] [--inputs float32,NHWC,NCHW] [--json FILE]
+    python -m benchmarks.bytes_table build [--model resnet18] [--calibration DIR] [--inputs float32,NHWC,NCHW]
+                                        [--jobs 1]
+    python -m benchmarks.bytes_table measure [--rounds 10] [--inputs float32,NHWC,NCHW] [--json FILE]
 
 ``build`` makes, of ``engines/MODEL_dynamic.onnx``, engines of one profile 1:128:128: fp16 and int8, each with the
 float32 input and with uint8 images in both layouts. ``measure`` takes every ratio in one run, engines in turns, rows
@@ -22,9 +23,7 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from scripts.performance import Bench, copy_ms, medians, ratio
+from benchmarks.performance import Bench, copy_ms, medians, ratio
 from trtbatch import environment
 from trtbatch.artifacts import ENGINES
 from trtbatch.errors import RowsError
@@ -154,7 +153,7 @@ def main() -> None:
     if given.what == "build":
         build_all(given.model, given.calibration, given.inputs.split(","), given.jobs)
         return
-    data = {"script": "scripts/bytes_table.py", **measure_all(given.rounds, given.inputs.split(","))}
+    data = {"script": "benchmarks/bytes_table.py", **measure_all(given.rounds, given.inputs.split(","))}
     data |= {"environment": environment.describe(), "gpu": environment.gpu_state()}
     if given.json is not None:
         given.json.write_text(json.dumps(data, indent=1) + "\n")

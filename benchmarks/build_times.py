@@ -1,6 +1,6 @@
 """How long an engine with several profiles takes to build, and whether a faster way gives as fast an engine.
 
-    python scripts/build_times.py ONNX [--precision fp16] [--batch 1,2,4,8,16,32] [--ways one,own,...] [--json FILE]
+    python -m benchmarks.build_times ONNX [--precision fp16] [--batch 1,2,4,8,16,32] [--ways one,own,...] [--json FILE]
 
 Every way but the last starts without a timing cache. Needs a GPU that nothing else uses. The ways:
 
@@ -106,7 +106,7 @@ def main() -> None:
     print(markdown(rows), f"\nseveral and cached are built like {chosen}")
     if options.json is not None and made is not None:
         result = {
-            "script": "scripts/build_times.py",
+            "script": "benchmarks/build_times.py",
             "model": source.sidecar.model.name,
             "precision": options.precision,
             "several_like": chosen,

@@ -1,6 +1,6 @@
 """What ``infer``'s pipeline adds to a bare ``InferenceSession.run`` loop on the CPU: whole loops, in turn, in one run.
 
-    python scripts/pipeline_overhead.py ENGINE [--batch 32] [--batches 12] [--rounds 15] [--output FILE]
+    python -m benchmarks.pipeline_overhead ENGINE [--batch 32] [--batches 12] [--rounds 15] [--output FILE]
 
 Both run over one memory-mapped .npy file of random samples, on the same ONNX Runtime session, with its options and
 threads. The bare loop hands slices of the map to the session and drops what comes back. Prints the medians and the
@@ -72,7 +72,7 @@ def measure(options: argparse.Namespace, file: Path) -> dict[str, Any]:
     ratios = [mine / theirs for theirs, mine in rounds]
     bare_s, ours_s = (float(value) for value in np.median(rounds, axis=0))
     return {
-        "script": "scripts/pipeline_overhead.py",
+        "script": "benchmarks/pipeline_overhead.py",
         "engine": artifact.path.name,
         "batch": options.batch,
         "batches": options.batches,

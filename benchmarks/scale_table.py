@@ -1,7 +1,7 @@
 """How much faster several GPUs predict than one, by ``infer --ray``.
 
-    python scripts/scale_table.py ENGINE [--actors 2] [--samples 16384] [--batch 128] [--rounds 3] [--json FILE]
-    python scripts/scale_table.py run ENGINE INPUT --actors K     # one of the runs, for the other
+    python -m benchmarks.scale_table ENGINE [--actors 2] [--samples 16384] [--batch 128] [--rounds 3] [--json FILE]
+    python -m benchmarks.scale_table run ENGINE INPUT --actors K     # one of the runs, for the other
 
 Arrays of random samples are written first, 1,024 to a file. Then, in turns and each in a process of its own, one actor
 and ``--actors`` of them predict all of them, each actor with a GPU where the engine is TensorRT's. The rate is that
@@ -26,9 +26,7 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from scripts.performance import ratio
+from benchmarks.performance import ratio
 from trtbatch import environment
 from trtbatch.artifacts import Sidecar, load
 from trtbatch.rows import random_inputs
@@ -84,8 +82,10 @@ def run(engine: Path, folder: str, actors: int, batch: int) -> dict[str, Any]:
 
 
 def in_a_process(engine: Path, folder: Path, actors: int, batch: int) -> dict[str, Any]:
-    line = [sys.executable, __file__, "run", engine, folder, "--actors", actors, "--batch", batch]
-    done = subprocess.run([str(word) for word in line], capture_output=True, text=True)
+    line = [sys.executable, "-m", "benchmarks.scale_table", "run", engine, folder, "--actors", actors, "--batch", batch]
+    root = str(Path(__file__).resolve().parent.parent)
+    around = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([str(word) for word in line], capture_output=True, text=True, env=around)
     if done.returncode:
         raise RuntimeError(f"{actors} actors ended with {done.returncode}: {done.stderr.strip().splitlines()[-1]}")
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -106,7 +106,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         shutil.rmtree(folder)
     rates = {actors: [each["rows_per_s"] for each in runs] for actors, runs in found.items()}
     return {
-        "script": "scripts/scale_table.py",
+        "script": "benchmarks/scale_table.py",
         "model": sidecar.model.name,
         "precision": sidecar.precision,
         "device": sidecar.device,

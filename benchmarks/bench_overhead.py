@@ -1,6 +1,6 @@
 """What the ``bench`` loops add to a bare loop: both on one session, in turn, in one run.
 
-    python scripts/bench_overhead.py ENGINE [--batch 1,32] [--rounds 10] [--calls 400] [--output FILE]
+    python -m benchmarks.bench_overhead ENGINE [--batch 1,32] [--rounds 10] [--calls 400] [--output FILE]
 
 The bare loops are written out here: ``execute_v2`` with a clock around each call, and ``execute_async_v3`` and
 ``cuGraphLaunch`` between two events, two launches in flight. Needs a GPU. Prints a table; the JSON holds every
@@ -113,7 +113,7 @@ def main() -> None:
     print(markdown(rows))
     if options.output is not None:
         result = {
-            "script": "scripts/bench_overhead.py",
+            "script": "benchmarks/bench_overhead.py",
             "engine": artifact.path.name,
             "device": artifact.sidecar.device,
             "environment": environment.describe(),

@@ -1,8 +1,8 @@
 """What one engine with measured profiles reaches, against engines built for one batch, and against the hardware.
 
-    python scripts/performance.py build [--model resnet18] [--precision fp16] [--only NAME,...]
-                                         [--auto-options='--own-kernels --tries 3']
-    python scripts/performance.py measure [--rounds 12] [--json FILE]
+    python -m benchmarks.performance build [--model resnet18] [--precision fp16] [--only NAME,...]
+                                        [--auto-options='--own-kernels --tries 3']
+    python -m benchmarks.performance measure [--rounds 12] [--json FILE]
 
 ``build`` makes, of ``engines/MODEL_dynamic.onnx``, in ``engines/``: ``auto`` (``--profiles auto --max 32``, and the
 ``--auto-options``), ``one`` (1:16:32), ``wide`` (1:64:64) and ``bN`` (``--static N``), each with timings of its own;
@@ -411,7 +411,7 @@ def main() -> None:
         build_all(given.model, given.precision, given.only.split(","), given.auto_options.split())
         return
     data = {
-        "script": "scripts/performance.py",
+        "script": "benchmarks/performance.py",
         **measure_all(given.rounds),
         "environment": environment.describe(),
         "gpu": environment.gpu_state(),
