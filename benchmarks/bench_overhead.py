@@ -3,14 +3,13 @@
     python -m benchmarks.bench_overhead ENGINE [--batch 1,32] [--rounds 10] [--calls 400] [--output FILE]
 
 The bare loops are written out here: ``execute_v2`` with a clock around each call, and ``execute_async_v3`` and
-``cuGraphLaunch`` between two events, two launches in flight. Needs a GPU. Prints a table; the JSON holds every
-round's median.
+``cuGraphLaunch`` between two events, two launches in flight. Needs a GPU. Prints a table; the JSON holds its
+figures.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.summary import write
 from trtbatch import environment
 from trtbatch.artifacts import load
 from trtbatch.backends import open_engine
@@ -106,10 +106,7 @@ def main() -> None:
                     rounds.append((bare(session, options.calls) if first is None else first, ours))
                 ratio = float(np.median([ours / theirs for theirs, ours in rounds]))
                 bare_ms, bench_ms = (float(value) for value in np.median(rounds, axis=0))
-                rows.append(
-                    {"batch": batch, "mode": name, "bare_ms": bare_ms, "bench_ms": bench_ms, "ratio": ratio}
-                    | {"rounds_ms": rounds}
-                )
+                rows.append({"batch": batch, "mode": name, "bare_ms": bare_ms, "bench_ms": bench_ms, "ratio": ratio})
     print(markdown(rows))
     if options.output is not None:
         result = {
@@ -117,10 +114,9 @@ def main() -> None:
             "engine": artifact.path.name,
             "device": artifact.sidecar.device,
             "environment": environment.describe(),
-            "gpu": environment.gpu_state(),
             "rows": rows,
         }
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
+        write(options.output, result)
 
 
 if __name__ == "__main__":

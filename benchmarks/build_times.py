@@ -13,10 +13,10 @@ Every way but the last starts without a timing cache. Needs a GPU that nothing e
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.summary import write
 from trtbatch import environment
 from trtbatch.artifacts import Artifact, load
 from trtbatch.batches import Profile, parse_batches
@@ -113,10 +113,9 @@ def main() -> None:
             "device": made.sidecar.device,
             "tools": made.sidecar.tools,
             "environment": environment.describe(),
-            "gpu": environment.gpu_state(),
             "rows": rows,
         }
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        write(options.json, result)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ compared first. Needs a GPU that nothing else uses.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.performance import Bench, copy_ms, medians, ratio
+from benchmarks.summary import write
 from trtbatch import environment
 from trtbatch.artifacts import ENGINES
 from trtbatch.errors import RowsError
@@ -108,8 +108,6 @@ def measure_all(rounds: int, inputs: Sequence[str]) -> dict[str, Any]:
                         "samples_per_s": BATCH / float(np.median(host[name])) * 1e3,
                         "of_gpu_samples_per_s_float32": ratio(plain, host[name]),
                         "of_float32_upload_ceiling": copy / float(np.median(host[name])),
-                        "rounds_gpu_ms": gpu[name],
-                        "rounds_host_ms": host[name],
                     }
                 )
         sidecar = bench.artifacts["fp16-float32"].sidecar
@@ -154,9 +152,9 @@ def main() -> None:
         build_all(given.model, given.calibration, given.inputs.split(","), given.jobs)
         return
     data = {"script": "benchmarks/bytes_table.py", **measure_all(given.rounds, given.inputs.split(","))}
-    data |= {"environment": environment.describe(), "gpu": environment.gpu_state()}
+    data["environment"] = environment.describe()
     if given.json is not None:
-        given.json.write_text(json.dumps(data, indent=1) + "\n")
+        write(given.json, data)
     print(markdown(data["rows"]))
 
 

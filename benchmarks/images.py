@@ -38,6 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.summary import write
 from scripts.photos import copy_photos
 from trtbatch import environment, optional
 from trtbatch.artifacts import load
@@ -375,10 +376,9 @@ def main() -> None:
     libraries = {name: found for name in ("nvidia-dali-cuda130", "pillow") if (found := optional.version(name))}
     result["environment"] = {**described, "libraries": {**described["libraries"], **libraries}}
     result["device"] = load(options.engine, "engine").sidecar.device
-    text = json.dumps(result, indent=1, ensure_ascii=False)
     print(markdown(result))
     if options.json:
-        options.json.write_text(text + "\n", encoding="utf-8")
+        write(options.json, result)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 
 ``build`` makes, of ``engines/MODEL_dynamic.onnx``, in ``engines/``: ``auto`` (``--profiles auto --max 32``, and the
 ``--auto-options``), ``one`` (1:16:32), ``wide`` (1:64:64) and ``bN`` (``--static N``), each with timings of its own;
-``measure`` takes every ratio in one run, engines in turns, and keeps each round. Needs a GPU that nothing else uses.
+``measure`` takes every ratio in one run, engines in turns. Needs a GPU that nothing else uses.
 
 The bare loop of graph launches, the bare copies and the bare clock are written out here.
 """
@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.summary import write
 from trtbatch import environment
 from trtbatch.artifacts import ENGINES, Artifact, load
 from trtbatch.backends import open_engine
@@ -156,10 +157,9 @@ def profiles(bench: Bench, rounds: int) -> list[dict[str, Any]]:
                 "one_ms": float(np.median(one)),
                 "auto_over_static": ratio(auto, static),
                 "auto_over_one": ratio(auto, one),
-                "rounds_ms": found,
             }
         )
-        print(rows[-1] | {"rounds_ms": "…"}, flush=True)
+        print(rows[-1], flush=True)
     return rows
 
 
@@ -198,8 +198,8 @@ def against_bare(bench: Bench, rounds: int) -> list[dict[str, Any]]:
     for batch in (1, 32):
         ours = bench.graph("auto", batch)
         found = medians({"graph": ours, "bare": bare_graph(bench.session("auto"))}, rounds)
-        rows.append({"batch": batch, "graph_over_bare": ratio(found["graph"], found["bare"]), "rounds_ms": found})
-        print(rows[-1] | {"rounds_ms": "…"}, flush=True)
+        rows.append({"batch": batch, "graph_over_bare": ratio(found["graph"], found["bare"])})
+        print(rows[-1], flush=True)
     return rows
 
 
@@ -220,7 +220,7 @@ def latency(bench: Bench, rounds: int) -> dict[str, Any]:
         found["gpu"].append(float(np.median(graph.take(600).ms)))
     whole = np.asarray(found["gpu"]) + found["h2d"] + found["d2h"]
     row = {name: float(np.median(values)) for name, values in found.items()}
-    return {**row, "latency_over_parts": ratio(found["latency"], whole.tolist()), "rounds_ms": found}
+    return {**row, "latency_over_parts": ratio(found["latency"], whole.tolist())}
 
 
 def copy_ms(session: TensorRTSession, count: int) -> float:
@@ -264,7 +264,6 @@ def throughput(bench: Bench, rounds: int) -> dict[str, Any]:
         "samples_per_s": batch / row["pipeline"] * 1e3,
         "of_the_bound": ratio(bound, found["pipeline"]),
         "copy_gb_per_s": count / row["copy"] / 1e6,
-        "rounds_ms": found,
     }
 
 
@@ -278,7 +277,6 @@ def two_streams(bench: Bench, rounds: int) -> dict[str, Any]:
         "one_ms": float(np.median(found["one"])),
         "two_ms": float(np.median(found["two"])),
         "two_over_one_samples_per_s": ratio(found["one"], found["two"]),
-        "rounds_ms": found,
     }
 
 
@@ -357,7 +355,6 @@ def measure_all(rounds: int) -> dict[str, Any]:
                 found[name] = {"failed": f"{type(error).__name__}: {error}"}
             print(name, f"{time.perf_counter() - began:.0f} s", flush=True)
         auto = bench.artifacts["auto"].sidecar
-        found["table"] = [vars(row) for row in auto.table]
         head = {"model": auto.model.name, "precision": auto.precision, "device": auto.device, "tools": auto.tools}
         return head | found
 
@@ -414,10 +411,9 @@ def main() -> None:
         "script": "benchmarks/performance.py",
         **measure_all(given.rounds),
         "environment": environment.describe(),
-        "gpu": environment.gpu_state(),
     }
     if given.json is not None:
-        given.json.write_text(json.dumps(data, indent=1) + "\n")
+        write(given.json, data)
     print(markdown(data))
 
 

@@ -4,14 +4,12 @@
 
 Both run over one memory-mapped .npy file of random samples, on the same ONNX Runtime session, with its options and
 threads. The bare loop hands slices of the map to the session and drops what comes back. Prints the medians and the
-median of the rounds' ratios; the JSON holds every round.
+median of the rounds' ratios; the JSON holds the same.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.summary import write
 from trtbatch import environment
 from trtbatch.artifacts import TensorSpec, load
 from trtbatch.backends import open_engine
@@ -76,14 +75,12 @@ def measure(options: argparse.Namespace, file: Path) -> dict[str, Any]:
         "engine": artifact.path.name,
         "batch": options.batch,
         "batches": options.batches,
+        "rounds": options.rounds,
         "bare_s": bare_s,
         "pipeline_s": ours_s,
         "ratio": float(np.median(ratios)),
         "ratio_quartiles": [float(value) for value in np.percentile(ratios, (25, 75))],
-        "busy": last.busy,
-        "load_average": os.getloadavg(),
         "environment": environment.describe(),
-        "rounds_s": rounds,
     }
 
 
@@ -101,7 +98,7 @@ def main() -> None:
     print(f"bare loop {result['bare_s']:.3f} s, pipeline {result['pipeline_s']:.3f} s of {options.batches} batches")
     print(f"ratio {result['ratio']:.4f} (median of {options.rounds} rounds; quartiles {low:.4f} and {high:.4f})")
     if options.output is not None:
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
+        write(options.output, result)
 
 
 if __name__ == "__main__":

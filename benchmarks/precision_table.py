@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.summary import write
 from trtbatch import environment
 from trtbatch.artifacts import load
 from trtbatch.backends import open_engine
@@ -30,7 +31,6 @@ from trtbatch.batches import Profile, parse_batches
 from trtbatch.bench import measure
 from trtbatch.build import BuildRequest, build
 from trtbatch.errors import TrtbatchError
-from trtbatch.records import encode
 from trtbatch.rows import random_inputs
 from trtbatch.verify import VerifyRequest, VerifyResult, verify
 
@@ -79,8 +79,7 @@ def worst(verdict: VerifyResult) -> dict[str, Any]:
 
 
 def time_model(model: str, precisions: Sequence[str], batches: Sequence[int], rounds: int) -> list[dict[str, Any]]:
-    """Median ms of every engine at every batch, each round's kept; the engines take turns."""
-    found: list[dict[str, Any]] = []
+    """A row for each engine: median ms at every batch, error, size. The engines take turns."""
     precisions = [name for name in precisions if engine_of(model, name).with_suffix(".verdict").is_file()]
     with ExitStack() as stack:
         sessions = {}
@@ -88,6 +87,7 @@ def time_model(model: str, precisions: Sequence[str], batches: Sequence[int], ro
         for name, artifact in artifacts.items():
             engine = stack.enter_context(open_engine(artifact))
             sessions[name] = stack.enter_context(engine.session())
+        medians: dict[str, dict[str, float]] = {name: {} for name in precisions}
         for batch in batches:
             times: dict[str, list[float]] = {name: [] for name in precisions}
             for turn in range(rounds):
@@ -97,30 +97,30 @@ def time_model(model: str, precisions: Sequence[str], batches: Sequence[int], ro
                     samples = measure(session.modes()[MODE], None, 0.3, 150.0)
                     times[name].append(float(f"{np.median(samples):.5g}"))
             for name in precisions:
-                found.append({"batch": batch, "precision": name, "rounds_ms": times[name]})
-    for row in found:
-        artifact = artifacts[row["precision"]]
-        row |= {"model": model, "ms": float(np.median(row["rounds_ms"]))}
-        row |= json.loads(engine_of(model, row["precision"]).with_suffix(".verdict").read_text())
-        row |= {"layers": artifact.sidecar.layer_precisions, "mib": round(artifact.sidecar.artifact.bytes / 2**20, 1)}
-        row |= {"conversion": encode(artifact.sidecar.conversion)} if artifact.sidecar.conversion else {}
-    return found
+                medians[name][str(batch)] = float(np.median(times[name]))
+    rows = []
+    for name, artifact in artifacts.items():
+        conversion, size = artifact.sidecar.conversion, artifact.sidecar.artifact.bytes
+        rows.append(
+            {"model": model, "precision": name, "ms": medians[name], "mib": round(size / 2**20, 1)}
+            | json.loads(engine_of(model, name).with_suffix(".verdict").read_text())
+            | {"keep_fp32": list(conversion.keep_fp32) if conversion else []}
+        )
+    return rows
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """A line for each model and precision: time at each batch, error and agreement of the verified rows."""
-    batches = sorted({row["batch"] for row in rows})
+    batches = sorted({int(batch) for row in rows for batch in row["ms"]})
     heads = [*(f"batch {batch}: ms" for batch in batches), "images/s", "MiB", "error", "top-1"]
     lines = [f"| model | precision | {' | '.join(heads)} |", f"|---|---|{'---:|' * len(heads)}"]
-    for model, name in dict.fromkeys((row["model"], row["precision"]) for row in rows):
-        mine = {row["batch"]: row for row in rows if (row["model"], row["precision"]) == (model, name)}
-        times = " | ".join(f"{mine[batch]['ms']:.3f}" for batch in batches)
-        last = mine[batches[-1]]
-        kept = last.get("conversion", {}).get("keep_fp32")
-        name += f", `{' '.join(kept)}` in fp32" if kept else ""
+    for row in rows:
+        times = " | ".join(f"{row['ms'][str(batch)]:.3f}" for batch in batches)
+        kept, rate = row["keep_fp32"], batches[-1] / row["ms"][str(batches[-1])] * 1e3
+        name = row["precision"] + (f", `{' '.join(kept)}` in fp32" if kept else "")
         lines.append(
-            f"| {model} | {name} | {times} | {batches[-1] / last['ms'] * 1e3:,.0f} | {last['mib']:.1f} "
-            f"| {last['l2_rel']:.1e} | {last['top1']:.0%} |"
+            f"| {row['model']} | {name} | {times} | {rate:,.0f} | {row['mib']:.1f} | {row['l2_rel']:.1e} "
+            f"| {row['top1']:.0%} |"
         )
     return "\n".join(lines)
 
@@ -159,10 +159,9 @@ def main() -> None:
             "device": sidecar.device,
             "tools": sidecar.tools,
             "environment": environment.describe(),
-            "gpu": environment.gpu_state(),
             "rows": rows,
         }
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write(options.json, result)
 
 
 if __name__ == "__main__":

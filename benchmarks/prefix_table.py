@@ -12,7 +12,6 @@ so gives other numbers: no prefix can be cheaper. Needs a GPU that nothing else 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.blocks import Convolution, Line, blocked
 from benchmarks.performance import medians, ratio
-from scripts.test_summary import machine
+from benchmarks.summary import machine, write
 from trtbatch import optional
 from trtbatch.artifacts import Artifact, load
 from trtbatch.backends import open_engine
@@ -468,6 +467,26 @@ WAYS: dict[str, Way] = {
 }
 """The first word is what the stem computes in."""
 
+PRECISIONS = ("fp16", "int8")
+
+SHOWN = tuple(
+    f"{precision} {way}"
+    for precision in PRECISIONS
+    for way in (
+        "floats",
+        "last",
+        "planar, one node",
+        "looked up",
+        "looked up by channel",
+        "pairs",
+        "blocks",
+        "product",
+        "looked up as it is, one node",
+        "planar, looked up as it is, one node",
+    )
+)
+"""Ways whose figures are kept; of the others the fastest is, and which ones can't be built."""
+
 
 def square(graph: Graph, channels: int, size: int, side: int, stride: int) -> Convolution:
     """A product with random weights over images of so many rows and columns."""
@@ -595,6 +614,28 @@ def measure(artifacts: Mapping[str, Artifact | str], batch: int, rounds: int) ->
     return list(rows.values())
 
 
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what ``--json`` writes."""
+    by_way = {row["way"]: row for row in rows}
+    least = {}
+    for precision in PRECISIONS:
+        computed = [
+            row
+            for way, row in by_way.items()
+            if way.startswith(precision) and "more_ms" in row and "bound" not in way and "floats" not in way
+        ]
+        if computed:
+            best = min(computed, key=lambda row: float(row["more_ms"]))
+            least[precision] = {"way": best["way"], "more_ms": best["more_ms"]}
+    figures = ("way", "ms", "over_floats", "more_ms")
+    return {
+        "ways": len(rows),
+        "least": least,
+        "failed": {way: row["failed"][:200] for way, row in by_way.items() if "failed" in row},
+        "rows": [{name: by_way[way][name] for name in figures} for way in SHOWN if "ms" in by_way.get(way, {})],
+    }
+
+
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """A line for each way."""
     lines = ["| stem, prefix | GPU, ms | more than floats, ms |", "|---|---:|---:|"]
@@ -626,8 +667,7 @@ def main() -> None:
             print(f"{row['way']:24} {ms:.4f} {layer}")
     print(markdown(rows))
     if given.json is not None:
-        data = {"script": "benchmarks/prefix_table.py", "batch": given.batch, "rows": rows, **machine()}
-        given.json.write_text(json.dumps(data, indent=1) + "\n")
+        write(given.json, {"script": "benchmarks/prefix_table.py", "batch": given.batch, **machine(), **summary(rows)})
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.performance import ratio
+from benchmarks.summary import write
 from trtbatch import environment
 from trtbatch.artifacts import Sidecar, load
 from trtbatch.rows import random_inputs
@@ -115,9 +116,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "samples": given.samples,
         "actors": given.actors,
         "several_over_one": ratio(rates[given.actors], rates[1]),
-        "load_average": os.getloadavg(),
         "environment": environment.describe(),
-        "gpu": environment.gpu_state(),
         "rounds": {str(actors): runs for actors, runs in found.items()},
     }
 
@@ -148,7 +147,7 @@ def main() -> None:
     given.engine = Path(given.engine)
     data = measure(given)
     if given.json is not None:
-        given.json.write_text(json.dumps(data, indent=1) + "\n")
+        write(given.json, data)
     print(markdown(data))
 
 

@@ -1,4 +1,4 @@
-"""pytest's report to the JSON that is committed: every test, its outcome, what it printed, and the machine.
+"""pytest's report to the JSON that is committed: the tests by outcome, what the docs quote of them, and the machine.
 
     python scripts/test_summary.py OUT.json TESTS.xml…
     python scripts/test_summary.py OUT.json --machine OTHER.json TESTS.log…
@@ -17,11 +17,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trtbatch import environment
-from trtbatch.backends import tensorrt
+from benchmarks.summary import machine, write
 
 FOLDERS = re.compile(rf"(?:/tmp|/work|{re.escape(str(Path.home()))})/(?:[^\s,:()]*/)?")
 """Working folders of the machine, which say nothing to a reader."""
+
+QUOTED = {
+    "test_the_bench_line_prints_a_table_of_every_batch": re.compile(
+        r"resnet18 ·|[┃│]|execute_v2:|async:|ms/batch|executed at|accuracy:|[a-z]+-bound|\S+\.json$"
+    )
+}
+"""Tests whose output the docs quote, and the beginnings of the lines that are kept of it."""
 
 OUTCOMES = {"PASSED": "passed", "FAILED": "failure", "ERROR": "error", "SKIPPED": "skipped"}
 
@@ -33,9 +39,8 @@ def outcome(case: ElementTree.Element) -> str:
 def from_xml(source: str) -> Iterator[dict[str, Any]]:
     for case in ElementTree.parse(source).getroot().iter("testcase"):
         told = case.findtext("system-out") or ""
-        seconds = round(float(case.get("time", "0")), 1)
-        test = {"test": case.get("name"), "file": case.get("classname"), "outcome": outcome(case), "seconds": seconds}
-        yield test | printed(told)
+        name = case.get("name", "")
+        yield {"test": name, "file": case.get("classname"), "outcome": outcome(case), "printed": printed(name, told)}
 
 
 def from_log(source: str) -> Iterator[dict[str, Any]]:
@@ -46,22 +51,28 @@ def from_log(source: str) -> Iterator[dict[str, Any]]:
     for kind, file, name in re.findall(
         r"^(PASSED|FAILED|ERROR|SKIPPED) (\S+?)\.py::(\S[^\n]*?)(?: - .*)?$", text, re.M
     ):
-        test = {"test": name, "file": file.replace("/", "."), "outcome": OUTCOMES[kind]}
-        yield test | printed(sections.get(name, ""))
+        told = printed(name, sections.get(name, ""))
+        yield {"test": name, "file": file.replace("/", "."), "outcome": OUTCOMES[kind], "printed": told}
 
 
-def printed(text: str) -> dict[str, list[str]]:
-    told = [line.strip() for line in text.strip().splitlines() if line.strip() and not line.startswith("----")]
-    return {"printed": [FOLDERS.sub("…/", line) for line in told]} if told else {}
+def printed(name: str, text: str) -> list[str]:
+    """Return the lines that the docs quote of a test's output."""
+    if name not in QUOTED:
+        return []
+    told = [line.strip() for line in text.splitlines() if QUOTED[name].match(line.strip())]
+    return [FOLDERS.sub("…/", line) for line in told]
 
 
-def machine() -> dict[str, Any]:
-    device: dict[str, str] = {}
-    if tensorrt.obstacle() is None:
-        from trtbatch.backends.tensorrt.buffers import device_facts
-
-        device = device_facts()
-    return {"device": device, "environment": environment.describe(), "gpu": environment.gpu_state()}
+def summary(tests: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return counts, the names of the tests by outcome, and the lines that the docs quote."""
+    by_outcome = {name: [test["test"] for test in tests if test["outcome"] == name] for name in OUTCOMES.values()}
+    quoted = [line for test in tests for line in test["printed"]]
+    return {
+        "counts": {name: len(found) for name, found in by_outcome.items()},
+        "files": sorted({test["file"] for test in tests}),
+        **{name: found for name, found in by_outcome.items() if found},
+        **({"printed": quoted} if quoted else {}),
+    }
 
 
 def main(target: str, *sources: str) -> int:
@@ -73,9 +84,9 @@ def main(target: str, *sources: str) -> int:
     else:
         facts = machine()
         tests = [test for source in sources for test in from_xml(source)]
-    counts = {name: sum(test["outcome"] == name for test in tests) for name in OUTCOMES.values()}
-    result = {"script": "scripts/gpu-check", "counts": counts, **facts, "tests": tests}
-    Path(target).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    result = {"script": "scripts/gpu-check", **facts, **summary(tests)}
+    write(Path(target), result)
+    counts = result["counts"]
     print(f"{counts} -> {target}")
     return 0 if counts["passed"] and not counts["failure"] and not counts["error"] else 1
 

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from benchmarks.prefix_table import DEVIATION, MEAN, WAYS, markdown, stem
+from benchmarks.prefix_table import DEVIATION, MEAN, SHOWN, WAYS, markdown, stem, summary
 
 SIDE = 16
 
@@ -37,3 +37,15 @@ def test_each_gives_what_the_stem_gives_of_floats(name: str) -> None:
 def test_what_can_not_be_built_has_no_figures() -> None:
     rows: list[dict[str, Any]] = [{"way": "a", "failed": "no"}, {"way": "b", "ms": 1.5, "more_ms": -0.25}]
     assert markdown(rows).splitlines()[2:] == ["| a | can't be built | – |", "| b | 1.5000 | -0.2500 |"]
+
+
+def test_a_summary_has_the_ways_that_are_shown_and_the_fastest() -> None:
+    assert set(SHOWN) <= set(WAYS)
+    more = {"fp16 floats": 0.0, "fp16 last": 0.2, "fp16 bound": 0.01, "fp16 sliced": 0.1}
+    rows: list[dict[str, Any]] = [
+        {"way": way, "ms": 1 + ms, "over_floats": 1 + ms, "more_ms": ms} for way, ms in more.items()
+    ]
+    found = summary([*rows, {"way": "int8 planar", "failed": "no"}])
+    assert [row["way"] for row in found["rows"]] == ["fp16 floats", "fp16 last"]
+    assert found["least"] == {"fp16": {"way": "fp16 sliced", "more_ms": 0.1}}
+    assert found["ways"] == 5 and found["failed"] == {"int8 planar": "no"}

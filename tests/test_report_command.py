@@ -109,12 +109,13 @@ def test_the_article_is_that_of_the_script_and_of_the_kept_run() -> None:
     assert {int(batch): ms for batch, ms in kept.items()} == ARTICLE_MS
 
 
-def test_the_kept_run_is_read_with_its_own_figures() -> None:
-    found = read_result(ROOT / "docs/gpu/article.json")
-    (line,) = series_of([("article.json", found)])
+def test_a_saved_run_is_read_with_its_own_figures(tmp_path: Path) -> None:
+    made = timed(lambda batch: 0.4 + 0.02 * batch, precision="tf32", model="resnet18")
+    found = read_result(saved(tmp_path / "r.json", replace(made, tools={"tensorrt": "8.6.0"})))
+    (line,) = series_of([("r.json", found)])
     for point, measured in zip(line.points, found.batches, strict=True):
-        assert point.ms == pytest.approx(measured.summary.median, rel=1e-5)
-        assert point.p99 == pytest.approx(measured.summary.percentiles["p99"], rel=1e-5)
+        assert point.ms == pytest.approx(np.median(measured.samples_ms), rel=1e-5)
+        assert point.p99 == pytest.approx(np.percentile(measured.samples_ms, 99), rel=1e-5)
     assert line.label == "resnet18 · tensorrt 8.6.0 · tf32 · NVIDIA H200"
 
 

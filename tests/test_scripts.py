@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import summary
+from scripts import test_summary
 from tests.conftest import ROOT
 
 TOOLS = ("bash", "dirname", "env", "grep", "readlink")
@@ -55,3 +58,33 @@ def test_scripts_are_valid_shell() -> None:
     for name in ("quickstart", "test", "venv.sh", "gpu-check"):
         done = subprocess.run(["bash", "-n", str(ROOT / "scripts" / name)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+XML = """<testsuites><testsuite>
+<testcase classname="tests.gpu.test_x" name="test_the_bench_line_prints_a_table_of_every_batch"><system-out>
+weights  random
+┏━━━┓
+┃ a ┃
+│ 1 │
+r.json
+</system-out></testcase>
+<testcase classname="tests.gpu.test_x" name="test_b"><system-out>long</system-out></testcase>
+<testcase classname="tests.gpu.test_x" name="test_c"><skipped/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_a_summary_of_tests_has_names_by_outcome_and_what_is_quoted(tmp_path: Path) -> None:
+    (tmp_path / "tests.xml").write_text(XML)
+    assert test_summary.main(str(tmp_path / "out.json"), str(tmp_path / "tests.xml")) == 0
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["counts"] == {"passed": 2, "failure": 0, "error": 0, "skipped": 1}
+    assert found["passed"] == ["test_the_bench_line_prints_a_table_of_every_batch", "test_b"]
+    assert found["skipped"] == ["test_c"] and found["files"] == ["tests.gpu.test_x"]
+    assert found["printed"] == ["┃ a ┃", "│ 1 │", "r.json"] and found["environment"]["commit"]
+
+
+def test_a_result_has_a_line_for_each_row() -> None:
+    data = {"ms": [1, 2], "rows": [{"ms": 0.5}, {"ms": 0.25}], "name": "×", "none": []}
+    text = summary.text(data)
+    assert json.loads(text) == data
+    assert text.splitlines()[1:5] == [' "ms": [1, 2],', ' "rows": [', '  {"ms": 0.5},', '  {"ms": 0.25}']
