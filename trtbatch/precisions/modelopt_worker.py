@@ -25,20 +25,23 @@ def main(request_file: str) -> int:
     os.dup2(2, 1)  # ModelOpt prints as it goes
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with open(request_file, encoding="utf-8") as stream:
-        request = json.load(stream)
+        found = answer(json.load(stream))
+    print(json.dumps(found), file=channel, flush=True)
+    return 0 if "converted" in found else 1
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Convert, and return what came of it: ``converted``, ``missing`` or ``failed``."""
     try:
         convert(request)
     except ModuleNotFoundError as error:
-        print(json.dumps({"missing": error.name}), file=channel, flush=True)
-        return 1
+        return {"missing": error.name}
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())
-        print(json.dumps({"failed": text[:500]}), file=channel, flush=True)
-        return 1
+        return {"failed": text[:500]}
     from importlib.metadata import version
 
-    print(json.dumps({"converted": {"modelopt": version("nvidia-modelopt")}}), file=channel, flush=True)
-    return 0
+    return {"converted": {"modelopt": version("nvidia-modelopt")}}
 
 
 def _end_with_parent() -> None:
