@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.summary import write
-from trtbatch.bench import BenchRequest, BenchResult, bench
+from trtbatch.benchmark.bench import BenchRequest, BenchResult, bench
 
 ARTICLE_MS = {1: 1.57, 2: 1.67, 4: 1.78, 6: 2.67, 8: 2.81, 12: 3.83, 16: 4.80, 24: 6.43, 32: 8.65}
 """resnet18 on a V100: ms for the whole batch, all time, as the article that this project began with gives them."""

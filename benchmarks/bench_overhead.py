@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.summary import write
-from trtbatch import environment
-from trtbatch.artifacts import load
 from trtbatch.backends import open_engine
-from trtbatch.batches import parse_batches
-from trtbatch.bench import measure
-from trtbatch.rows import random_inputs
+from trtbatch.benchmark.bench import measure
+from trtbatch.core.artifacts import load
+from trtbatch.core.batches import parse_batches
+from trtbatch.core.rows import random_inputs
+from trtbatch.util import environment
 
 
 def bare_execute_v2(session: Any, calls: int) -> float:

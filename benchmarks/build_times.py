@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.summary import write
-from trtbatch import environment
-from trtbatch.artifacts import Artifact, load
-from trtbatch.batches import Profile, parse_batches
-from trtbatch.build import BuildRequest, build
-from trtbatch.profiles import auto_profiles
+from trtbatch.builder.build import BuildRequest, build
+from trtbatch.core.artifacts import Artifact, load
+from trtbatch.core.batches import Profile, parse_batches
+from trtbatch.core.profiles import auto_profiles
+from trtbatch.util import environment
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "one": {},

@@ -24,12 +24,12 @@ import numpy as np
 
 from benchmarks.performance import Bench, copy_ms, medians, ratio
 from benchmarks.summary import write
-from trtbatch import environment
-from trtbatch.artifacts import ENGINES
+from trtbatch.benchmark.loops import throughput_loop
+from trtbatch.core.artifacts import ENGINES
+from trtbatch.core.rows import tolerance, wrong_rows
 from trtbatch.errors import RowsError
 from trtbatch.onnx_graph.fusing import unfused_inputs
-from trtbatch.rows import tolerance, wrong_rows
-from trtbatch.timing.loops import throughput_loop
+from trtbatch.util import environment
 
 BATCH = 128
 PRECISIONS = ("fp16", "int8")

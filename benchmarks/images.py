@@ -40,12 +40,12 @@ from PIL import Image
 
 from benchmarks.summary import write
 from scripts.photos import copy_photos
-from trtbatch import environment, optional
-from trtbatch.artifacts import load
+from trtbatch.core.artifacts import load
+from trtbatch.core.preprocessing import image_input
 from trtbatch.images.dali import DaliReader
 from trtbatch.images.host import open_image, read_ahead, sample
-from trtbatch.infer import InferRequest, infer
-from trtbatch.preprocessing import image_input
+from trtbatch.runtime.infer import InferRequest, infer
+from trtbatch.util import environment, optional
 
 BATCH, REST, WARM = 128, 2.0, 10
 """Images a batch; seconds between the ways; batches that another pipeline runs before a bare one is timed."""

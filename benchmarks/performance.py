@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.summary import write
-from trtbatch import environment
-from trtbatch.artifacts import ENGINES, Artifact, load
 from trtbatch.backends import open_engine
 from trtbatch.backends.tensorrt.engine import TensorRTSession
+from trtbatch.benchmark.loops import Loop, Taken, latency_loop, mode_loop, throughput_loop
+from trtbatch.core.artifacts import ENGINES, Artifact, load
+from trtbatch.core.rows import random_inputs, tolerance, wrong_rows
 from trtbatch.errors import RowsError
-from trtbatch.rows import random_inputs, tolerance, wrong_rows
-from trtbatch.timing.loops import Loop, Taken, latency_loop, mode_loop, throughput_loop
+from trtbatch.util import environment
 
 STATIC = (1, 2, 4, 8, 16, 24, 32)
 NAMES = ("one", "auto", "wide", *(f"b{batch}" for batch in STATIC))
@@ -283,11 +283,11 @@ def two_streams(bench: Bench, rounds: int) -> dict[str, Any]:
 _MEMORY = """
 import json, sys
 from pathlib import Path
-from trtbatch.artifacts import load
+from trtbatch.core.artifacts import load
 from trtbatch.backends import open_engine
 from trtbatch.backends.tensorrt.buffers import Device
-from trtbatch.environment import ask_nvml
-from trtbatch.rows import random_inputs
+from trtbatch.util.environment import ask_nvml
+from trtbatch.core.rows import random_inputs
 def used():
     return ask_nvml(lambda nvml: int(nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByIndex(0)).used)) or 0
 before = used()

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.summary import write
-from trtbatch import environment
-from trtbatch.artifacts import TensorSpec, load
 from trtbatch.backends import open_engine
-from trtbatch.infer import InferRequest, InferResult, predict
-from trtbatch.sinks import open_sink
-from trtbatch.sources import ArraySource
+from trtbatch.core.artifacts import TensorSpec, load
+from trtbatch.runtime.infer import InferRequest, InferResult, predict
+from trtbatch.runtime.sinks import open_sink
+from trtbatch.runtime.sources import ArraySource
+from trtbatch.util import environment
 
 
 def save_samples(path: Path, spec: TensorSpec, count: int) -> None:

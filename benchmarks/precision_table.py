@@ -24,15 +24,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks.summary import write
-from trtbatch import environment
-from trtbatch.artifacts import load
 from trtbatch.backends import open_engine
-from trtbatch.batches import Profile, parse_batches
-from trtbatch.bench import measure
-from trtbatch.build import BuildRequest, build
+from trtbatch.benchmark.bench import measure
+from trtbatch.builder.build import BuildRequest, build
+from trtbatch.core.artifacts import load
+from trtbatch.core.batches import Profile, parse_batches
+from trtbatch.core.rows import random_inputs
 from trtbatch.errors import TrtbatchError
-from trtbatch.rows import random_inputs
-from trtbatch.verify import VerifyRequest, VerifyResult, verify
+from trtbatch.util import environment
+from trtbatch.verification.verify import VerifyRequest, VerifyResult, verify
 
 VERIFIED = (1, 7, 32)
 MODE = "graph"

@@ -28,12 +28,12 @@ from onnx import TensorProto, helper, numpy_helper
 from benchmarks.blocks import Convolution, Line, blocked
 from benchmarks.performance import medians, ratio
 from benchmarks.summary import machine, write
-from trtbatch import optional
-from trtbatch.artifacts import Artifact, load
 from trtbatch.backends import open_engine
-from trtbatch.build import BuildRequest, build
-from trtbatch.rows import random_inputs
-from trtbatch.timing.loops import Loop, mode_loop
+from trtbatch.benchmark.loops import Loop, mode_loop
+from trtbatch.builder.build import BuildRequest, build
+from trtbatch.core.artifacts import Artifact, load
+from trtbatch.core.rows import random_inputs
+from trtbatch.util import optional
 
 Array = NDArray[Any]
 MEAN = 255 * np.array([0.485, 0.456, 0.406])

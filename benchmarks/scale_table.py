@@ -28,10 +28,10 @@ import numpy as np
 
 from benchmarks.performance import ratio
 from benchmarks.summary import write
-from trtbatch import environment
-from trtbatch.artifacts import Sidecar, load
-from trtbatch.rows import random_inputs
-from trtbatch.scaleout.scale import RayRequest, infer_with_ray
+from trtbatch.core.artifacts import Sidecar, load
+from trtbatch.core.rows import random_inputs
+from trtbatch.deployment.scale import RayRequest, infer_with_ray
+from trtbatch.util import environment
 
 ROWS_OF_A_FILE = 1024
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trtbatch import environment
 from trtbatch.backends import tensorrt
+from trtbatch.util import environment
 
 __all__ = ["machine", "text", "write"]
 

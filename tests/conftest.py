@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 
 from scripts.photos import PHOTOS, copy_photos
 from tests import models
-from trtbatch import optional
 from trtbatch.cli.app import app
-from trtbatch.files import sidecar_path
-from trtbatch.preprocessing import Preprocessing
-from trtbatch.records import encode
+from trtbatch.core.preprocessing import Preprocessing
+from trtbatch.util import optional
+from trtbatch.util.files import sidecar_path
+from trtbatch.util.serialization import encode
 
 __all__ = ["PHOTOS", "ROOT", "child_environment", "needs_export", "run_process", "untold"]
 
@@ -78,7 +78,7 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(dir))
             return str(real(*args, dir=dir, **options))
 
-        monkeypatch.setattr("trtbatch.files.tempfile.mkdtemp", refuse)
+        monkeypatch.setattr("trtbatch.util.files.tempfile.mkdtemp", refuse)
 
     return close
 

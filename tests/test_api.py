@@ -20,15 +20,15 @@ from PIL import Image
 import trtbatch
 from tests import models
 from tests.conftest import CLASSES, PHOTOS, PREPROCESSING
-from trtbatch import dlpack
-from trtbatch.api import LoadedEngine
-from trtbatch.artifacts import TensorSpec
 from trtbatch.backends.onnxruntime import OnnxRuntimeSession
+from trtbatch.core.artifacts import TensorSpec
+from trtbatch.core.preprocessing import Preprocessing
 from trtbatch.errors import InputError, UsageError
-from trtbatch.files import sidecar_path
 from trtbatch.onnx_graph.run import OnnxReference
-from trtbatch.preprocessing import Preprocessing
-from trtbatch.records import encode
+from trtbatch.runtime import dlpack
+from trtbatch.runtime.loaded import LoadedEngine
+from trtbatch.util.files import sidecar_path
+from trtbatch.util.serialization import encode
 
 Cli = Callable[..., Any]
 

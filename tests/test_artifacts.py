@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from trtbatch import artifacts, files
-from trtbatch.artifacts import BATCH_AXIS, Artifact, Conversion, ModelRecord, Sidecar, TensorSpec
-from trtbatch.batches import Profile
+from trtbatch.core import artifacts
+from trtbatch.core.artifacts import BATCH_AXIS, Artifact, Conversion, ModelRecord, Sidecar, TensorSpec
+from trtbatch.core.batches import Profile
 from trtbatch.errors import ArtifactError, UsageError
+from trtbatch.util import files
 
 
 def published(target: Path, content: bytes = b"engine", **changes: object) -> Artifact:

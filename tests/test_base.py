@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trtbatch.artifacts import TensorSpec
 from trtbatch.backends.base import batch_of, conform, refuse_integers
+from trtbatch.core.artifacts import TensorSpec
 from trtbatch.errors import InputError
 
 Array = np.ndarray[Any, Any]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtbatch.batches import MAX_BATCH, Profile, parse_batches, pick_profile, refuse_outside
+from trtbatch.core.batches import MAX_BATCH, Profile, parse_batches, pick_profile, refuse_outside
 from trtbatch.errors import BatchListError, ProfileError
 
 

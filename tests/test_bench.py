@@ -15,14 +15,14 @@ import pytest
 
 from tests import models
 from tests.test_build import refused
-from trtbatch.artifacts import load
 from trtbatch.backends.base import Mode
 from trtbatch.backends.onnxruntime import OnnxRuntimeSession, OnnxRuntimeSlot
-from trtbatch.bench import BenchRequest, BenchResult, bench, measure
-from trtbatch.files import sidecar_path
-from trtbatch.records import decode, encode
-from trtbatch.reports.series import rate
-from trtbatch.timing import loops, stand
+from trtbatch.benchmark import loops, stand
+from trtbatch.benchmark.bench import BenchRequest, BenchResult, bench, measure
+from trtbatch.core.artifacts import load
+from trtbatch.reporting.series import rate
+from trtbatch.util.files import sidecar_path
+from trtbatch.util.serialization import decode, encode
 
 Cli = Callable[..., Any]
 
@@ -75,7 +75,7 @@ def test_a_wrong_engine_gets_no_numbers(cli: Cli, folder: Path, model: Callable[
     right = load(folder / "engines/right.ort.onnx", "engine").sidecar
     wrong = model(folder / "engines/wrong.onnx")  # as if an engine had turned wrong after it was built
     spec = replace(right.inputs[0], name="input", shape=("batch_size", 6))
-    from trtbatch.artifacts import record_file
+    from trtbatch.core.artifacts import record_file
 
     sidecar = replace(right, artifact=record_file(wrong), inputs=(spec,), outputs=(replace(spec, name="output"),))
     sidecar_path(wrong).write_text(json.dumps(encode(sidecar)))

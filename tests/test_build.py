@@ -20,14 +20,14 @@ from onnx import TensorProto, helper
 
 from tests import models
 from tests.conftest import child_environment, run_process
-from trtbatch.artifacts import load, record_file
 from trtbatch.backends import open_engine
-from trtbatch.building.request import foreign
+from trtbatch.builder.request import foreign
+from trtbatch.core.artifacts import load, record_file
+from trtbatch.core.rows import random_inputs, row_errors
 from trtbatch.errors import ProfileError
-from trtbatch.files import sidecar_path
 from trtbatch.onnx_graph.run import OnnxReference
-from trtbatch.records import encode
-from trtbatch.rows import random_inputs, row_errors
+from trtbatch.util.files import sidecar_path
+from trtbatch.util.serialization import encode
 
 Cli = Callable[..., Any]
 
@@ -341,7 +341,7 @@ def test_an_engine_made_elsewhere_runs_by_path(engine: Path, folder: Path, tmp_p
 
 def test_nothing_else_is_replaced(cli: Cli, engine: Path, folder: Path) -> None:
     """An engine may replace an engine; a source, a sidecar, an exported model and an input are not its to replace."""
-    from trtbatch.files import sidecar_path
+    from trtbatch.util.files import sidecar_path
 
     pytest.importorskip("torch", reason="export needs torch")
     assert cli("export", "tests.zoo:small", "--dynamic", "--input-shape", "3,8,8").exit_code == 0

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from tests import models
-from trtbatch.artifacts import FileRecord, ModelRecord, Sidecar, TensorSpec
 from trtbatch.backends.onnxruntime import OnnxRuntimeSession
-from trtbatch.batches import Profile
-from trtbatch.checks import RowChecker
+from trtbatch.core.artifacts import FileRecord, ModelRecord, Sidecar, TensorSpec
+from trtbatch.core.batches import Profile
+from trtbatch.core.rows import random_inputs, row_errors, rows_of, tolerance, wrong_rows
 from trtbatch.errors import RowsError
 from trtbatch.onnx_graph.read import load_onnx, read_specs
-from trtbatch.rows import random_inputs, row_errors, rows_of, tolerance, wrong_rows
+from trtbatch.verification.checks import RowChecker
 
 
 def checker(path: Path, largest: int = 8, smallest: int = 1) -> RowChecker:

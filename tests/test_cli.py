@@ -24,7 +24,7 @@ from trtbatch.cli import app as app_module
 from trtbatch.cli import console
 from trtbatch.cli.console import parse_bytes, parse_shape, size
 from trtbatch.errors import UsageError
-from trtbatch.tuning.tune import TuneRequest, tune
+from trtbatch.tuner.tune import TuneRequest, tune
 
 Cli = Callable[..., Any]
 
@@ -169,7 +169,7 @@ def test_a_fix_names_no_option_that_the_command_lacks(
     def full(*args: Any, **options: Any) -> str:
         raise OSError(28, "No space left on device", "there")
 
-    monkeypatch.setattr("trtbatch.files.tempfile.mkdtemp", full)
+    monkeypatch.setattr("trtbatch.util.files.tempfile.mkdtemp", full)
     told = {
         ("build", "small.onnx", "--output", "there/x.ort.onnx"): "free disk space, or write elsewhere with --output",
         ("bench", "--json", "there/r.json"): "free disk space, or write elsewhere with --json",

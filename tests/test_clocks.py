@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from trtbatch import environment
-from trtbatch.timing.clocks import REASONS, ClockState, ClockWatch, fault
+from trtbatch.benchmark.clocks import REASONS, ClockState, ClockWatch, fault
+from trtbatch.util import environment
 
 FULL = ClockState(1980, 0)
 

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from tests.test_build import refused
 from tests.test_report_command import saved, timed
-from trtbatch.bench import THROTTLED, BatchResult, BenchResult
+from trtbatch.benchmark.bench import THROTTLED, BatchResult, BenchResult
 from trtbatch.errors import InputError
-from trtbatch.records import decode
-from trtbatch.reports.gate import Comparison, compare_results
-from trtbatch.reports.independent import BLOCKS, MIN_BLOCKS, ratio_of_medians
-from trtbatch.stats import summarize
+from trtbatch.reporting.gate import Comparison, compare_results
+from trtbatch.reporting.independent import BLOCKS, MIN_BLOCKS, ratio_of_medians
+from trtbatch.util.serialization import decode
+from trtbatch.util.statistics import summarize
 
 Cli = Callable[..., Any]
 Array = NDArray[np.float64]
@@ -80,7 +80,7 @@ def test_the_ends_of_the_interval_by_hand() -> None:
 
 def test_quantiles_of_student_are_those_of_scipy() -> None:
     stats = pytest.importorskip("scipy.stats")
-    from trtbatch.reports.independent import _STUDENT
+    from trtbatch.reporting.independent import _STUDENT
 
     assert sorted(_STUDENT) == list(range(MIN_BLOCKS - 1, BLOCKS))
     for freedom, point in _STUDENT.items():
@@ -137,7 +137,7 @@ def test_the_gate_is_the_ratio_over_the_limit_and_surely_above_one(slower: float
 
 
 def test_what_may_be_chance_does_not_fail_and_is_told() -> None:
-    from trtbatch.reports import gatereport
+    from trtbatch.reporting import gatereport
 
     a, b = pair(lambda batch: 1.0)
     few = tuple(replace(line, samples_ms=(0.9,) * 10) for line in b.batches)

@@ -154,7 +154,7 @@ def test_what_each_release_is_found_to_offer(folders: Folders, release: str) -> 
 REFUSALS = """
 from trtbatch.backends.tensorrt.builder import refuse_precision
 from trtbatch.errors import PrecisionError
-from trtbatch.precision import PRECISIONS
+from trtbatch.quantization.precision import PRECISIONS
 def told(precision, capability):
     try:
         refuse_precision(trt, precision, {"gpu": "GPU", "compute_capability": capability, "driver_cuda": "12.4"})

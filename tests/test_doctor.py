@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from trtbatch.backends.tensorrt import wheel
-from trtbatch.doctor import Check, examine
-from trtbatch.facts import Facts, Gpu, Library, gather
+from trtbatch.diagnostics.doctor import Check, examine
+from trtbatch.diagnostics.facts import Facts, Gpu, Library, gather
 
 Cli = Callable[..., Any]
 

@@ -15,15 +15,16 @@ import pytest
 from rich.console import Console
 
 from tests.test_build import refused
-from trtbatch import artifacts, report
-from trtbatch.batches import Profile
-from trtbatch.bench import BenchRequest
+from trtbatch.benchmark import duel as duel_module
+from trtbatch.benchmark.bench import BenchRequest
+from trtbatch.benchmark.clocks import ClockWatch
+from trtbatch.benchmark.duel import DuelResult, ProfilesResult, compare_profiles
+from trtbatch.benchmark.loops import Loop, Samples, StopRule, Taken
+from trtbatch.core import artifacts
+from trtbatch.core.batches import Profile
 from trtbatch.errors import UsageError
-from trtbatch.records import decode
-from trtbatch.timing import duel as duel_module
-from trtbatch.timing.clocks import ClockWatch
-from trtbatch.timing.duel import DuelResult, ProfilesResult, compare_profiles
-from trtbatch.timing.loops import Loop, Samples, StopRule, Taken
+from trtbatch.reporting import report
+from trtbatch.util.serialization import decode
 
 Cli = Callable[..., Any]
 

@@ -11,13 +11,13 @@ import pytest
 
 from tests import models
 from tests.test_build import nothing_left, refused
-from trtbatch.artifacts import load
 from trtbatch.backends import open_engine
 from trtbatch.backends.onnxruntime import OnnxRuntimeSession
-from trtbatch.batches import Profile
-from trtbatch.building.examine import _other_profiles
+from trtbatch.builder.examine import _other_profiles
+from trtbatch.core.artifacts import load
+from trtbatch.core.batches import Profile
+from trtbatch.core.rows import random_inputs
 from trtbatch.onnx_graph.run import OnnxReference
-from trtbatch.rows import random_inputs
 
 Cli = Callable[..., Any]
 

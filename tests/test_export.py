@@ -17,8 +17,8 @@ onnx = pytest.importorskip("onnx")
 
 from tests.conftest import run_process  # noqa: E402
 from tests.test_build import refused  # noqa: E402
-from trtbatch.artifacts import load  # noqa: E402
-from trtbatch.exporting import exporters  # noqa: E402
+from trtbatch.core.artifacts import load  # noqa: E402
+from trtbatch.exporter import exporters  # noqa: E402
 from trtbatch.onnx_graph.run import OnnxReference  # noqa: E402
 
 Cli = Callable[..., Any]
@@ -214,7 +214,7 @@ def test_an_output_that_cannot_be_written_is_told_before_the_model_is_loaded(
     code: int,
     told: str,
 ) -> None:
-    monkeypatch.setattr("trtbatch.export.load_model", None)
+    monkeypatch.setattr("trtbatch.exporter.export.load_model", None)
     (folder / "folder.onnx").mkdir()
     (folder / "file").write_text("")
     closed(folder)
@@ -468,7 +468,7 @@ def test_a_failing_exporter_prints_its_reason_and_no_pages(folder: Path) -> None
 def test_weights_from_a_file_go_into_the_network_that_they_were_trained_in(name: str) -> None:
     from torchvision import models
 
-    from trtbatch.exporting.weights import blank
+    from trtbatch.exporter.weights import blank
 
     module = blank(name)
     assert module.transform_input is True, "as torchvision builds it for its pretrained weights"

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import child_environment
-from trtbatch.files import ASIDE, _machine_start, atomic_file, probe, scratch
+from trtbatch.util.files import ASIDE, _machine_start, atomic_file, probe, scratch
 
 Cli = Callable[..., Any]
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(not _machine_start(), reason="only Linux tells w
 WRITER = """
 import sys
 from pathlib import Path
-from trtbatch.files import scratch
+from trtbatch.util.files import scratch
 with scratch(Path("out.csv")) as folder:
     (folder / "half").write_text("half")
     (folder / "more").mkdir()

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from tests import models
 from trtbatch.cli.app import app
-from trtbatch.files import sidecar_path
+from trtbatch.util.files import sidecar_path
 
 Mutation = tuple[str, int, bytes]
 

@@ -27,13 +27,13 @@ from benchmarks.images import broken, write_image
 from tests import models
 from tests.conftest import PREPROCESSING, child_environment
 from tests.test_build import refused
-from trtbatch.artifacts import TensorSpec
+from trtbatch.core.artifacts import TensorSpec
+from trtbatch.core.preprocessing import Preprocessing
 from trtbatch.errors import InputError
-from trtbatch.files import sidecar_path
 from trtbatch.images.host import Loaded, Skipped, open_image, read_ahead, read_bytes, sample
-from trtbatch.preprocessing import Preprocessing
 from trtbatch.ray import Predictor
-from trtbatch.records import encode
+from trtbatch.util.files import sidecar_path
+from trtbatch.util.serialization import encode
 
 Cli = Callable[..., Any]
 Array = NDArray[Any]

@@ -22,13 +22,13 @@ from PIL import Image
 from tests import models
 from tests.conftest import CLASSES, PHOTOS, PREPROCESSING, child_environment
 from tests.test_build import refused
-from trtbatch.artifacts import load
+from trtbatch.core.artifacts import load
 from trtbatch.errors import UsageError
 from trtbatch.images.host import CHUNK, Skipped
-from trtbatch.infer import InferRequest, InferResult, infer
 from trtbatch.onnx_graph.run import OnnxReference
-from trtbatch.sinks import best_classes, open_sink, top_predictions
-from trtbatch.sources import open_source
+from trtbatch.runtime.infer import InferRequest, InferResult, infer
+from trtbatch.runtime.sinks import best_classes, open_sink, top_predictions
+from trtbatch.runtime.sources import open_source
 
 Cli = Callable[..., Any]
 
@@ -136,7 +136,7 @@ def test_a_trace_is_written_where_it_harms_nothing(cli: Cli, engine: Path, folde
 def test_outputs_that_cannot_be_written_are_told_by_their_option_before_anything_runs(
     cli: Cli, engine: Path, folder: Path, closed: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trtbatch.infer.open_source", None)
+    monkeypatch.setattr("trtbatch.runtime.infer.open_source", None)
     closed(folder)
     for option, name in (("--trace", "t.json"), ("--output", "o.csv")):
         below = f"small.onnx/{name}"

@@ -13,8 +13,8 @@ from onnx import TensorProto
 
 from tests import models
 from tests.test_build import refused
-from trtbatch.files import sidecar_path
-from trtbatch.inspection import inspect_onnx
+from trtbatch.diagnostics.inspection import inspect_onnx
+from trtbatch.util.files import sidecar_path
 
 Cli = Callable[..., Any]
 
@@ -132,7 +132,7 @@ def test_wrong_files(cli: Cli, engine: Path, folder: Path) -> None:
 
 
 def test_netron_is_named_with_its_extra_where_it_is_missing(cli: Cli, engine: Path) -> None:
-    from trtbatch import optional
+    from trtbatch.util import optional
 
     if optional.is_installed("netron"):
         pytest.skip("netron is installed")

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from tests.conftest import child_environment
-from trtbatch.interrupts import in_callback
+from trtbatch.util.signals import in_callback
 
 PROGRAM = """
 import ctypes, os, signal, sys, time
 from trtbatch.cli import app
-from trtbatch.interrupts import called_back
+from trtbatch.util.signals import called_back
 
 compare = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 sort = ctypes.CDLL(None).qsort

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from trtbatch.backends.base import Mode
-from trtbatch.stats import summarize
-from trtbatch.timing import loops
-from trtbatch.timing.clocks import ClockState, ClockWatch
-from trtbatch.timing.loops import Loop, Samples, StopRule, Taken, collect, latency_loop, mode_loop, throughput_loop
+from trtbatch.benchmark import loops
+from trtbatch.benchmark.clocks import ClockState, ClockWatch
+from trtbatch.benchmark.loops import Loop, Samples, StopRule, Taken, collect, latency_loop, mode_loop, throughput_loop
+from trtbatch.util.statistics import summarize
 
 
 class Watch(ClockWatch):

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from trtbatch.names import shortened, written
+from trtbatch.util.text import shortened, written
 
 
 @pytest.mark.parametrize(

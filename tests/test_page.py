@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 
 from tests.test_report_command import timed
-from trtbatch.reports.looks import DARK, DARK_PAPER, DASHES, LIGHT, LIGHT_PAPER, MARKERS
-from trtbatch.reports.page import page, write_page
-from trtbatch.reports.series import series_of, shared
+from trtbatch.reporting.looks import DARK, DARK_PAPER, DASHES, LIGHT, LIGHT_PAPER, MARKERS
+from trtbatch.reporting.page import page, write_page
+from trtbatch.reporting.series import series_of, shared
 
 HOSTILE = (
     "<script>window.taken = 1</script>\"'&amp;]]> $x^2$ \x1b[31m\x00\ud800\u202e<img src=x onerror='window.taken=2'>"
@@ -143,7 +143,7 @@ def test_it_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.M
     target = tmp_path / "r.html"
     write_page(series_of(found), shared(found), target)
     before = target.read_text(encoding="utf-8")
-    monkeypatch.setattr("trtbatch.reports.page.page", lambda *args: "\ud800")
+    monkeypatch.setattr("trtbatch.reporting.page.page", lambda *args: "\ud800")
     with pytest.raises(UnicodeEncodeError):
         write_page(series_of(found), shared(found), target)
     assert target.read_text(encoding="utf-8") == before and list(tmp_path.iterdir()) == [target]

@@ -21,19 +21,19 @@ import pytest
 
 from tests import models
 from tests.test_trace import refuse_crossings, spans, thread_names
-from trtbatch.artifacts import TensorSpec, load
 from trtbatch.backends import open_engine
-from trtbatch.batches import Profile
+from trtbatch.core.artifacts import TensorSpec, load
+from trtbatch.core.batches import Profile
+from trtbatch.core.preprocessing import Preprocessing
 from trtbatch.errors import ExecutionError, InputError
-from trtbatch.files import sidecar_path
 from trtbatch.images.host import CHUNK, Skipped, read_ahead
-from trtbatch.infer import InferRequest, InferResult, predict
-from trtbatch.pipeline import SPARE, Batch, Pipeline, executed_size, foreseen
-from trtbatch.preprocessing import Preprocessing
-from trtbatch.records import encode
-from trtbatch.sinks import open_sink
-from trtbatch.sources import ArraySource, Sample, Source
-from trtbatch.trace import open_trace
+from trtbatch.runtime.infer import InferRequest, InferResult, predict
+from trtbatch.runtime.pipeline import SPARE, Batch, Pipeline, executed_size, foreseen
+from trtbatch.runtime.sinks import open_sink
+from trtbatch.runtime.sources import ArraySource, Sample, Source
+from trtbatch.util.files import sidecar_path
+from trtbatch.util.serialization import encode
+from trtbatch.util.trace import open_trace
 
 Cli = Callable[..., Any]
 

@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 
 from tests import models
 from tests.test_build import refused
-from trtbatch import artifacts
-from trtbatch.artifacts import load
-from trtbatch.batches import Profile
+from trtbatch.core import artifacts
+from trtbatch.core.artifacts import load
+from trtbatch.core.batches import Profile
+from trtbatch.core.profiles import Measured, auto_profiles
 from trtbatch.errors import ArtifactError, UsageError
-from trtbatch.files import sidecar_path
-from trtbatch.profiles import Measured, auto_profiles
-from trtbatch.tuning import plan as planning
-from trtbatch.tuning.optchoice import FEW, Costs, best_choices, most_frequent, powers
-from trtbatch.tuning.plan import plan_lines
-from trtbatch.tuning.timemodel import TimeModel
-from trtbatch.tuning.traffic import MOST_SIZES, read_traffic
+from trtbatch.tuner import plan as planning
+from trtbatch.tuner.optchoice import FEW, Costs, best_choices, most_frequent, powers
+from trtbatch.tuner.plan import plan_lines
+from trtbatch.tuner.timemodel import TimeModel
+from trtbatch.tuner.traffic import MOST_SIZES, read_traffic
+from trtbatch.util.files import sidecar_path
 
 Cli = Callable[..., Any]
 Times = Callable[[Sequence[int], int], NDArray[np.float64]]
@@ -285,7 +285,7 @@ def auto(cli: Cli, folder: Path) -> Path:
 
 def with_table(engine: Path, rows: Sequence[Measured], profiles: Sequence[Profile]) -> None:
     """The sidecar as a TensorRT build would have it, where each profile has its own times."""
-    from trtbatch.records import encode
+    from trtbatch.util.serialization import encode
 
     data = json.loads(sidecar_path(engine).read_text()) | {"table": encode(rows), "profiles": encode(profiles)}
     sidecar_path(engine).write_text(json.dumps(data))

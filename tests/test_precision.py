@@ -23,18 +23,19 @@ from onnx.reference import ReferenceEvaluator
 from tests import models
 from tests.conftest import child_environment
 from tests.test_build import refused
-from trtbatch import optional, precision
-from trtbatch.artifacts import Artifact, TensorSpec, load
 from trtbatch.backends import open_engine
-from trtbatch.building.request import foreign
+from trtbatch.builder import candidates
+from trtbatch.builder.request import foreign
+from trtbatch.core.artifacts import Artifact, TensorSpec, load
+from trtbatch.core.preprocessing import Preprocessing
+from trtbatch.core.rows import row_errors
 from trtbatch.onnx_graph.dtypes import kinds, products, scales
 from trtbatch.onnx_graph.run import OnnxReference
-from trtbatch.precision import ConversionRequest, convert
-from trtbatch.precisions import candidates, converter, modelopt_worker
-from trtbatch.precisions.converter import MODELOPT_PYTHON
-from trtbatch.preprocessing import Preprocessing
-from trtbatch.rows import row_errors
-from trtbatch.sources import ImageSource, Sample
+from trtbatch.quantization import converter, modelopt_worker, precision
+from trtbatch.quantization.converter import MODELOPT_PYTHON
+from trtbatch.quantization.precision import ConversionRequest, convert
+from trtbatch.runtime.sources import ImageSource, Sample
+from trtbatch.util import optional
 
 Cli = Callable[..., Any]
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import PHOTOS
-from trtbatch.preprocessing import Preprocessing
+from trtbatch.core.preprocessing import Preprocessing
 
 IMAGENET = Preprocessing(resize=256, crop=(224, 224))
 

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests import models
-from trtbatch import artifacts
-from trtbatch.artifacts import FileRecord, ModelRecord, Sidecar, TensorSpec
 from trtbatch.backends import tensorrt
 from trtbatch.backends.base import Range
-from trtbatch.building.preprocessor_engine import size_ranges
+from trtbatch.builder.preprocessor_engine import size_ranges
+from trtbatch.core import artifacts
+from trtbatch.core.artifacts import FileRecord, ModelRecord, Sidecar, TensorSpec
+from trtbatch.core.preprocessing import Preprocessing
 from trtbatch.errors import ArtifactError, ExportError, InputError, UsageError
-from trtbatch.files import sidecar_path
 from trtbatch.images.preprocessor import (
     OnnxPreprocessor,
     PreprocessorRecord,
@@ -32,7 +32,7 @@ from trtbatch.images.preprocessor import (
     pixels_of,
 )
 from trtbatch.images.resample import rows_first
-from trtbatch.preprocessing import Preprocessing
+from trtbatch.util.files import sidecar_path
 
 Cli = Callable[..., Any]
 Pixels = NDArray[np.uint8]

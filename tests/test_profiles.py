@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtbatch import profiles as profiles_module
-from trtbatch.batches import MAX_BATCH, Profile, pick_profile
-from trtbatch.errors import ProfileError
-from trtbatch.profiles import (
+from trtbatch.core import profiles as profiles_module
+from trtbatch.core.batches import MAX_BATCH, Profile, pick_profile
+from trtbatch.core.profiles import (
     Measured,
     auto_profiles,
     gaps,
@@ -22,6 +21,7 @@ from trtbatch.profiles import (
     split_batch,
     widest,
 )
+from trtbatch.errors import ProfileError
 
 
 def shown(profiles: tuple[Profile, ...]) -> list[str]:

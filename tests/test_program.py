@@ -21,8 +21,8 @@ torch = pytest.importorskip("torch", reason="a program needs torch")
 from tests.conftest import run_process  # noqa: E402
 from tests.test_build import refused  # noqa: E402
 from trtbatch.errors import ModelError, UsageError  # noqa: E402
-from trtbatch.exporting.program import check_expression, load_program  # noqa: E402
-from trtbatch.models import load_model  # noqa: E402
+from trtbatch.exporter.models import load_model  # noqa: E402
+from trtbatch.exporter.program import check_expression, load_program  # noqa: E402
 
 Members = dict[str, bytes]
 Craft = Callable[[Members, str], None]

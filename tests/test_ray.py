@@ -19,12 +19,12 @@ import trtbatch
 from tests import models
 from tests.conftest import CLASSES, PHOTOS, PREPROCESSING
 from tests.test_build import refused
+from trtbatch.deployment.rayresults import claim, refuse_taken
+from trtbatch.deployment.scale import RayRequest, _reason, infer_with_ray
+from trtbatch.deployment.store import open_store
 from trtbatch.errors import ExecutionError, InputError, UsageError
 from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.ray import Predictor
-from trtbatch.scaleout.rayresults import claim, refuse_taken
-from trtbatch.scaleout.scale import RayRequest, _reason, infer_with_ray
-from trtbatch.scaleout.store import open_store
 
 Cli = Callable[..., Any]
 MANY = 640
@@ -234,7 +234,7 @@ def test_an_input_that_may_not_be_read(
         onerror(PermissionError(13, "Permission denied", root))
         yield from ()
 
-    monkeypatch.setattr("trtbatch.scaleout.store.os.walk", walk)
+    monkeypatch.setattr("trtbatch.deployment.store.os.walk", walk)
     refused(cli(*line), 1, "in can't be read: Permission denied", fix)
 
 
@@ -357,7 +357,7 @@ def test_every_row_comes_once_though_an_actor_dies(
 ) -> None:
     import pyarrow.parquet as pq
 
-    monkeypatch.setattr("trtbatch.scaleout.scale.BLOCK_ROWS", 64)
+    monkeypatch.setattr("trtbatch.deployment.scale.BLOCK_ROWS", 64)
     source = pictures(folder, MANY)
     (source / "00123.jpg").write_bytes(b"nothing")
     seen: list[tuple[int, int]] = []
@@ -392,7 +392,7 @@ def _marked(mark: str) -> Any:
 def test_the_next_run_goes_on_where_one_ended(
     cluster: None, photo_engine: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trtbatch.scaleout.scale.BLOCK_ROWS", 50)
+    monkeypatch.setattr("trtbatch.deployment.scale.BLOCK_ROWS", 50)
     source = pictures(folder, 400)
     request = RayRequest(photo_engine, str(source), str(folder / "out"), batch=8, concurrency=1, format="jsonl", topk=1)
     with pytest.raises(ExecutionError, match=r"^the Ray job failed: the GPU is on fire; ") as failed:
@@ -417,7 +417,7 @@ def test_arrays_and_tables_are_read_row_by_row(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    monkeypatch.setattr("trtbatch.scaleout.scale.BLOCK_ROWS", 16)
+    monkeypatch.setattr("trtbatch.deployment.scale.BLOCK_ROWS", 16)
     models.negated(folder / "m.onnx")
     assert cli("build", "m.onnx", "--max", 8, "--backend", "onnxruntime").exit_code == 0
     rows = np.random.default_rng(0).standard_normal((45, 4)).astype(np.float32)

@@ -23,7 +23,7 @@ SIGNALS = [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")]
 
 PROGRAM = """
 import sys, time
-from trtbatch.scaleout import scale
+from trtbatch.deployment import scale
 from trtbatch.cli import app
 
 def command():

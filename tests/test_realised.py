@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from trtbatch.backends.tensorrt import compat
-from trtbatch.precisions.realised import realised
+from trtbatch.quantization.realised import realised
 
 TOLD = (Path(__file__).parent / "data" / "inspector_8.6.0.json").read_text(encoding="utf-8")
 """Four layers of resnet18 in fp16 and int8, as the inspector of TensorRT 8.6.0 printed them on an NVIDIA H100."""

@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 from tests import test_readme
 from tests.conftest import COMMANDS, EXPORT_PYTHON, needs_export, run_process, untold
 from tests.pages import PAGES, Command, Section, commands, is_synopsis, sections
-from trtbatch import optional
 from trtbatch.backends import tensorrt
 from trtbatch.cli.app import app
+from trtbatch.util import optional
 
 SECTIONS = [section for page in PAGES for section in sections(page)]
 

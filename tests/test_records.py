@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtbatch.artifacts import Sidecar
-from trtbatch.records import RecordError, decode, encode
+from trtbatch.core.artifacts import Sidecar
+from trtbatch.util.serialization import RecordError, decode, encode
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def test_any_json_is_a_sidecar_or_a_record_error(value: Any) -> None:
 
 
 def test_none_survives_where_it_is_not_the_default() -> None:
-    from trtbatch.artifacts import TensorSpec
+    from trtbatch.core.artifacts import TensorSpec
 
     spec = TensorSpec("total", "float32", (), None)
     assert decode(TensorSpec, encode(spec)) == spec

@@ -13,12 +13,12 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from trtbatch import report
-from trtbatch.artifacts import ModelRecord
-from trtbatch.batches import Profile
-from trtbatch.bench import THROTTLED, BatchResult, BenchResult
-from trtbatch.records import decode
-from trtbatch.stats import summarize
+from trtbatch.benchmark.bench import THROTTLED, BatchResult, BenchResult
+from trtbatch.core.artifacts import ModelRecord
+from trtbatch.core.batches import Profile
+from trtbatch.reporting import report
+from trtbatch.util.serialization import decode
+from trtbatch.util.statistics import summarize
 
 
 def row(batch: int, mode: str, **fields: Any) -> BatchResult:

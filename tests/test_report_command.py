@@ -20,14 +20,15 @@ from tests.conftest import ROOT
 from tests.test_build import refused
 from tests.test_dependencies import run_bare
 from tests.test_report import result, row
-from trtbatch import optional, report
-from trtbatch.bench import BenchResult
+from trtbatch.benchmark.bench import BenchResult
 from trtbatch.errors import ArtifactError
-from trtbatch.reports.charts import Bar, bars, rate_chart
-from trtbatch.reports.looks import Span, apart, number, span, thinned, ticks
-from trtbatch.reports.overview import escaped, markdown, notes
-from trtbatch.reports.results import bench_result, clean, kept_ms, read_result
-from trtbatch.reports.series import ARTICLE_MS, Series, key, knee, series_of, shared
+from trtbatch.reporting import report
+from trtbatch.reporting.charts import Bar, bars, rate_chart
+from trtbatch.reporting.looks import Span, apart, number, span, thinned, ticks
+from trtbatch.reporting.overview import escaped, markdown, notes
+from trtbatch.reporting.results import bench_result, clean, kept_ms, read_result
+from trtbatch.reporting.series import ARTICLE_MS, Series, key, knee, series_of, shared
+from trtbatch.util import optional
 
 Cli = Callable[..., Any]
 
@@ -147,7 +148,7 @@ def test_bad_samples_are_left_out_unless_most_are() -> None:
 
 
 def _damaged(change: Callable[[dict[str, Any]], None]) -> Any:
-    from trtbatch.records import encode
+    from trtbatch.util.serialization import encode
 
     data = json.loads(json.dumps(encode(timed(lambda b: 1.0))))
     change(data)

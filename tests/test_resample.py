@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from trtbatch.core.preprocessing import Preprocessing
 from trtbatch.images.resample import FRACTION_BITS, matrices, matrix, rows_first
-from trtbatch.preprocessing import Preprocessing
 
 FILTERS = ("nearest", "bilinear", "bicubic", "lanczos")
 SIZES = st.one_of(st.integers(1, 300), st.sampled_from([512, 777, 1024, 1500]))

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from trtbatch.names import written
-from trtbatch.sinks import PASSES, best_classes, open_sink, top_predictions
+from trtbatch.runtime.sinks import PASSES, best_classes, open_sink, top_predictions
+from trtbatch.util.text import written
 
 Scores = NDArray[Any]
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from trtbatch.stats import MIN_ROUNDS, bound_by, compare_rounds, median_interval, median_noise, summarize
+from trtbatch.util.statistics import MIN_ROUNDS, bound_by, compare_rounds, median_interval, median_noise, summarize
 
 
 def test_figures_of_known_samples() -> None:

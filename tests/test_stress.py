@@ -15,10 +15,10 @@ import pytest
 
 from tests import models
 from tests.conftest import child_environment
-from trtbatch.artifacts import check_file, load
 from trtbatch.backends import open_engine
+from trtbatch.core.artifacts import check_file, load
+from trtbatch.core.rows import random_inputs, row_errors
 from trtbatch.onnx_graph.run import OnnxReference
-from trtbatch.rows import random_inputs, row_errors
 
 RUNS = 10_000
 

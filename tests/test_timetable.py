@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from tests import models
-from trtbatch.artifacts import load
-from trtbatch.batches import Profile
-from trtbatch.build import BuildRequest, build
-from trtbatch.building.forecast import forecast
+from trtbatch.builder.build import BuildRequest, build
+from trtbatch.builder.forecast import forecast
+from trtbatch.core.artifacts import load
+from trtbatch.core.batches import Profile
 
 
 @pytest.fixture

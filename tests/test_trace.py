@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from trtbatch.trace import NO_TRACE, open_trace
+from trtbatch.util.trace import NO_TRACE, open_trace
 
 
 def spans(path: Path) -> list[dict[str, Any]]:

@@ -11,10 +11,10 @@ import pytest
 
 from tests import models
 from trtbatch.backends.onnxruntime import OnnxRuntimeBuilder
-from trtbatch.build import _build_again
-from trtbatch.building.request import BuildRequest, source_of
+from trtbatch.builder.build import _build_again
+from trtbatch.builder.candidates import Try, fastest_try
+from trtbatch.builder.request import BuildRequest, source_of
 from trtbatch.errors import RowsError
-from trtbatch.precisions.candidates import Try, fastest_try
 
 Cli = Callable[..., Any]
 

@@ -20,15 +20,15 @@ from onnx import TensorProto
 from tests import models
 from tests.conftest import child_environment
 from tests.test_build import refused
-from trtbatch.artifacts import FileRecord, Interval, ModelRecord, Sidecar, TensorSpec, Tuned
-from trtbatch.batches import Profile, pick_profile
+from trtbatch.core.artifacts import FileRecord, Interval, ModelRecord, Sidecar, TensorSpec, Tuned
+from trtbatch.core.batches import Profile, pick_profile
+from trtbatch.core.profiles import Measured
+from trtbatch.deployment import triton
+from trtbatch.deployment.triton import TritonRequest
+from trtbatch.deployment.tritonbatching import batching, parse_delay, preferred_sizes
 from trtbatch.errors import UsageError
-from trtbatch.files import sidecar_path
 from trtbatch.onnx_graph.run import OnnxReference
-from trtbatch.profiles import Measured
-from trtbatch.scaleout import triton
-from trtbatch.scaleout.triton import TritonRequest
-from trtbatch.scaleout.tritonbatching import batching, parse_delay, preferred_sizes
+from trtbatch.util.files import sidecar_path
 
 pytest.importorskip("tritonclient.grpc", reason="Triton's protobuf definitions (tritonclient[grpc]) aren't installed")
 
@@ -368,7 +368,7 @@ def test_a_failure_midway_leaves_nothing(cli: Cli, engine: Path, folder: Path, m
         Path(target).write_bytes(b"half")
         raise OSError(28, "No space left on device", str(target))
 
-    monkeypatch.setattr("trtbatch.scaleout.triton.shutil.copyfile", full)
+    monkeypatch.setattr("trtbatch.deployment.triton.shutil.copyfile", full)
     assert cli("deploy", "triton", "--repository", "models").exit_code == 1
     assert list((folder / "models").iterdir()) == []
 
@@ -384,7 +384,7 @@ def test_a_full_disk_names_the_file_that_is_not_written(
 
     line = ("deploy", "triton", "--repository", "models", "--force")
     assert not replaced or cli(*line).exit_code == 0
-    monkeypatch.setattr("trtbatch.scaleout.triton.shutil.copyfile", full)
+    monkeypatch.setattr("trtbatch.deployment.triton.shutil.copyfile", full)
     fix = "free disk space, or write elsewhere with --repository"
     refused(cli(*line), 1, "error: models/small/1/model.onnx: No space left on device", fix)
 

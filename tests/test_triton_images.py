@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests import models
-from trtbatch.artifacts import Artifact, FileRecord, ModelRecord, Sidecar, TensorSpec
-from trtbatch.batches import Profile
-from trtbatch.files import sidecar_path
+from trtbatch.core.artifacts import Artifact, FileRecord, ModelRecord, Sidecar, TensorSpec
+from trtbatch.core.batches import Profile
+from trtbatch.core.preprocessing import Preprocessing
+from trtbatch.deployment.triton import TritonRequest, model_config
+from trtbatch.deployment.tritonimages import image_models, release_for
 from trtbatch.images.dali import THREADS
 from trtbatch.onnx_graph.run import OnnxReference
-from trtbatch.preprocessing import Preprocessing
-from trtbatch.records import encode
-from trtbatch.scaleout.triton import TritonRequest, model_config
-from trtbatch.scaleout.tritonimages import image_models, release_for
+from trtbatch.util.files import sidecar_path
+from trtbatch.util.serialization import encode
 
 pytest.importorskip("tritonclient.grpc", reason="Triton's protobuf definitions (tritonclient[grpc]) aren't installed")
 dali = pytest.importorskip("nvidia.dali", reason="DALI isn't installed")

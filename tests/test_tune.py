@@ -20,22 +20,23 @@ from rich.console import Console
 
 from tests import models
 from tests.test_build import refused
-from trtbatch import artifacts, infer
-from trtbatch.artifacts import Interval, ModelRecord, Tuned, load
 from trtbatch.backends.onnxruntime import OnnxRuntimeSession, OnnxRuntimeSlot
-from trtbatch.batches import Profile
 from trtbatch.cli import tune as tune_command
 from trtbatch.cli.console import fitting
 from trtbatch.cli.tune import parse_latency
+from trtbatch.core import artifacts
+from trtbatch.core.artifacts import Interval, ModelRecord, Tuned, load
+from trtbatch.core.batches import Profile
+from trtbatch.core.profiles import Measured
 from trtbatch.errors import ArtifactError, ExecutionError, UsageError
-from trtbatch.files import sidecar_path
-from trtbatch.profiles import Measured
-from trtbatch.tuning import capacity, tune
-from trtbatch.tuning.capacity import find_largest
-from trtbatch.tuning.quantiles import percentile_interval, runs_needed
-from trtbatch.tuning.search import MOST_ROUNDS, Goal, Outcome, Trial, budget_for, search
-from trtbatch.tuning.tune import TuneResult
-from trtbatch.tuning.underload import Load, load_loop, throughput
+from trtbatch.runtime import infer
+from trtbatch.tuner import capacity, tune
+from trtbatch.tuner.capacity import find_largest
+from trtbatch.tuner.quantiles import percentile_interval, runs_needed
+from trtbatch.tuner.search import MOST_ROUNDS, Goal, Outcome, Trial, budget_for, search
+from trtbatch.tuner.tune import TuneResult
+from trtbatch.tuner.underload import Load, load_loop, throughput
+from trtbatch.util.files import sidecar_path
 
 Cli = Callable[..., Any]
 Curve = Callable[[int, int], tuple[float, float]]

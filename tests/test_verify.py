@@ -13,7 +13,7 @@ import pytest
 
 from tests import models
 from tests.test_build import refused
-from trtbatch.rows import Limit, compare, named_rows, valid_only
+from trtbatch.core.rows import Limit, compare, named_rows, valid_only
 
 Cli = Callable[..., Any]
 
@@ -168,7 +168,7 @@ def test_rows_have_names() -> None:
 
 
 def test_only_valid_detections_are_kept() -> None:
-    from trtbatch.artifacts import TensorSpec
+    from trtbatch.core.artifacts import TensorSpec
 
     specs = (
         TensorSpec("n", "int32", ("batch_size", 1)),

@@ -12,11 +12,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests import models
-from trtbatch import environment
-from trtbatch.artifacts import TensorSpec, load
-from trtbatch.bench import memory_ms
+from trtbatch.benchmark.bench import memory_ms
+from trtbatch.core.artifacts import TensorSpec, load
 from trtbatch.onnx_graph.read import load_onnx, read_specs
 from trtbatch.onnx_graph.workload import ProductBytes, product_bytes
+from trtbatch.util import environment
 
 Cli = Callable[..., Any]
 

@@ -29,37 +29,37 @@ from trtbatch.util.version import __version__
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
-    "BenchRequest": "bench",
-    "BenchResult": "bench",
-    "BuildRequest": "build",
-    "ExportRequest": "export",
-    "InferRequest": "infer",
-    "InferResult": "infer",
-    "LoadedEngine": "api",
-    "ModelSpec": "models",
-    "Preprocessing": "preprocessing",
-    "Profile": "batches",
+    "BenchRequest": "benchmark.bench",
+    "BenchResult": "benchmark.bench",
+    "BuildRequest": "builder.build",
+    "ExportRequest": "exporter.export",
+    "InferRequest": "runtime.infer",
+    "InferResult": "runtime.infer",
+    "LoadedEngine": "runtime.loaded",
+    "ModelSpec": "exporter.models",
+    "Preprocessing": "core.preprocessing",
+    "Profile": "core.batches",
     "TrtbatchError": "errors",
-    "VerifyRequest": "verify",
-    "VerifyResult": "verify",
-    "load": "api",
-    "parse_batches": "batches",
+    "VerifyRequest": "verification.verify",
+    "VerifyResult": "verification.verify",
+    "load": "runtime.loaded",
+    "parse_batches": "core.batches",
 }
 
 _MODULES = frozenset({"ray"})
 """Reached as attributes too, so that a pipeline needs ``import trtbatch`` alone: ``trtbatch.ray.Predictor``."""
 
 if TYPE_CHECKING:
-    from trtbatch.api import LoadedEngine, load
-    from trtbatch.batches import Profile, parse_batches
-    from trtbatch.bench import BenchRequest, BenchResult
-    from trtbatch.build import BuildRequest
+    from trtbatch.benchmark.bench import BenchRequest, BenchResult
+    from trtbatch.builder.build import BuildRequest
+    from trtbatch.core.batches import Profile, parse_batches
+    from trtbatch.core.preprocessing import Preprocessing
     from trtbatch.errors import TrtbatchError
-    from trtbatch.export import ExportRequest
-    from trtbatch.infer import InferRequest, InferResult
-    from trtbatch.models import ModelSpec
-    from trtbatch.preprocessing import Preprocessing
-    from trtbatch.verify import VerifyRequest, VerifyResult
+    from trtbatch.exporter.export import ExportRequest
+    from trtbatch.exporter.models import ModelSpec
+    from trtbatch.runtime.infer import InferRequest, InferResult
+    from trtbatch.runtime.loaded import LoadedEngine, load
+    from trtbatch.verification.verify import VerifyRequest, VerifyResult
 
 __all__ = [
     "BenchRequest",

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from trtbatch import optional
+from trtbatch.util import optional
 
 __all__ = ["Neighbour", "neighbour"]
 

@@ -13,10 +13,10 @@ from onnx import helper
 import trtbatch
 from tests import models
 from tests.conftest import run_process
-from trtbatch.api import LoadedEngine
-from trtbatch.dlpack import CUDA, DeviceArray
 from trtbatch.errors import InputError, UsageError
 from trtbatch.onnx_graph.run import OnnxReference
+from trtbatch.runtime.dlpack import CUDA, DeviceArray
+from trtbatch.runtime.loaded import LoadedEngine
 
 
 @pytest.fixture(scope="module")

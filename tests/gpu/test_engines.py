@@ -14,11 +14,11 @@ import pytest
 
 from tests import models
 from tests.conftest import child_environment, run_process
-from trtbatch.artifacts import load
 from trtbatch.backends import open_engine
+from trtbatch.core.artifacts import load
+from trtbatch.core.rows import random_inputs, row_errors
 from trtbatch.errors import ProfileError
 from trtbatch.onnx_graph.run import OnnxReference
-from trtbatch.rows import random_inputs, row_errors
 
 
 def left_in(folder: Path) -> list[str]:

@@ -14,11 +14,11 @@ import trtbatch
 from benchmarks.images import broken, write_image
 from tests.conftest import run_process
 from tests.gpu.test_preprocessor import write
-from trtbatch.artifacts import load
+from trtbatch.core.artifacts import load
+from trtbatch.core.preprocessing import Preprocessing, image_input
 from trtbatch.images.dali import DaliReader, jpeg_size
 from trtbatch.images.host import read_ahead, sample
-from trtbatch.infer import InferRequest, infer
-from trtbatch.preprocessing import Preprocessing, image_input
+from trtbatch.runtime.infer import InferRequest, infer
 
 pytest.importorskip("nvidia.dali", reason="needs DALI")
 

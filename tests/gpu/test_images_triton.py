@@ -14,9 +14,9 @@ from PIL import Image
 from scripts.photos import copy_photos
 from tests import models
 from tests.conftest import run_process
-from trtbatch import artifacts
-from trtbatch.artifacts import ModelRecord, Sidecar, TensorSpec
-from trtbatch.preprocessing import Preprocessing
+from trtbatch.core import artifacts
+from trtbatch.core.artifacts import ModelRecord, Sidecar, TensorSpec
+from trtbatch.core.preprocessing import Preprocessing
 
 pytest.importorskip("tritonclient.grpc", reason="Triton's protobuf definitions (tritonclient[grpc]) aren't installed")
 dali = pytest.importorskip("nvidia.dali", reason="DALI isn't installed")

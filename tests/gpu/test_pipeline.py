@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from tests.conftest import PHOTOS, run_process
-from trtbatch.artifacts import load
 from trtbatch.backends import open_engine
+from trtbatch.core.artifacts import load
+from trtbatch.core.rows import random_inputs, row_errors, rows_of
 from trtbatch.onnx_graph.run import OnnxReference
-from trtbatch.rows import random_inputs, row_errors, rows_of
 
 BATCHES = (1, 2, 3, 7, 16, 32)
 LIMIT = 2e-3

@@ -12,14 +12,14 @@ from onnx import TensorProto
 
 from tests import models
 from tests.conftest import run_process
-from trtbatch import optional
-from trtbatch.artifacts import Sidecar, load
 from trtbatch.backends import open_engine
-from trtbatch.building.examine import Examination, examine
+from trtbatch.builder.examine import Examination, examine
+from trtbatch.core.artifacts import Sidecar, load
+from trtbatch.core.rows import random_inputs, row_errors
 from trtbatch.errors import PrecisionError
 from trtbatch.onnx_graph.run import OnnxReference
-from trtbatch.precisions.converter import MODELOPT_PYTHON
-from trtbatch.rows import random_inputs, row_errors
+from trtbatch.quantization.converter import MODELOPT_PYTHON
+from trtbatch.util import optional
 
 needs_modelopt = pytest.mark.skipif(
     not optional.is_installed("modelopt") and MODELOPT_PYTHON not in os.environ, reason="needs nvidia-modelopt"

@@ -18,15 +18,15 @@ from PIL import Image
 from scripts.photos import copy_photos
 from tests import models
 from tests.conftest import run_process
-from trtbatch import artifacts
-from trtbatch.artifacts import FileRecord, ModelRecord, Sidecar, TensorSpec, load
 from trtbatch.backends import open_engine
 from trtbatch.backends.tensorrt.buffers import Device
 from trtbatch.backends.tensorrt.engine import TensorRTSession
 from trtbatch.backends.tensorrt.preprocess import TensorRTPreprocessor
+from trtbatch.core import artifacts
+from trtbatch.core.artifacts import FileRecord, ModelRecord, Sidecar, TensorSpec, load
+from trtbatch.core.preprocessing import Preprocessing
 from trtbatch.errors import ArtifactError, ExecutionError
 from trtbatch.images.preprocessor import PreprocessorRecord, describe, open_preprocessor, pixels_of
-from trtbatch.preprocessing import Preprocessing
 
 Pixels = NDArray[np.uint8]
 

@@ -12,15 +12,15 @@ import pytest
 
 from tests import models
 from tests.conftest import run_process
-from trtbatch.artifacts import Artifact, load
 from trtbatch.backends import open_engine
 from trtbatch.backends.tensorrt.engine import TensorRTSession
 from trtbatch.backends.tensorrt.graphs import GraphCache
+from trtbatch.core.artifacts import Artifact, load
+from trtbatch.core.rows import random_inputs, row_errors
 from trtbatch.onnx_graph.run import OnnxReference
-from trtbatch.rows import random_inputs, row_errors
 
 LIMIT = 2e-3
-"""TF32 rounds to 10 bits; see trtbatch.rows.tolerance."""
+"""TF32 rounds to 10 bits; see trtbatch.core.rows.tolerance."""
 
 
 @pytest.fixture(scope="module")

@@ -20,10 +20,10 @@ from tests.conftest import child_environment, run_process
 from tests.gpu.neighbours import neighbour
 from tests.test_fuzz import Mutation, fuzzed, mutated, mutations
 from tests.test_stress import RUNS, interrupted, resident
-from trtbatch.artifacts import Artifact, check_file, load
 from trtbatch.backends import open_engine
+from trtbatch.core.artifacts import Artifact, check_file, load
+from trtbatch.core.rows import random_inputs, row_errors
 from trtbatch.onnx_graph.run import OnnxReference
-from trtbatch.rows import random_inputs, row_errors
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trtbatch import artifacts
-from trtbatch.artifacts import Artifact, Sidecar, check_file
 from trtbatch.backends.base import Builder, Engine
-from trtbatch.batches import pick_profile
+from trtbatch.core import artifacts
+from trtbatch.core.artifacts import Artifact, Sidecar, check_file
+from trtbatch.core.batches import pick_profile
 from trtbatch.errors import ArtifactError, MissingPackageError, UsageError
-from trtbatch.notes import note, warn
+from trtbatch.util.log import note, warn
 
 if TYPE_CHECKING:
     from trtbatch.backends.tensorrt.engine import TensorRTEngine

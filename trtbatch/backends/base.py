@@ -11,8 +11,8 @@ from typing import Any, Literal, Optional, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch.artifacts import Sidecar, TensorSpec
-from trtbatch.batches import Profile
+from trtbatch.core.artifacts import Sidecar, TensorSpec
+from trtbatch.core.batches import Profile
 from trtbatch.errors import InputError
 
 __all__ = [

@@ -11,8 +11,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch import environment, optional
-from trtbatch.artifacts import Artifact, Sidecar, TensorSpec
 from trtbatch.backends.base import (
     BuilderOptions,
     BuildPlan,
@@ -24,9 +22,11 @@ from trtbatch.backends.base import (
     conform,
     option_flag,
 )
-from trtbatch.batches import refuse_no_profile, refuse_outside
+from trtbatch.core.artifacts import Artifact, Sidecar, TensorSpec
+from trtbatch.core.batches import refuse_no_profile, refuse_outside
 from trtbatch.errors import ArtifactError, BuildError, ExecutionError, PrecisionError, UsageError
 from trtbatch.onnx_graph.run import open_session, reason_of
+from trtbatch.util import environment, optional
 
 __all__ = [
     "OnnxRuntimeBuilder",

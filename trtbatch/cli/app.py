@@ -21,8 +21,8 @@ from typer.core import TyperGroup
 
 from trtbatch.cli.console import STATE, show_error, show_notes
 from trtbatch.errors import TrtbatchError, UsageError, from_os_error, unreadable
-from trtbatch.interrupts import in_callback, send_again
-from trtbatch.names import shortened
+from trtbatch.util.signals import in_callback, send_again
+from trtbatch.util.text import shortened
 from trtbatch.util.version import __version__
 
 __all__ = ["app", "main"]

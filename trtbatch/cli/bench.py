@@ -14,8 +14,8 @@ from trtbatch.cli.console import Debug, Device, EngineFile, fitting, out, parse_
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from trtbatch.bench import BenchResult
-    from trtbatch.timing.duel import DuelResult, ProfilesResult
+    from trtbatch.benchmark.bench import BenchResult
+    from trtbatch.benchmark.duel import DuelResult, ProfilesResult
 
 __all__ = ["command"]
 
@@ -74,11 +74,11 @@ def command(
 
     An engine whose rows are wrong gets no numbers, and exit code 1.
     """
-    from trtbatch import report
-    from trtbatch.batches import parse_batches
-    from trtbatch.bench import BenchRequest, bench
-    from trtbatch.files import refuse_outputs
-    from trtbatch.timing import duel
+    from trtbatch.benchmark import duel
+    from trtbatch.benchmark.bench import BenchRequest, bench
+    from trtbatch.core.batches import parse_batches
+    from trtbatch.reporting import report
+    from trtbatch.util.files import refuse_outputs
 
     _refuse_contradictions(iterations, min_time, time_out, warmup)
     _refuse_comparisons(profile, compare_profiles, against)
@@ -119,8 +119,8 @@ def command(
 
 def _show(console: Console, result: BenchResult | DuelResult | ProfilesResult) -> Sequence[str]:
     """Print the tables; the notes that belong below."""
-    from trtbatch import report
-    from trtbatch.timing.duel import DuelResult, ProfilesResult
+    from trtbatch.benchmark.duel import DuelResult, ProfilesResult
+    from trtbatch.reporting import report
 
     if isinstance(result, DuelResult):
         console.print(report.duel_table(result))
@@ -137,9 +137,9 @@ def _show(console: Console, result: BenchResult | DuelResult | ProfilesResult) -
 
 def _chart(console: Console, result: BenchResult | DuelResult | ProfilesResult) -> Sequence[str]:
     """Samples/s over the batch size; nothing of comparisons, which are of differences too small to be drawn."""
-    from trtbatch.bench import BenchResult
-    from trtbatch.reports.charts import rate_chart
-    from trtbatch.reports.series import series_of
+    from trtbatch.benchmark.bench import BenchResult
+    from trtbatch.reporting.charts import rate_chart
+    from trtbatch.reporting.series import series_of
 
     if not isinstance(result, BenchResult):
         return []

@@ -176,8 +176,8 @@ def command(
     The file appears complete or not at all.
     """
     from trtbatch.backends.base import BuilderOptions
-    from trtbatch.batches import parse_batches
-    from trtbatch.build import BuildRequest, build
+    from trtbatch.builder.build import BuildRequest, build
+    from trtbatch.core.batches import parse_batches
     from trtbatch.errors import UsageError
 
     sizes = tuple(parse_batches(batch)) if batch is not None else ()
@@ -237,7 +237,7 @@ def command(
 
 def _precision(text: str | None) -> str | None:
     from trtbatch.errors import UsageError
-    from trtbatch.precision import PRECISIONS
+    from trtbatch.quantization.precision import PRECISIONS
 
     if text is not None and text not in (*PRECISIONS, "best"):
         raise UsageError(f"--precision {text!r} is none", f"pass one of {', '.join(PRECISIONS)}, best")
@@ -255,7 +255,7 @@ def _finite(tolerance: float | None) -> float | None:
 def _profiles(
     min_: int | None, opt: int | None, max_: int | None, static: int | None, texts: list[str]
 ) -> tuple[Any, ...]:
-    from trtbatch.batches import Profile
+    from trtbatch.core.batches import Profile
     from trtbatch.errors import UsageError
 
     corners = [value for value in (min_, opt, max_) if value is not None]
@@ -278,8 +278,8 @@ def _auto(
     batches: tuple[int, ...],
     most: int | None,
 ) -> tuple[Any, ...]:
+    from trtbatch.core.profiles import MAX_PROFILES, plan_auto
     from trtbatch.errors import UsageError
-    from trtbatch.profiles import MAX_PROFILES, plan_auto
 
     given = [name for name, value in (("--opt", opt), ("--static", static), ("--profile", texts)) if value]
     if given:

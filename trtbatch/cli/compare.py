@@ -32,11 +32,11 @@ def command(
     Two runs also differ by the state of the machine: what is known of that is warned of. bench --against tells
     smaller differences.
     """
-    from trtbatch.files import refuse_outputs
-    from trtbatch.notes import warn
-    from trtbatch.reports import gatereport
-    from trtbatch.reports.gate import compare_results
-    from trtbatch.reports.results import read_result
+    from trtbatch.reporting import gatereport
+    from trtbatch.reporting.gate import compare_results
+    from trtbatch.reporting.results import read_result
+    from trtbatch.util.files import refuse_outputs
+    from trtbatch.util.log import warn
 
     limit = None if fail_if_slower is None else _share(fail_if_slower)
     refuse_outputs((json_, ".json", "--json"), inputs=[a, b])

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from trtbatch.errors import TrtbatchError, UsageError
-from trtbatch.names import written
-from trtbatch.notes import LOGGER
+from trtbatch.util.log import LOGGER
+from trtbatch.util.text import written
 
 if TYPE_CHECKING:  # Rich takes longer to import than --help may take
     from rich.console import Console

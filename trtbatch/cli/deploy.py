@@ -57,8 +57,8 @@ def triton(
     Other versions of the model stay where they are. With --from-images there are two more models: NAME_images, the
     ensemble that takes encoded images, and NAME_preprocessing, DALI's part of it.
     """
-    from trtbatch.scaleout.triton import TritonRequest, deploy
-    from trtbatch.scaleout.tritonbatching import parse_delay
+    from trtbatch.deployment.triton import TritonRequest, deploy
+    from trtbatch.deployment.tritonbatching import parse_delay
 
     done = deploy(
         TritonRequest(

@@ -24,9 +24,9 @@ def command(
     """
     from rich.markup import escape
 
-    from trtbatch.doctor import examine
-    from trtbatch.facts import gather
-    from trtbatch.records import encode
+    from trtbatch.diagnostics.doctor import examine
+    from trtbatch.diagnostics.facts import gather
+    from trtbatch.util.serialization import encode
 
     facts = gather()
     checks = examine(facts)

@@ -59,8 +59,8 @@ def command(
     agrees with torch.
     """
     from trtbatch.errors import UsageError
-    from trtbatch.export import ExportRequest, export
-    from trtbatch.exporting.proof import PROOF_BATCHES
+    from trtbatch.exporter.export import ExportRequest, export
+    from trtbatch.exporter.proof import PROOF_BATCHES
 
     if dynamic and static:
         problem = "--dynamic and --static contradict each other"

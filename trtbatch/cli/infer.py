@@ -99,7 +99,7 @@ def command(
         return
     _refuse_options({"--concurrency": concurrency is not None, "--format": format_ is not None}, "goes with --ray")
 
-    from trtbatch.infer import InferRequest, infer
+    from trtbatch.runtime.infer import InferRequest, infer
 
     with show_progress("{task.fields[rate]}") as (bar, _):
         task = bar.tasks[0].id
@@ -156,8 +156,8 @@ def _with_ray(
     cuda_graphs: bool,
     reader: str,
 ) -> None:
+    from trtbatch.deployment.scale import RayRequest, infer_with_ray
     from trtbatch.errors import UsageError
-    from trtbatch.scaleout.scale import RayRequest, infer_with_ray
 
     if output is None:
         raise UsageError("--ray needs --output DIR", "name a folder, or a URI such as s3://bucket/folder")
@@ -190,7 +190,7 @@ def _with_ray(
 
 
 def _batch(text: str) -> int | None:
-    from trtbatch.batches import MAX_BATCH
+    from trtbatch.core.batches import MAX_BATCH
     from trtbatch.errors import UsageError
 
     if text == "auto":

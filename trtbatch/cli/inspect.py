@@ -26,11 +26,11 @@ def command(
 
     The exit code is 1 where the sidecar and the engine differ.
     """
-    from trtbatch.artifacts import Artifact, build_line, is_engine, refuse_other_file
+    from trtbatch.core.artifacts import Artifact, build_line, is_engine, refuse_other_file
+    from trtbatch.diagnostics.inspection import inspect_engine, inspect_onnx
     from trtbatch.diagnostics.preprocessor_report import inspect_preprocessor, is_preprocessor_file
     from trtbatch.errors import ArtifactError, UsageError
-    from trtbatch.inspection import inspect_engine, inspect_onnx
-    from trtbatch.records import encode
+    from trtbatch.util.serialization import encode
 
     refuse_other_file(file, None)
     preprocessor = is_preprocessor_file(file)
@@ -198,7 +198,7 @@ def _times(sidecar: Any) -> Any:
 
 
 def _open(file: Path) -> None:
-    from trtbatch import optional
+    from trtbatch.util import optional
 
     netron = optional.require("netron", "show a graph")
     address = netron.start(str(file), address=("127.0.0.1", 0))

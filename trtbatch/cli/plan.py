@@ -12,7 +12,7 @@ from trtbatch.cli.console import Debug, Device, EngineFile, out, plain, show_pro
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from trtbatch.tuning.plan import PlanResult
+    from trtbatch.tuner.plan import PlanResult
 
 __all__ = ["command"]
 
@@ -35,10 +35,10 @@ def command(
 
     Times come from the engine's table; batch sizes of the traffic that it lacks are timed first.
     """
-    from trtbatch.files import refuse_outputs
-    from trtbatch.jsonfile import write_record
-    from trtbatch.tuning.keeping import refuse_unkept
-    from trtbatch.tuning.plan import PlanRequest, plan
+    from trtbatch.tuner.keeping import refuse_unkept
+    from trtbatch.tuner.plan import PlanRequest, plan
+    from trtbatch.util.files import refuse_outputs
+    from trtbatch.util.jsonfile import write_record
 
     refuse_outputs((json_, ".json", "--json"), inputs=[traffic])
     with show_progress() as (_, progress):
@@ -79,7 +79,7 @@ def _table(result: PlanResult) -> Table:
 
 def _words(result: PlanResult) -> list[str]:
     """What the choice rests on."""
-    from trtbatch.tuning.plan import ENOUGH
+    from trtbatch.tuner.plan import ENOUGH
 
     chosen = result.chosen
     many = "1 profile" if chosen.profiles == 1 else f"{chosen.profiles} profiles"

@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 from trtbatch.cli.console import Debug, err, fitting, out, plain
 
 if TYPE_CHECKING:
-    from trtbatch.reports.series import Series
+    from trtbatch.reporting.series import Series
 
 __all__ = ["Command", "command"]
 
@@ -60,9 +60,9 @@ def command(
     Without an option, the table and a small chart are printed. The knee, from where larger batches buy less, is
     marked in all of them.
     """
-    from trtbatch.files import refuse_outputs
-    from trtbatch.reports.results import read_result
-    from trtbatch.reports.series import ARTICLE_MODEL, series_of, shared
+    from trtbatch.reporting.results import read_result
+    from trtbatch.reporting.series import ARTICLE_MODEL, series_of, shared
+    from trtbatch.util.files import refuse_outputs
 
     text = None if markdown is None or str(markdown) == PRINT else markdown
     refuse_outputs(
@@ -78,7 +78,7 @@ def command(
     series, title = series_of(read, article), shared(read)
     written = _write(series, title, html, png, svg, text)
     if text is None and markdown is not None:
-        from trtbatch.reports.overview import markdown as as_markdown
+        from trtbatch.reporting.overview import markdown as as_markdown
 
         out().print(as_markdown(series, title), markup=False, soft_wrap=True, end="")
     elif not written:
@@ -94,17 +94,17 @@ def _write(
     written = []
     for path, kind in ((png, "png"), (svg, "svg")):
         if path is not None:
-            from trtbatch.reports.plot import write_plot
+            from trtbatch.reporting.plot import write_plot
 
             write_plot(series, title, path, kind)
             written.append(path)
     if html is not None:
-        from trtbatch.reports.page import write_page
+        from trtbatch.reporting.page import write_page
 
         write_page(series, title, html)
         written.append(html)
     if text is not None:
-        from trtbatch.reports.overview import write_markdown
+        from trtbatch.reporting.overview import write_markdown
 
         write_markdown(series, title, text)
         written.append(text)
@@ -112,8 +112,8 @@ def _write(
 
 
 def _show(series: Sequence[Series], title: str) -> None:
-    from trtbatch.reports import overview
-    from trtbatch.reports.charts import rate_chart
+    from trtbatch.reporting import overview
+    from trtbatch.reporting.charts import rate_chart
 
     console = out()
     console.print(fitting(console, overview.table(series, title), overview.table(series, title, brief=True)))

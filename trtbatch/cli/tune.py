@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from trtbatch.artifacts import Artifact, Interval
-    from trtbatch.tuning.capacity import Largest
-    from trtbatch.tuning.search import Trial
-    from trtbatch.tuning.tune import TuneResult
+    from trtbatch.core.artifacts import Artifact, Interval
+    from trtbatch.tuner.capacity import Largest
+    from trtbatch.tuner.search import Trial
+    from trtbatch.tuner.tune import TuneResult
 
 __all__ = ["command"]
 
@@ -62,12 +62,12 @@ def command(
 
     Where no batch size meets the latency, the nearest is named, and the exit code is 1.
     """
-    from trtbatch.batches import parse_batches
+    from trtbatch.core.batches import parse_batches
     from trtbatch.errors import UsageError
-    from trtbatch.files import refuse_outputs
-    from trtbatch.jsonfile import write_record
-    from trtbatch.tuning.keeping import refuse_unkept
-    from trtbatch.tuning.tune import TuneRequest, largest_batch, tune
+    from trtbatch.tuner.keeping import refuse_unkept
+    from trtbatch.tuner.tune import TuneRequest, largest_batch, tune
+    from trtbatch.util.files import refuse_outputs
+    from trtbatch.util.jsonfile import write_record
 
     _one_of(latency=latency is not None, max_throughput=max_throughput, max_batch_search=max_batch_search)
     if max_batch_search and batch is not None:
@@ -132,9 +132,9 @@ def _streams_of(text: str) -> list[int]:
     Raises:
         UsageError: not numbers of streams.
     """
-    from trtbatch.batches import parse_batches
+    from trtbatch.benchmark.request import MOST_STREAMS
+    from trtbatch.core.batches import parse_batches
     from trtbatch.errors import BatchListError, UsageError
-    from trtbatch.timing.request import MOST_STREAMS
 
     try:
         found = parse_batches(text)
@@ -229,7 +229,7 @@ def _remark(trial: Trial, result: TuneResult) -> str:
 
 
 def _rate(value: float) -> str:
-    from trtbatch.reports.series import rate
+    from trtbatch.reporting.series import rate
 
     return rate(value)
 
@@ -310,7 +310,7 @@ def _streams(count: int) -> str:
 
 def _notes(result: TuneResult) -> Sequence[str]:
     """What the columns mean, what wasn't known well enough, and where the result is."""
-    from trtbatch.tuning.quantiles import runs_needed
+    from trtbatch.tuner.quantiles import runs_needed
 
     percentile = result.settings["percentile"]
     lines = [f"latency: {words}" for words in result.timed.values()]

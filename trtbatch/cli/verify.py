@@ -52,11 +52,11 @@ def command(
     The default tolerance is an L2-relative error per row that follows the output's dtype and the engine's
     precision: 1e-4 for float32, 2e-3 where TensorRT computes in TF32, exact for integers.
     """
-    from trtbatch import report
-    from trtbatch.batches import parse_batches
+    from trtbatch.core.batches import parse_batches
     from trtbatch.errors import UsageError
-    from trtbatch.files import refuse_outputs
-    from trtbatch.verify import VerifyRequest, verify
+    from trtbatch.reporting import report
+    from trtbatch.util.files import refuse_outputs
+    from trtbatch.verification.verify import VerifyRequest, verify
 
     read = [Path(name) for name in (input_, against) if name is not None]
     refuse_outputs((json_, ".json", "--json"), inputs=read)
@@ -87,7 +87,7 @@ def command(
 
 
 def _show(result: Any) -> None:
-    from trtbatch import report
+    from trtbatch.reporting import report
 
     console = out()
     if result.reference is not None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from trtbatch import artifacts, files
-from trtbatch.artifacts import Artifact, Sidecar, TensorSpec
+from trtbatch.core import artifacts
+from trtbatch.core.artifacts import Artifact, Sidecar, TensorSpec
+from trtbatch.core.preprocessing import Preprocessing
 from trtbatch.errors import ArtifactError
 from trtbatch.images.preprocessor import KEY, engine_record, read_record
 from trtbatch.onnx_graph.read import load_onnx
-from trtbatch.preprocessing import Preprocessing
+from trtbatch.util import files
 
 __all__ = ["PreprocessorReport", "inspect_preprocessor", "is_preprocessor_file"]
 

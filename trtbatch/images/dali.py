@@ -29,16 +29,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch import optional
 from trtbatch.backends.base import RowWriter
+from trtbatch.core.preprocessing import Preprocessing
 from trtbatch.errors import InputError
 from trtbatch.images.host import ImageLike, Loaded, Skipped, read_ahead, sample
-from trtbatch.notes import note
-from trtbatch.preprocessing import Preprocessing
-from trtbatch.trace import NO_TRACE, Recorder
+from trtbatch.util import optional
+from trtbatch.util.log import note
+from trtbatch.util.trace import NO_TRACE, Recorder
 
 if TYPE_CHECKING:
-    from trtbatch.artifacts import TensorSpec
+    from trtbatch.core.artifacts import TensorSpec
 
 __all__ = ["INPUT", "THREADS", "DaliReader", "ImageBatch", "Jpeg", "geometry", "jpeg_size", "pipeline", "serialize"]
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, Union
 import numpy as np
 from numpy.typing import NDArray
 
+from trtbatch.core.preprocessing import Preprocessing
 from trtbatch.errors import InputError
-from trtbatch.names import shortened
-from trtbatch.preprocessing import Preprocessing
-from trtbatch.trace import NO_TRACE, Recorder
+from trtbatch.util.text import shortened
+from trtbatch.util.trace import NO_TRACE, Recorder
 
 if TYPE_CHECKING:  # the ONNX tools aren't needed to open an image
-    from trtbatch.artifacts import TensorSpec
+    from trtbatch.core.artifacts import TensorSpec
 
 __all__ = [
     "FORMATS",

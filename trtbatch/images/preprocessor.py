@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch import artifacts, files, optional
-from trtbatch.artifacts import ENGINES, Artifact, FileRecord, Sidecar, TensorSpec
 from trtbatch.backends import open_engine
+from trtbatch.core import artifacts
+from trtbatch.core.artifacts import ENGINES, Artifact, FileRecord, Sidecar, TensorSpec
+from trtbatch.core.preprocessing import Preprocessing, image_input
 from trtbatch.errors import ArtifactError, ExportError, InputError, UsageError
 from trtbatch.images.resample import matrices, rows_first
-from trtbatch.notes import note
 from trtbatch.onnx_graph.run import OnnxReference
-from trtbatch.preprocessing import Preprocessing, image_input
-from trtbatch.records import RecordError, decode, encode
+from trtbatch.util import files, optional
+from trtbatch.util.log import note
+from trtbatch.util.serialization import RecordError, decode, encode
 
 if TYPE_CHECKING:
     from trtbatch.backends.tensorrt.preprocess import TensorRTPreprocessor

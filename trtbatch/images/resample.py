@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch.preprocessing import Preprocessing
+from trtbatch.core.preprocessing import Preprocessing
 
 __all__ = ["matrices", "matrix", "rows_first"]
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch import optional
 from trtbatch.errors import PrecisionError, TrtbatchError
 from trtbatch.onnx_graph.read import load_onnx, opset_of
 from trtbatch.onnx_graph.run import OnnxReference
+from trtbatch.util import optional
 
 __all__ = [
     "PRODUCTS",

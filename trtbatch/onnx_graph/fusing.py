@@ -2,8 +2,8 @@
 
 A photograph of 224×224 is 150 KB as uint8 and 602 KB as float32. The prefix makes floats of the bytes, transposes them
 where images lie as NHWC, and gives ``(x − 255·mean) · 1/(255·std)`` per channel, by a batch normalisation. In float32
-it differs from :meth:`trtbatch.preprocessing.Preprocessing.normalise` by rounding alone. In a graph whose products are
-in half precision :func:`halve_prefix` writes it again in that: half the bytes to move. Bytes are exact in half
+it differs from :meth:`trtbatch.core.preprocessing.Preprocessing.normalise` by rounding alone. In a graph whose products
+are in half precision :func:`halve_prefix` writes it again in that: half the bytes to move. Bytes are exact in half
 precision, so that nothing is rounded but the constants and the result.
 
 **Floats come out of a table**, of 256 entries that are 0 to 255. That is a cast, written so that TensorRT makes one
@@ -23,14 +23,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch import artifacts, files, optional
-from trtbatch.artifacts import Artifact, Sidecar, TensorSpec
+from trtbatch.core import artifacts
+from trtbatch.core.artifacts import Artifact, Sidecar, TensorSpec
+from trtbatch.core.preprocessing import Preprocessing
+from trtbatch.core.rows import as_rows, random_inputs, wrong_rows
 from trtbatch.errors import ExportError, UsageError
-from trtbatch.notes import note
 from trtbatch.onnx_graph.read import load_onnx
 from trtbatch.onnx_graph.run import OnnxReference
-from trtbatch.preprocessing import Preprocessing
-from trtbatch.rows import as_rows, random_inputs, wrong_rows
+from trtbatch.util import files, optional
+from trtbatch.util.log import note
 
 __all__ = [
     "PREFIX",

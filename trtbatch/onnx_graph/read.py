@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trtbatch import optional
-from trtbatch.artifacts import BATCH_AXIS, TensorSpec
+from trtbatch.core.artifacts import BATCH_AXIS, TensorSpec
 from trtbatch.errors import ArtifactError, UsageError
 from trtbatch.onnx_graph.run import fold
+from trtbatch.util import optional
 
 __all__ = [
     "FixedBatch",
@@ -134,7 +134,7 @@ def read_specs(model: Any, where: str) -> tuple[tuple[TensorSpec, ...], tuple[Te
     An input's batch axis is the first axis where that is open; else the open axis with a batch's name, or the
     only open one; of a model that is fixed throughout, the first axis. In a model with an open batch, inputs
     that are fixed have none. An output's batch axis is the one of the inputs' name; what an axis of another
-    name is, only running the model tells (see :func:`trtbatch.building.outputs.observed`). Initializers that are listed
+    name is, only running the model tells (see :func:`trtbatch.builder.outputs.observed`). Initializers that are listed
     as inputs are not inputs.
 
     Raises:

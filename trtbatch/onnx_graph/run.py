@@ -8,8 +8,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from trtbatch import optional
 from trtbatch.errors import ArtifactError, ExecutionError
+from trtbatch.util import optional
 
 __all__ = ["OnnxReference", "fold", "open_session", "reason_of"]
 

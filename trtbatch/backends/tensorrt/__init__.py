@@ -6,9 +6,9 @@ import functools
 import os
 import shutil
 
-from trtbatch import optional
-from trtbatch.artifacts import Artifact, build_line
+from trtbatch.core.artifacts import Artifact, build_line
 from trtbatch.errors import ArtifactError, MissingPackageError
+from trtbatch.util import optional
 
 __all__ = ["numbers", "obstacle", "refuse_foreign", "sees_nvidia", "wheel"]
 

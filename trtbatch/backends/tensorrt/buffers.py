@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch import optional
 from trtbatch.errors import ExecutionError, MissingPackageError, UsageError
+from trtbatch.util import optional
 
 __all__ = [
     "BindingBuffer",

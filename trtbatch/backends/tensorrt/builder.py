@@ -17,13 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from trtbatch import environment, optional
 from trtbatch.backends.base import OPSETS, BuilderOptions, BuildPlan, Built, Progress, option_flag
 from trtbatch.backends.tensorrt import buffers, compat, numbers, wheel
 from trtbatch.backends.tensorrt.worker import WorkerRequest
 from trtbatch.errors import BuildError, PrecisionError, UsageError
-from trtbatch.notes import warn
-from trtbatch.records import decode, encode
+from trtbatch.util import environment, optional
+from trtbatch.util.log import warn
+from trtbatch.util.serialization import decode, encode
 
 __all__ = ["TensorRTBuilder", "cache_name", "refuse_precision"]
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from trtbatch.interrupts import called_back
+from trtbatch.util.signals import called_back
 
 __all__ = [
     "allow_types",

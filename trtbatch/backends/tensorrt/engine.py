@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch import optional
-from trtbatch.artifacts import Artifact, TensorSpec, build_line, record_file
 from trtbatch.backends.base import Description, Event, Mode, batch_of, conform
 from trtbatch.backends.tensorrt import compat
 from trtbatch.backends.tensorrt.buffers import Device, DeviceMemory, Stream
 from trtbatch.backends.tensorrt.graphs import CudaGraph, GraphCache
 from trtbatch.backends.tensorrt.rows import GpuRows
 from trtbatch.backends.tensorrt.slots import Prepared, TensorRTSlot, bytes_of
-from trtbatch.batches import refuse_no_profile, refuse_outside
+from trtbatch.core.artifacts import Artifact, TensorSpec, build_line, record_file
+from trtbatch.core.batches import refuse_no_profile, refuse_outside
 from trtbatch.errors import ArtifactError, ExecutionError
-from trtbatch.notes import note
+from trtbatch.util import optional
+from trtbatch.util.log import note
 
 __all__ = ["TensorRTEngine", "TensorRTSession"]
 

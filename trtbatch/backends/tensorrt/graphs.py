@@ -10,9 +10,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from trtbatch import optional
 from trtbatch.backends.tensorrt.buffers import Stream
 from trtbatch.errors import ExecutionError
+from trtbatch.util import optional
 
 __all__ = ["CudaGraph", "GraphCache"]
 

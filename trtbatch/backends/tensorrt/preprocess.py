@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch.artifacts import TensorSpec
 from trtbatch.backends.tensorrt.buffers import CudaEvent
 from trtbatch.backends.tensorrt.engine import TensorRTEngine
 from trtbatch.backends.tensorrt.slots import bytes_of
+from trtbatch.core.artifacts import TensorSpec
 from trtbatch.errors import ExecutionError
 
 __all__ = ["TensorRTPreprocessor"]

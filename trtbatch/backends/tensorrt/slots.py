@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch import optional
-from trtbatch.artifacts import TensorSpec
 from trtbatch.backends.tensorrt import compat
 from trtbatch.backends.tensorrt.buffers import Copies, CudaEvent
+from trtbatch.core.artifacts import TensorSpec
 from trtbatch.errors import ExecutionError
+from trtbatch.util import optional
 
 if TYPE_CHECKING:
     from trtbatch.backends.tensorrt.engine import TensorRTSession

@@ -19,15 +19,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trtbatch import optional
-from trtbatch.artifacts import TensorSpec
 from trtbatch.backends.base import BuildPlan, Built, Progress
 from trtbatch.backends.tensorrt import buffers, compat
+from trtbatch.core.artifacts import TensorSpec
 from trtbatch.errors import BuildError, TrtbatchError, from_os_error
-from trtbatch.files import atomic_file
-from trtbatch.notes import LOGGER, warn
 from trtbatch.onnx_graph.read import load_onnx
-from trtbatch.records import decode, encode
+from trtbatch.util import optional
+from trtbatch.util.files import atomic_file
+from trtbatch.util.log import LOGGER, warn
+from trtbatch.util.serialization import decode, encode
 
 __all__ = ["WorkerRequest", "main"]
 

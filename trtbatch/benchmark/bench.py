@@ -1,0 +1,182 @@
+"""Time per batch size: rows checked first, warm-up per shape, tight loops, every raw sample kept.
+
+The loops themselves are in :mod:`trtbatch.benchmark.loops`; comparisons of engines and of profiles in
+:mod:`trtbatch.benchmark.duel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from trtbatch.backends import resolve_engine
+from trtbatch.benchmark.clocks import ClockWatch
+from trtbatch.benchmark.loops import Loop, Milliseconds, collect, measure
+from trtbatch.benchmark.request import BenchRequest, refuse_batches, refuse_modes
+from trtbatch.benchmark.run import Run
+from trtbatch.benchmark.stand import Stand, open_stand
+from trtbatch.core.artifacts import Accuracy, Sidecar
+from trtbatch.onnx_graph.workload import ProductBytes
+from trtbatch.util import environment
+from trtbatch.util.statistics import Summary, bound_by, summarize
+
+__all__ = ["THROTTLED", "BatchResult", "BenchRequest", "BenchResult", "bench", "measure", "rounded"]
+
+THROTTLED = "throttled"
+"""The verdict on a line of which more than half the samples are bad."""
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """One batch size in one mode.
+
+    Args:
+        shapes: of every input and output, as executed.
+        profile: index of the optimization profile that ran it.
+        samples_per_s: batch over median time.
+        speedup: samples/s over those of `speedup_over`, the smallest batch measured in this mode.
+        summary: of the samples that aren't bad; of all where more than half are.
+        samples_ms: every raw sample, in order.
+        verdict: ``stable``, ``throttled``, or what was not reached.
+        bound: ``enqueue-bound``, ``copy-bound``, ``memory-bound``, ``compute-bound``; None where that isn't known.
+        enqueue_ms: median CPU time of a launch, where launches are asynchronous.
+        parts_ms: medians of ``h2d``, ``gpu`` and ``d2h``, each run alone, where batches are copied.
+        memory_ms: that moving what the products read and write takes at the full bandwidth of the GPU's memory; None
+            where that isn't known.
+        window: batches that one sample is the mean of.
+        bad: ``(first, end)`` of the ranges of samples in which the GPU's clocks didn't hold.
+        faults: why they are bad.
+    """
+
+    batch: int
+    mode: str
+    profile: int
+    shapes: dict[str, list[int]]
+    samples_per_s: float
+    ms_per_sample: float
+    speedup: float
+    speedup_over: int
+    summary: Summary
+    samples_ms: tuple[float, ...]
+    verdict: str = ""
+    bound: str | None = None
+    enqueue_ms: float | None = None
+    parts_ms: dict[str, float] = field(default_factory=dict)
+    memory_ms: float | None = None
+    window: int = 1
+    bad: tuple[tuple[int, int], ...] = ()
+    faults: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BenchResult(Run):
+    """A whole run: what was timed, on what, and the figures."""
+
+    gpu_before: dict[str, Any]
+    gpu_after: dict[str, Any]
+    batches: tuple[BatchResult, ...]
+    accuracy: Accuracy | None = None
+    format_version: int = 1
+
+
+def bench(request: BenchRequest) -> BenchResult:
+    """Check the rows at each batch size, then time it.
+
+    Raises:
+        ProfileError: a batch outside every profile; nothing has run.
+        UsageError: an unknown mode or profile, or an option that doesn't fit the modes.
+        RowsError: wrong rows; no figure is given.
+    """
+    refuse_modes(request)
+    artifact = resolve_engine(request.engine, request.batches)
+    sidecar = artifact.sidecar
+    refuse_batches(request, sidecar, artifact.path.name)
+    gpu = sidecar.backend == "tensorrt"
+    bandwidth = environment.memory_bandwidth(request.device) if gpu else None
+    found: list[BatchResult] = []
+    timed: dict[str, str] = {}
+    with open_stand(artifact, request) as stand, ClockWatch(request.device if gpu else None) as watch:
+        before = environment.gpu_state(request.device) if gpu else {}
+        stand.require_rows()
+        for batch in request.batches:
+            for mode in stand.modes(batch):
+                request.progress(f"batch {batch}: timing {mode}", None)
+                loop = stand.loop(batch, mode)
+                timed[mode] = loop.timed
+                found.append(_measure(loop, batch, request, stand, watch, memory_ms(sidecar, batch, bandwidth)))
+        after = environment.gpu_state(request.device) if gpu else {}
+    return BenchResult(
+        **Run.of(artifact, timed, request.settings),
+        gpu_before=before,
+        gpu_after=after,
+        batches=_with_speedup(found),
+        accuracy=sidecar.accuracy,
+    )
+
+
+def _measure(
+    loop: Loop, batch: int, request: BenchRequest, stand: Stand, watch: ClockWatch, memory: float | None
+) -> BatchResult:
+    samples = collect(loop, request.rule, request.warmup, watch)
+    parts = loop.parts()
+    recorded = rounded(samples.ms)  # the figures are of the record, so that whoever reads that gets the same ones
+    summary = summarize(samples.kept(np.asarray(recorded)), request.percentiles, request.max_noise)
+    enqueue = float(np.median(samples.kept(samples.enqueue_ms))) if samples.enqueue_ms.size else None
+    return BatchResult(
+        batch=batch,
+        mode=loop.name,
+        profile=stand.profile_of(batch),
+        shapes=stand.shapes(batch),
+        samples_per_s=batch / summary.median * 1e3,
+        ms_per_sample=summary.median / batch,
+        speedup=1.0,
+        speedup_over=batch,
+        summary=summary,
+        samples_ms=recorded,
+        verdict=THROTTLED if samples.throttled else summary.verdict,
+        bound=_bound(summary, enqueue, parts, memory),
+        memory_ms=memory,
+        enqueue_ms=enqueue,
+        parts_ms=parts,
+        window=loop.window,
+        bad=samples.bad,
+        faults=samples.faults,
+    )
+
+
+def _bound(summary: Summary, enqueue: float | None, parts: dict[str, float], memory: float | None) -> str | None:
+    """What bounds a line; None for synchronous calls, of which only the whole is known."""
+    if parts:
+        return bound_by(parts["gpu"], parts_ms=parts, memory_ms=memory)
+    return None if enqueue is None else bound_by(summary.median, enqueue_ms=enqueue, memory_ms=memory)
+
+
+def memory_ms(sidecar: Sidecar, batch: int, bandwidth: float | None) -> float | None:
+    """Time that the GPU's memory takes for a batch at `bandwidth`, bytes a second; None where either isn't known."""
+    moved = sidecar.build.get("product_bytes")
+    if bandwidth is None or not isinstance(moved, dict):
+        return None
+    return float(f"{ProductBytes(int(moved['weights']), int(moved['per_sample'])).ms(batch, bandwidth):.5g}")
+
+
+def rounded(values: Milliseconds | Sequence[float]) -> tuple[float, ...]:
+    """Times for the record, to six digits."""
+    return tuple(float(f"{value:.6g}") for value in values)
+
+
+def _with_speedup(results: Sequence[BatchResult]) -> tuple[BatchResult, ...]:
+    base: dict[str, BatchResult] = {}
+    for result in results:
+        if result.mode not in base or result.batch < base[result.mode].batch:
+            base[result.mode] = result
+    return tuple(
+        replace(
+            result,
+            speedup=result.samples_per_s / base[result.mode].samples_per_s,
+            speedup_over=base[result.mode].batch,
+        )
+        for result in results
+    )

@@ -1,0 +1,299 @@
+"""Which is faster: one engine against another, or each profile of an engine against the others.
+
+Those that are compared take turns, round after round (A B, B A, A B …), so that whatever drifts, clocks, heat, a
+neighbour's load, is the same for all. The number of rounds is fixed beforehand: one that stops as soon as the answer
+suits finds a difference where there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trtbatch.backends import resolve_engine
+from trtbatch.benchmark.bench import BenchRequest, rounded
+from trtbatch.benchmark.clocks import ClockWatch
+from trtbatch.benchmark.loops import Loop, StopRule, collect
+from trtbatch.benchmark.request import refuse_batches, refuse_modes
+from trtbatch.benchmark.run import Contender, Run
+from trtbatch.benchmark.stand import Stand, open_stand
+from trtbatch.core import artifacts
+from trtbatch.core.artifacts import Artifact, Sidecar
+from trtbatch.errors import UsageError
+from trtbatch.util import environment
+from trtbatch.util.statistics import Relative, compare_rounds
+
+__all__ = ["ROUNDS", "DuelLine", "DuelResult", "ProfileLine", "ProfilesResult", "compare_profiles", "duel"]
+
+ROUNDS = 20
+"""Turns of each. The 95 % interval of the median of 20 lies between the 6th smallest and the 6th largest."""
+
+SETTLE_MS = 5.0
+"""Milliseconds of runs before each turn but the first, which has the whole warm-up: caches and clocks change hands."""
+
+MIN_RUNS = 3
+"""Samples in a turn, at least."""
+
+
+@dataclass(frozen=True)
+class DuelLine:
+    """One batch size in one mode, A against B; times in ms per batch, medians.
+
+    Args:
+        profile_a, profile_b: indices of the profiles that ran it.
+        ms_a, ms_b: medians over the rounds.
+        relative: A's time over B's.
+        rounds_a, rounds_b: the median of each round, in order.
+        bad: rounds in which the GPU's clocks didn't hold; they aren't in the figures.
+    """
+
+    batch: int
+    mode: str
+    profile_a: int
+    profile_b: int
+    ms_a: float
+    ms_b: float
+    relative: Relative
+    rounds_a: tuple[float, ...]
+    rounds_b: tuple[float, ...]
+    bad: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class DuelResult:
+    """Two engines, batch by batch."""
+
+    a: Contender
+    b: Contender
+    timed: dict[str, str]
+    settings: dict[str, Any]
+    tools: dict[str, str]
+    device: dict[str, str]
+    environment: dict[str, Any]
+    gpu: dict[str, Any]
+    created: str
+    lines: tuple[DuelLine, ...]
+    format_version: int = 1
+
+
+@dataclass(frozen=True)
+class ProfileLine:
+    """One batch size in one mode, on every profile that holds it; times in ms per batch, medians.
+
+    Args:
+        ms: by index of the profile.
+        fastest: index of the profile with the least time; None on ONNX Runtime, where a profile is a range that is
+            allowed, and nothing else.
+        widest: index of the profile, of these, that holds the most batch sizes.
+        relative: the widest one's time over the fastest one's; None where no profile is the fastest.
+        rounds_ms: the median of each round, by index of the profile.
+        bad: rounds in which the GPU's clocks didn't hold; they aren't in the figures.
+    """
+
+    batch: int
+    mode: str
+    ms: dict[str, float]
+    fastest: int | None
+    widest: int
+    relative: Relative | None
+    rounds_ms: dict[str, tuple[float, ...]]
+    bad: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ProfilesResult(Run):
+    """Every profile of an engine, batch by batch."""
+
+    gpu: dict[str, Any]
+    lines: tuple[ProfileLine, ...]
+    format_version: int = 1
+
+
+@dataclass(frozen=True)
+class _Rounds:
+    """The median of each round of each that took part, and the rounds that are bad."""
+
+    ms: tuple[tuple[float, ...], ...]
+    bad: tuple[int, ...]
+
+    def good(self, index: int) -> list[float]:
+        """The rounds of one that count; all where more than half are bad."""
+        bad = self.bad if 2 * len(self.bad) <= len(self.ms[index]) else ()
+        return [ms for turn, ms in enumerate(self.ms[index]) if turn not in bad]
+
+    def median(self, index: int) -> float:
+        return float(np.median(self.good(index)))
+
+    def compare(self, one: int, other: int) -> Relative:
+        """One against another; nothing is clear where more than half of the rounds are bad."""
+        relative = compare_rounds(self.good(one), self.good(other))
+        throttled = 2 * len(self.bad) > len(self.ms[one])
+        return replace(relative, verdict="UNCLEAR") if throttled else relative
+
+
+def duel(request: BenchRequest, against: Path) -> DuelResult:
+    """The engine of the request, A, against another, B; the rows of both are checked first.
+
+    Raises:
+        ProfileError: a batch that one of them doesn't take; nothing has run.
+        UsageError: a mode that one of them doesn't have.
+        RowsError: wrong rows of one of them.
+    """
+    refuse_modes(request)
+    ours, theirs = resolve_engine(request.engine, request.batches), resolve_engine(against)
+    for artifact in (ours, theirs):
+        refuse_batches(request, artifact.sidecar, artifact.path.name)
+    timed: dict[str, str] = {}
+    lines: list[DuelLine] = []
+    with open_stand(ours, request) as a, open_stand(theirs, request) as b, _watch(request, ours, theirs) as watch:
+        for stand in (a, b):
+            stand.require_rows()
+        for batch in request.batches:
+            for mode in _modes_of_both(a, b, batch):
+                request.progress(f"batch {batch}: {mode}, the two in turns", None)
+                loops = [stand.loop(batch, mode) for stand in (a, b)]
+                timed[mode] = loops[0].timed
+                rounds = _take_turns([lambda loop=loop: loop for loop in loops], request, watch)  # type: ignore[misc]
+                lines.append(_duel_line(batch, mode, a, b, rounds))
+    return DuelResult(
+        a=Contender(**Contender.fields_of(ours)),
+        b=Contender(**Contender.fields_of(theirs)),
+        timed=timed,
+        settings=_settings(request),
+        tools=ours.sidecar.tools,
+        device=ours.sidecar.device,
+        environment=environment.describe(),
+        gpu=_gpu_state(request, ours, theirs),
+        created=artifacts.now(),
+        lines=tuple(lines),
+    )
+
+
+def _modes_of_both(a: Stand, b: Stand, batch: int) -> Sequence[str]:
+    """The modes to compare in.
+
+    Raises:
+        UsageError: none was named, and the engines' defaults differ.
+    """
+    ours, theirs = a.modes(batch), b.modes(batch)
+    if list(ours) != list(theirs):
+        raise UsageError(
+            f"{a.artifact.path.name} is timed by {ours[0]} and {b.artifact.path.name} by {theirs[0]}, which don't "
+            "compare",
+            "pass --mode latency",
+        )
+    return ours
+
+
+def _duel_line(batch: int, mode: str, a: Stand, b: Stand, rounds: _Rounds) -> DuelLine:
+    return DuelLine(
+        batch=batch,
+        mode=mode,
+        profile_a=a.profile_of(batch),
+        profile_b=b.profile_of(batch),
+        ms_a=rounds.median(0),
+        ms_b=rounds.median(1),
+        relative=rounds.compare(0, 1),
+        rounds_a=rounds.ms[0],
+        rounds_b=rounds.ms[1],
+        bad=rounds.bad,
+    )
+
+
+def compare_profiles(request: BenchRequest) -> ProfilesResult:
+    """Every profile that holds a batch size, timed at it.
+
+    Raises:
+        ProfileError: a batch outside every profile; nothing has run.
+        UsageError: an unknown mode, or a profile that is forced.
+        RowsError: wrong rows.
+    """
+    refuse_modes(request)
+    if request.profile is not None:
+        raise UsageError(f"--profile {request.profile} leaves nothing to compare", "leave out one of the two options")
+    artifact = resolve_engine(request.engine, request.batches)
+    sidecar = artifact.sidecar
+    refuse_batches(request, sidecar, artifact.path.name)
+    timed: dict[str, str] = {}
+    lines: list[ProfileLine] = []
+    with open_stand(artifact, request) as stand, _watch(request, artifact) as watch:
+        stand.require_rows()
+        for batch in request.batches:
+            holding = [index for index, profile in enumerate(sidecar.profiles) if batch in profile]
+            for mode in stand.modes(batch):
+                request.progress(f"batch {batch}: {mode}, {len(holding)} profiles in turns", None)
+                turns = [_on_profile(stand, batch, mode, index) for index in holding]
+                timed[mode] = turns[0]().timed
+                rounds = _take_turns(turns, request, watch)
+                lines.append(_profile_line(batch, mode, sidecar, holding, rounds))
+    return ProfilesResult(
+        **Run.of(artifact, timed, _settings(request)),
+        gpu=_gpu_state(request, artifact),
+        lines=tuple(lines),
+    )
+
+
+def _on_profile(stand: Stand, batch: int, mode: str, profile: int) -> Callable[[], Loop]:
+    """What puts a batch onto a profile, for its turn: one session serves all, and holds one at a time."""
+    return lambda: stand.loop(batch, mode, profile)
+
+
+def _profile_line(batch: int, mode: str, sidecar: Sidecar, holding: Sequence[int], rounds: _Rounds) -> ProfileLine:
+    profiles, differ = sidecar.profiles, sidecar.backend == "tensorrt"
+    places = range(len(holding))
+    fastest = min(places, key=rounds.median)
+    widest = max(places, key=lambda place: profiles[holding[place]].max - profiles[holding[place]].min)
+    return ProfileLine(
+        batch=batch,
+        mode=mode,
+        ms={str(holding[place]): float(f"{rounds.median(place):.6g}") for place in places},
+        fastest=holding[fastest] if differ else None,
+        widest=holding[widest],
+        relative=rounds.compare(widest, fastest) if differ else None,
+        rounds_ms={str(holding[place]): rounds.ms[place] for place in places},
+        bad=rounds.bad,
+    )
+
+
+def _take_turns(prepare: Sequence[Callable[[], Loop]], request: BenchRequest, watch: ClockWatch) -> _Rounds:
+    """Time each in every round, forwards and backwards in turn."""
+    rule = _turn_rule(request)
+    medians: list[list[float]] = [[] for _ in prepare]
+    bad: list[int] = []
+    for turn in range(ROUNDS):
+        order = range(len(prepare)) if turn % 2 == 0 else range(len(prepare) - 1, -1, -1)
+        for index in order:
+            loop = prepare[index]()
+            samples = collect(loop, rule, request.warmup if turn == 0 else min(SETTLE_MS, request.warmup), watch)
+            medians[index].append(float(np.median(samples.kept(samples.ms))))
+            if samples.throttled and turn not in bad:
+                bad.append(turn)
+    return _Rounds(tuple(rounded(each) for each in medians), tuple(bad))
+
+
+def _turn_rule(request: BenchRequest) -> StopRule:
+    """A round's share of the runs or of the time; a turn never goes on until it is stable."""
+    if request.iterations is not None:
+        return StopRule(max(1, round(request.iterations / ROUNDS)))
+    slice_s = request.min_time / ROUNDS
+    return StopRule(None, slice_s, slice_s, request.max_noise, MIN_RUNS)
+
+
+def _settings(request: BenchRequest) -> dict[str, Any]:
+    return request.settings | {"rounds": ROUNDS}
+
+
+def _on_gpu(engines: Sequence[Artifact]) -> bool:
+    return any(artifact.sidecar.backend == "tensorrt" for artifact in engines)
+
+
+def _watch(request: BenchRequest, *engines: Artifact) -> ClockWatch:
+    return ClockWatch(request.device if _on_gpu(engines) else None)
+
+
+def _gpu_state(request: BenchRequest, *engines: Artifact) -> dict[str, Any]:
+    return environment.gpu_state(request.device) if _on_gpu(engines) else {}

@@ -1,0 +1,54 @@
+"""What a build with several profiles will take, from what is known of earlier ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from trtbatch.core import artifacts
+from trtbatch.core.artifacts import Artifact, Sidecar
+from trtbatch.core.batches import Profile
+
+__all__ = ["forecast"]
+
+_SHARE = {"fp16": 0.5, "bf16": 0.5, "int8": 0.25, "fp8": 0.25}
+"""Of the float32 weights' bytes that a precision keeps."""
+
+
+def forecast(source: Artifact, precision: str | None, profiles: Sequence[Profile], folder: Path) -> str:
+    """Expected build time and plan size in words.
+
+    They follow from the newest TensorRT engine in `folder` that was built from the same file: the time is that of a
+    profile there, times the number of profiles (each is tuned by itself); the size grows by what a profile's
+    kernels took beyond the weights. Without such an engine only what is certain is said.
+    """
+    many, name = len(profiles), "profile" if len(profiles) == 1 else "profiles"
+    weights = source.sidecar.artifact.bytes * _SHARE.get(precision or "", 1.0)
+    known = _earlier(source, precision, folder)
+    if known is None:
+        return (
+            f"{many} {name}, each tuned by itself: about {many} times the build time of one; "
+            f"at least {weights / 2**20:.0f} MiB"
+        )
+    sidecar = known.sidecar
+    share = _SHARE.get(sidecar.precision, 1.0)
+    seconds = float(sidecar.build["build_seconds"]) / len(sidecar.profiles) * many
+    kernels = max(0.0, sidecar.artifact.bytes - share * source.sidecar.artifact.bytes) / len(sidecar.profiles)
+    return (
+        f"{many} {name}: about {seconds:.0f} s and {(weights + kernels * many) / 2**20:.0f} MiB, going by "
+        f"{known.path.name} ({len(sidecar.profiles)} in {sidecar.build['build_seconds']:.0f} s)"
+    )
+
+
+def _earlier(source: Artifact, precision: str | None, folder: Path) -> Artifact | None:
+    """The newest engine of the same file, one of the same precision first."""
+    own = source.sidecar.artifact.sha256
+    engines = artifacts.listed("engine", folder, tell=lambda words: None)
+    found = [artifact for artifact in engines if _is_of(artifact.sidecar, own)]
+    same = [each for each in found if each.sidecar.precision_asked == (precision or "default")]
+    return max(same or found, key=lambda each: each.sidecar.created, default=None)
+
+
+def _is_of(sidecar: Sidecar, sha256: str) -> bool:
+    same = sidecar.source is not None and sidecar.source.sha256 == sha256
+    return sidecar.backend == "tensorrt" and same and "build_seconds" in sidecar.build

@@ -1,0 +1,129 @@
+"""Build a preprocessor as a TensorRT engine, with one optimization profile over the height and width of its image."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import fields
+from pathlib import Path
+
+from trtbatch.backends import choose_builder
+from trtbatch.backends.base import BuildPlan, Built, Range
+from trtbatch.builder.request import BuildRequest, builder_settings, refuse_target
+from trtbatch.core import artifacts
+from trtbatch.core.artifacts import Artifact, ModelRecord, Sidecar
+from trtbatch.core.batches import Profile
+from trtbatch.errors import RowsError, UsageError
+from trtbatch.images.preprocessor import (
+    SUFFIX,
+    OnnxPreprocessor,
+    PreprocessorRecord,
+    find_difference,
+    open_preprocessor,
+)
+from trtbatch.util import files
+
+__all__ = ["ENGINE_SUFFIX", "build_preprocessor", "is_preprocessor", "size_ranges"]
+
+ENGINE_SUFFIX = ".pre.engine"
+
+_USUAL = (375, 500)
+"""Height and width that kernels are chosen for: the most frequent size in ImageNet."""
+
+_USED = {
+    *("onnx", "backend", "workspace", "opt_level", "timing_cache", "keep_timings", "own_kernels", "timing_iterations"),
+    *("output", "options", "device", "progress"),
+}
+"""Fields of a build request that apply to a preprocessor."""
+
+
+def is_preprocessor(path: Path | None) -> bool:
+    """Return whether a file has the suffix that ``export-preprocessor`` writes."""
+    return path is not None and path.name.endswith(SUFFIX)
+
+
+def build_preprocessor(request: BuildRequest) -> Artifact:
+    """Build the engine of a ``.pre.onnx`` file; it appears once its pixels are compared with Pillow's.
+
+    Raises:
+        UsageError: an option that applies to models alone, or no TensorRT on this machine.
+        ArtifactError: no preprocessor, or a damaged one.
+        BuildError: TensorRT can't build it.
+        RowsError: a pixel is more than 1 of 255 from Pillow's.
+    """
+    assert request.onnx is not None
+    _refuse_options(request)
+    builder = choose_builder(request.backend)
+    if builder.name == "onnxruntime":
+        problem = f"only TensorRT builds {request.onnx}; ONNX Runtime runs the file itself"
+        raise UsageError(
+            problem, f"use it as it is: trtbatch infer ENGINE --input IMAGES/ --preprocessor {request.onnx}"
+        )
+    builder.refuse(None, request.options, request.device)
+    record = OnnxPreprocessor(request.onnx).record
+    target = request.output or request.onnx.with_name(request.onnx.name.removesuffix(SUFFIX) + ENGINE_SUFFIX)
+    refuse_target(target, request.onnx, builder.suffix)
+    with files.scratch(target) as folder:
+        plan = BuildPlan(
+            onnx=request.onnx,
+            name=target.name,
+            inputs=record.inputs,
+            outputs=(record.output,),
+            profiles=(Profile(1, 1, 1),),
+            ranges=(size_ranges(record),),
+            tf32=False,  # it may add 0.3 of 255, for which lanczos has no room (images/preprocessor.py)
+            **builder_settings(request, target.parent),
+        )
+        began = time.perf_counter()
+        built = builder.build(plan, folder, request.progress)
+        sidecar = _sidecar(record, request.onnx, built, time.perf_counter() - began)
+        request.progress("comparing its pixels with Pillow's", None)
+        _compare(Artifact(built.file, sidecar), record, request.device)
+        return artifacts.publish(built.file, target, sidecar)
+
+
+def _refuse_options(request: BuildRequest) -> None:
+    plain = BuildRequest()
+    given = [each.name for each in fields(request) if getattr(request, each.name) != getattr(plain, each.name)]
+    strange = [name.replace("_", " ") for name in given if name not in _USED]
+    if strange:
+        raise UsageError(f"{request.onnx} is a preprocessor, to which {strange[0]} doesn't apply", "leave it out")
+
+
+def size_ranges(record: PreprocessorRecord) -> dict[str, Range]:
+    """Return the shapes that the engine takes, by input: the smallest, those it is tuned for, and the largest."""
+    most, (crop_height, crop_width) = record.max_size, record.recipe.crop
+    sizes = (1, 1), (min(_USUAL[0], most), min(_USUAL[1], most)), (most, most)
+    return {
+        "image": Range(*((height, width, 3) for height, width in sizes)),
+        "rows": Range(*((crop_height, height) for height, _ in sizes)),
+        "columns": Range(*((crop_width, width) for _, width in sizes)),
+    }
+
+
+def _sidecar(record: PreprocessorRecord, source: Path, built: Built, seconds: float) -> Sidecar:
+    return Sidecar(
+        kind="preprocessor",
+        artifact=artifacts.record_file(built.file),
+        inputs=record.inputs,
+        outputs=(record.output,),
+        model=ModelRecord(record.source.file, "none"),
+        source=artifacts.record_file(source),
+        source_path=source.name,
+        backend="tensorrt",
+        preprocessing=record.recipe,
+        build={"build_seconds": round(seconds, 3), "max_size": record.max_size},
+        tools=built.tools,
+        device=built.device,
+        created=artifacts.now(),
+    )
+
+
+def _compare(artifact: Artifact, record: PreprocessorRecord, device: int) -> None:
+    with open_preprocessor(artifact, device) as preprocessor:
+        preprocessor.open()
+        try:
+            difference = find_difference(record, preprocessor.sample)
+        finally:
+            preprocessor.close()
+    if difference is not None:
+        raise RowsError(f"{artifact.path.name}: {difference}", "build it again, or infer without a preprocessor")

@@ -1,0 +1,270 @@
+"""What to build: the request, what of it contradicts itself or can't be had, and the ONNX file that it means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from trtbatch.backends import warn_of_random
+from trtbatch.backends.base import Builder, BuilderOptions
+from trtbatch.core import artifacts
+from trtbatch.core.artifacts import Artifact, ModelRecord, Sidecar
+from trtbatch.core.batches import Profile
+from trtbatch.errors import PrecisionError, UsageError
+from trtbatch.onnx_graph.read import load_onnx, opset_of, read_specs
+from trtbatch.quantization.precision import CONVERTED, QUANTIZED, is_random
+from trtbatch.util import files
+from trtbatch.util.log import note
+
+__all__ = [
+    "BuildRequest",
+    "builder_settings",
+    "foreign",
+    "not_tried",
+    "note_unused",
+    "original_of",
+    "refuse_conversion_of",
+    "refuse_precision",
+    "refuse_target",
+    "refuse_tries",
+    "source_of",
+    "stem_of",
+]
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What to build, and how.
+
+    Args:
+        onnx: None takes the newest in ``engines/`` that fits.
+        profiles: of the batch axis; empty is 1:16:32 for a dynamic model.
+        batches: sizes of interest: each must have a profile, and is timed on all that hold it; empty takes the
+            powers of two.
+        static: the one batch size to build for.
+        backend: ``auto``, ``tensorrt`` or ``onnxruntime``.
+        workspace: bytes that TensorRT's tactics may use; None is its own limit.
+        opt_level: TensorRT's builder optimization level, 0 to 5.
+        timing_cache: read where usable, and written after the build; None is one beside the engine, by GPU and
+            TensorRT version.
+        keep_timings: whether there is a timing cache at all.
+        own_kernels: whether TensorRT's own tactics alone are tried, not those of cuDNN and cuBLAS.
+        timing_iterations: runs that the time of a tactic is averaged over; None is TensorRT's own number.
+        tries: how often the engine is built, the fastest being kept.
+        shapes: sizes of the axes other than the batch, by input.
+        output: None is ``engines/NAME.engine`` (``engines/NAME.ort.onnx`` for ONNX Runtime).
+        verify: whether the rows are checked; the engine is run at min, opt and max either way.
+        precision: of :data:`trtbatch.quantization.precision.PRECISIONS`, or ``best``: the fastest within the tolerance;
+            None is what the file and the backend make of it (TF32 on TensorRT).
+        fuse_preprocess: layout of the uint8 images that the engine is to take; None leaves its input as it is.
+        io_precision: type of the inputs and outputs; None keeps theirs.
+        keep_fp32: names of nodes or operators that stay float32.
+        calibration: folder, glob, ``.npy``, ``.npz``, or a number of random samples: for the ranges of int8 and fp8,
+            for what fp16 can't hold, and for the accuracy.
+        calibration_method: how ranges are chosen; None is entropy.
+        tolerance: largest L2-relative error of a row against the ONNX file; None is that of the precision.
+        options: what else a TensorRT engine is to be.
+        device: number of the GPU.
+        progress: told what is being done, and how far it is (0 to 1) where that is known.
+    """
+
+    onnx: Path | None = None
+    profiles: tuple[Profile, ...] = ()
+    batches: tuple[int, ...] = ()
+    static: int | None = None
+    backend: Literal["auto", "tensorrt", "onnxruntime"] = "auto"
+    workspace: int | None = None
+    opt_level: int | None = None
+    timing_cache: Path | None = None
+    keep_timings: bool = True
+    own_kernels: bool = False
+    timing_iterations: int | None = None
+    tries: int = 1
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    output: Path | None = None
+    verify: bool = True
+    precision: str | None = None
+    io_precision: Literal["fp16"] | None = None
+    fuse_preprocess: Literal["NHWC", "NCHW"] | None = None
+    keep_fp32: tuple[str, ...] = ()
+    calibration: str | None = None
+    calibration_method: Literal["entropy", "max"] | None = None
+    tolerance: float | None = None
+    options: BuilderOptions = field(default_factory=BuilderOptions)
+    device: int = 0
+    progress: Callable[[str, float | None], None] = lambda words, share: None
+
+
+def builder_settings(request: BuildRequest, folder: Path) -> dict[str, Any]:
+    """What a request says of how to build, whatever is built: fields of :class:`trtbatch.backends.base.BuildPlan`.
+
+    Args:
+        folder: of the engine, where the timing cache lies.
+    """
+    return {
+        "workspace": request.workspace,
+        "opt_level": request.opt_level,
+        "timing_cache": request.timing_cache,
+        "cache_folder": folder if request.keep_timings else None,
+        "own_kernels": request.own_kernels,
+        "timing_iterations": request.timing_iterations,
+        "device": request.device,
+        "options": request.options,
+    }
+
+
+def note_unused(request: BuildRequest) -> None:
+    """Options that only TensorRT has, where they were given in vain."""
+    given = {
+        "--workspace": request.workspace,
+        "--opt-level": request.opt_level,
+        "--timing-cache": request.timing_cache,
+        "--no-timing-cache": None if request.keep_timings else True,
+        "--own-kernels": request.own_kernels or None,
+        "--timing-iterations": request.timing_iterations,
+        "--tries": request.tries if request.tries > 1 else None,
+    }
+    names = [name for name, value in given.items() if value is not None]
+    if names:
+        note(f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} no effect on ONNX Runtime")
+
+
+def refuse_tries(request: BuildRequest) -> None:
+    """Raise where an engine that is to be built several times is to be something that excludes it.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    if request.tries > 1 and request.timing_cache is not None:
+        raise UsageError(
+            f"--tries {request.tries} times the tactics anew each time, which --timing-cache spares", "give one of them"
+        )
+    if request.tries > 1 and request.precision == "best":
+        raise UsageError("--tries and --precision best both build several engines", "give one of them")
+
+
+def refuse_target(target: Path, source: Path, suffix: str) -> None:
+    """Raise where the engine would have the name of something else.
+
+    Raises:
+        UsageError: with the suffix that engines of this backend have.
+    """
+    if target.resolve() == source.resolve():
+        raise UsageError(f"--output {target} is the ONNX file itself", "write elsewhere with --output")
+    if not target.name.endswith((suffix, ".plan") if suffix == ".engine" else suffix):
+        raise UsageError(
+            f"--output {target} doesn't end in {suffix}", f"write --output {target.with_name(target.stem + suffix)}"
+        )
+
+
+def refuse_precision(request: BuildRequest, builder: Builder) -> None:
+    """Raise where what is asked of the precision contradicts itself, or can't be had here.
+
+    Raises:
+        UsageError, PrecisionError: naming the option.
+    """
+    name = request.precision
+    builder.refuse(None if name == "best" else name, request.options, request.device)
+    wanted = {
+        "--io-precision": (request.io_precision, CONVERTED),
+        "--keep-fp32": (request.keep_fp32, (*CONVERTED, "best")),
+        "--calibration": (request.calibration, (*CONVERTED, "best")),
+        "--calibration-method": (request.calibration_method, (*QUANTIZED, "best")),
+    }
+    for option, (value, goes_with) in wanted.items():
+        if value and name not in goes_with:
+            raise UsageError(f"{option} goes with --precision {'|'.join(goes_with)}", "give both, or leave it out")
+    if request.tolerance is not None and not request.verify:
+        raise UsageError("--tolerance is for the check that --no-verify leaves out", "leave one of them out")
+    if name == "best" and not request.verify:
+        raise UsageError("--precision best needs the check that --no-verify leaves out", "leave one of them out")
+
+
+def not_tried(name: str, request: BuildRequest, builder: Builder) -> str | None:
+    """Why a precision is no candidate here; None where it is one."""
+    try:
+        builder.refuse(name, request.options, request.device)
+    except PrecisionError as error:
+        return error.problem
+    if name in QUANTIZED and is_random(request.calibration):
+        return "not tried without real samples: --calibration"
+    return None
+
+
+def refuse_conversion_of(source: Artifact, request: BuildRequest) -> None:
+    """Raise where a file that is converted already is to be converted.
+
+    Raises:
+        UsageError: naming what was asked for in vain.
+    """
+    conversion = source.sidecar.conversion
+    own = conversion.precision if conversion is not None else ""
+    asked = [f"--precision {request.precision}"] if request.precision not in (None, own) else []
+    asked += ["--keep-fp32"] if request.keep_fp32 else []
+    asked += ["--io-precision"] if request.io_precision else []
+    asked += ["--calibration-method"] if request.calibration_method else []
+    if asked:
+        raise UsageError(
+            f"{source.path.name} is in {own} already: {' and '.join(asked)} can't change it",
+            "name the float32 file that it was made from",
+        )
+
+
+def source_of(request: BuildRequest) -> Artifact:
+    path = request.onnx
+    if path is None:
+        dynamic = bool(request.profiles)
+        artifact = artifacts.newest(
+            "onnx",
+            lambda s: s.conversion is None and (s.is_dynamic or not dynamic),
+            _wanted(request),
+            prefer=lambda s: _can_be_static(s, request.static),  # where none can, the newest says why
+        )
+        note(f"building the newest that fits: {artifact.path}")
+    elif not files.sidecar_path(path).is_file():
+        artifacts.refuse_other_file(path, "onnx")
+        return foreign(path)
+    else:
+        artifact = artifacts.load(path, "onnx")
+    artifacts.check_file(artifact)
+    warn_of_random(artifact.sidecar)
+    return artifact
+
+
+def _can_be_static(sidecar: Sidecar, static: int | None) -> bool:
+    """Whether a file can be built for this one batch size: its batch is open, or fixed at that."""
+    sizes = {spec.fixed_batch for spec in sidecar.inputs if spec.batch_axis is not None}
+    return static is None or sizes in ({None}, {static})
+
+
+def _wanted(request: BuildRequest) -> str:
+    return "dynamic ONNX file" if request.profiles else "ONNX file"
+
+
+def foreign(path: Path) -> Artifact:
+    """An ONNX file that trtbatch didn't export: its own words are all there is."""
+    model = load_onnx(path)
+    inputs, outputs = read_specs(model, path.name)
+    note(f"{path} has no sidecar: inputs and outputs are read from the file; preprocessing and classes are unknown")
+    record = ModelRecord(path.stem, f"of {path.name}", model.producer_name or None, opset_of(model))
+    return Artifact(path, Sidecar("onnx", artifacts.record_file(path), inputs, outputs, record))
+
+
+def stem_of(onnx: Path, request: BuildRequest) -> str:
+    stem = onnx.name.removesuffix(".onnx")
+    if request.static is not None:
+        stem = f"{stem.removesuffix('_dynamic')}_b{request.static}"
+    named = request.precision is None or stem.endswith(f".{request.precision}")
+    return stem if named else f"{stem}.{request.precision}"
+
+
+def original_of(converted: Artifact) -> Artifact:
+    """The float32 file of a converted one, where it is still there; else the converted one."""
+    record, sidecar = converted.sidecar.source, converted.sidecar
+    path = converted.path.parent / (sidecar.source_path or "")
+    if record is not None and path.is_file() and artifacts.record_file(path).sha256 == record.sha256:
+        return artifacts.load(path, "onnx") if files.sidecar_path(path).is_file() else foreign(path)
+    note(f"the float32 file of {converted.path} isn't there: the accuracy is taken against itself")
+    return converted

@@ -1,0 +1,182 @@
+"""From a photograph to the model's input, as the model was trained: resize, centre crop, scale, normalise.
+
+The arithmetic is that of ``torchvision.transforms._presets.ImageClassification`` on a Pillow image, so that
+a machine without torch gives the same input; the tests compare the two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtbatch.errors import UsageError
+from trtbatch.util import optional
+
+if TYPE_CHECKING:  # the ONNX tools aren't needed to open an image
+    from PIL.Image import Image
+
+    from trtbatch.core.artifacts import Sidecar, TensorSpec
+
+__all__ = ["READERS", "Preprocessing", "choose_reader", "image_input", "orientation_of"]
+
+READERS = ("auto", "host", "dali")
+"""What may read images; ``auto`` chooses."""
+
+_ORIENTATION = 0x0112
+"""EXIF's tag of how the camera was held."""
+
+
+def orientation_of(image: Image) -> int:
+    """How the camera was held, 1 to 8, as EXIF says; 1, upright, where it says nothing."""
+    value = image.getexif().get(_ORIENTATION, 1)
+    return value if isinstance(value, int) else 1
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a photograph becomes one sample of the model's input, ``(3, H, W)`` float32.
+
+    Args:
+        resize: pixels of the shorter side after resizing; the other side keeps the aspect ratio.
+        crop: ``(H, W)`` pixels cut from the centre; black is added where the image is smaller.
+        mean, std: of each channel, in units of the 0…1 range.
+        interpolation: Pillow's resampling filter, always antialiased.
+        fused: layout of the uint8 images that the model takes, where scale, mean and deviation are part of it.
+    """
+
+    resize: int
+    crop: tuple[int, int]
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    fused: Literal["NHWC", "NCHW"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.resize < 1 or min(self.crop) < 1 or any(value <= 0 for value in self.std):
+            raise ValueError(f"preprocessing needs positive sizes and deviations, not {self}")
+
+    def __call__(self, image: Image) -> NDArray[Any]:
+        """The sample of a Pillow image of any mode and size: ``(3, H, W)`` float32, or uint8 as `fused` says."""
+        return self.from_pixels(self.pixels(image))
+
+    def from_pixels(self, pixels: NDArray[np.uint8], out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return the samples of resized and cropped images ``(…, H, W, 3)``: normalised, or uint8 as `fused` says.
+
+        Args:
+            out: takes the samples, in its own type.
+        """
+        if self.fused is None:
+            return self.normalise(pixels, out)
+        planes = pixels if self.fused == "NHWC" else np.moveaxis(pixels, -1, -3)
+        if out is None:
+            return np.ascontiguousarray(planes)
+        np.copyto(out, planes)
+        return out
+
+    def normalise_batch(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Images as the fused model takes them, ``(N, …)`` uint8, to ``(N, 3, H, W)`` float32."""
+        pixels = images if self.fused == "NHWC" else np.moveaxis(images, 1, -1)
+        return np.stack([self.normalise(each) for each in pixels])
+
+    @staticmethod
+    def rgb(image: Image) -> Image:
+        """The image upright, as its EXIF orientation says, in three colours of 8 bits."""
+        from PIL import Image as PillowImage
+        from PIL import ImageOps
+
+        if orientation_of(image) != 1:  # asked first: turning by nothing copies
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):  # Pillow would cut every value over 255 to white
+            image = PillowImage.fromarray((np.asarray(image, np.uint16) >> 8).astype(np.uint8))
+        return image if image.mode == "RGB" else image.convert("RGB")
+
+    def pixels(self, image: Image) -> NDArray[np.uint8]:
+        """The resized and cropped image, ``(H, W, 3)`` uint8."""
+        from PIL import Image as PillowImage
+
+        image = self.rgb(image)
+        width, height = self.resized(*image.size)
+        if (width, height) != image.size:
+            image = image.resize((width, height), PillowImage.Resampling[self.interpolation.upper()])
+        rows, columns = self.crop
+        # Python's round, to even, is what torchvision's center_crop uses, also for the padding.
+        top, left = round((height - rows) / 2.0), round((width - columns) / 2.0)
+        if width < columns or height < rows:
+            pad_left, pad_top = max(columns - width, 0) // 2, max(rows - height, 0) // 2
+            canvas = PillowImage.new("RGB", (max(width, columns), max(height, rows)))
+            canvas.paste(image, (pad_left, pad_top))
+            image = canvas
+            top, left = round((image.size[1] - rows) / 2.0), round((image.size[0] - columns) / 2.0)
+        return np.asarray(image.crop((left, top, left + columns, top + rows)))
+
+    def normalise(self, pixels: NDArray[np.uint8], out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Pixels ``(…, H, W, 3)`` uint8 to samples ``(…, 3, H, W)`` float32, or to `out`."""
+        planes = np.moveaxis(pixels, -1, -3)
+        samples = np.empty(planes.shape, np.float32) if out is None else out
+        mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
+        values = samples if samples.dtype == np.float32 else np.empty(planes.shape, np.float32)
+        np.copyto(values, planes)
+        values /= np.float32(255)
+        values -= mean
+        values /= std
+        if values is not samples:
+            samples[...] = values
+        return samples
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height after resizing, before the crop."""
+        short, long = sorted((width, height))
+        new_long = max(1, int(self.resize * long / short))
+        return (self.resize, new_long) if width <= height else (new_long, self.resize)
+
+
+def image_input(sidecar: Sidecar) -> tuple[TensorSpec, Preprocessing]:
+    """Return the one input that takes images, and how they are prepared for it.
+
+    Raises:
+        UsageError: the model has several inputs, or no preprocessing recorded, or one that the input doesn't take.
+    """
+    if sidecar.preprocessing is None:
+        raise UsageError(
+            f"{sidecar.model.name} has no preprocessing recorded for images",
+            "give arrays (FILE.npy or FILE.npz), or export with a ModelSpec that has preprocessing",
+        )
+    if len(sidecar.inputs) != 1:
+        names = ", ".join(spec.name for spec in sidecar.inputs)
+        raise UsageError(
+            f"{sidecar.model.name} has {len(sidecar.inputs)} inputs ({names}); images can feed a model with one",
+            "give arrays, each by its input's name (FILE.npz)",
+        )
+    spec, recipe = sidecar.inputs[0], sidecar.preprocessing
+    made = (*recipe.crop, 3) if recipe.fused == "NHWC" else (3, *recipe.crop)
+    if spec.batch_axis == 0 and not spec.fits((1, *made)):
+        problem = f"the preprocessing of {sidecar.model.name} makes samples {made}, which its input {spec} doesn't take"
+        raise UsageError(problem, "correct its crop, in the model's sidecar or its ModelSpec, and build again")
+    return spec, recipe
+
+
+def choose_reader(wanted: str, sidecar: Sidecar) -> str:
+    """Return ``host`` or ``dali`` for a model of one image input.
+
+    Args:
+        wanted: ``auto``, ``host`` or ``dali``.
+
+    Raises:
+        UsageError: DALI was asked for, and doesn't fill such an input; or no such reader.
+        MissingPackageError: DALI was asked for, and isn't installed.
+    """
+    if wanted not in READERS:
+        raise UsageError(f"--reader {wanted} is no reader", f"pass {', '.join(READERS[:-1])} or {READERS[-1]}")
+    spec, _ = image_input(sidecar)
+    fits = spec.batch_axis == 0 and spec.dtype in ("float32", "float16", "uint8")
+    if wanted == "dali":
+        if not fits:
+            raise UsageError(f"DALI doesn't fill the input {spec} of {sidecar.model.name}", "pass --reader host")
+        optional.require("nvidia.dali", "read images with DALI")
+    if wanted == "auto":
+        found = fits and sidecar.backend == "tensorrt" and optional.is_installed("nvidia.dali")
+        return "dali" if found else "host"
+    return wanted

@@ -1,0 +1,328 @@
+"""An engine in a pipeline of Ray Data's: one :class:`Predictor` in each actor.
+
+::
+
+    import ray, trtbatch
+
+    ds = ray.data.read_images("s3://bucket/photos/", include_paths=True)
+    ds = ds.map_batches(
+        trtbatch.ray.Predictor, fn_constructor_kwargs={"engine": "x.engine"}, batch_size=32, concurrency=2, num_gpus=1
+    )
+    ds.drop_columns(["image"]).write_parquet("s3://bucket/classes/")
+
+This module needs no Ray: the class is called with dicts of arrays, wherever that is. ``trtbatch.deployment.scale`` is
+the whole pipeline, from files to files.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import queue
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtbatch.backends.base import layout_fix, refuse_integers
+from trtbatch.core.artifacts import Sidecar, TensorSpec
+from trtbatch.core.preprocessing import image_input
+from trtbatch.errors import InputError, UsageError
+from trtbatch.images.host import open_image, typed
+from trtbatch.runtime.loaded import LoadedEngine, load
+from trtbatch.runtime.sinks import Prediction, refuse_topk, top_predictions
+from trtbatch.util.text import shortened
+
+__all__ = ["IMAGE_COLUMNS", "PIXELS", "READY", "Predictor", "is_scores", "prepare"]
+
+Array = NDArray[Any]
+T = TypeVar("T")
+
+PIXELS = "pixels"
+"""Column of images that are resized and cropped already, ``(H, W, 3)`` uint8 each: see :func:`prepare`."""
+
+IMAGE_COLUMNS = ("image", "bytes")
+"""Columns of images of any size, as ``ray.data.read_images`` and ``read_binary_files`` name them."""
+
+READY = "data"
+"""Column of a single input's rows, as ``ray.data.read_numpy`` names it."""
+
+
+class Predictor:
+    """Takes a batch of rows, and gives it back with predictions.
+
+    Rows are read from the first of these that the batch has:
+
+    * columns named like the model's inputs, or ``data`` for a model with one: each row as the model takes it;
+    * ``pixels``: images resized and cropped by the model's preprocessing, ``(H, W, 3)`` uint8;
+    * ``image``: pixels ``(H, W, 3)`` or ``(H, W)`` uint8, of any sizes (an array of objects where they differ);
+    * ``bytes``: encoded files.
+
+    Where the first output is class scores, the columns ``class``, ``index`` and ``score`` are added, and with `topk`
+    over 1 the lists ``classes``, ``indices`` and ``scores``; every other output that is one row per sample is added
+    under its name. The column ``error`` is empty, or says why a row's image can't be used: its prediction is then
+    ``""``, -1 and NaN, and outputs NaN or 0. A row that comes with an error keeps it.
+
+    The engine runs in a thread of its own, because an actor's threads change and the engine's mustn't.
+
+    Args:
+        engine: path, on the machine of the actor.
+        topk: classes given for each row; all of them where the model has fewer.
+        device: number of the GPU; of those that Ray gives the actor.
+        drop: columns not to give back.
+        reader: of the columns ``image`` and ``bytes``: ``host``, ``dali``, or ``auto`` as :meth:`LoadedEngine.predict`.
+
+    Raises:
+        ArtifactError, MissingPackageError: as :func:`trtbatch.load`.
+        UsageError: a model whose outputs can't be columns, or `topk` below 1.
+    """
+
+    def __init__(
+        self,
+        engine: str | Path,
+        topk: int = 1,
+        device: int = 0,
+        cuda_graphs: bool = True,
+        drop: Sequence[str] = (),
+        reader: str = "auto",
+    ) -> None:
+        refuse_topk(topk)
+        self._topk = topk
+        self._reader = reader
+        self._drop = frozenset(drop)
+        self._thread = _Thread()
+        try:
+            opened = self._thread.run(lambda: load(engine, device=device, cuda_graphs=cuda_graphs))
+        except BaseException:
+            self._thread.end()
+            raise
+        self._engine: LoadedEngine = opened
+        self._close = weakref.finalize(self, _close, self._thread, opened)
+        self._close.atexit = False
+        atexit.register(self._close)  # registered after the engine's own, so called before it
+        self.sidecar: Sidecar = opened.sidecar
+        _refuse_columns(self.sidecar)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with predictions.
+
+        Raises:
+            InputError: no column holds the model's inputs, or one holds rows of another shape or integers for floats.
+            ExecutionError: the engine failed.
+        """
+        count = len(next(iter(batch.values()))) if batch else 0
+        errors = np.array([_text(each) for each in batch.get("error", [""] * count)], dtype=object)
+        outputs = self._outputs(batch, errors)
+        usable = np.flatnonzero(errors == "")
+        kept = {name: column for name, column in batch.items() if name not in self._drop}
+        return kept | self._columns(outputs, usable, count) | {"error": errors}
+
+    def close(self) -> None:
+        """Free the engine; again does nothing."""
+        self._close()
+        atexit.unregister(self._close)
+
+    def _outputs(self, batch: Mapping[str, Any], errors: Array) -> Mapping[str, Array]:
+        """The outputs of the rows without an error; what can't be used is noted in `errors`."""
+        usable = np.flatnonzero(errors == "")
+        if not len(usable):  # of no rows, columns may have neither shape nor type
+            return {}
+        ready = _ready(batch, self.sidecar)
+        if ready is not None:
+            axes = {spec.name: spec.batch_axis or 0 for spec in self.sidecar.inputs}
+            inputs = {name: np.moveaxis(rows[usable], 0, axes[name]) for name, rows in ready.items()}
+            return self._thread.run(lambda: self._engine.run(inputs))
+        spec, preprocessing = image_input(self.sidecar)
+        if PIXELS in batch:
+            samples = [preprocessing.from_pixels(np.asarray(batch[PIXELS][row])) for row in usable]
+            rows = typed(np.stack(samples, axis=spec.batch_axis or 0), spec)
+            return self._thread.run(lambda: self._engine.run({spec.name: rows}))
+        images = [_encoded(each) for each in _image_column(batch, self.sidecar)[usable]]
+        outputs, unusable = self._thread.run(lambda: self._engine.run_images(images, self._reader))
+        for index, reason in unusable.items():
+            errors[usable[index]] = reason
+        return outputs
+
+    def _columns(self, outputs: Mapping[str, Array], usable: NDArray[np.intp], count: int) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for place, spec in enumerate(self.sidecar.outputs):
+            if spec.batch_axis is None:
+                continue
+            if place == 0 and is_scores(spec):
+                found |= self._classes(outputs.get(spec.name), usable, count)
+                continue
+            sizes = [int(size) for axis, size in enumerate(spec.shape) if axis != spec.batch_axis]
+            column = np.full([count, *sizes], np.nan if spec.dtype.startswith("float") else 0, spec.dtype)
+            if spec.name in outputs:
+                column[usable] = np.moveaxis(outputs[spec.name], spec.batch_axis, 0)
+            found[spec.name] = column
+        return found
+
+    def _classes(self, scores: Array | None, usable: NDArray[np.intp], count: int) -> dict[str, Any]:
+        top: list[list[Prediction]] = [[] for _ in range(count)]
+        if scores is not None:
+            for row, predictions in zip(usable, top_predictions(scores, self._topk, self.sidecar.classes)):
+                top[row] = predictions
+        found: dict[str, Any] = {
+            "class": np.array([row[0].name if row else "" for row in top], dtype=object),
+            "index": np.array([row[0].index if row else -1 for row in top], dtype=np.int64),
+            "score": np.array([row[0].score if row else np.nan for row in top], dtype=np.float64),
+        }
+        if self._topk > 1:
+            found["classes"] = _objects([[each.name for each in row] for row in top])
+            found["indices"] = _objects([[each.index for each in row] for row in top])
+            found["scores"] = _objects([[each.score for each in row] for row in top])
+        return found
+
+
+def prepare(batch: Mapping[str, Any], sidecar: Sidecar, errors: Array) -> Array:
+    """Photographs resized and cropped for a model: an array of objects, each ``(H, W, 3)`` uint8, or None.
+
+    Args:
+        errors: of each row; rows that have one are left alone, and those that can't be used get one.
+
+    Raises:
+        InputError: the batch has no column of images.
+        UsageError: the model takes none.
+    """
+    _, preprocessing = image_input(sidecar)
+    images = _image_column(batch, sidecar)
+    pixels = np.empty(len(errors), dtype=object)
+    for row in np.flatnonzero(errors == ""):
+        try:
+            pixels[row] = preprocessing.pixels(open_image(_encoded(images[row])))
+        except InputError as error:
+            errors[row] = error.problem
+        except Exception as error:  # an image that opens may still not be one to resize
+            errors[row] = shortened(str(error)) or type(error).__name__
+    return pixels
+
+
+def _image_column(batch: Mapping[str, Any], sidecar: Sidecar) -> Array:
+    """The column of images.
+
+    Raises:
+        InputError: there is none.
+    """
+    column = next((name for name in IMAGE_COLUMNS if name in batch), None)
+    if column is None:
+        wanted = ", ".join((*(spec.name for spec in sidecar.inputs), PIXELS, *IMAGE_COLUMNS))
+        raise InputError(f"the batch has the columns {', '.join(batch)}", f"give one of: {wanted}")
+    return np.asarray(batch[column])
+
+
+def _encoded(image: Any) -> Any:
+    """An encoded file as bytes; anything else as it is."""
+    return bytes(image) if isinstance(image, (bytearray, memoryview)) else image
+
+
+def is_scores(spec: TensorSpec) -> bool:
+    """Whether an output is class scores: ``(N, C)`` floats with C ≥ 2."""
+    return spec.batch_axis == 0 and len(spec.shape) == 2 and spec.shape[1] != 1 and spec.dtype.startswith("float")
+
+
+def _ready(batch: Mapping[str, Any], sidecar: Sidecar) -> dict[str, Array] | None:
+    """The columns that are the model's inputs as they are, rows first; None where there are none.
+
+    A column that is named like an input and holds images of another shape is left to be prepared.
+    """
+    specs = sidecar.inputs
+    names = {spec.name: spec.name for spec in specs}
+    if len(specs) == 1 and specs[0].name not in batch and READY in batch:
+        names[specs[0].name] = READY
+    if not all(name in batch for name in names.values()):
+        return None
+    found: dict[str, Array] = {}
+    for spec in specs:
+        rows = _dense(batch[names[spec.name]])
+        sizes = tuple(size for axis, size in enumerate(spec.shape) if axis != spec.batch_axis)
+        if rows is None or rows.shape[1:] != sizes:
+            if names[spec.name] in IMAGE_COLUMNS and sidecar.preprocessing is not None:
+                return None
+            shape = "differing shapes" if rows is None else f"shape {rows.shape[1:]}"
+            fix = None if rows is None else layout_fix(rows.shape, spec)
+            raise InputError(f"rows of column {names[spec.name]!r} have {shape}, wanted {sizes}", fix or "reshape them")
+        refuse_integers(str(rows.dtype), spec, f"column {names[spec.name]!r}")
+        found[spec.name] = rows
+    return found
+
+
+def _dense(column: Any) -> Array | None:
+    """A column as one array; None where its rows differ in shape or aren't numbers."""
+    array = np.asarray(column)
+    if array.dtype == object:
+        rows = [np.asarray(row) for row in array]
+        if len({row.shape for row in rows}) > 1 or any(row.dtype.kind not in "biuf" for row in rows):
+            return None
+        array = np.stack(rows) if rows else array
+    return array if array.dtype.kind in "biuf" else None
+
+
+def _refuse_columns(sidecar: Sidecar) -> None:
+    """Raise where rows can't go in, or can't come out, as columns.
+
+    Raises:
+        UsageError: with the tensor.
+    """
+    for spec in sidecar.inputs:
+        if spec.batch_axis is None:
+            raise UsageError(f"input {spec.name!r} has no batch axis: rows can't hold it", "make it a constant")
+    for spec in sidecar.outputs:
+        sizes = [size for axis, size in enumerate(spec.shape) if axis != spec.batch_axis]
+        if spec.batch_axis is not None and any(isinstance(size, str) for size in sizes):
+            raise UsageError(f"the shape of output {spec.name!r} depends on the data", "pad it in the model")
+
+
+def _text(value: Any) -> str:
+    """An error that a row came with; "" where there is none, however that is told."""
+    return value if isinstance(value, str) else ""
+
+
+def _objects(rows: Sequence[Any]) -> Array:
+    """An array of lists, not a table of their items."""
+    column = np.empty(len(rows), dtype=object)
+    column[:] = rows
+    return column
+
+
+class _Thread:
+    """A thread that does what it is told, one thing after the other."""
+
+    def __init__(self) -> None:
+        self._tasks: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        # A daemon: the interpreter would wait for any other before it lets the engine be closed.
+        self._thread = threading.Thread(target=self._work, args=(self._tasks,), name="trtbatch-engine", daemon=True)
+        self._thread.start()
+
+    @staticmethod
+    def _work(tasks: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]) -> None:
+        while (task := tasks.get()) is not None:
+            act, done = task
+            try:
+                done.set_result(act())
+            except BaseException as error:
+                done.set_exception(error)
+            del task, act, done  # or the last result lives until the next task
+
+    def run(self, act: Callable[[], T]) -> T:
+        """Do it in the thread, and wait; what it raises is raised here."""
+        if not self._thread.is_alive():
+            raise UsageError("the predictor is closed", "make another")
+        done: Future[T] = Future()
+        self._tasks.put((act, done))
+        return done.result()
+
+    def end(self) -> None:
+        self._tasks.put(None)
+        self._thread.join()
+
+
+def _close(thread: _Thread, engine: LoadedEngine) -> None:
+    with contextlib.suppress(Exception):  # an actor that ends has nobody to tell
+        thread.run(engine.close)
+    thread.end()

@@ -1,0 +1,385 @@
+"""``infer --ray``: files to files over a cluster, by Ray Data.
+
+::
+
+    rows of the input ──▶ read (tasks) ──▶ predict (one actor a GPU, or K on the CPU) ──▶ write (tasks) ──▶ DIR
+
+The rows are listed here, in order, and cut into blocks; everything else is done where Ray puts it. A block of results
+becomes one file, which appears complete and under a name that its rows decide: a task that Ray runs again
+writes the same file again. So what has a file is done. The next run into the same DIR takes only the rows that have
+none, whatever ended the run before.
+
+Files are read and written by pyarrow, from where its file systems reach: this machine, ``s3://``, ``gs://``,
+``hdfs://``. Code, engine and local files must be at the same place on every node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import os
+import re
+import signal
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from trtbatch.backends import resolve_engine
+from trtbatch.core.artifacts import Artifact, Sidecar
+from trtbatch.core.batches import refuse_outside
+from trtbatch.core.preprocessing import choose_reader
+from trtbatch.deployment.predictor import IMAGE_COLUMNS, PIXELS, READY, Predictor
+from trtbatch.deployment.rayresults import audit, claim, done_rows, refuse_file_name, refuse_taken, write_rows
+from trtbatch.deployment.rayrows import read_rows
+from trtbatch.deployment.store import Kind, Store, list_rows, named, open_store
+from trtbatch.errors import ExecutionError, UsageError
+from trtbatch.runtime.sinks import refuse_topk
+from trtbatch.util import optional
+from trtbatch.util.log import note
+from trtbatch.util.text import shortened
+
+__all__ = ["RayRequest", "RayResult", "infer_with_ray"]
+
+BLOCK_ROWS = 512
+"""Rows of a block at the most, and so of an output file: what a crash may lose of each actor's work."""
+
+CONNECT_S = 30.0
+"""Seconds that a cluster has to answer; one that is there takes two or three."""
+
+KNOCK_S = 10.0
+"""Of these, for a TCP connection."""
+
+
+@dataclass(frozen=True)
+class RayRequest:
+    """What to predict, with which engine, on which cluster.
+
+    Args:
+        engine: None takes the newest in ``engines/``.
+        input: folder or file of images, ``.npy`` or ``.parquet``: a path, or a URI that pyarrow knows.
+        output: folder for the results, likewise.
+        address: ``local`` starts Ray on this machine for this run, ``auto`` takes the cluster that runs here, anything
+            else is the address of one.
+        batch: None is the engine's best.
+        concurrency: number of actors; None is one for each GPU, or for each node where the engine runs on the CPU.
+        format: of the files in `output`.
+        topk: classes given for each row; all of them where the model has fewer.
+        count: at most so many rows.
+        reader: of images: ``host``, ``dali``, or ``auto``: DALI where it is installed and the engine is TensorRT's.
+        progress: told the number of rows done, and of all; what it prints on standard output is not seen.
+    """
+
+    engine: Path | None
+    input: str
+    output: str
+    address: str = "local"
+    batch: int | None = None
+    concurrency: int | None = None
+    format: Literal["parquet", "jsonl"] = "parquet"
+    topk: int = 5
+    count: int | None = None
+    cuda_graphs: bool = True
+    reader: str = "auto"
+    progress: Callable[[int, int], None] = lambda done, total: None
+
+
+@dataclass
+class RayResult:
+    """What was done.
+
+    Args:
+        rows: predicted by this run, unusable ones included.
+        before: rows that earlier runs had done.
+        failed: of all these, the rows with an error.
+    """
+
+    output: str
+    rows: int = 0
+    failed: int = 0
+    before: int = 0
+
+
+def infer_with_ray(request: RayRequest, predictor: type[Any] = Predictor) -> RayResult:
+    """Predict every row of `request.input` that has no result in `request.output` yet.
+
+    Args:
+        predictor: what runs in the actors.
+
+    Raises:
+        MissingPackageError: Ray isn't installed.
+        UsageError: an input that isn't there, an output folder of another job, or no cluster at the address.
+        InputError: rows that don't fit the engine.
+        ExecutionError: the job failed; what it has done stays, and the next run goes on from there.
+    """
+    _refuse_random(request.input)
+    optional.require("ray.data", "predict on a cluster")
+    refuse_topk(request.topk)
+    artifact = resolve_engine(request.engine)
+    sidecar = artifact.sidecar
+    batch = sidecar.best_batch if request.batch is None else request.batch
+    if batch <= max(profile.max for profile in sidecar.profiles):
+        refuse_outside(sidecar.profiles, [batch], artifact.path.name)
+    source, target = open_store(request.input, "--input"), open_store(request.output, "--output")
+    refuse_file_name(target, request.output)
+    kind, rows = list_rows(source, sidecar, request.count)
+    made_with: dict[str, Any] = {"engine": sidecar.artifact.sha256, "model": sidecar.model.name}
+    made_with |= {"format": request.format, "topk": request.topk}
+    refuse_taken(target, request.output, made_with)
+    done = done_rows(target).names
+    waiting = [(path, row) for path, row in rows if named(source, path, row) not in done]
+    result = RayResult(request.output, before=len(rows) - len(waiting))
+    if result.before:
+        note(f"{result.before} of {len(rows)} rows are in {request.output} already")
+    if waiting:
+        with _muted(), _connected(request.address), _translated():
+            claim(target, request.output, made_with)
+            _run(request, artifact, source, target, kind, waiting, batch, predictor, result)
+    wanted, there = [named(source, path, row) for path, row in rows], done_rows(target)
+    audit(wanted, there.names, request.output)
+    result.failed = len(there.failed.intersection(wanted))
+    return result
+
+
+def _refuse_random(text: str) -> None:
+    """Raise for random samples, unless a file or folder has that name.
+
+    Raises:
+        UsageError: with what to do.
+    """
+    if text == "random" and not os.path.exists(text):
+        fix = "leave out --ray, or name a folder or file of images, .npy or .parquet"
+        raise UsageError("--input random makes its samples on one machine, without --ray", fix)
+
+
+@contextlib.contextmanager
+def _connected(address: str) -> Iterator[None]:
+    """Ray, started or connected to for the block, unless it is already."""
+    ray = optional.require("ray", "predict on a cluster")
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ended = threading.Event()
+    try:
+        with _quiet_backend():
+            _connect(ray, address, ended)
+        try:
+            if threading.current_thread() is threading.main_thread():
+                # Ray's C++ has put its own, which prints a stack, before Python's.
+                signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
+            yield
+        finally:
+            ray.shutdown()
+    finally:
+        ended.set()
+
+
+_LEVEL = "RAY_BACKEND_LOG_LEVEL"
+
+
+@contextlib.contextmanager
+def _quiet_backend() -> Iterator[None]:
+    """Let Ray's C++, which is started in the block, print nothing on our terminal.
+
+    It prints its errors there, advice to Ray's own makers among them; what ends a task or the job is an exception too.
+    That it was told to be quiet it prints as well, so standard error leads nowhere meanwhile.
+    """
+    if _LEVEL in os.environ:  # somebody wants to see it
+        yield
+        return
+    os.environ[_LEVEL] = "fatal"
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # of a caller that has closed it
+            kept = os.dup(2)
+            stack.callback(os.close, kept)
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            stack.callback(os.close, nowhere)
+            os.dup2(nowhere, 2)
+            stack.callback(os.dup2, kept, 2)
+        yield
+
+
+@contextlib.contextmanager
+def _muted() -> Iterator[None]:
+    """Hide what Ray's threads print by Python's means.
+
+    It warns of its own future, and of how to write pipelines for it; what befalls tasks that it runs again it prints
+    among our results, on standard output.
+    """
+    with warnings.catch_warnings(), contextlib.redirect_stdout(_Nowhere()):
+        warnings.filterwarnings("ignore", module=r"ray(\.|$)")
+        yield
+
+
+class _Nowhere(io.TextIOBase):
+    """Takes text, and is never closed: threads of Ray's may outlive the block."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+def _connect(ray: Any, address: str, ended: threading.Event) -> None:
+    """Start Ray, or connect to it, in another thread: it may wait in C++ for minutes, where no signal is heard.
+
+    In the main thread it would also put a handler of its own in the place of ours.
+
+    Args:
+        ended: keeps the thread until it is set; Linux ends Ray's processes with the thread that started them.
+
+    Raises:
+        UsageError: nothing at the address, or nothing that is Ray.
+    """
+    options = {"include_dashboard": False} if address == "local" else {}
+    done: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            _knock(os.environ.get("RAY_ADDRESS") or address if address == "auto" else address)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+            ended.wait()
+
+    threading.Thread(target=work, name="trtbatch-ray", daemon=True).start()
+    end = time.monotonic() + (math.inf if address == "local" else CONNECT_S)
+    while not done.done() and time.monotonic() < end:
+        wait([done], 0.1)  # not for long: a signal that another thread was handed doesn't end it
+    try:
+        done.result(0)
+    except Exception as error:
+        told = shortened(str(error)) if done.done() else f"it gave no answer in {CONNECT_S:g} s"
+        fix = "check host and port, start one (ray start --head), or pass --ray local"
+        raise UsageError(f"no Ray cluster at {address}: {told}", fix) from error
+
+
+def _knock(address: str) -> None:
+    """Raise what the system says where nothing listens at ``HOST:PORT``; Ray would wait, and tell less.
+
+    Raises:
+        ConnectionError: with what was tried.
+    """
+    match = re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:([0-9]{1,5})", address)
+    if match is None:
+        return
+    host, port = match[1], int(match[2])
+    try:
+        socket.create_connection((host, port), KNOCK_S).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise ConnectionError(f"no TCP connection to port {port} of {host} ({reason})") from error
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Ray's errors as ours, and its own progress not on our terminal.
+
+    Raises:
+        ExecutionError: with what failed in a task.
+    """
+    ray = optional.require("ray", "predict on a cluster")
+    data = optional.require("ray.data", "predict on a cluster")
+    context = data.DataContext.get_current()
+    bars, context.enable_progress_bars = context.enable_progress_bars, False
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        problem, fix = _reason(error)
+        raise ExecutionError(f"the Ray job failed: {problem}", fix) from error
+    finally:
+        context.enable_progress_bars = bars
+        logger.setLevel(level)
+
+
+def _reason(error: Exception) -> tuple[str, str]:
+    """Problem and fix of the last exception that a task's traceback ends with; Ray adds advice of its own after it.
+
+    Of an error of ours the text alone comes back, ``module.Class: problem; fix``.
+    """
+    raised = re.findall(r"^(?!ray\.)\S*(?:Error|Exception)\b.*$", str(error), re.MULTILINE)
+    last = raised[-1] if raised else f"{type(error).__name__}: {error}".splitlines()[0]
+    own = re.match(r"trtbatch\.errors\.\w+: (.*?); (.*)", last)
+    problem, fix = own.groups() if own else (last, "mend that, and run it again")
+    return shortened(problem, 300), f"{fix}; what is done stays"
+
+
+def _run(
+    request: RayRequest,
+    artifact: Artifact,
+    source: Store,
+    target: Store,
+    kind: Kind,
+    rows: Sequence[tuple[str, int]],
+    batch: int,
+    predictor: type[Any],
+    result: RayResult,
+) -> None:
+    data = optional.require("ray.data", "predict on a cluster")
+    pyarrow = optional.require("pyarrow", "predict on a cluster")
+    actors, needs = _actors(artifact.sidecar, request.concurrency)
+    # Blocks of whole batches, and enough of them for every actor.
+    size = batch * max(1, math.ceil(min(BLOCK_ROWS, len(rows) / actors) / batch))
+    # Paths as bytes: Arrow's text is UTF-8, which a file name need not be.
+    blocks = [
+        pyarrow.table(
+            {"file": [path.encode("utf-8", "surrogateescape") for path, _ in part], "row": [row for _, row in part]}
+        )
+        for part in (rows[start : start + size] for start in range(0, len(rows), size))
+    ]
+    actors = min(actors, len(blocks))  # more would have nothing to do
+    takes_images = kind == "images" or artifact.sidecar.preprocessing is not None
+    # DALI decodes where the engine is; Pillow's work is spread over all tasks that read.
+    encoded = takes_images and choose_reader(request.reader, artifact.sidecar) == "dali"
+    reading = {"source": source, "kind": kind, "sidecar": artifact.sidecar, "encoded": encoded}
+    settings = {
+        "engine": str(artifact.path.absolute()),
+        "topk": request.topk,
+        "cuda_graphs": request.cuda_graphs,
+        "reader": request.reader,
+        "drop": ("file", "row", PIXELS, READY, *IMAGE_COLUMNS, *(spec.name for spec in artifact.sidecar.inputs)),
+    }
+    dataset = (
+        data.from_arrow(blocks)
+        .map_batches(read_rows, fn_kwargs=reading, batch_size=None)
+        .map_batches(
+            predictor,
+            fn_constructor_kwargs=settings,
+            batch_size=batch,
+            compute=data.ActorPoolStrategy(size=actors),
+            **needs,
+        )
+        .map_batches(write_rows, fn_kwargs={"target": target, "format": request.format}, batch_size=None)
+    )
+    for written in dataset.iter_batches(batch_size=None, prefetch_batches=0):
+        result.rows += int(written["rows"].sum())
+        request.progress(result.rows, len(rows))
+
+
+def _actors(sidecar: Sidecar, wanted: int | None) -> tuple[int, dict[str, Any]]:
+    """How many actors, and what Ray is to reserve for each.
+
+    None reserves a processor: actors on all of them would leave none to the tasks that read and write, for ever.
+
+    Raises:
+        UsageError: a TensorRT engine, and no GPU in the cluster.
+    """
+    ray = optional.require("ray", "predict on a cluster")
+    if sidecar.backend == "tensorrt":
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        if gpus == 0:
+            raise UsageError("the engine is TensorRT's, and the cluster has no GPU", "build for ONNX Runtime")
+        return wanted or gpus, {"num_gpus": 1, "num_cpus": 0}
+    nodes = sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
+    return wanted or max(1, nodes), {"num_cpus": 0}

@@ -1,0 +1,244 @@
+"""Two results that were measured apart: what became slower, and whether it is a reason to stop.
+
+Engines timed in turns (:mod:`trtbatch.benchmark.duel`) tell smaller differences: there, what drifts is the same for
+both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+from trtbatch.benchmark.bench import THROTTLED, BatchResult, BenchResult
+from trtbatch.errors import InputError
+from trtbatch.reporting.independent import ratio_of_medians
+from trtbatch.reporting.results import clean, kept_ms
+from trtbatch.reporting.series import gpu_of, version_of
+
+__all__ = ["Change", "Comparison", "Run", "compare_results"]
+
+CLOCK_LIMIT = 0.02
+"""Clocks of the two runs that differ by more than this share of one another are told: times go with them."""
+
+_TIMING = frozenset({"iterations", "min_time_s", "time_out_s", "max_noise", "seed"})
+"""Settings that decide how long is measured, not what."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One side of a comparison."""
+
+    file: str
+    engine: str
+    model: str
+    backend: str
+    precision: str
+    device: str
+    created: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """One batch size in one mode; times in ms per batch, medians.
+
+    Args:
+        ratio: B's time over A's; below 1, B is faster.
+        low, high: the 95 % interval of the ratio, see :func:`trtbatch.reporting.independent.ratio_of_medians`.
+        runs_a, runs_b: samples of each.
+        verdict: what B is: ``FASTER``, ``SLOWER``, ``SAME``, ``UNCLEAR``.
+        fails: it is slower by more than the limit, and surely slower.
+    """
+
+    batch: int
+    mode: str
+    ms_a: float
+    ms_b: float
+    ratio: float
+    low: float
+    high: float
+    runs_a: int
+    runs_b: int
+    verdict: str
+    fails: bool = False
+
+    @property
+    def judged(self) -> bool:
+        """Whether there were runs enough for an interval."""
+        return isfinite(self.high)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that both results have, B against A.
+
+    Args:
+        only_a, only_b: ``batch 4 (run)``, of which there is nothing to compare.
+        differences: of the machines and the work, that may be why, in words.
+        limit: how much slower is a failure, as a share; None without one.
+        unstable_a, unstable_b: lines of each that ``bench`` had called unstable, and for what: ``batch 4 (run, drift
+            -8.3 %)``.
+    """
+
+    a: Run
+    b: Run
+    lines: tuple[Change, ...]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+    differences: tuple[str, ...]
+    limit: float | None = None
+    unstable_a: tuple[str, ...] = ()
+    unstable_b: tuple[str, ...] = ()
+    format_version: int = 1
+
+    @property
+    def failures(self) -> tuple[Change, ...]:
+        """The lines that fail."""
+        return tuple(line for line in self.lines if line.fails)
+
+    @property
+    def unjudged(self) -> tuple[Change, ...]:
+        """The lines of which nothing is known, for they have too few runs."""
+        return tuple(line for line in self.lines if not line.judged)
+
+
+def compare_results(
+    a: BenchResult, b: BenchResult, files: tuple[str, str] = ("A", "B"), limit: float | None = None
+) -> Comparison:
+    """B against A at every batch size in every mode that both have.
+
+    A line fails where B's median is more than `limit` slower **and** the whole interval of the ratio is above 1: it
+    is slower by too much, and not by chance. (The whole interval above 1 + limit would let slowdowns just over the
+    limit pass in nearly all cases; the ratio alone would fail on noise.)
+
+    Args:
+        files: names of the results.
+        limit: 0.05 fails what is more than 5 % slower.
+
+    Raises:
+        InputError: they have no batch size in a mode in common.
+    """
+    ours, theirs = _rows(a), _rows(b)
+    both = [place for place in ours if place in theirs]
+    if not both:
+        raise InputError(
+            f"{files[0]} and {files[1]} have nothing in common: {_named(ours)}; {_named(theirs)}",
+            "measure both with the same --batch and --mode",
+        )
+    return Comparison(
+        a=_run(files[0], a),
+        b=_run(files[1], b),
+        lines=tuple(_change(ours[place], theirs[place], limit) for place in both),
+        only_a=tuple(_place(place) for place in ours if place not in theirs),
+        only_b=tuple(_place(place) for place in theirs if place not in ours),
+        differences=tuple(_differences(a, b, [(ours[place], theirs[place]) for place in both])),
+        limit=limit,
+        unstable_a=_unstable(ours[place] for place in both),
+        unstable_b=_unstable(theirs[place] for place in both),
+    )
+
+
+def _unstable(rows: Iterable[BatchResult]) -> tuple[str, ...]:
+    return tuple(
+        f"batch {row.batch} ({clean(row.mode)}, {row.summary.verdict})"
+        for row in rows
+        if not row.summary.stable and row.verdict != THROTTLED
+    )
+
+
+def _rows(result: BenchResult) -> dict[tuple[int, str], BatchResult]:
+    return {(row.batch, row.mode): row for row in result.batches}
+
+
+def _place(place: tuple[int, str]) -> str:
+    return f"batch {place[0]} ({clean(place[1])})"
+
+
+def _named(places: dict[tuple[int, str], BatchResult]) -> str:
+    names = [_place(place) for place in places]
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _run(file: str, result: BenchResult) -> Run:
+    facts = (file, result.engine, result.model.name, result.backend, result.precision, gpu_of(result), result.created)
+    return Run(*map(clean, facts))
+
+
+def _change(ours: BatchResult, theirs: BatchResult, limit: float | None) -> Change:
+    a_ms, b_ms = kept_ms(ours), kept_ms(theirs)
+    found = ratio_of_medians(a_ms, b_ms)
+    return Change(
+        batch=ours.batch,
+        mode=clean(ours.mode),
+        ms_a=float(np.median(a_ms)),
+        ms_b=float(np.median(b_ms)),
+        ratio=found.ratio,
+        low=found.low,
+        high=found.high,
+        runs_a=int(a_ms.size),
+        runs_b=int(b_ms.size),
+        verdict=found.verdict,
+        fails=limit is not None and found.ratio > 1 + limit and found.low > 1,
+    )
+
+
+def _differences(a: BenchResult, b: BenchResult, rows: Sequence[tuple[BatchResult, BatchResult]]) -> Iterator[str]:
+    """What isn't alike of the two runs, in words."""
+    if a.created and a.created == b.created:
+        yield "both are the same run"
+    ours, theirs = _facts(a), _facts(b)
+    for name in dict.fromkeys([*ours, *theirs]):
+        if ours.get(name) != theirs.get(name):
+            yield f"{name}: {_sides(ours.get(name), theirs.get(name))}"
+    yield from _clocks(a, b)
+    for mode in dict.fromkeys(row.mode for row, _ in rows):
+        if a.timed.get(mode) != b.timed.get(mode):
+            yield f"what {clean(mode)} times: {_sides(a.timed.get(mode), b.timed.get(mode))}"
+    for our, their in rows:
+        where = _place((our.batch, our.mode))
+        if our.shapes != their.shapes:
+            yield f"{where} ran other shapes: {_sides(our.shapes, their.shapes)}"
+        for side, row in (("A", our), ("B", their)):
+            if row.verdict == THROTTLED:
+                yield f"{where} was throttled in {side}"
+
+
+def _facts(result: BenchResult) -> dict[str, Any]:
+    """What decides times, by name. The engine's file isn't among them: two engines are what is compared."""
+    environment, device = result.environment, result.device
+    facts = {
+        "model": result.model.name,
+        "backend": result.backend,
+        f"version of {result.backend}": version_of(result),
+        "precision": result.precision,
+        "profiles": ", ".join(map(str, result.profiles)),
+        "GPU" if device.get("gpu") else "device": gpu_of(result),
+        "GPU memory, MiB": device.get("memory_mib"),  # a slice of a GPU has its name and less memory
+        "driver": environment.get("driver"),
+        "CPU": environment.get("cpu"),
+        "cores": environment.get("cores"),
+    }
+    settings = {f"setting {name}": value for name, value in result.settings.items() if name not in _TIMING}
+    return {name: value for name, value in {**facts, **settings}.items() if value is not None}
+
+
+def _clocks(a: BenchResult, b: BenchResult) -> Iterator[str]:
+    """Clocks as they were when the runs ended, under load."""
+    for name, what in (("sm_mhz", "GPU clock"), ("sm_max_mhz", "largest GPU clock"), ("memory_mhz", "memory clock")):
+        ours, theirs = a.gpu_after.get(name), b.gpu_after.get(name)
+        if not isinstance(ours, (int, float)) or not isinstance(theirs, (int, float)) or min(ours, theirs) <= 0:
+            continue
+        if max(ours, theirs) / min(ours, theirs) > 1 + CLOCK_LIMIT:
+            yield f"{what}: {_sides(f'{ours:g} MHz', f'{theirs:g} MHz')}"
+
+
+def _sides(ours: Any, theirs: Any) -> str:
+    """``A 580.1; B 570.2``."""
+    return f"A {_told(ours)}; B {_told(theirs)}"
+
+
+def _told(value: Any) -> str:
+    return "unknown" if value in (None, "") else clean(str(value))

@@ -1,0 +1,50 @@
+"""What a search has found, in the engine's sidecar: whether it can be kept there is seen first, and nothing is lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trtbatch.core import artifacts
+from trtbatch.core.artifacts import Artifact
+from trtbatch.errors import ArtifactError, TrtbatchError, from_os_error
+from trtbatch.util import files
+
+__all__ = ["keep", "refuse_unkeepable", "refuse_unkept"]
+
+
+def refuse_unkeepable(artifact: Artifact) -> None:
+    """Raise, before anything is measured, where the sidecar can't be written.
+
+    Raises:
+        TrtbatchError: the fix names ``--no-save``.
+    """
+    try:
+        files.probe(files.sidecar_path(artifact.path))
+    except OSError as error:
+        reason = from_os_error(error).problem
+        raise TrtbatchError(f"what is found can't be kept in the sidecar of {artifact.path}: {reason}", _FIX) from error
+
+
+_FIX = "pass --no-save to leave the sidecar as it is (--json keeps the result), or make that folder writable"
+
+
+def keep(artifact: Artifact, **fields: Any) -> str:
+    """Write fields into the sidecar; why that couldn't be done, empty where it was."""
+    try:
+        artifacts.rewrite(artifact, **fields)
+    except OSError as error:
+        return from_os_error(error).problem
+    except ArtifactError as error:
+        return error.problem
+    return ""
+
+
+def refuse_unkept(reason: str) -> None:
+    """Raise, after the result is shown, where it couldn't be kept.
+
+    Raises:
+        TrtbatchError: it wasn't.
+    """
+    if reason:
+        problem = f"the result above is whole, and isn't kept in the engine's sidecar: {reason}"
+        raise TrtbatchError(problem, "mend that and run it again, or pass --no-save")

@@ -1,0 +1,264 @@
+"""The profiles that serve a traffic in the least time, from the measured times of an engine.
+
+The model of times is in :mod:`trtbatch.tuner.timemodel`, the choice in :mod:`trtbatch.tuner.optchoice`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from trtbatch.backends import open_engine, resolve_engine, runs_here
+from trtbatch.builder.timetable import time_profiles
+from trtbatch.core import artifacts
+from trtbatch.core.artifacts import Artifact, FileRecord, Planned
+from trtbatch.core.batches import Profile, pick_profile
+from trtbatch.core.profiles import MAX_PROFILES, Measured
+from trtbatch.errors import ArtifactError, UsageError
+from trtbatch.onnx_graph.read import load_onnx, read_specs
+from trtbatch.tuner.keeping import keep, refuse_unkeepable
+from trtbatch.tuner.optchoice import Choice, Costs, Method, best_choices, most_frequent, powers
+from trtbatch.tuner.timemodel import TimeModel
+from trtbatch.tuner.traffic import read_traffic
+from trtbatch.util.log import note, warn
+
+__all__ = ["ENOUGH", "MOST_TIMED", "PlanLine", "PlanRequest", "PlanResult", "plan", "plan_lines"]
+
+ENOUGH = 0.01
+"""The number of profiles that is proposed is the smallest whose time is within this of the best."""
+
+MOST_TIMED = 32
+"""Batch sizes of a traffic that are timed where the table lacks them, the most frequent first."""
+
+_MOST_NAMED = 32
+"""Batch sizes that the build line names."""
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What to plan for.
+
+    Args:
+        traffic: CSV file with the header ``batch,count``.
+        engine: whose times decide; None takes the newest in ``engines/`` that runs here.
+        most: profiles at the most.
+        from_table: take the times of the sidecar alone; nothing is run.
+        save: write the plan into the engine's sidecar.
+        device: number of the GPU.
+        progress: told what is being done.
+    """
+
+    traffic: Path
+    engine: Path | None = None
+    most: int = MAX_PROFILES
+    from_table: bool = False
+    save: bool = True
+    device: int = 0
+    progress: Callable[[str, float | None], None] = lambda words, share: None
+
+
+@dataclass(frozen=True)
+class PlanLine:
+    """The best choice of at most K profiles.
+
+    Args:
+        profiles: how many were allowed.
+        opts: of those chosen.
+        total_ms: expected, of all requests.
+        ms_per_request: expected, in the mean.
+        greedy, usual: the set of the most frequent sizes, and that of powers of two, of as many profiles.
+        greedy_loss, usual_loss: how much longer they take, relative to `total_ms`.
+        slack: how far this may be from the best set there is; 0 where it is that.
+    """
+
+    profiles: int
+    opts: tuple[int, ...]
+    total_ms: float
+    ms_per_request: float
+    greedy: tuple[int, ...]
+    greedy_loss: float
+    usual: tuple[int, ...]
+    usual_loss: float
+    slack: float = 0.0
+
+
+@dataclass(frozen=True)
+class PlanResult:
+    """A plan.
+
+    Args:
+        lines: of 1, 2, … profiles.
+        chosen: the smallest number of them within :data:`ENOUGH` of the best.
+        method: how the choice was made.
+        by_batch_alone: the times tell nothing of profiles.
+        extrapolated: batch sizes of the traffic beyond every measured one.
+        command: builds the chosen ones.
+        unkept: why the sidecar couldn't be written, empty where it was or wasn't to be.
+    """
+
+    engine: str
+    traffic: FileRecord
+    requests: int
+    sizes: int
+    lines: tuple[PlanLine, ...]
+    chosen: PlanLine
+    profiles: tuple[Profile, ...]
+    method: Method
+    by_batch_alone: bool
+    extrapolated: tuple[int, ...]
+    command: str
+    created: str
+    saved: bool
+    unkept: str = ""
+    format_version: int = 1
+
+
+def plan(request: PlanRequest) -> PlanResult:
+    """Choose the profiles, and write the plan into the engine's sidecar.
+
+    Raises:
+        UsageError: a traffic file that can't be read, naming line and value.
+        ArtifactError: no engine; with `from_table`, one without a table of times.
+        TrtbatchError: the sidecar can't be written; nothing has run.
+    """
+    if request.most < 1:
+        raise UsageError(f"--max-profiles {request.most} leaves no profile", "give 1 or more")
+    counts = read_traffic(request.traffic)
+    artifact = resolve_engine(request.engine)
+    sidecar = artifact.sidecar
+    _refuse_fixed(artifact)
+    if request.save:
+        refuse_unkeepable(artifact)
+    table = sidecar.table if request.from_table else (*sidecar.table, *_timed(request, artifact, counts))
+    if not table:
+        raise ArtifactError(
+            f"{artifact.path} has no table of measured times",
+            "leave out --from-table, or build it again with --profiles auto",
+        )
+    model = TimeModel.of(sidecar.profiles, table)
+    beyond = tuple(batch for batch in counts if batch > model.largest)
+    if beyond:
+        warn(
+            f"batch {', '.join(map(str, beyond[:5]))}{' …' if len(beyond) > 5 else ''}: larger than every measured one "
+            f"({model.largest}); its time is taken to grow in proportion"
+        )
+    lines, method = plan_lines(Costs(counts, model.times), model.sizes, request.most)
+    chosen = _enough(lines)
+    smallest = min(sidecar.corners[0], *counts)
+    profiles = tuple(Profile(smallest, opt, opt) for opt in chosen.opts)
+    found = PlanResult(
+        engine=artifact.path.name,
+        traffic=artifacts.record_file(request.traffic),
+        requests=sum(counts.values()),
+        sizes=len(counts),
+        lines=lines,
+        chosen=chosen,
+        profiles=profiles,
+        method=method,
+        by_batch_alone=model.by_batch_alone,
+        extrapolated=beyond,
+        command=_command(artifact, profiles, counts),
+        created=artifacts.now(),
+        saved=request.save,
+    )
+    _tell_missing(artifact)
+    unkept = keep(artifact, planned=_planned(found)) if request.save else ""
+    return replace(found, saved=request.save and not unkept, unkept=unkept)
+
+
+def _refuse_fixed(artifact: Artifact) -> None:
+    """Raise where the file that an engine was built from holds one batch size, so that no profile can be added.
+
+    Raises:
+        UsageError: with that size.
+    """
+    named = artifacts.built_from(artifact)
+    if artifact.sidecar.is_dynamic or not named or not Path(named[0]).is_file():
+        return
+    inputs, _ = read_specs(load_onnx(Path(named[0])), named[0])
+    sizes = [spec.fixed_batch for spec in inputs if spec.fixed_batch is not None]
+    if sizes:
+        raise UsageError(
+            f"{named[0]}, from which {artifact.path.name} was built, has a fixed batch of {sizes[0]}: no profile can "
+            "be added",
+            "export it with --dynamic, build that, and plan for its engine",
+        )
+
+
+def _timed(request: PlanRequest, artifact: Artifact, counts: Mapping[int, int]) -> tuple[Measured, ...]:
+    """The traffic's batch sizes that the table lacks and a profile holds, timed now; :data:`MOST_TIMED` at the most."""
+    sidecar = artifact.sidecar
+    known = sidecar.times
+    lacking = [size for size in counts if size not in known and pick_profile(sidecar.profiles, size) is not None]
+    chosen = sorted(lacking, key=lambda size: (-counts[size], size))[:MOST_TIMED]
+    if not known:
+        chosen += sidecar.corners  # a traffic beyond every profile would leave nothing to extrapolate from
+    if not chosen:
+        return ()
+    if known and not runs_here(sidecar.backend):
+        note(
+            f"{artifact.path.name} doesn't run here: the times of batch {', '.join(map(str, chosen))} are interpolated"
+        )
+        return ()
+    with open_engine(artifact, request.device) as engine, engine.session() as session:
+        return time_profiles(session, sidecar, chosen, lambda words: request.progress(words, None))
+
+
+def plan_lines(costs: Costs, measured: list[int], most: int) -> tuple[tuple[PlanLine, ...], Method]:
+    """The best choices of 1, 2, … `most` profiles; candidates are the traffic's sizes and the measured ones."""
+    choices, method = best_choices(costs, [*costs.batches, *measured], most)
+    return tuple(_line(costs, count, choice) for count, choice in enumerate(choices, 1)), method
+
+
+def _line(costs: Costs, count: int, choice: Choice) -> PlanLine:
+    greedy, usual = most_frequent(costs.counts, count), powers(costs.counts, count)
+    return PlanLine(
+        profiles=count,
+        opts=choice.opts,
+        total_ms=choice.total_ms,
+        ms_per_request=choice.total_ms / costs.requests,
+        greedy=greedy,
+        greedy_loss=costs.total(greedy) / choice.total_ms - 1,
+        usual=usual,
+        usual_loss=costs.total(usual) / choice.total_ms - 1,
+        slack=choice.slack,
+    )
+
+
+def _enough(lines: tuple[PlanLine, ...]) -> PlanLine:
+    best = min(line.total_ms for line in lines)
+    return next(line for line in lines if line.total_ms <= (1 + ENOUGH) * best)
+
+
+def _command(artifact: Artifact, profiles: tuple[Profile, ...], counts: Mapping[int, int]) -> str:
+    """The line that builds an engine with these profiles; it times the traffic's sizes too, where they aren't many."""
+    words = ["trtbatch", "build", *artifacts.built_from(artifact)]
+    for profile in profiles:
+        words += ["--profile", str(profile)]
+    if len(counts) <= _MOST_NAMED:
+        words += ["--batch", ",".join(map(str, counts))]
+    return shlex.join([*words, *artifacts.precision_words(artifact.sidecar)])
+
+
+def _tell_missing(artifact: Artifact) -> None:
+    """Warn where the build line can't run as it stands: its ONNX file isn't there, or isn't known."""
+    source = artifact.sidecar.source
+    named = artifacts.built_from(artifact)
+    if not named:
+        warn(f"the ONNX file that {artifact.path.name} was built from isn't recorded: name it in the build line")
+    elif not Path(named[0]).is_file():
+        known = f" (SHA-256 {source.sha256[:12]}…)" if source is not None else ""
+        warn(f"{named[0]}{known} isn't there: bring it there before you run the build line, or name it where it is")
+
+
+def _planned(found: PlanResult) -> Planned:
+    return Planned(
+        traffic=found.traffic,
+        requests=found.requests,
+        profiles=found.profiles,
+        ms_per_request=found.chosen.ms_per_request,
+        command=found.command,
+        created=found.created,
+    )

@@ -1,0 +1,388 @@
+"""The best batch size of an engine under a latency budget, or for throughput; or the largest that fits in memory.
+
+What is measured is defined in :mod:`trtbatch.load`, how it is searched in :mod:`trtbatch.tuner.search`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trtbatch.backends import open_engine, resolve_engine
+from trtbatch.benchmark.clocks import ClockWatch
+from trtbatch.benchmark.loops import MIN_ITERATIONS, TIME_OUT, Loop, Samples, StopRule, collect
+from trtbatch.benchmark.request import MOST_STREAMS
+from trtbatch.benchmark.run import Run
+from trtbatch.core.artifacts import Artifact, Sidecar, Tuned
+from trtbatch.core.batches import pick_profile, refuse_outside
+from trtbatch.core.profiles import powers_of_two
+from trtbatch.errors import ExecutionError, TrtbatchError, UsageError
+from trtbatch.tuner.capacity import Largest, attempt, find_largest
+from trtbatch.tuner.keeping import keep, refuse_unkeepable
+from trtbatch.tuner.quantiles import percentile_interval, runs_needed
+from trtbatch.tuner.search import Goal, Outcome, Trial, budget_for, search
+from trtbatch.tuner.underload import Load, throughput
+from trtbatch.util import environment
+from trtbatch.util.log import note
+from trtbatch.util.statistics import median_interval
+
+__all__ = ["PATIENCE", "TuneRequest", "TuneResult", "asked_for", "largest_batch", "tune"]
+
+PATIENCE = 30.0
+"""Times ``min_time``, after which a choice that still has too few runs for its percentile is ended, and called so."""
+
+PROBE = 20
+"""Runs after which a choice is given up whose *median* latency is over the budget already, with its interval."""
+
+RULED_OUT = 2.0
+"""A batch size isn't tried whose time alone, as the build measured it, is more than so many times the budget. Where the
+smaller ones run faster now than the build said, on a machine that was busy then, its time counts as so much less."""
+
+MOST_SIZES = 12
+"""Measured sizes of a table that the search begins with; of a longer one, evenly chosen ones."""
+
+
+@dataclass(frozen=True)
+class TuneRequest:
+    """What to search for.
+
+    Args:
+        engine: None takes the newest in ``engines/`` that runs here.
+        latency_ms: the budget; None searches for throughput alone.
+        percentile: of the latency, that must be under the budget; over 0 and below 100.
+        streams: numbers of batches in flight to try.
+        batches: batch sizes to try, these alone; None takes the table's, or powers of two, and refines.
+        min_time: seconds of load for each choice, at least.
+        warmup: milliseconds of load before.
+        save: write what is found into the engine's sidecar.
+        device: number of the GPU.
+        cuda_graphs: whether batches may run as CUDA graphs.
+        progress: told what is being done.
+    """
+
+    engine: Path | None
+    latency_ms: float | None = None
+    percentile: float = 99.0
+    streams: Sequence[int] = (1,)
+    batches: Sequence[int] | None = None
+    min_time: float = 1.0
+    warmup: float = 200.0
+    seed: int = 0
+    save: bool = True
+    device: int = 0
+    cuda_graphs: bool = True
+    progress: Callable[[str, float | None], None] = lambda words, share: None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the figures, for the record."""
+        return {
+            "latency_ms": self.latency_ms,
+            "percentile": self.percentile,
+            "streams": list(self.streams),
+            "batches": None if self.batches is None else list(self.batches),
+            "min_time_s": self.min_time,
+            "warmup_ms": self.warmup,
+            "seed": self.seed,
+            "cuda_graphs": self.cuda_graphs,
+        }
+
+
+@dataclass(frozen=True)
+class TuneResult(Run):
+    """What was measured, and what was chosen.
+
+    Args:
+        asked: what was searched for, in words.
+        best: the largest throughput of those that count; with a budget that is what is chosen.
+        knee: where throughput over latency is the largest.
+        smaller, larger: the next batch sizes that were measured with as many streams.
+        trials: all that was measured.
+        alike: what counts too, and whose throughput's interval overlaps with the choice's.
+        timed: what a latency covers, by number of streams.
+        device: that it ran on.
+        unkept: why the sidecar couldn't be written, empty where it was or wasn't to be.
+    """
+
+    asked: str
+    chosen: Trial
+    best: Trial
+    knee: Trial
+    smaller: Trial | None
+    larger: Trial | None
+    trials: tuple[Trial, ...]
+    saved: bool
+    alike: tuple[Trial, ...] = ()
+    unkept: str = ""
+    format_version: int = 1
+
+
+def asked_for(latency_ms: float | None, percentile: float) -> str:
+    """What is searched for, in words."""
+    return "the largest throughput" if latency_ms is None else f"p{percentile:g} latency under {latency_ms:g} ms"
+
+
+def tune(request: TuneRequest) -> TuneResult:
+    """Search, and write what is found into the engine's sidecar.
+
+    Raises:
+        TrtbatchError: no batch size meets the budget; the nearest is named. Or the sidecar can't be written; nothing
+            has run.
+        ProfileError: a batch size outside every profile; nothing has run.
+        RowsError: wrong rows; nothing is chosen.
+        ExecutionError: nothing runs at all.
+    """
+    _refuse_numbers(request)
+    artifact = resolve_engine(request.engine, request.batches or ())
+    sidecar = artifact.sidecar
+    if request.save:
+        refuse_unkeepable(artifact)
+    if request.batches is not None:
+        refuse_outside(sidecar.profiles, request.batches, artifact.path.name)
+    batches = list(request.batches or _usual(sidecar))
+    inside = None if request.batches is not None else lambda batch: pick_profile(sidecar.profiles, batch) is not None
+    gpu = sidecar.backend == "tensorrt"
+    device = _device(sidecar, request.device)
+    known = _known_times(sidecar, device) if request.batches is None else {}
+    goal = Goal(request.latency_ms)
+    with (
+        open_engine(artifact, request.device) as engine,
+        Load(engine, artifact, max(batches), request.cuda_graphs, request.seed) as load,
+        ClockWatch(request.device if gpu else None) as watch,
+    ):
+        bench = _Bench(request, load, watch, known)
+        outcome = search(batches, request.streams, bench.measure, goal, inside)
+        if outcome.chosen is None or outcome.best is None:
+            patient = _Bench(replace(request, latency_ms=math.inf), load, watch, {})
+            raise _unmet(request, outcome, artifact, patient.measure)
+    found = _result(request, artifact, outcome, bench.timed, device)
+    unkept = keep(artifact, tuned=_tuned(found, request)) if request.save else ""
+    return replace(found, saved=request.save and not unkept, unkept=unkept)
+
+
+def _refuse_numbers(request: TuneRequest) -> None:
+    """Raise where the request's numbers make no sense.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    if not 0 < request.percentile < 100:
+        raise UsageError(f"--percentile {request.percentile:g} has no interval", "give a number over 0 and below 100")
+    if request.latency_ms is not None and not 0 < request.latency_ms < math.inf:
+        raise UsageError(f"--latency {request.latency_ms:g} ms is no budget", "give one over 0")
+    if not request.streams or not all(1 <= each <= MOST_STREAMS for each in request.streams):
+        shown = ",".join(map(str, request.streams))
+        raise UsageError(f"--streams {shown}: not numbers of streams", f"give numbers from 1 to {MOST_STREAMS}")
+
+
+def _usual(sidecar: Sidecar) -> list[int]:
+    """Where a search begins: the sizes of the table, else the powers of two within the profiles."""
+    profiles = sidecar.profiles
+    found = [size for size in sidecar.times if pick_profile(profiles, size) is not None]
+    if not found:
+        ends = min(profile.min for profile in profiles), max(profile.max for profile in profiles)
+        found = [*sidecar.corners, *powers_of_two(*ends)]
+    sizes = sorted({size for size in found if pick_profile(profiles, size) is not None})
+    if len(sizes) <= MOST_SIZES:
+        return sizes
+    return [sizes[place] for place in sorted({round(p) for p in np.linspace(0, len(sizes) - 1, MOST_SIZES)})]
+
+
+class _Bench:
+    """Measures one choice after the other."""
+
+    def __init__(self, request: TuneRequest, load: Load, watch: ClockWatch, known: Mapping[int, float]) -> None:
+        self._request = request
+        self._known = known
+        self._left_out: dict[int, str] = {}
+        self._pace = math.inf
+        self._load = load
+        self._watch = watch
+        self.timed: dict[str, str] = {}
+        self._count = 0
+
+    def measure(self, batch: int, streams: int) -> Trial:
+        """A trial; one that doesn't run is a trial too, and the next one gets fresh sessions."""
+        profile = self._load.sidecar.profile_for(batch) or 0
+        if self._is_ruled_out(batch):
+            return Trial.failure(batch, streams, profile, self._left_out[batch], left_out=True)
+        self._count += 1
+        self._request.progress(f"measurement {self._count}: batch {batch}, {streams} in flight", None)
+        try:
+            loop = self._load.loop(batch, streams)
+            self.timed[str(streams)] = loop.timed
+            samples = self._take(loop, streams)
+        except (ExecutionError, MemoryError) as error:
+            reason = error.problem if isinstance(error, ExecutionError) else f"out of memory: {error}"
+        else:
+            trial = self._trial(batch, streams, profile, samples)
+            self._pace = min(self._pace, trial.median_ms / self._known.get(batch, trial.median_ms))
+            return trial
+        self._load.reset()
+        return Trial.failure(batch, streams, profile, reason)
+
+    def _is_ruled_out(self, batch: int) -> bool:
+        """Whether a size needn't be tried; nothing is before the first one, the smallest, has run.
+
+        The build's time is of one run alone, and a latency covers that run and more. A size that the build didn't time
+        is never left out, whatever those around it took.
+        """
+        time, budget = self._known.get(batch), self._request.latency_ms
+        if batch in self._left_out or time is None or budget is None or math.isinf(self._pace):
+            return batch in self._left_out
+        if time * min(1.0, self._pace) > RULED_OUT * budget:
+            self._left_out[batch] = f"it took {time:.4g} ms alone when the engine was built"
+            note(f"batch {batch} is left out: {self._left_out[batch]}, over {RULED_OUT:g} × the budget")
+        return batch in self._left_out
+
+    def _take(self, loop: Loop, streams: int) -> Samples:
+        """Latencies: enough for the percentile, unless even the median is over the budget.
+
+        When it ends doesn't depend on whether the percentile meets the budget: to go on until it does would find
+        that it does. A choice is *given up* early only.
+        """
+        request = self._request
+        probe = collect(loop, StopRule(iterations=PROBE), request.warmup, self._watch)
+        if request.latency_ms is not None and median_interval(probe.ms)[0] > request.latency_ms:
+            return probe
+        rule = StopRule(
+            min_time=request.min_time,
+            time_out=TIME_OUT * request.min_time,
+            least=max(MIN_ITERATIONS, 0 if request.latency_ms is None else runs_needed(request.percentile)),
+            patience=PATIENCE * request.min_time,
+        )
+        return collect(loop, rule, 0.0, self._watch)
+
+    def _trial(self, batch: int, streams: int, profile: int, samples: Samples) -> Trial:
+        """The figures of a choice; runs in which the clocks didn't hold stay in: a caller waits through them too."""
+        return Trial(
+            batch=batch,
+            streams=streams,
+            profile=profile,
+            median_ms=float(np.median(samples.ms)),
+            latency_ms=percentile_interval(samples.ms, self._request.percentile),
+            samples_per_s=throughput(samples.ms, batch, streams),
+            runs=int(samples.ms.size),
+            faults=samples.faults,
+            latencies_ms=tuple(float(f"{value:.6g}") for value in samples.ms),
+        )
+
+
+def _unmet(
+    request: TuneRequest, outcome: Outcome, artifact: Artifact, measure: Callable[[int, int], Trial]
+) -> TrtbatchError:
+    """Why nothing was chosen, and a budget that can be met: the nearest choice is measured anew, by `measure`."""
+    nearest = outcome.nearest()
+    if nearest is None:
+        reason = next(trial.failed for trial in outcome.trials if not trial.left_out)
+        return ExecutionError(f"{artifact.path.name} runs at no batch size: {reason}", "see trtbatch doctor")
+    latency, what = nearest.latency_ms, f"p{request.percentile:g}"
+    shown = f"{what} {latency.value:.4g} ms" + ("" if math.isinf(latency.high) else f", up to {latency.high:.4g}")
+    where = f"batch {nearest.batch} with {_streams(nearest.streams)}"
+    problem = (
+        f"no batch size keeps {asked_for(request.latency_ms, request.percentile)}; the nearest is {where} ({shown}"
+    )
+    needed = runs_needed(request.percentile)
+    if nearest.runs < needed and latency.value < (request.latency_ms or 0.0):
+        few = f"{nearest.runs} runs; {what} needs {needed} to be known from above"
+        return TrtbatchError(f"{problem}; {few})", "raise --min-time, or lower --percentile")
+    problem = f"{problem}, of {nearest.runs} runs)"
+    enough = budget_for(nearest, measure)
+    if math.isinf(enough):
+        return TrtbatchError(
+            f"{problem}; {what} needs {needed} runs to be known from above, which take longer than --min-time allows",
+            "raise --min-time, or lower --percentile, and raise --latency",
+        )
+    smallest = min(outcome.trials, key=lambda trial: trial.batch).batch
+    smaller = ", or try smaller batches with --batch" if smallest > artifact.sidecar.corners[0] else ""
+    return TrtbatchError(problem, f"pass a --latency of about {_plainly(enough)}ms{smaller}")
+
+
+def _plainly(value: float) -> str:
+    """A number as ``--latency`` takes it: no exponent."""
+    return np.format_float_positional(value, trim="-")
+
+
+def _known_times(sidecar: Sidecar, device: Mapping[str, str]) -> dict[int, float]:
+    """The build's times by batch size, ms; none where the engine was built for another device."""
+    kind = "gpu" if sidecar.backend == "tensorrt" else "cpu"
+    return sidecar.times if sidecar.device.get(kind) == device.get(kind) else {}
+
+
+def _streams(count: int) -> str:
+    return "1 stream" if count == 1 else f"{count} streams"
+
+
+def _device(sidecar: Sidecar, number: int) -> dict[str, str]:
+    """What it ran on; a hardware-compatible engine may have been built elsewhere."""
+    if sidecar.backend != "tensorrt":
+        return {"cpu": environment.cpu_name()}
+    name = environment.ask_nvml(lambda nvml: nvml.nvmlDeviceGetName(environment.nvml_handle(nvml, number)))
+    known = sidecar.device.get("gpu", "unknown")
+    return {"gpu": name.decode() if isinstance(name, bytes) else known if name is None else str(name)}
+
+
+def _result(
+    request: TuneRequest, artifact: Artifact, outcome: Outcome, timed: dict[str, str], device: dict[str, str]
+) -> TuneResult:
+    chosen, best, knee = outcome.chosen, outcome.best, outcome.knee()
+    assert chosen is not None and best is not None and knee is not None, "only what was found has a result"
+    smaller, larger = outcome.neighbours()
+    return TuneResult(
+        **(Run.of(artifact, timed, request.settings) | {"device": device}),
+        asked=asked_for(request.latency_ms, request.percentile),
+        chosen=replace(chosen, latencies_ms=()),
+        best=replace(best, latencies_ms=()),
+        knee=replace(knee, latencies_ms=()),
+        smaller=None if smaller is None else replace(smaller, latencies_ms=()),
+        larger=None if larger is None else replace(larger, latencies_ms=()),
+        trials=outcome.trials,
+        saved=request.save,
+        alike=tuple(replace(each, latencies_ms=()) for each in outcome.alike(Goal(request.latency_ms))),
+    )
+
+
+def _tuned(result: TuneResult, request: TuneRequest) -> Tuned:
+    chosen = result.chosen
+    return Tuned(
+        asked=result.asked,
+        batch=chosen.batch,
+        streams=chosen.streams,
+        profile=chosen.profile,
+        percentile=request.percentile,
+        latency_ms=chosen.latency_ms,
+        samples_per_s=chosen.samples_per_s,
+        device=result.device,
+        created=result.created,
+        budget_ms=request.latency_ms,
+    )
+
+
+def largest_batch(
+    engine: Path | None,
+    device: int = 0,
+    cuda_graphs: bool = True,
+    progress: Callable[[str, float | None], None] = lambda words, share: None,
+) -> tuple[Artifact, Largest]:
+    """The largest batch of an engine's profiles that fits in memory: each is run for real.
+
+    As many batches are in flight as ``infer`` keeps, so that what is found can be used there.
+
+    Raises:
+        ExecutionError: not even the smallest batch runs.
+    """
+    artifact = resolve_engine(engine)
+    sidecar = artifact.sidecar
+    sizes = sorted({size for profile in sidecar.profiles for size in range(profile.min, profile.max + 1)})
+    with open_engine(artifact, device) as opened:
+
+        def run(batch: int) -> str | None:
+            progress(f"batch {batch}: running it", None)
+            return attempt(opened, sidecar, batch, cuda_graphs)
+
+        return artifact, find_largest(sizes, run)

@@ -1,0 +1,252 @@
+"""What an engine's outputs are compared with: ONNX Runtime on its ONNX file, torch on its model, saved outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtbatch.backends.base import conform
+from trtbatch.core.artifacts import ENGINES, Artifact, FileRecord, build_line, record_file, refuse_other_file
+from trtbatch.errors import ArtifactError, InputError, UsageError, reading_fix, unreadable
+from trtbatch.exporter.models import load_model
+from trtbatch.onnx_graph.fusing import unfused_inputs
+from trtbatch.onnx_graph.read import load_onnx, read_specs
+from trtbatch.onnx_graph.run import OnnxReference
+from trtbatch.util import optional
+from trtbatch.util.log import warn
+from trtbatch.util.text import shortened
+
+__all__ = ["OnnxFileReference", "Reference", "SavedReference", "find_built", "find_onnx", "open_reference"]
+
+Array = NDArray[Any]
+
+
+class Reference(Protocol):
+    """Outputs that are trusted, by name; the inputs are the first rows of one pool of samples."""
+
+    @property
+    def label(self) -> str: ...
+
+    def __call__(self, inputs: Mapping[str, Array], batch: int) -> dict[str, Array]: ...
+
+
+def open_reference(against: str, artifact: Artifact, trust_code: bool = False) -> Reference:
+    """The reference that ``--against`` names.
+
+    Args:
+        against: ``onnxruntime``, ``torch``, an ``.onnx`` or an ``.npz`` file.
+        trust_code: whether a ``.pt2`` program may run the code that it holds.
+
+    Raises:
+        UsageError: a name that is none of these.
+        ArtifactError: a sidecar or a preprocessor; the ONNX file is gone, or is not the one that the engine was built
+            from.
+    """
+    if against == "onnxruntime":
+        return OnnxFileReference(find_onnx(artifact))
+    if against == "torch":
+        return _Torch(artifact, trust_code)
+    path = Path(against)
+    try:
+        if path.suffix == ".npz":
+            return SavedReference(path, artifact)
+        refuse_other_file(path, "onnx")
+        if path.suffix == ".onnx" and path.is_file():
+            return OnnxFileReference(path)
+    except PermissionError as error:
+        raise unreadable(against) from error
+    raise UsageError(f"--against {against}: no such reference", "pass onnxruntime, torch, an .onnx or an .npz file")
+
+
+def find_onnx(artifact: Artifact) -> Path:
+    """The float32 ONNX file that an engine was built from; its hash is checked.
+
+    Raises:
+        ArtifactError: it is gone, or has changed.
+    """
+    if artifact.sidecar.source is None:
+        raise ArtifactError(f"{artifact.path} doesn't say what it was built from", "pass --against FILE.onnx")
+    return _find(artifact, artifact.sidecar.source, ", or pass --against FILE.onnx")
+
+
+def find_built(artifact: Artifact) -> Path:
+    """The ONNX file that the backend was given: the converted one where there is one; its hash is checked.
+
+    Raises:
+        ArtifactError: it is gone, or has changed.
+    """
+    record = artifact.sidecar.converted or artifact.sidecar.source
+    if record is None:
+        raise ArtifactError(f"{artifact.path} doesn't say what it was built from", "build it again: trtbatch build")
+    return _find(artifact, record, "")
+
+
+def _find(artifact: Artifact, record: FileRecord, otherwise: str) -> Path:
+    """The file of a record that an engine's sidecar has.
+
+    Args:
+        otherwise: what else can be done, as the end of a sentence.
+
+    Raises:
+        ArtifactError: it is gone, or has changed.
+    """
+    folder, name = artifact.path.parent, record.file
+    there = (folder / (artifact.sidecar.source_path or name)).parent / name
+    found = [place for place in dict.fromkeys((there, folder / name, ENGINES / name)) if place.is_file()]
+    for place in found:
+        if place.stat().st_size == record.bytes and record_file(place).sha256 == record.sha256:
+            return place
+    if found:
+        problem = f"{found[0]} is not the file that {artifact.path.name} was built from (SHA-256 differs)"
+        raise ArtifactError(problem, f"build the engine again: {build_line(artifact)}{otherwise}")
+    raise ArtifactError(
+        f"{name}, from which {artifact.path.name} was built, isn't in {folder}/",
+        f"put it there, or make it anew and build again{otherwise}",
+    )
+
+
+class OnnxFileReference:
+    """ONNX Runtime on the CPU, in float32 as the file has it."""
+
+    def __init__(self, path: Path) -> None:
+        self.label = f"ONNX Runtime {optional.version('onnxruntime') or ''} on {path}"
+        self._inputs, _ = read_specs(load_onnx(path), path.name)
+        self._run = OnnxReference(path)
+        self._path = path
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether it takes any number of samples."""
+        return all(spec.batch_axis is not None and spec.fixed_batch is None for spec in self._inputs)
+
+    def __call__(self, inputs: Mapping[str, Array], batch: int) -> dict[str, Array]:
+        fixed = next((spec.fixed_batch for spec in self._inputs if spec.fixed_batch not in (None, batch)), None)
+        if fixed is not None:
+            raise UsageError(
+                f"the reference {self._path} has a fixed batch of {fixed}, and can't be given {batch}",
+                f"pass --batch {fixed}, or a reference with an open batch",
+            )
+        missing = [spec.name for spec in self._inputs if spec.name not in inputs]
+        if missing:
+            raise InputError(f"the reference has an input {missing[0]!r}, the engine hasn't", "pass its own ONNX file")
+        for spec in self._inputs:
+            shape = inputs[spec.name].shape
+            if not spec.fits(shape):
+                raise InputError(
+                    f"the reference takes {spec}, the engine's samples are {shape}", "pass the engine's own ONNX file"
+                )
+        return self._run({spec.name: conform(inputs[spec.name], spec) for spec in self._inputs})
+
+
+class _Torch:
+    """The model that was exported, made again."""
+
+    def __init__(self, artifact: Artifact, trust_code: bool) -> None:
+        record = artifact.sidecar.model
+        if record.origin is None:
+            raise ArtifactError(
+                f"{artifact.path} doesn't say which torch model it is", "pass --against onnxruntime, or a file"
+            )
+        weights, seed = record.weights_option or "auto", record.seed or 0
+        self._model = load_model(record.origin, weights, seed, record.input_shape, trust_code)
+        if self._model.weights != record.weights:
+            problem = f"the weights now are {self._model.weights!r}, those exported were {record.weights!r}"
+            raise ArtifactError(problem, "put the weights back, or export again")
+        self._outputs = [spec.name for spec in artifact.sidecar.outputs]
+        self._inputs = artifact.sidecar.inputs
+        self._preprocessing = artifact.sidecar.preprocessing
+        self.label = f"torch {optional.version('torch')} on {record.origin} ({record.weights})"
+
+    def __call__(self, inputs: Mapping[str, Array], batch: int) -> dict[str, Array]:
+        torch = optional.require("torch", "run the model")
+        examples = self._model.example(2)
+        inputs = unfused_inputs(inputs, self._preprocessing)
+        tensors = {
+            name: torch.from_numpy(np.array(inputs[spec.name])).to(example.dtype)
+            for (name, example), spec in zip(examples.items(), self._inputs)
+        }
+        found = self._model.call(tensors, f"batch {batch}")
+        return dict(zip(self._outputs, found.values()))
+
+
+class SavedReference:
+    """Outputs saved before, as ``infer --output FILE.npz`` writes them: row i belongs to sample i."""
+
+    def __init__(self, path: Path, artifact: Artifact) -> None:
+        sidecar = artifact.sidecar
+        arrays = _arrays(path)
+        keys = {spec.name: spec.name.replace("/", "_") for spec in (*sidecar.inputs, *sidecar.outputs)}
+        self._rows = {spec.name: arrays[keys[spec.name]] for spec in sidecar.outputs if keys[spec.name] in arrays}
+        if not self._rows:
+            names = ", ".join(spec.name for spec in sidecar.outputs)
+            raise InputError(f"{path} holds none of the outputs {names}; it has {', '.join(arrays)}", "name them so")
+        self._specs = {spec.name: spec for spec in sidecar.outputs}
+        self.inputs = {spec.name: arrays[keys[spec.name]] for spec in sidecar.inputs if keys[spec.name] in arrays}
+        missing = [spec.name for spec in sidecar.inputs if self.inputs and spec.name not in self.inputs]
+        if missing:
+            raise InputError(f"{path} holds some inputs and not {missing[0]!r}", "save every input, or none")
+        lengths = {name: _length(name, rows, 0, path) for name, rows in self._rows.items()}
+        for spec in sidecar.inputs:
+            if spec.name in self.inputs and spec.batch_axis is not None:
+                lengths[spec.name] = _length(spec.name, self.inputs[spec.name], spec.batch_axis, path)
+        if len(set(lengths.values())) > 1:
+            counts = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            raise InputError(f"{path}: the numbers of samples differ: {counts}", "save as many rows of each")
+        self.count = next(iter(lengths.values()))
+        self._names = [str(name) for name in arrays["file"]] if "file" in arrays and "file" not in self._specs else []
+        self.label = f"saved outputs {path} ({self.count} samples)"
+        for spec in sidecar.outputs:
+            if spec.name not in self._rows:
+                warn(f"{path} holds no {spec.name!r}: that output is not compared")
+
+    def require_rows(self, batch: int) -> None:
+        """Raise where there are fewer rows than a batch wants.
+
+        Raises:
+            UsageError: with both numbers.
+        """
+        if batch > self.count:
+            raise UsageError(f"{self.label} are fewer than batch {batch}", f"pass --batch up to {self.count}")
+
+    def require_samples(self, names: Sequence[str], batch: int) -> None:
+        """Raise where the samples of a batch aren't those that the rows were made from, by name.
+
+        Raises:
+            InputError: with the first that differs.
+        """
+        for index, (own, other) in enumerate(zip(self._names, names)):
+            if own != other:
+                raise InputError(
+                    f"row {index + 1} of the {self.label} is of {own}, sample {index + 1} is {other}",
+                    "pass the --input (and --seed) that they were made from",
+                )
+        if len(names) < batch:
+            raise InputError(f"{self.label}, and {len(names)} samples in --input", "pass the --input of all of them")
+
+    def __call__(self, inputs: Mapping[str, Array], batch: int) -> dict[str, Array]:
+        self.require_rows(batch)
+        return {
+            name: np.moveaxis(rows[:batch], 0, self._specs[name].batch_axis or 0) for name, rows in self._rows.items()
+        }
+
+
+def _length(name: str, array: Array, axis: int, path: Path) -> int:
+    if array.ndim <= axis or not array.shape[axis]:
+        raise InputError(f"{path}: {name} has shape {array.shape}, and no rows", "save at least one row of each")
+    return int(array.shape[axis])
+
+
+def _arrays(path: Path) -> dict[str, Array]:
+    if not path.is_file():
+        raise UsageError(f"--against {path}: no such file", "pass a file that infer --output FILE.npz wrote")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive}
+    except Exception as error:  # numpy and zipfile raise many kinds for damaged files
+        reason = shortened(str(getattr(error, "strerror", None) or error)) or type(error).__name__
+        fix = reading_fix(error, "save it with infer --output, or numpy.savez")
+        raise InputError(f"{path} can't be read: {reason}", fix) from error

@@ -1,0 +1,225 @@
+"""Is every sample of every batch right? An engine against a reference, row by row, and against itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtbatch.backends import open_engine, resolve_engine
+from trtbatch.backends.base import Session
+from trtbatch.core import artifacts
+from trtbatch.core.artifacts import Artifact, Sidecar
+from trtbatch.core.batches import refuse_outside
+from trtbatch.core.rows import Limit, random_inputs
+from trtbatch.errors import ArtifactError, UsageError
+from trtbatch.onnx_graph.read import what_fixes_the_batch
+from trtbatch.runtime.sources import read_samples
+from trtbatch.util import environment
+from trtbatch.util.log import note, warn
+from trtbatch.verification.checks import CHECKS, Finding, RowChecker
+from trtbatch.verification.comparison import OutputResult, compare_outputs
+from trtbatch.verification.references import Reference, SavedReference, find_onnx, open_reference
+
+__all__ = ["VerifyRequest", "VerifyResult", "verify"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class VerifyRequest:
+    """What to verify, and against what.
+
+    Args:
+        engine: None takes the newest in ``engines/`` that runs here.
+        against: ``onnxruntime``, ``torch``, an ``.onnx`` or ``.npz`` file, ``none``; None is ONNX Runtime where
+            the ONNX file is still there.
+        batches: None is min, opt and max of every profile.
+        input: samples to use, as for ``infer``; None draws random ones.
+        rtol, atol: numpy's element-wise limits, instead of the tolerance of dtype and precision.
+        device: number of the GPU.
+        trust_code: whether the ``.pt2`` program that the reference torch loads may run the code that it holds.
+        progress: told what is being done.
+    """
+
+    engine: Path | None
+    against: str | None = None
+    batches: Sequence[int] | None = None
+    input: str | None = None
+    rtol: float | None = None
+    atol: float | None = None
+    seed: int = 42
+    device: int = 0
+    trust_code: bool = False
+    progress: Callable[[str, float | None], None] = lambda words, share: None
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """Everything that was compared and checked.
+
+    Args:
+        reference: what it was compared with; None where nothing was at hand.
+        checks: the names of the checks without a reference, each run at every batch.
+        findings: what failed of them; `explanations` says it in words, the fixing node included.
+    """
+
+    engine: str
+    backend: str
+    precision: str
+    weights: str
+    reference: str | None
+    batches: tuple[int, ...]
+    checks: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    explanations: tuple[str, ...]
+    outputs: tuple[OutputResult, ...]
+    passed: bool
+    tools: dict[str, str]
+    device: dict[str, str]
+    environment: dict[str, Any]
+    created: str
+    format_version: int = 1
+
+
+def verify(request: VerifyRequest) -> VerifyResult:
+    """Compare an engine with a reference and with itself; wrong rows are a result, not an exception.
+
+    Raises:
+        ProfileError: a batch outside every profile.
+        UsageError, InputError, ArtifactError: the reference or the samples can't be had.
+    """
+    artifact = resolve_engine(request.engine, request.batches or ())
+    sidecar = artifact.sidecar
+    name = artifact.path.name
+    batches = tuple(dict.fromkeys(request.batches or sidecar.corners))
+    refuse_outside(sidecar.profiles, batches, name)
+    reference = _reference(request, artifact)
+    if isinstance(reference, SavedReference):
+        reference.require_rows(max(batches))
+    pool = _pool(request, sidecar, reference, max(batches) + 1)
+    findings: list[Finding] = []
+    outputs: list[OutputResult] = []
+    with open_engine(artifact, request.device) as engine, engine.session() as session:
+        checker = RowChecker.of(session, sidecar, max(batches), pool=pool)
+        for batch in batches:
+            request.progress(f"batch {batch}: checking rows", None)
+            findings += checker.check(batch)
+            if reference is not None:
+                request.progress(f"batch {batch}: comparing with the reference", None)
+                outputs += _against(reference, session, checker.inputs(batch), batch, sidecar, request)
+    _tell_numbers_that_are_none(outputs)
+    return VerifyResult(
+        engine=name,
+        backend=sidecar.backend or "",
+        precision=sidecar.precision_realised or "",
+        weights=sidecar.model.weights,
+        reference=None if reference is None else reference.label,
+        batches=batches,
+        checks=CHECKS,
+        findings=tuple(findings),
+        explanations=tuple(_explanations(findings, artifact)),
+        outputs=tuple(outputs),
+        passed=not findings and all(output.passed for output in outputs),
+        tools=sidecar.tools,
+        device=sidecar.device,
+        environment=environment.describe(),
+        created=artifacts.now(),
+    )
+
+
+def _reference(request: VerifyRequest, artifact: Artifact) -> Reference | None:
+    if request.against == "none":
+        return None
+    if request.against is not None:
+        return open_reference(request.against, artifact, request.trust_code)
+    try:
+        return open_reference("onnxruntime", artifact)
+    except ArtifactError as error:
+        note(f"no reference: {error.problem}; checking the engine against itself only")
+        return None
+
+
+def _pool(request: VerifyRequest, sidecar: Sidecar, reference: Reference | None, count: int) -> dict[str, Array]:
+    """`count` samples: those of the saved reference or of ``--input`` first, random ones after them.
+
+    Never the same sample twice: rows that leak into each other show only where they differ.
+
+    Raises:
+        UsageError, InputError: samples that aren't those of the saved outputs.
+    """
+    fresh = random_inputs(sidecar.inputs, count, request.seed)
+    saved = reference if isinstance(reference, SavedReference) else None
+    if saved is not None and saved.inputs:
+        return _topped_up(saved.inputs, fresh, sidecar, count)
+    if saved is not None and request.input is None:
+        raise UsageError(f"{saved.label} hold no inputs", "pass the --input (and --seed) that they were made from")
+    if request.input is None:
+        return fresh
+    given, names = read_samples(request.input, sidecar, count, request.seed)
+    if saved is not None:
+        saved.require_samples(names, count - 1)
+    return _topped_up(given, fresh, sidecar, count)
+
+
+def _topped_up(
+    given: Mapping[str, Array], fresh: Mapping[str, Array], sidecar: Sidecar, count: int
+) -> dict[str, Array]:
+    """The given samples, up to `count`, and fresh ones behind them where they are fewer."""
+    pool = {}
+    missing = 0
+    for spec in sidecar.inputs:
+        axis = spec.batch_axis
+        if axis is None:
+            pool[spec.name] = given[spec.name]
+            continue
+        missing = max(missing, count - given[spec.name].shape[axis])
+        both = np.concatenate([given[spec.name], fresh[spec.name]], axis=axis)
+        pool[spec.name] = np.ascontiguousarray(np.take(both, np.arange(count), axis=axis))
+    if missing > 0:
+        note(f"{count - missing} samples given: {missing} random ones are added, to tell rows apart")
+    return pool
+
+
+def _against(
+    reference: Reference,
+    session: Session,
+    inputs: Mapping[str, Array],
+    batch: int,
+    sidecar: Sidecar,
+    request: VerifyRequest,
+) -> list[OutputResult]:
+    wanted = reference(inputs, batch)
+    session.bind(inputs)
+    session.run()
+    limit = None
+    if request.rtol is not None or request.atol is not None:
+        limit = Limit(0.0, request.rtol, request.atol)
+    return compare_outputs(session.fetch(), wanted, batch, sidecar.outputs, sidecar.precision, limit)
+
+
+def _tell_numbers_that_are_none(outputs: Sequence[OutputResult]) -> None:
+    """Warn of NaN and infinities in rows that are equal to the reference's: right, and of no use."""
+    for each in outputs:
+        strange = sum(1 for row in each.rows if row.passed and (row.nan or row.inf))
+        if strange:
+            warn(
+                f"{each.output}, batch {each.batch}: {strange} of {len(each.rows)} rows hold NaN or infinities, as the "
+                "reference's do: equal, and of no use"
+            )
+
+
+def _explanations(findings: Sequence[Finding], artifact: Artifact) -> list[str]:
+    """Each finding in words; where rows are missing, the node that fixes the batch, if the ONNX file is at hand."""
+    if not findings:
+        return []
+    lines = [str(finding) for finding in findings]
+    try:
+        culprit = what_fixes_the_batch(find_onnx(artifact))
+    except ArtifactError:
+        return lines
+    return lines if culprit is None else [*lines, f"the batch is probably fixed in the model: {culprit}"]
