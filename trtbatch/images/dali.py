@@ -203,7 +203,8 @@ def jpeg_size(data: bytes | memoryview) -> tuple[int, int] | None:
                 bits, height, width, channels = _FRAME(data, at + 4)
                 _SEGMENT(data, at + 2 + length)  # all of the header is there
                 is_plain = bits == 8 and channels in (1, 3) and 0 < height * width <= MAX_PIXELS
-                if not is_plain or bytes(data[at + 10 : at + 17 : 3]) == b"RGB" or not _has_end(data, at + length):
+                has_end = data[-2:] == _END or bytes(data[at + length :]).rfind(_END) >= 0
+                if not is_plain or bytes(data[at + 10 : at + 17 : 3]) == b"RGB" or not has_end:
                     return None
                 return (width, height) if orientation > 4 else (height, width)
             if kind in (0xE1, 0xEE):
@@ -229,10 +230,6 @@ def _orientation(segment: bytes) -> int:
     except Exception:  # Pillow's, of a damaged segment
         return 0
     return value if isinstance(value, int) else 0
-
-
-def _has_end(data: bytes | memoryview, at: int) -> bool:
-    return data[-2:] == _END or bytes(data[at:]).rfind(_END) >= 0
 
 
 class Jpeg(NamedTuple):
