@@ -72,7 +72,7 @@ def commit() -> str | None:
     The variable is for copies of the tree that don't carry their history. None for an installed package.
     """
     told = os.environ.get("TRTBATCH_COMMIT")
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if told or not (root / ".git").exists():
         return told or None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
