@@ -32,6 +32,11 @@ LONGEST = ("ray", "recipes", "export", "program", "ray_connecting", "tune", "fuz
 """Files that take the longest: begun last, they would leave the other processors idle at the end."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that ``tests/support/golden.py`` describes."""
+    parser.addoption("--rewrite-golden", action="store_true", help="Write the golden files of tests/cli anew.")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first. Of ``TRTBATCH_SHARD=I/N``, keep each N-th test: others run the rest meanwhile."""
     order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
