@@ -91,7 +91,7 @@ def leaking(path: Path) -> Path:
 
 
 def first_row_only(path: Path) -> Path:
-    """The bug that began it all: the first sample comes out right, the rest are zeros."""
+    """The bug that began it all: row 0 comes out right, the rest are zeros."""
     nodes = [
         helper.make_node("Shape", ["input"], ["shape"], name="/shape", end=1),
         helper.make_node("Squeeze", ["shape"], ["count"], name="/count"),

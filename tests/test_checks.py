@@ -40,15 +40,15 @@ def test_the_bug_that_began_it_is_named(tmp_path: Path) -> None:
     findings = check.check(8)
     assert findings[0].check == "batch = singles"
     assert findings[0].rows == (1, 2, 3, 4, 5, 6, 7)
-    assert "rows 2–8 are all zero: the batch axis is probably fixed" in findings[0].message
-    with pytest.raises(RowsError, match=r"m\.engine gives wrong rows: batch 8, output: rows 2–8 are all zero"):
+    assert "rows 1–7 are all zero: the batch axis is probably fixed" in findings[0].message
+    with pytest.raises(RowsError, match=r"m\.engine gives wrong rows: batch 8, output: rows 1–7 are all zero"):
         check.require(8, "m.engine", "mend it")
 
 
 def test_leaking_rows_are_found(tmp_path: Path) -> None:
     findings = checker(models.leaking(tmp_path / "m.onnx")).check(4)
     assert findings[0].rows == (0, 1, 2, 3)
-    assert "rows 1–4 differ from the same samples run alone" in findings[0].message
+    assert "rows 0–3 differ from the same samples run alone" in findings[0].message
 
 
 def test_with_a_smallest_batch_above_one_singles_are_copies(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_rows_that_are_never_written_are_found_by_two_poisons(tmp_path: Path) ->
     assert [(finding.check, finding.rows) for finding in findings] == [("written", (2, 3, 4))]
     assert (
         findings[0].message
-        == "rows 3–5 were never written: the buffers, or the batch inside the model, are smaller than the batch"
+        == "rows 2–4 were never written: the buffers, or the batch inside the model, are smaller than the batch"
     )
 
 

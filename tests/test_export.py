@@ -87,7 +87,7 @@ def test_a_static_export_has_its_batch_everywhere(cli: Cli, folder: Path) -> Non
             "token",
             ("(Concat) has the constant of shape [2, 1, 4]", "torch runs it at batch 2 only", "self.token.expand"),
         ),
-        ("untracked", ("at batch 1, row 1 of output differs from torch",)),
+        ("untracked", ("at batch 1, row 0 of output differs from torch",)),
     ],
 )
 def test_a_baked_batch_fails_and_leaves_nothing(cli: Cli, folder: Path, factory: str, told: tuple[str, ...]) -> None:

@@ -36,7 +36,7 @@ def test_the_articles_bug_is_named_in_plain_words(cli: Cli, folder: Path) -> Non
     assert cli("build", "m.onnx", "--max", 8, "--no-verify").exit_code == 0
     result = cli("verify", "--batch", 8, "--against", "none")
     assert result.exit_code == 1
-    assert "wrong: batch 8, output: rows 2–8 are all zero" in result.output
+    assert "wrong: batch 8, output: rows 1–7 are all zero" in result.output
     assert "WRONG" in result.output and "Traceback" not in result.output
 
 
@@ -58,7 +58,7 @@ def test_an_engine_that_differs_from_its_reference_is_found_row_by_row(cli: Cli,
     np.savez(folder / "other.npz", output=saved)
     result = cli("verify", "--against", "other.npz", "--input", "x.npy", "--batch", "2,8", "--json", "v.json")
     assert result.exit_code == 1
-    assert "WRONG: rows 3, 6" in result.output
+    assert "WRONG: rows 2, 5" in result.output
     data = json.loads((folder / "v.json").read_text())
     assert data["outputs"][0]["passed"] and not data["outputs"][1]["passed"]
     rows = data["outputs"][1]["rows"]
@@ -161,9 +161,9 @@ def test_integers_beyond_the_precision_of_floats_are_told_apart() -> None:
 def test_rows_have_names() -> None:
     assert [named_rows(rows) for rows in ([], [0], [1, 2, 3], [0, 2, 3])] == [
         "elements",
-        "row 1",
-        "rows 2–4",
-        "rows 1, 3, 4",
+        "row 0",
+        "rows 1–3",
+        "rows 0, 2, 3",
     ]
 
 
@@ -201,7 +201,7 @@ def test_saved_rows_are_compared_with_their_own_samples(cli: Cli, folder: Path, 
     assert cli("verify", "--against", "s.npz", "--input", "in").exit_code == 0, "the unusable one is passed over alike"
     (folder / "in/astronaut.png").unlink()
     refused(
-        cli("verify", "--against", "s.npz", "--input", "in"), 1, "row 1 of the saved", "astronaut.png", "camera.png"
+        cli("verify", "--against", "s.npz", "--input", "in"), 1, "row 0 of the saved", "astronaut.png", "camera.png"
     )
     saved = np.load(folder / "s.npz")["output"]
     np.savez(folder / "t.npz", output=saved[:8], input=np.zeros((3, 3, 16, 16), np.float32))

@@ -357,7 +357,7 @@ def _require_near(results: Sequence[OutputResult], what: Examination, overflow: 
         count = sum(not row.passed for row in wrong.rows)
         strange = f", {bad.nan} NaN and {bad.inf} infinite elements" if bad.nan or bad.inf else ""
         how = (
-            f"{count} of {len(wrong.rows)} rows of {wrong.output}, the worst row {bad.sample + 1} by "
+            f"{count} of {len(wrong.rows)} rows of {wrong.output}, the worst row {bad.sample} by "
             f"{float(bad.l2_rel):.1e} (limit {wrong.limit}{strange})"
         )
     problem = f"{what.name} differs from {what.reference.name}: {how}"

@@ -212,13 +212,13 @@ def valid_only(outputs: dict[str, Array], specs: Sequence[TensorSpec]) -> dict[s
 
 
 def named_rows(rows: Sequence[int]) -> str:
-    """Row numbers for people, counted from 1: ``rows 2–8``, ``row 3``, ``rows 1, 4, 5``; ``elements`` for none."""
+    """Row numbers in words, counted from 0: ``rows 1–7``, ``row 2``, ``rows 0, 3, 4``; ``elements`` for none."""
     if not rows:
         return "elements"
-    one, first, last = len(rows) == 1, rows[0] + 1, rows[-1] + 1
+    one, first, last = len(rows) == 1, rows[0], rows[-1]
     if one:
         return f"row {first}"
     if last - first + 1 == len(rows):
         return f"rows {first}–{last}"
-    shown = ", ".join(str(row + 1) for row in rows[:8])
+    shown = ", ".join(str(row) for row in rows[:8])
     return f"rows {shown}{' …' if len(rows) > 8 else ''}"

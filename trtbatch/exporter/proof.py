@@ -87,7 +87,7 @@ def _wrong(spec: TensorSpec, found: NDArray[Any], wanted: NDArray[Any]) -> str |
     bad, errors = wrong_rows(as_rows(found, spec), as_rows(wanted, spec), limit)
     if not bad.size:
         return None
-    return f"row {bad[0] + 1} of {spec.name} differs from torch by {errors[bad[0]]:.1e} (limit {limit:.0e})"
+    return f"row {bad[0]} of {spec.name} differs from torch by {errors[bad[0]]:.1e} (limit {limit:.0e})"
 
 
 def _disproved(made: Path, what: str, message: str = "") -> ExportError:

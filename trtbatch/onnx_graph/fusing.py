@@ -295,7 +295,7 @@ def prove_fused(before: Path, after: Path, sidecar: Sidecar, new: TensorSpec) ->
             wrong, errors = wrong_rows(rows, reference, LIMIT) if rows.shape == reference.shape else ([0], [np.inf])
             if len(wrong):
                 raise ExportError(
-                    f"with its preprocessing fused, row {int(wrong[0]) + 1} of {spec.name} at batch {batch} is off by "
+                    f"with its preprocessing fused, row {int(wrong[0])} of {spec.name} at batch {batch} is off by "
                     f"{float(max(errors)):.1e} (limit {LIMIT:g})",
                     "build without --fuse-preprocess, or export without --input-dtype",
                 )

@@ -340,7 +340,7 @@ def _not_singles(rows: Array, reference: Array, bad: list[int], error: str) -> s
     if (wrong != wrong).any() and not (right != right).any():
         return f"{named} hold NaN, and the same samples run alone don't"
     if bad[0] > 0 and (wrong == rows[0]).all():
-        return f"{named} repeat row 1: {_FIXED}"
+        return f"{named} repeat row 0: {_FIXED}"
     if sorted(map(bytes, np.ascontiguousarray(wrong))) == sorted(map(bytes, np.ascontiguousarray(right))):
         return f"{named} are right and in another order: the batch axis was moved or reshaped"
     return f"{named} differ from the same samples run alone ({error})"

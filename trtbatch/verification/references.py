@@ -221,7 +221,7 @@ class SavedReference:
         for index, (own, other) in enumerate(zip(self._names, names)):
             if own != other:
                 raise InputError(
-                    f"row {index + 1} of the {self.label} is of {own}, sample {index + 1} is {other}",
+                    f"row {index} of the {self.label} is of {own}, sample {index} is {other}",
                     "pass the --input (and --seed) that they were made from",
                 )
         if len(names) < batch:
