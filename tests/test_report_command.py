@@ -167,7 +167,7 @@ def _damaged(change: Callable[[dict[str, Any]], None]) -> Any:
         (lambda d: d["batches"][1].update(batch=1), "batch 1 (graph) is there twice"),
         (lambda d: d["batches"][1].update(batch=0), "is not a batch size"),
         (lambda d: d["batches"][0].update(bad=[[5, 1000]]), "names bad samples that it hasn't"),
-        (lambda d: d["batches"][0].update(mode=3), "damaged: mode of entry 1 of batches is 3, not text"),
+        (lambda d: d["batches"][0].update(mode=3), "damaged: mode of entry 0 of batches is 3, not text"),
         (lambda d: d["profiles"][0].update(min=0), "profile 0:1:1 is impossible"),
         (lambda d: d.update(format_version=2), "a newer trtbatch"),
     ],

@@ -49,8 +49,8 @@ def decode(kind: type[T], value: Any, whole: str = "it") -> T:
 
 
 def _words(place: Place) -> str:
-    """``samples_ms of entry 1 of batches``."""
-    words = [f"entry {each + 1}" if isinstance(each, int) else each for each in reversed(place[1:])]
+    """``samples_ms of entry 0 of batches``."""
+    words = [f"entry {each}" if isinstance(each, int) else each for each in reversed(place[1:])]
     return " of ".join(words) or str(place[0])
 
 
