@@ -30,7 +30,6 @@ LINES = (
     "--nonsense",
     "nonsense",
     "export",
-    "export no_such_network",
     "export no_such_module:net",
     "export resnet18 --dynamic --static",
     "export resnet18 --dynamic --batch 2",
