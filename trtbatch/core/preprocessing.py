@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # the ONNX tools aren't needed to open an image
 
     from trtbatch.core.artifacts import Sidecar, TensorSpec
 
-__all__ = ["READERS", "Preprocessing", "choose_reader", "image_input", "orientation_of"]
+__all__ = ["READERS", "Preprocessing", "choose_reader", "image_input", "orientation_of", "refuse_reader"]
 
 READERS = ("auto", "host", "dali")
 """What may read images; ``auto`` chooses."""
@@ -158,6 +158,16 @@ def image_input(sidecar: Sidecar) -> tuple[TensorSpec, Preprocessing]:
     return spec, recipe
 
 
+def refuse_reader(wanted: str) -> None:
+    """Raise where no reader has this name.
+
+    Raises:
+        UsageError: with those that there are.
+    """
+    if wanted not in READERS:
+        raise UsageError(f"--reader {wanted} is no reader", f"pass {', '.join(READERS[:-1])} or {READERS[-1]}")
+
+
 def choose_reader(wanted: str, sidecar: Sidecar) -> str:
     """Return ``host`` or ``dali`` for a model of one image input.
 
@@ -168,8 +178,7 @@ def choose_reader(wanted: str, sidecar: Sidecar) -> str:
         UsageError: DALI was asked for, and doesn't fill such an input; or no such reader.
         MissingPackageError: DALI was asked for, and isn't installed.
     """
-    if wanted not in READERS:
-        raise UsageError(f"--reader {wanted} is no reader", f"pass {', '.join(READERS[:-1])} or {READERS[-1]}")
+    refuse_reader(wanted)
     spec, _ = image_input(sidecar)
     fits = spec.batch_axis == 0 and spec.dtype in ("float32", "float16", "uint8")
     if wanted == "dali":

@@ -18,7 +18,7 @@ from trtbatch.backends.base import Engine
 from trtbatch.core import artifacts
 from trtbatch.core.artifacts import Artifact, Sidecar, TensorSpec
 from trtbatch.core.batches import MAX_BATCH, refuse_outside
-from trtbatch.core.preprocessing import Preprocessing, choose_reader
+from trtbatch.core.preprocessing import Preprocessing, choose_reader, refuse_reader
 from trtbatch.core.profiles import split_batch
 from trtbatch.errors import InputError, ProfileError, UsageError
 from trtbatch.images.dali import DaliReader
@@ -170,9 +170,10 @@ def _reader(
     """Choose what reads the images.
 
     Raises:
-        UsageError: DALI was asked for, and the input holds no images, or isn't one that DALI fills.
+        UsageError: no such reader; or DALI was asked for, and the input holds no images, or isn't one that DALI fills.
         MissingPackageError: DALI was asked for, and isn't installed.
     """
+    refuse_reader(request.reader)
     if not isinstance(source, ImageSource):
         if request.reader == "dali":
             raise UsageError("--reader dali is for images, and the input holds none", "leave it out")
