@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-SOURCE = ROOT / "docs" / "consumer.cpp"
+SOURCE = ROOT / "examples" / "consumer.cpp"
 
 GONE = ("bindingIsInput", "getNbBindings", "enqueueV2", "getBindingDimensions", "destroy()", "kEXPLICIT_BATCH")
 """Names that TensorRT 10 or 11 has no more."""

@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("g++") is None:
         pytest.skip("there is no g++")
     cuda = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
-    line = ["g++", "-std=c++17", "-O1", "-Wno-deprecated-declarations", str(ROOT / "docs" / "consumer.cpp")]
+    line = ["g++", "-std=c++17", "-O1", "-Wno-deprecated-declarations", str(ROOT / "examples" / "consumer.cpp")]
     line += ["-o", str(made / "consumer"), f"-I{cuda}/include", f"-L{cuda}/lib64", "-lnvinfer", "-lcudart"]
     done = subprocess.run(line, capture_output=True, text=True, timeout=300)
     if done.returncode:
