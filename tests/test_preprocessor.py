@@ -209,8 +209,9 @@ def test_the_file_is_what_tensorrt_8_6_reads(fused: Any) -> None:
     ],
 )
 def test_a_model_that_takes_no_images_is_refused(model: Sidecar, words: str) -> None:
-    with pytest.raises(UsageError, match=words):
+    with pytest.raises(UsageError, match=words) as caught:
         describe(model)
+    assert "arrays" not in caught.value.fix, "no array helps a preprocessor"
 
 
 def test_a_size_below_the_crop_is_refused() -> None:

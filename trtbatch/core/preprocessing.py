@@ -133,8 +133,13 @@ class Preprocessing:
         return (self.resize, new_long) if width <= height else (new_long, self.resize)
 
 
-def image_input(sidecar: Sidecar) -> tuple[TensorSpec, Preprocessing]:
+def image_input(
+    sidecar: Sidecar, instead: str = "give arrays (FILE.npy, or FILE.npz with each by its input's name), or "
+) -> tuple[TensorSpec, Preprocessing]:
     """Return the one input that takes images, and how they are prepared for it.
+
+    Args:
+        instead: what can be done without images, as the beginning of a fix; "" where nothing can.
 
     Raises:
         UsageError: the model has several inputs, or no preprocessing recorded, or one that the input doesn't take.
@@ -142,13 +147,13 @@ def image_input(sidecar: Sidecar) -> tuple[TensorSpec, Preprocessing]:
     if sidecar.preprocessing is None:
         raise UsageError(
             f"{sidecar.model.name} has no preprocessing recorded for images",
-            "give arrays (FILE.npy or FILE.npz), or export with a ModelSpec that has preprocessing",
+            f"{instead}export with a ModelSpec that has preprocessing",
         )
     if len(sidecar.inputs) != 1:
         names = ", ".join(spec.name for spec in sidecar.inputs)
         raise UsageError(
             f"{sidecar.model.name} has {len(sidecar.inputs)} inputs ({names}); images can feed a model with one",
-            "give arrays, each by its input's name (FILE.npz)",
+            f"{instead}export a model whose one input is the image",
         )
     spec, recipe = sidecar.inputs[0], sidecar.preprocessing
     made = (*recipe.crop, 3) if recipe.fused == "NHWC" else (3, *recipe.crop)

@@ -383,7 +383,7 @@ class DaliReader:
     def read_files(
         self, files: Sequence[Path], names: Sequence[str], are_regular: bool = True
     ) -> Generator[Item, None, None]:
-        """Yield files as :meth:`batches` takes them. The threads of DALI's that read them are ready on return.
+        """Yield files as :meth:`batches` takes them. DALI's reader of them is ready on return.
 
         Args:
             are_regular: whether each is a regular file. A pipe would hold DALI's threads for ever.
@@ -525,10 +525,10 @@ class _Files:
 
     def __init__(self, files: Sequence[Path], block: int) -> None:
         self._files = files
-        self._block = block
+        self._block = min(block, len(files)) or 1  # DALI reads files again to fill a block
         self._pipeline: Any = None
         with suppress(RuntimeError, TypeError, ValueError):  # a name that is no text: Python reads it
-            self._pipeline = _reading(files, block) if files else None
+            self._pipeline = _reading(files, self._block) if files else None
 
     def __iter__(self) -> Iterator[tuple[Any, list[bytes]]]:
         """Yield DALI's list of the files' content, and their edges, up to a block with a file that can't be read."""

@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -178,15 +178,15 @@ def describe(sidecar: Sidecar, max_size: int = MAX_SIZE) -> PreprocessorRecord:
     Raises:
         UsageError: as :func:`image_input`, or `max_size` is smaller than the crop.
     """
-    spec, recipe = image_input(sidecar)
+    spec, recipe = image_input(sidecar, instead="")
     if max_size < max(recipe.crop):
         crop = "×".join(map(str, recipe.crop[::-1]))
         raise UsageError(f"max size {max_size} is below the crop, {crop}", f"pass {max(recipe.crop)} or more")
     shape = _sample_shape(recipe)
     types = ("float32", "float16") if recipe.fused is None else ("uint8",)
     if spec.batch_axis != 0 or spec.dtype not in types:
-        wanted = f"({', '.join(map(str, ('batch', *shape[1:])))}) {types[0]}"
-        problem = f"the input {spec} of {sidecar.model.name} doesn't take the samples of its recipe, {wanted}"
+        made = TensorSpec(OUTPUT, types[0], shape)
+        problem = f"the input {spec} of {sidecar.model.name} doesn't take the samples of its recipe, {made}"
         raise UsageError(problem, "export again")
     tools = {"onnx": found} if (found := optional.version("onnx")) else {}
     output = TensorSpec(OUTPUT, spec.dtype, shape)
@@ -317,8 +317,10 @@ def open_preprocessor(artifact: Artifact, device: int = 0) -> TensorRTPreprocess
     from trtbatch.backends.tensorrt.engine import TensorRTEngine
     from trtbatch.backends.tensorrt.preprocess import TensorRTPreprocessor
 
-    record = engine_record(artifact)
-    return TensorRTPreprocessor(cast(TensorRTEngine, open_engine(artifact, device)), record)
+    record, engine = engine_record(artifact), open_engine(artifact, device)
+    if not isinstance(engine, TensorRTEngine):
+        raise ArtifactError(f"{artifact.path}: its sidecar names another backend", "build it again: trtbatch build")
+    return TensorRTPreprocessor(engine, record)
 
 
 def find_difference(record: PreprocessorRecord, sample_of: Callable[[Pixels], Array]) -> str | None:

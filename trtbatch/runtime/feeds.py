@@ -219,13 +219,14 @@ class ImageFeed(_HostFeed):
         rows, names, tasks = room.rows[self._source.spec.name], list[str](), list[Future[Array]]()
         if len(self._pixels) < size:
             self._pixels = np.empty((size, *self._pixels.shape[1:]), np.uint8)
-        while (image := self._next() if len(names) < size else None) is not None:
+        while len(names) < size and (image := self._next()) is not None:
             # Python's lock is kept: to give it up and take it again takes longer than such a copy.
             memoryview(self._pixels[len(names)]).cast("B")[:] = memoryview(image.value).cast("B")
             names.append(image.name)
             if len(names) % TOGETHER == 0:
                 tasks.append(self._start(rows, len(names) - TOGETHER, len(names)))
-        tasks.append(self._start(rows, len(names) // TOGETHER * TOGETHER, len(names)))
+        if rest := len(names) % TOGETHER:
+            tasks.append(self._start(rows, len(names) - rest, len(names)))
         for task in tasks:
             task.result()
         return Filled(names, len(names) < size)
