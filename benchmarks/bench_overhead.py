@@ -20,9 +20,9 @@ import numpy as np
 from benchmarks.summary import write
 from trtbatch.backends import open_engine
 from trtbatch.benchmark.bench import measure
-from trtbatch.core.artifacts import load
 from trtbatch.core.batches import parse_batches
 from trtbatch.core.rows import random_inputs
+from trtbatch.core.store import load
 from trtbatch.util import environment
 
 

@@ -18,9 +18,10 @@ from typing import Any
 
 from benchmarks.summary import write
 from trtbatch.builder.build import BuildRequest, build
-from trtbatch.core.artifacts import Artifact, load
 from trtbatch.core.batches import Profile, parse_batches
 from trtbatch.core.profiles import auto_profiles
+from trtbatch.core.sidecar import Artifact
+from trtbatch.core.store import load
 from trtbatch.util import environment
 
 OPTIONS: dict[str, dict[str, Any]] = {

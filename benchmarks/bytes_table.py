@@ -25,8 +25,8 @@ import numpy as np
 from benchmarks.performance import Bench, copy_ms, medians, ratio
 from benchmarks.summary import write
 from trtbatch.benchmark.loops import throughput_loop
-from trtbatch.core.artifacts import ENGINES
 from trtbatch.core.rows import tolerance, wrong_rows
+from trtbatch.core.store import ENGINES
 from trtbatch.errors import RowsError
 from trtbatch.onnx_graph.fusing import unfused_inputs
 from trtbatch.util import environment

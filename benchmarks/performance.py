@@ -29,8 +29,9 @@ from benchmarks.summary import write
 from trtbatch.backends import open_engine
 from trtbatch.backends.tensorrt.engine import TensorRTSession
 from trtbatch.benchmark.loops import Loop, Taken, latency_loop, mode_loop, throughput_loop
-from trtbatch.core.artifacts import ENGINES, Artifact, load
 from trtbatch.core.rows import random_inputs, tolerance, wrong_rows
+from trtbatch.core.sidecar import Artifact
+from trtbatch.core.store import ENGINES, load
 from trtbatch.errors import RowsError
 from trtbatch.util import environment
 
@@ -283,7 +284,7 @@ def two_streams(bench: Bench, rounds: int) -> dict[str, Any]:
 _MEMORY = """
 import json, sys
 from pathlib import Path
-from trtbatch.core.artifacts import load
+from trtbatch.core.store import load
 from trtbatch.backends import open_engine
 from trtbatch.backends.tensorrt.buffers import Device
 from trtbatch.util.environment import ask_nvml

@@ -19,7 +19,8 @@ import numpy as np
 
 from benchmarks.summary import write
 from trtbatch.backends import open_engine
-from trtbatch.core.artifacts import TensorSpec, load
+from trtbatch.core.store import load
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.runtime.infer import InferRequest, InferResult, predict
 from trtbatch.runtime.sinks import open_sink
 from trtbatch.runtime.sources import ArraySource

@@ -27,9 +27,9 @@ from benchmarks.summary import write
 from trtbatch.backends import open_engine
 from trtbatch.benchmark.bench import measure
 from trtbatch.builder.build import BuildRequest, build
-from trtbatch.core.artifacts import load
 from trtbatch.core.batches import Profile, parse_batches
 from trtbatch.core.rows import random_inputs
+from trtbatch.core.store import load
 from trtbatch.errors import TrtbatchError
 from trtbatch.util import environment
 from trtbatch.verification.verify import VerifyRequest, VerifyResult, verify

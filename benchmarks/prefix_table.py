@@ -31,8 +31,9 @@ from benchmarks.summary import machine, write
 from trtbatch.backends import open_engine
 from trtbatch.benchmark.loops import Loop, mode_loop
 from trtbatch.builder.build import BuildRequest, build
-from trtbatch.core.artifacts import Artifact, load
 from trtbatch.core.rows import random_inputs
+from trtbatch.core.sidecar import Artifact
+from trtbatch.core.store import load
 from trtbatch.util import optional
 
 Array = NDArray[Any]

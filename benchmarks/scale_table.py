@@ -28,8 +28,9 @@ import numpy as np
 
 from benchmarks.performance import ratio
 from benchmarks.summary import write
-from trtbatch.core.artifacts import Sidecar, load
 from trtbatch.core.rows import random_inputs
+from trtbatch.core.sidecar import Sidecar
+from trtbatch.core.store import load
 from trtbatch.deployment.scale import RayRequest, infer_with_ray
 from trtbatch.util import environment
 

@@ -21,8 +21,8 @@ import trtbatch
 from tests import models
 from tests.conftest import CLASSES, PHOTOS, PREPROCESSING
 from trtbatch.backends.onnxruntime import OnnxRuntimeSession
-from trtbatch.core.artifacts import TensorSpec
 from trtbatch.core.preprocessing import Preprocessing
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import InputError, UsageError
 from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.runtime import dlpack

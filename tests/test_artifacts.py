@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from trtbatch.core import artifacts
-from trtbatch.core.artifacts import BATCH_AXIS, Artifact, Conversion, ModelRecord, Sidecar, TensorSpec
+from trtbatch.core import hints, sidecar, store
 from trtbatch.core.batches import Profile
+from trtbatch.core.sidecar import Artifact, Conversion, ModelRecord, Sidecar
+from trtbatch.core.tensors import BATCH_AXIS, TensorSpec
 from trtbatch.errors import ArtifactError, UsageError
 from trtbatch.util import files
 
@@ -23,22 +24,22 @@ def published(target: Path, content: bytes = b"engine", **changes: object) -> Ar
         made.write_bytes(content)
         sidecar = Sidecar(
             kind="engine",
-            artifact=artifacts.record_file(made),
+            artifact=store.record_file(made),
             inputs=(TensorSpec("input", "float32", (BATCH_AXIS, 3, 8, 8)),),
             outputs=(TensorSpec("output", "float32", (BATCH_AXIS, 5)),),
             model=ModelRecord("m", "random (seed 0)"),
             backend="onnxruntime",
             profiles=(Profile(1, 4, 8),),
-            created=artifacts.now(),
+            created=store.now(),
         )
-        return artifacts.publish(made, target, replace(sidecar, **changes))  # type: ignore[arg-type]
+        return store.publish(made, target, replace(sidecar, **changes))  # type: ignore[arg-type]
 
 
 def test_a_published_artifact_is_loaded_as_it_was(tmp_path: Path) -> None:
     made = published(tmp_path / "engines" / "m.engine")
-    loaded = artifacts.load(made.path, "engine")
+    loaded = store.load(made.path, "engine")
     assert loaded == made
-    artifacts.check_file(loaded)
+    store.check_file(loaded)
     assert sorted(path.name for path in made.path.parent.iterdir()) == ["m.engine", "m.engine.json"]
 
 
@@ -75,19 +76,19 @@ def test_the_newest_that_fits_is_taken(tmp_path: Path) -> None:
     (tmp_path / "d.engine").write_text("")
 
     def newest(backend: str) -> str:
-        return artifacts.newest("engine", lambda sidecar: sidecar.backend == backend, "engine", tmp_path).path.name
+        return store.newest("engine", lambda sidecar: sidecar.backend == backend, "engine", tmp_path).path.name
 
     assert newest("onnxruntime") == "b.engine"
     assert newest("tensorrt") == "c.engine"
     with pytest.raises(ArtifactError) as caught:
-        artifacts.newest("onnx", lambda sidecar: True, "ONNX file", tmp_path)
+        store.newest("onnx", lambda sidecar: True, "ONNX file", tmp_path)
     assert "no ONNX file" in caught.value.problem
     assert "trtbatch export resnet18 --dynamic" in caught.value.fix
 
 
 def test_a_missing_folder_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError) as caught:
-        artifacts.newest("engine", lambda sidecar: True, "engine", tmp_path / "engines")
+        store.newest("engine", lambda sidecar: True, "engine", tmp_path / "engines")
     assert "trtbatch build" in caught.value.fix
 
 
@@ -100,17 +101,17 @@ def test_truncated_changed_and_missing_files_are_told_apart(tmp_path: Path) -> N
     ):
         made.path.write_bytes(content)
         with pytest.raises(ArtifactError, match=told):
-            artifacts.check_file(made)
+            store.check_file(made)
     made.path.unlink()
     with pytest.raises(ArtifactError, match="missing"):
-        artifacts.check_file(made)
+        store.check_file(made)
 
 
 def test_an_artifact_without_sidecar_says_so(tmp_path: Path) -> None:
     made = published(tmp_path / "m.engine")
     files.sidecar_path(made.path).unlink()
     with pytest.raises(ArtifactError, match=r"no sidecar m\.engine\.json"):
-        artifacts.load(made.path, "engine")
+        store.load(made.path, "engine")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ def test_a_damaged_sidecar_is_an_error_with_a_fix(tmp_path: Path, text: str) -> 
     made = published(tmp_path / "m.engine")
     files.sidecar_path(made.path).write_text(text)
     with pytest.raises(ArtifactError) as caught:
-        artifacts.load(made.path, "engine")
+        store.load(made.path, "engine")
     assert "damaged" in caught.value.problem and "trtbatch build" in caught.value.fix
 
 
@@ -135,19 +136,19 @@ def test_impossible_values_in_a_sidecar_are_damage(tmp_path: Path) -> None:
     ):
         beside.write_text(json.dumps(data | {key: value}))
         with pytest.raises(ArtifactError, match="damaged"):
-            artifacts.load(made.path, "engine")
+            store.load(made.path, "engine")
 
 
 def test_a_newer_format_asks_for_a_newer_program(tmp_path: Path) -> None:
     made = published(tmp_path / "m.engine", format_version=99)
     with pytest.raises(ArtifactError, match="format 99"):
-        artifacts.load(made.path, "engine")
+        store.load(made.path, "engine")
 
 
 def test_the_kind_is_checked(tmp_path: Path) -> None:
     made = published(tmp_path / "m.engine")
     with pytest.raises(ArtifactError, match="is an engine, not an ONNX file"):
-        artifacts.load(made.path, "onnx")
+        store.load(made.path, "onnx")
 
 
 def test_shapes_of_a_spec() -> None:
@@ -170,7 +171,7 @@ def test_a_sidecar_in_an_artifacts_place_names_the_artifact(tmp_path: Path) -> N
         ("onnx", engine, "name the ONNX file that it was made from"),
     ):
         with pytest.raises(ArtifactError) as caught:
-            artifacts.load(files.sidecar_path(made.path), kind)  # type: ignore[arg-type]
+            store.load(files.sidecar_path(made.path), kind)  # type: ignore[arg-type]
         assert f"{made.path.name}.json is the sidecar of {made.path.name}, not " in caught.value.problem
         assert caught.value.fix == fix
 
@@ -178,13 +179,13 @@ def test_a_sidecar_in_an_artifacts_place_names_the_artifact(tmp_path: Path) -> N
 def test_another_json_file_is_no_artifact(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text("{}")
     with pytest.raises(ArtifactError, match=r"result\.json is a JSON file, not an engine; name an engine"):
-        artifacts.load(tmp_path / "result.json", "engine")
+        store.load(tmp_path / "result.json", "engine")
 
 
 def test_an_engine_in_an_onnx_files_place_names_what_it_was_made_from(tmp_path: Path) -> None:
     made = published(tmp_path / "engines" / "m.engine", source_path="../m.onnx")
     with pytest.raises(ArtifactError) as caught:
-        artifacts.load(made.path, "onnx")
+        store.load(made.path, "onnx")
     assert caught.value.problem == f"{made.path} is an engine, not an ONNX file"
     assert caught.value.fix.endswith("made from: " + str(tmp_path / "engines" / ".." / "m.onnx"))
 
@@ -215,7 +216,7 @@ def test_a_damaged_engine_names_the_command_that_builds_it(tmp_path: Path) -> No
         made = published(tmp_path / "a b" / "m.engine", **changes)
         made.path.write_bytes(b"ENGINE")
         with pytest.raises(ArtifactError, match="SHA-256 differs") as caught:
-            artifacts.check_file(made)
+            store.check_file(made)
         told = caught.value.fix.removeprefix("run: ")
         assert shlex.split(told) == [*shlex.split(words.replace("a b", "'a b'")), "--output", str(made.path)]
 
@@ -231,15 +232,15 @@ def test_files_that_are_no_artifacts_are_called_what_they_are(tmp_path: Path) ->
     ):
         (tmp_path / name).write_bytes(b"x")
         with pytest.raises(ArtifactError) as caught:
-            artifacts.load(tmp_path / name, "engine")
+            store.load(tmp_path / name, "engine")
         assert caught.value.problem == f"{tmp_path / name} is {what}, not an engine"
         assert caught.value.fix.endswith(fix)
 
 
 def test_of_a_folder_the_files_in_it_are_named(tmp_path: Path) -> None:
-    def fix(kind: artifacts.Kind | None) -> str:
+    def fix(kind: sidecar.Kind | None) -> str:
         with pytest.raises(ArtifactError, match=f"{tmp_path} is a folder, not an") as caught:
-            artifacts.refuse_other_file(tmp_path, kind)
+            hints.refuse_other_file(tmp_path, kind)
         return caught.value.fix
 
     assert fix("engine") == "name an engine; there is none in it"

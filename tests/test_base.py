@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trtbatch.backends.base import batch_of, conform, refuse_integers
-from trtbatch.core.artifacts import TensorSpec
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import InputError
 
 Array = np.ndarray[Any, Any]

@@ -19,7 +19,7 @@ from trtbatch.backends.base import Mode
 from trtbatch.backends.onnxruntime import OnnxRuntimeSession, OnnxRuntimeSlot
 from trtbatch.benchmark import loops, stand
 from trtbatch.benchmark.bench import BenchRequest, BenchResult, bench, measure
-from trtbatch.core.artifacts import load
+from trtbatch.core.store import load
 from trtbatch.reporting.series import rate
 from trtbatch.util.files import sidecar_path
 from trtbatch.util.serialization import decode, encode
@@ -75,7 +75,7 @@ def test_a_wrong_engine_gets_no_numbers(cli: Cli, folder: Path, model: Callable[
     right = load(folder / "engines/right.ort.onnx", "engine").sidecar
     wrong = model(folder / "engines/wrong.onnx")  # as if an engine had turned wrong after it was built
     spec = replace(right.inputs[0], name="input", shape=("batch_size", 6))
-    from trtbatch.core.artifacts import record_file
+    from trtbatch.core.store import record_file
 
     sidecar = replace(right, artifact=record_file(wrong), inputs=(spec,), outputs=(replace(spec, name="output"),))
     sidecar_path(wrong).write_text(json.dumps(encode(sidecar)))

@@ -22,8 +22,8 @@ from tests import models
 from tests.conftest import child_environment, run_process
 from trtbatch.backends import open_engine
 from trtbatch.builder.request import foreign
-from trtbatch.core.artifacts import load, record_file
 from trtbatch.core.rows import random_inputs, row_errors
+from trtbatch.core.store import load, record_file
 from trtbatch.errors import ProfileError
 from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.util.files import sidecar_path

@@ -9,9 +9,10 @@ import pytest
 
 from tests import models
 from trtbatch.backends.onnxruntime import OnnxRuntimeSession
-from trtbatch.core.artifacts import FileRecord, ModelRecord, Sidecar, TensorSpec
 from trtbatch.core.batches import Profile
 from trtbatch.core.rows import random_inputs, row_errors, rows_of, tolerance, wrong_rows
+from trtbatch.core.sidecar import FileRecord, ModelRecord, Sidecar
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import RowsError
 from trtbatch.onnx_graph.read import load_onnx, read_specs
 from trtbatch.verification.checks import RowChecker

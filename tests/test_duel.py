@@ -20,7 +20,7 @@ from trtbatch.benchmark.bench import BenchRequest
 from trtbatch.benchmark.clocks import ClockWatch
 from trtbatch.benchmark.duel import DuelResult, ProfilesResult, compare_profiles
 from trtbatch.benchmark.loops import Loop, Samples, StopRule, Taken
-from trtbatch.core import artifacts
+from trtbatch.core import store
 from trtbatch.core.batches import Profile
 from trtbatch.errors import UsageError
 from trtbatch.reporting import report
@@ -139,7 +139,7 @@ def test_they_take_turns_and_rounds_of_changing_clocks_are_left_out(monkeypatch:
 
 def test_on_a_gpu_the_fastest_profile_is_named(engine: Path) -> None:
     sidecar = replace(
-        artifacts.load(engine, "engine").sidecar, backend="tensorrt", profiles=(Profile(1, 1, 4), Profile(2, 8, 8))
+        store.load(engine, "engine").sidecar, backend="tensorrt", profiles=(Profile(1, 1, 4), Profile(2, 8, 8))
     )
     line = duel_module._profile_line(4, "graph", sidecar, (0, 1), duel_module._Rounds(((2.0,) * 20, (1.0,) * 20), ()))
     assert (line.fastest, line.widest, line.ms) == (1, 1, {"0": 2.0, "1": 1.0})

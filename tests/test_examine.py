@@ -14,9 +14,9 @@ from tests.test_build import nothing_left, refused
 from trtbatch.backends import open_engine
 from trtbatch.backends.onnxruntime import OnnxRuntimeSession
 from trtbatch.builder.examine import _other_profiles
-from trtbatch.core.artifacts import load
 from trtbatch.core.batches import Profile
 from trtbatch.core.rows import random_inputs
+from trtbatch.core.store import load
 from trtbatch.onnx_graph.run import OnnxReference
 
 Cli = Callable[..., Any]

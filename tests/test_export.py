@@ -17,7 +17,7 @@ onnx = pytest.importorskip("onnx")
 
 from tests.conftest import run_process  # noqa: E402
 from tests.test_build import refused  # noqa: E402
-from trtbatch.core.artifacts import load  # noqa: E402
+from trtbatch.core.store import load  # noqa: E402
 from trtbatch.exporter import exporters  # noqa: E402
 from trtbatch.onnx_graph.run import OnnxReference  # noqa: E402
 

@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from tests.conftest import needs_export
-from trtbatch.core.artifacts import TensorSpec, load
 from trtbatch.core.preprocessing import Preprocessing
 from trtbatch.core.rows import row_errors
+from trtbatch.core.store import load
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.onnx_graph.fusing import PREFIX, fuse, fuse_graph, halve_prefix
 from trtbatch.onnx_graph.read import load_onnx
 from trtbatch.onnx_graph.run import OnnxReference

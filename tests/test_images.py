@@ -27,8 +27,8 @@ from benchmarks.images import broken, write_image
 from tests import models
 from tests.conftest import PREPROCESSING, child_environment
 from tests.test_build import refused
-from trtbatch.core.artifacts import TensorSpec
 from trtbatch.core.preprocessing import Preprocessing
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import InputError
 from trtbatch.images.host import Loaded, Skipped, open_image, read_ahead, read_bytes, sample
 from trtbatch.ray import Predictor

@@ -22,7 +22,7 @@ from PIL import Image
 from tests import models
 from tests.conftest import CLASSES, PHOTOS, PREPROCESSING, child_environment
 from tests.test_build import refused
-from trtbatch.core.artifacts import load
+from trtbatch.core.store import load
 from trtbatch.errors import UsageError
 from trtbatch.images.host import CHUNK, Skipped
 from trtbatch.onnx_graph.run import OnnxReference

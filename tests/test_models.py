@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from tests import models
 from tests.test_build import nothing_left, refused
-from trtbatch.core.artifacts import load
+from trtbatch.core.store import load
 from trtbatch.onnx_graph.run import OnnxReference
 
 Cli = Callable[..., Any]

@@ -22,9 +22,10 @@ import pytest
 from tests import models
 from tests.test_trace import refuse_crossings, spans, thread_names
 from trtbatch.backends import open_engine
-from trtbatch.core.artifacts import TensorSpec, load
 from trtbatch.core.batches import Profile
 from trtbatch.core.preprocessing import Preprocessing
+from trtbatch.core.store import load
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import ExecutionError, InputError
 from trtbatch.images.host import CHUNK, Skipped, read_ahead
 from trtbatch.runtime.infer import InferRequest, InferResult, predict

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from tests import models
 from tests.test_build import refused
-from trtbatch.core import artifacts
-from trtbatch.core.artifacts import load
+from trtbatch.core import store
 from trtbatch.core.batches import Profile
 from trtbatch.core.profiles import Measured, auto_profiles
+from trtbatch.core.store import load
 from trtbatch.errors import ArtifactError, UsageError
 from trtbatch.tuner import plan as planning
 from trtbatch.tuner.optchoice import FEW, Costs, best_choices, most_frequent, powers
@@ -403,7 +403,7 @@ def test_what_cannot_be_kept_in_the_end_is_shown_all_the_same(
     def anew(artifact: Any, **fields: Any) -> None:
         raise ArtifactError(f"{artifact.path} was made anew meanwhile", "run the command again")
 
-    monkeypatch.setattr(artifacts, "rewrite", anew)
+    monkeypatch.setattr(store, "rewrite", anew)
     result = cli("plan", "--traffic", traffic(folder, {3: 5}), "--json", "p.json")
     refused(result, 1, "isn't kept in the engine's sidecar", "was made anew meanwhile", "--no-save")
     assert "trtbatch build small.onnx --profile" in result.stdout

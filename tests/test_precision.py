@@ -26,9 +26,11 @@ from tests.test_build import refused
 from trtbatch.backends import open_engine
 from trtbatch.builder import candidates
 from trtbatch.builder.request import foreign
-from trtbatch.core.artifacts import Artifact, TensorSpec, load
 from trtbatch.core.preprocessing import Preprocessing
 from trtbatch.core.rows import row_errors
+from trtbatch.core.sidecar import Artifact
+from trtbatch.core.store import load
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.onnx_graph.dtypes import kinds, products, scales
 from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.quantization import converter, modelopt_worker, precision

@@ -19,9 +19,10 @@ from tests import models
 from trtbatch.backends import tensorrt
 from trtbatch.backends.base import Range
 from trtbatch.builder.preprocessor_engine import size_ranges
-from trtbatch.core import artifacts
-from trtbatch.core.artifacts import FileRecord, ModelRecord, Sidecar, TensorSpec
+from trtbatch.core import store
 from trtbatch.core.preprocessing import Preprocessing
+from trtbatch.core.sidecar import FileRecord, ModelRecord, Sidecar
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import ArtifactError, ExportError, InputError, UsageError
 from trtbatch.images.preprocessor import (
     OnnxPreprocessor,
@@ -237,8 +238,8 @@ def write(folder: Path, recipe: Preprocessing = SMALL) -> Path:
     room.mkdir()
     (folder / "engines").mkdir(exist_ok=True)
     made = models.classifier(room / "x.onnx")
-    known = replace(sidecar(recipe), artifact=artifacts.record_file(made), created=artifacts.now())
-    artifacts.publish(made, folder / "engines" / "x.onnx", known)
+    known = replace(sidecar(recipe), artifact=store.record_file(made), created=store.now())
+    store.publish(made, folder / "engines" / "x.onnx", known)
     room.rmdir()
     return folder / "engines" / "x.onnx"
 
@@ -250,10 +251,10 @@ def test_the_command_writes_one_file_that_describes_itself(folder: Path, cli: Cl
     for words in ("engines/x.pre.onnx", "shorter side 20, bilinear, crop 18×16", "images of up to 500×500"):
         assert words in done.output
     record = OnnxPreprocessor(Path("engines/x.pre.onnx")).record
-    assert (record.recipe, record.max_size, record.source) == (SMALL, 500, artifacts.record_file(path))
+    assert (record.recipe, record.max_size, record.source) == (SMALL, 500, store.record_file(path))
     assert sorted(each.name for each in Path("engines").iterdir()) == ["x.onnx", "x.onnx.json", "x.pre.onnx"]
     warnings: list[str] = []
-    assert [each.path.name for each in artifacts.listed("onnx", Path("engines"), warnings.append)] == ["x.onnx"]
+    assert [each.path.name for each in store.listed("onnx", Path("engines"), warnings.append)] == ["x.onnx"]
     assert not warnings
 
 
@@ -379,7 +380,7 @@ def engine_of(folder: Path, record: PreprocessorRecord, name: str = "x.pre.engin
     made.write_bytes(b"an engine")
     known = Sidecar(
         "preprocessor",
-        artifacts.record_file(made),
+        store.record_file(made),
         record.inputs,
         (record.output,),
         ModelRecord("x.engine", "none"),
@@ -387,9 +388,9 @@ def engine_of(folder: Path, record: PreprocessorRecord, name: str = "x.pre.engin
         backend="tensorrt",
         preprocessing=record.recipe,
         build={"max_size": record.max_size},
-        created=artifacts.now(),
+        created=store.now(),
     )
-    artifacts.publish(made, folder / name, replace(known, **changes))
+    store.publish(made, folder / name, replace(known, **changes))
     room.rmdir()
     return folder / name
 

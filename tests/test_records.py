@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtbatch.core.artifacts import Sidecar
+from trtbatch.core.sidecar import Sidecar
 from trtbatch.util.serialization import RecordError, decode, encode
 
 
@@ -76,7 +76,7 @@ def test_any_json_is_a_sidecar_or_a_record_error(value: Any) -> None:
 
 
 def test_none_survives_where_it_is_not_the_default() -> None:
-    from trtbatch.core.artifacts import TensorSpec
+    from trtbatch.core.tensors import TensorSpec
 
     spec = TensorSpec("total", "float32", (), None)
     assert decode(TensorSpec, encode(spec)) == spec

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from trtbatch.benchmark.bench import THROTTLED, BatchResult, BenchResult
-from trtbatch.core.artifacts import ModelRecord
 from trtbatch.core.batches import Profile
+from trtbatch.core.sidecar import ModelRecord
 from trtbatch.reporting import report
 from trtbatch.util.serialization import decode
 from trtbatch.util.statistics import summarize

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import scale_table
 from benchmarks.scale_table import in_a_process, markdown, measure, steady_rate, write_samples
-from trtbatch.core.artifacts import load
+from trtbatch.core.store import load
 
 
 def test_the_rate_is_that_from_the_first_results_of_every_actor_to_the_last() -> None:

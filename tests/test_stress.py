@@ -16,8 +16,8 @@ import pytest
 from tests import models
 from tests.conftest import child_environment
 from trtbatch.backends import open_engine
-from trtbatch.core.artifacts import check_file, load
 from trtbatch.core.rows import random_inputs, row_errors
+from trtbatch.core.store import check_file, load
 from trtbatch.onnx_graph.run import OnnxReference
 
 RUNS = 10_000

@@ -12,8 +12,8 @@ import pytest
 from tests import models
 from trtbatch.builder.build import BuildRequest, build
 from trtbatch.builder.forecast import forecast
-from trtbatch.core.artifacts import load
 from trtbatch.core.batches import Profile
+from trtbatch.core.store import load
 
 
 @pytest.fixture

@@ -20,9 +20,10 @@ from onnx import TensorProto
 from tests import models
 from tests.conftest import child_environment
 from tests.test_build import refused
-from trtbatch.core.artifacts import FileRecord, Interval, ModelRecord, Sidecar, TensorSpec, Tuned
 from trtbatch.core.batches import Profile, pick_profile
 from trtbatch.core.profiles import Measured
+from trtbatch.core.sidecar import FileRecord, Interval, ModelRecord, Sidecar, Tuned
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.deployment import triton
 from trtbatch.deployment.triton import TritonRequest
 from trtbatch.deployment.tritonbatching import batching, parse_delay, preferred_sizes

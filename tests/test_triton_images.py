@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests import models
-from trtbatch.core.artifacts import Artifact, FileRecord, ModelRecord, Sidecar, TensorSpec
 from trtbatch.core.batches import Profile
 from trtbatch.core.preprocessing import Preprocessing
+from trtbatch.core.sidecar import Artifact, FileRecord, ModelRecord, Sidecar
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.deployment.triton import TritonRequest, model_config
 from trtbatch.deployment.tritonimages import image_models, release_for
 from trtbatch.images.dali import THREADS

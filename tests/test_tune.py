@@ -24,10 +24,11 @@ from trtbatch.backends.onnxruntime import OnnxRuntimeSession, OnnxRuntimeSlot
 from trtbatch.cli import tune as tune_command
 from trtbatch.cli.console import fitting
 from trtbatch.cli.tune import parse_latency
-from trtbatch.core import artifacts
-from trtbatch.core.artifacts import Interval, ModelRecord, Tuned, load
+from trtbatch.core import store
 from trtbatch.core.batches import Profile
 from trtbatch.core.profiles import Measured
+from trtbatch.core.sidecar import Interval, ModelRecord, Tuned
+from trtbatch.core.store import load
 from trtbatch.errors import ArtifactError, ExecutionError, UsageError
 from trtbatch.runtime import infer
 from trtbatch.tuner import capacity, tune
@@ -520,7 +521,7 @@ def test_the_choice_is_kept_in_the_sidecar_and_infer_takes_it(cli: Cli, engine: 
     assert tuned.asked == "p99 latency under 10000 ms" and tuned.device["cpu"] and tuned.created
     assert tuned.latency_ms.low <= tuned.latency_ms.value <= tuned.latency_ms.high < 10_000
     assert replace(after.sidecar, tuned=None) == before and engine.read_bytes() == artifact
-    artifacts.check_file(after)
+    store.check_file(after)
     assert sorted(path.name for path in engine.parent.iterdir()) == [engine.name, sidecar_path(engine).name]
     assert after.sidecar.best_batch == tuned.batch
     done = infer.infer(infer.InferRequest(engine, "random", count=12))
@@ -558,7 +559,7 @@ def test_what_cannot_be_kept_in_the_end_is_shown_all_the_same(
     def full(artifact: Any, **fields: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(sidecar_path(artifact.path)))
 
-    monkeypatch.setattr(artifacts, "rewrite", full)
+    monkeypatch.setattr(store, "rewrite", full)
     result = cli("tune", engine, "--max-throughput", "--batch", 2, *QUICK, "--json", "r.json")
     refused(result, 1, "isn't kept in the engine's sidecar", f"{engine.name}.json: No space left", "--no-save")
     assert "chosen" in result.stdout and "kept in the engine's sidecar: infer" not in result.stdout
@@ -631,7 +632,7 @@ def test_a_wrong_engine_is_not_tuned(cli: Cli, engine: Path, monkeypatch: pytest
 
 def tuned_of(engine: Path, *args: object, **times: float) -> None:
     """Give the engine's sidecar a table of these times, ``b4=1.5``."""
-    artifacts.rewrite(
+    store.rewrite(
         load(engine, "engine"), table=tuple(Measured(int(name[1:]), 0, ms, {"0": ms}) for name, ms in times.items())
     )
 
@@ -684,7 +685,7 @@ def test_times_of_a_busy_build_rule_nothing_out(cli: Cli, engine: Path, monkeypa
 
 def test_times_of_another_machine_rule_nothing_out(cli: Cli, engine: Path) -> None:
     tuned_of(engine, b1=1e-6, b8=5_000.0)
-    artifacts.rewrite(load(engine, "engine"), device={"cpu": "another"})
+    store.rewrite(load(engine, "engine"), device={"cpu": "another"})
     result = cli("tune", "--latency", "1s", *QUICK, "--no-save")
     assert result.exit_code == 0 and "left out" not in result.output
 
@@ -856,7 +857,7 @@ def test_a_rewritten_sidecar_keeps_what_others_wrote(engine: Path) -> None:
     beside = sidecar_path(engine)
     data = json.loads(beside.read_text()) | {"of_a_newer_release": {"x": 1}, "precision_asked": "changed meanwhile"}
     beside.write_text(json.dumps(data))
-    written = artifacts.rewrite(artifact, tuned=a_tuned(3))
+    written = store.rewrite(artifact, tuned=a_tuned(3))
     assert written.sidecar.tuned == a_tuned(3), "an infinite end too"
     kept = json.loads(beside.read_text())
     assert kept["of_a_newer_release"] == {"x": 1} and kept["precision_asked"] == "changed meanwhile"
@@ -869,7 +870,7 @@ def test_the_sidecar_of_an_artifact_that_was_made_anew_is_left_alone(cli: Cli, e
     assert cli("build", "small.onnx", "--max", 8, "--backend", "onnxruntime").exit_code == 0
     before = sidecar_path(engine).read_bytes()
     with pytest.raises(ArtifactError, match="made anew meanwhile"):
-        artifacts.rewrite(artifact, tuned=a_tuned(3))
+        store.rewrite(artifact, tuned=a_tuned(3))
     assert sidecar_path(engine).read_bytes() == before
 
 

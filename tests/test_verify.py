@@ -168,7 +168,7 @@ def test_rows_have_names() -> None:
 
 
 def test_only_valid_detections_are_kept() -> None:
-    from trtbatch.core.artifacts import TensorSpec
+    from trtbatch.core.tensors import TensorSpec
 
     specs = (
         TensorSpec("n", "int32", ("batch_size", 1)),

@@ -13,7 +13,8 @@ from onnx import TensorProto, helper
 
 from tests import models
 from trtbatch.benchmark.bench import memory_ms
-from trtbatch.core.artifacts import TensorSpec, load
+from trtbatch.core.store import load
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.onnx_graph.read import load_onnx, read_specs
 from trtbatch.onnx_graph.workload import ProductBytes, product_bytes
 from trtbatch.util import environment

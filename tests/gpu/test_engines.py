@@ -15,8 +15,8 @@ import pytest
 from tests import models
 from tests.conftest import child_environment, run_process
 from trtbatch.backends import open_engine
-from trtbatch.core.artifacts import load
 from trtbatch.core.rows import random_inputs, row_errors
+from trtbatch.core.store import load
 from trtbatch.errors import ProfileError
 from trtbatch.onnx_graph.run import OnnxReference
 

@@ -14,8 +14,8 @@ import trtbatch
 from benchmarks.images import broken, write_image
 from tests.conftest import run_process
 from tests.gpu.test_preprocessor import write
-from trtbatch.core.artifacts import load
 from trtbatch.core.preprocessing import Preprocessing, image_input
+from trtbatch.core.store import load
 from trtbatch.images.dali import DaliReader, jpeg_size
 from trtbatch.images.host import read_ahead, sample
 from trtbatch.runtime.infer import InferRequest, infer

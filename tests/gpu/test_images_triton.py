@@ -14,9 +14,10 @@ from PIL import Image
 from scripts.photos import copy_photos
 from tests import models
 from tests.conftest import run_process
-from trtbatch.core import artifacts
-from trtbatch.core.artifacts import ModelRecord, Sidecar, TensorSpec
+from trtbatch.core import store
 from trtbatch.core.preprocessing import Preprocessing
+from trtbatch.core.sidecar import ModelRecord, Sidecar
+from trtbatch.core.tensors import TensorSpec
 
 pytest.importorskip("tritonclient.grpc", reason="Triton's protobuf definitions (tritonclient[grpc]) aren't installed")
 dali = pytest.importorskip("nvidia.dali", reason="DALI isn't installed")
@@ -32,14 +33,14 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = models.classifier(folder / "made" / "net.onnx", size=224)
     sidecar = Sidecar(
         kind="onnx",
-        artifact=artifacts.record_file(made),
+        artifact=store.record_file(made),
         inputs=(TensorSpec("input", "float32", ("batch_size", 3, 224, 224)),),
         outputs=(TensorSpec("output", "float32", ("batch_size", 5)),),
         model=ModelRecord("net", "of the test"),
         preprocessing=RECIPE,
-        created=artifacts.now(),
+        created=store.now(),
     )
-    artifacts.publish(made, folder / "net.onnx", sidecar)
+    store.publish(made, folder / "net.onnx", sidecar)
     for line in (
         ("build", "net.onnx", "--opt", 8, "--max", 16, "--opt-level", 2, "--output", "net.engine"),
         ("deploy", "triton", "net.engine", "--repository", "models", "--from-images"),

@@ -11,7 +11,7 @@ from onnx import TensorProto
 
 from tests import models
 from tests.conftest import run_process
-from trtbatch.core.artifacts import load
+from trtbatch.core.store import load
 
 Make = Callable[[Path], Path]
 

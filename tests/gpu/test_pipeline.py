@@ -13,8 +13,8 @@ from PIL import Image
 
 from tests.conftest import PHOTOS, run_process
 from trtbatch.backends import open_engine
-from trtbatch.core.artifacts import load
 from trtbatch.core.rows import random_inputs, row_errors, rows_of
+from trtbatch.core.store import load
 from trtbatch.onnx_graph.run import OnnxReference
 
 BATCHES = (1, 2, 3, 7, 16, 32)

@@ -14,8 +14,9 @@ from tests import models
 from tests.conftest import run_process
 from trtbatch.backends import open_engine
 from trtbatch.builder.examine import Examination, examine
-from trtbatch.core.artifacts import Sidecar, load
 from trtbatch.core.rows import random_inputs, row_errors
+from trtbatch.core.sidecar import Sidecar
+from trtbatch.core.store import load
 from trtbatch.errors import PrecisionError
 from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.quantization.converter import MODELOPT_PYTHON

@@ -22,9 +22,11 @@ from trtbatch.backends import open_engine
 from trtbatch.backends.tensorrt.buffers import Device
 from trtbatch.backends.tensorrt.engine import TensorRTSession
 from trtbatch.backends.tensorrt.preprocess import TensorRTPreprocessor
-from trtbatch.core import artifacts
-from trtbatch.core.artifacts import FileRecord, ModelRecord, Sidecar, TensorSpec, load
+from trtbatch.core import store
 from trtbatch.core.preprocessing import Preprocessing
+from trtbatch.core.sidecar import FileRecord, ModelRecord, Sidecar
+from trtbatch.core.store import load
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import ArtifactError, ExecutionError
 from trtbatch.images.preprocessor import PreprocessorRecord, describe, open_preprocessor, pixels_of
 
@@ -64,14 +66,14 @@ def write(folder: Path, recipe: Preprocessing, name: str) -> Path:
         onnx.save(model, str(made))
     sidecar = Sidecar(
         kind="onnx",
-        artifact=artifacts.record_file(made),
+        artifact=store.record_file(made),
         inputs=(TensorSpec("input", "float32", ("batch_size", 3, height, width)),),
         outputs=(TensorSpec("output", "float32", ("batch_size", 5)),),
         model=ModelRecord(name, "of the test"),
         preprocessing=recipe,
-        created=artifacts.now(),
+        created=store.now(),
     )
-    artifacts.publish(made, folder / f"{name}.onnx", sidecar)
+    store.publish(made, folder / f"{name}.onnx", sidecar)
     room.rmdir()
     return folder / f"{name}.onnx"
 

@@ -15,8 +15,9 @@ from tests.conftest import run_process
 from trtbatch.backends import open_engine
 from trtbatch.backends.tensorrt.engine import TensorRTSession
 from trtbatch.backends.tensorrt.graphs import GraphCache
-from trtbatch.core.artifacts import Artifact, load
 from trtbatch.core.rows import random_inputs, row_errors
+from trtbatch.core.sidecar import Artifact
+from trtbatch.core.store import load
 from trtbatch.onnx_graph.run import OnnxReference
 
 LIMIT = 2e-3

@@ -21,8 +21,9 @@ from tests.gpu.neighbours import neighbour
 from tests.test_fuzz import Mutation, fuzzed, mutated, mutations
 from tests.test_stress import RUNS, interrupted, resident
 from trtbatch.backends import open_engine
-from trtbatch.core.artifacts import Artifact, check_file, load
 from trtbatch.core.rows import random_inputs, row_errors
+from trtbatch.core.sidecar import Artifact
+from trtbatch.core.store import check_file, load
 from trtbatch.onnx_graph.run import OnnxReference
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtbatch.backends.base import Builder, Engine
-from trtbatch.core import artifacts
-from trtbatch.core.artifacts import Artifact, Sidecar, check_file
+from trtbatch.core import store
 from trtbatch.core.batches import pick_profile
+from trtbatch.core.sidecar import Artifact, Sidecar
+from trtbatch.core.store import check_file
 from trtbatch.errors import ArtifactError, MissingPackageError, UsageError
 from trtbatch.util.log import note, warn
 
@@ -75,9 +76,9 @@ def resolve_engine(path: Path | None, batches: Sequence[int] = ()) -> Artifact:
         ArtifactError: there is none.
     """
     if path is not None:
-        artifact = artifacts.load(path, "engine")
+        artifact = store.load(path, "engine")
     else:
-        artifact = artifacts.newest(
+        artifact = store.newest(
             "engine",
             lambda sidecar: runs_here(sidecar.backend),
             "engine that runs here",

@@ -11,8 +11,9 @@ from typing import Any, Literal, Optional, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch.core.artifacts import Sidecar, TensorSpec
 from trtbatch.core.batches import Profile
+from trtbatch.core.sidecar import Sidecar
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import InputError
 
 __all__ = [

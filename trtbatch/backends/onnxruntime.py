@@ -22,8 +22,9 @@ from trtbatch.backends.base import (
     conform,
     option_flag,
 )
-from trtbatch.core.artifacts import Artifact, Sidecar, TensorSpec
 from trtbatch.core.batches import refuse_no_profile, refuse_outside
+from trtbatch.core.sidecar import Artifact, Sidecar
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import ArtifactError, BuildError, ExecutionError, PrecisionError, UsageError
 from trtbatch.onnx_graph.run import open_session, reason_of
 from trtbatch.util import environment, optional

@@ -18,7 +18,7 @@ from trtbatch.benchmark.loops import Loop, Milliseconds, collect, measure
 from trtbatch.benchmark.request import BenchRequest, refuse_batches, refuse_modes
 from trtbatch.benchmark.run import Run
 from trtbatch.benchmark.stand import Stand, open_stand
-from trtbatch.core.artifacts import Accuracy, Sidecar
+from trtbatch.core.sidecar import Accuracy, Sidecar
 from trtbatch.onnx_graph.workload import ProductBytes
 from trtbatch.util import environment
 from trtbatch.util.statistics import Summary, bound_by, summarize

@@ -21,8 +21,8 @@ from trtbatch.benchmark.loops import Loop, StopRule, collect
 from trtbatch.benchmark.request import refuse_batches, refuse_modes
 from trtbatch.benchmark.run import Contender, Run
 from trtbatch.benchmark.stand import Stand, open_stand
-from trtbatch.core import artifacts
-from trtbatch.core.artifacts import Artifact, Sidecar
+from trtbatch.core import store
+from trtbatch.core.sidecar import Artifact, Sidecar
 from trtbatch.errors import UsageError
 from trtbatch.util import environment
 from trtbatch.util.statistics import Relative, compare_rounds
@@ -168,7 +168,7 @@ def duel(request: BenchRequest, against: Path) -> DuelResult:
         device=ours.sidecar.device,
         environment=environment.describe(),
         gpu=_gpu_state(request, ours, theirs),
-        created=artifacts.now(),
+        created=store.now(),
         lines=tuple(lines),
     )
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from trtbatch.benchmark.loops import TIME_OUT, StopRule
-from trtbatch.core.artifacts import Sidecar
 from trtbatch.core.batches import nearest_inside, refuse_no_profile, refuse_outside
+from trtbatch.core.sidecar import Sidecar
 from trtbatch.errors import ProfileError, UsageError
 from trtbatch.util.statistics import NOISE_LIMIT
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trtbatch.core import artifacts
-from trtbatch.core.artifacts import Artifact, ModelRecord
+from trtbatch.core import store
 from trtbatch.core.batches import Profile
+from trtbatch.core.sidecar import Artifact, ModelRecord
 from trtbatch.util import environment
 
 __all__ = ["Contender", "Run"]
@@ -70,5 +70,5 @@ class Run(Contender):
             "settings": dict(settings),
             "device": artifact.sidecar.device,
             "environment": environment.describe(),
-            "created": artifacts.now(),
+            "created": store.now(),
         }

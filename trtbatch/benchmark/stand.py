@@ -16,7 +16,7 @@ from trtbatch.backends import open_engine
 from trtbatch.backends.base import Mode, Session, Slot
 from trtbatch.benchmark.loops import Loop, latency_loop, mode_loop, throughput_loop
 from trtbatch.benchmark.request import LATENCY, SLOT_MODES, THROUGHPUT, BenchRequest
-from trtbatch.core.artifacts import Artifact
+from trtbatch.core.sidecar import Artifact
 from trtbatch.errors import UsageError
 from trtbatch.verification.checks import RowChecker, fill_slot, require_same_rows, require_slots
 

@@ -29,10 +29,12 @@ from trtbatch.builder.request import (
     source_of,
     stem_of,
 )
-from trtbatch.core import artifacts
-from trtbatch.core.artifacts import ENGINES, Artifact, Sidecar, TensorSpec
+from trtbatch.core import store
 from trtbatch.core.batches import Profile, pick_profile, refuse_outside
 from trtbatch.core.profiles import gaps, powers_of_two
+from trtbatch.core.sidecar import Artifact, Sidecar
+from trtbatch.core.store import ENGINES
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import AccuracyError, BuildError, ExecutionError, MissingPackageError, PrecisionError, RowsError
 from trtbatch.onnx_graph.dtypes import float_types, kinds, products
 from trtbatch.onnx_graph.fusing import PREFIX, fuse
@@ -83,7 +85,7 @@ def build(request: BuildRequest) -> Artifact:
     with files.scratch(target) as folder:
         files.require_space(target, source.sidecar.artifact.bytes)
         made = make(request, builder, source, target, folder)
-        return artifacts.publish(made.path, target, made.sidecar, _companions(made))
+        return store.publish(made.path, target, made.sidecar, _companions(made))
 
 
 def _build_best(request: BuildRequest, builder: Builder, source: Artifact, target: Path, folder: Path) -> Artifact:
@@ -278,7 +280,7 @@ def _with_seen(sidecar: Sidecar, seen: Examined, facts: dict[str, Any], original
         accuracy=seen.accuracy,
         layer_precisions=seen.layer_precisions,
         build=facts | seen.facts,
-        created=artifacts.now(),
+        created=store.now(),
     )
 
 
@@ -336,8 +338,8 @@ def _sidecar(
     own = [kind for kind in _BITS_ORDER if kind in held and kind in computes.values()]
     return Sidecar(
         kind="engine",
-        artifact=artifacts.record_file(built.file),
-        companions=tuple(artifacts.record_file(path) for path in built.companions),
+        artifact=store.record_file(built.file),
+        companions=tuple(store.record_file(path) for path in built.companions),
         inputs=built.inputs,
         outputs=built.outputs,
         model=known.model,

@@ -10,8 +10,8 @@ import numpy as np
 
 from trtbatch.backends import open_engine
 from trtbatch.benchmark.bench import measure
-from trtbatch.core.artifacts import Accuracy, Artifact
 from trtbatch.core.rows import random_inputs
+from trtbatch.core.sidecar import Accuracy, Artifact
 
 __all__ = ["TOLERANCE", "Candidate", "Try", "fastest", "fastest_try", "timed"]
 

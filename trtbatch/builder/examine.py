@@ -15,10 +15,11 @@ from trtbatch.backends import open_engine
 from trtbatch.backends.base import Engine, Progress, Session
 from trtbatch.builder.outputs import observed
 from trtbatch.builder.timetable import time_profiles
-from trtbatch.core.artifacts import Accuracy, Artifact, Sidecar, TensorSpec
 from trtbatch.core.batches import Profile
 from trtbatch.core.profiles import Measured
 from trtbatch.core.rows import Limit, random_inputs, rows_of
+from trtbatch.core.sidecar import Accuracy, Artifact, Sidecar
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import AccuracyError, PrecisionError, RowsError, TrtbatchError
 from trtbatch.onnx_graph.dtypes import Overflow, OverflowSearch
 from trtbatch.onnx_graph.read import what_fixes_the_batch

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from trtbatch.core import artifacts
-from trtbatch.core.artifacts import Artifact, Sidecar
+from trtbatch.core import store
 from trtbatch.core.batches import Profile
+from trtbatch.core.sidecar import Artifact, Sidecar
 
 __all__ = ["forecast"]
 
@@ -43,7 +43,7 @@ def forecast(source: Artifact, precision: str | None, profiles: Sequence[Profile
 def _earlier(source: Artifact, precision: str | None, folder: Path) -> Artifact | None:
     """The newest engine of the same file, one of the same precision first."""
     own = source.sidecar.artifact.sha256
-    engines = artifacts.listed("engine", folder, tell=lambda words: None)
+    engines = store.listed("engine", folder, tell=lambda words: None)
     found = [artifact for artifact in engines if _is_of(artifact.sidecar, own)]
     same = [each for each in found if each.sidecar.precision_asked == (precision or "default")]
     return max(same or found, key=lambda each: each.sidecar.created, default=None)

@@ -10,8 +10,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from trtbatch.backends.base import Session
-from trtbatch.core.artifacts import BATCH_AXIS, TensorSpec
 from trtbatch.core.rows import random_inputs
+from trtbatch.core.tensors import BATCH_AXIS, TensorSpec
 
 __all__ = ["observed"]
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from trtbatch.core.artifacts import TensorSpec
 from trtbatch.core.batches import Profile
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import ProfileError, UsageError
 from trtbatch.onnx_graph.read import load_onnx
 from trtbatch.util import optional

@@ -9,9 +9,9 @@ from pathlib import Path
 from trtbatch.backends import choose_builder
 from trtbatch.backends.base import BuildPlan, Built, Range
 from trtbatch.builder.request import BuildRequest, builder_settings, refuse_target
-from trtbatch.core import artifacts
-from trtbatch.core.artifacts import Artifact, ModelRecord, Sidecar
+from trtbatch.core import store
 from trtbatch.core.batches import Profile
+from trtbatch.core.sidecar import Artifact, ModelRecord, Sidecar
 from trtbatch.errors import RowsError, UsageError
 from trtbatch.images.preprocessor import (
     SUFFIX,
@@ -78,7 +78,7 @@ def build_preprocessor(request: BuildRequest) -> Artifact:
         sidecar = _sidecar(record, request.onnx, built, time.perf_counter() - began)
         request.progress("comparing its pixels with Pillow's", None)
         _compare(Artifact(built.file, sidecar), record, request.device)
-        return artifacts.publish(built.file, target, sidecar)
+        return store.publish(built.file, target, sidecar)
 
 
 def _refuse_options(request: BuildRequest) -> None:
@@ -103,18 +103,18 @@ def size_ranges(record: PreprocessorRecord) -> dict[str, Range]:
 def _sidecar(record: PreprocessorRecord, source: Path, built: Built, seconds: float) -> Sidecar:
     return Sidecar(
         kind="preprocessor",
-        artifact=artifacts.record_file(built.file),
+        artifact=store.record_file(built.file),
         inputs=record.inputs,
         outputs=(record.output,),
         model=ModelRecord(record.source.file, "none"),
-        source=artifacts.record_file(source),
+        source=store.record_file(source),
         source_path=source.name,
         backend="tensorrt",
         preprocessing=record.recipe,
         build={"build_seconds": round(seconds, 3), "max_size": record.max_size},
         tools=built.tools,
         device=built.device,
-        created=artifacts.now(),
+        created=store.now(),
     )
 
 

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from trtbatch.backends import warn_of_random
 from trtbatch.backends.base import Builder, BuilderOptions
-from trtbatch.core import artifacts
-from trtbatch.core.artifacts import Artifact, ModelRecord, Sidecar
+from trtbatch.core import hints, store
 from trtbatch.core.batches import Profile
+from trtbatch.core.sidecar import Artifact, ModelRecord, Sidecar
 from trtbatch.errors import PrecisionError, UsageError
 from trtbatch.onnx_graph.read import load_onnx, opset_of, read_specs
 from trtbatch.quantization.precision import CONVERTED, QUANTIZED, is_random
@@ -216,7 +216,7 @@ def source_of(request: BuildRequest) -> Artifact:
     path = request.onnx
     if path is None:
         dynamic = bool(request.profiles)
-        artifact = artifacts.newest(
+        artifact = store.newest(
             "onnx",
             lambda s: s.conversion is None and (s.is_dynamic or not dynamic),
             _wanted(request),
@@ -224,11 +224,11 @@ def source_of(request: BuildRequest) -> Artifact:
         )
         note(f"building the newest that fits: {artifact.path}")
     elif not files.sidecar_path(path).is_file():
-        artifacts.refuse_other_file(path, "onnx")
+        hints.refuse_other_file(path, "onnx")
         return foreign(path)
     else:
-        artifact = artifacts.load(path, "onnx")
-    artifacts.check_file(artifact)
+        artifact = store.load(path, "onnx")
+    store.check_file(artifact)
     warn_of_random(artifact.sidecar)
     return artifact
 
@@ -249,7 +249,7 @@ def foreign(path: Path) -> Artifact:
     inputs, outputs = read_specs(model, path.name)
     note(f"{path} has no sidecar: inputs and outputs are read from the file; preprocessing and classes are unknown")
     record = ModelRecord(path.stem, f"of {path.name}", model.producer_name or None, opset_of(model))
-    return Artifact(path, Sidecar("onnx", artifacts.record_file(path), inputs, outputs, record))
+    return Artifact(path, Sidecar("onnx", store.record_file(path), inputs, outputs, record))
 
 
 def stem_of(onnx: Path, request: BuildRequest) -> str:
@@ -264,7 +264,7 @@ def original_of(converted: Artifact) -> Artifact:
     """The float32 file of a converted one, where it is still there; else the converted one."""
     record, sidecar = converted.sidecar.source, converted.sidecar
     path = converted.path.parent / (sidecar.source_path or "")
-    if record is not None and path.is_file() and artifacts.record_file(path).sha256 == record.sha256:
-        return artifacts.load(path, "onnx") if files.sidecar_path(path).is_file() else foreign(path)
+    if record is not None and path.is_file() and store.record_file(path).sha256 == record.sha256:
+        return store.load(path, "onnx") if files.sidecar_path(path).is_file() else foreign(path)
     note(f"the float32 file of {converted.path} isn't there: the accuracy is taken against itself")
     return converted

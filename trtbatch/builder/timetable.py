@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from trtbatch.backends.base import Session
 from trtbatch.benchmark.bench import measure
-from trtbatch.core.artifacts import Sidecar
 from trtbatch.core.batches import pick_profile
 from trtbatch.core.profiles import Measured
 from trtbatch.core.rows import random_inputs
+from trtbatch.core.sidecar import Sidecar
 from trtbatch.errors import ExecutionError
 
 __all__ = ["time_profiles"]

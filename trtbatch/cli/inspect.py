@@ -26,7 +26,9 @@ def command(
 
     The exit code is 1 where the sidecar and the engine differ.
     """
-    from trtbatch.core.artifacts import Artifact, build_line, is_engine, refuse_other_file
+    from trtbatch.core.hints import build_line, refuse_other_file
+    from trtbatch.core.sidecar import Artifact
+    from trtbatch.core.store import is_engine
     from trtbatch.diagnostics.inspection import inspect_engine, inspect_onnx
     from trtbatch.diagnostics.preprocessor_report import inspect_preprocessor, is_preprocessor_file
     from trtbatch.errors import ArtifactError, UsageError

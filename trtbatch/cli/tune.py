@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from trtbatch.core.artifacts import Artifact, Interval
+    from trtbatch.core.sidecar import Artifact, Interval
     from trtbatch.tuner.capacity import Largest
     from trtbatch.tuner.search import Trial
     from trtbatch.tuner.tune import TuneResult

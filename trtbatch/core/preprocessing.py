@@ -18,7 +18,8 @@ from trtbatch.util import optional
 if TYPE_CHECKING:  # the ONNX tools aren't needed to open an image
     from PIL.Image import Image
 
-    from trtbatch.core.artifacts import Sidecar, TensorSpec
+    from trtbatch.core.sidecar import Sidecar
+    from trtbatch.core.tensors import TensorSpec
 
 __all__ = ["READERS", "Preprocessing", "choose_reader", "image_input", "orientation_of", "refuse_reader"]
 

@@ -30,8 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.backends.base import layout_fix, refuse_integers
-from trtbatch.core.artifacts import Sidecar, TensorSpec
 from trtbatch.core.preprocessing import image_input
+from trtbatch.core.sidecar import Sidecar
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import InputError, UsageError
 from trtbatch.images.host import open_image, typed
 from trtbatch.runtime.loaded import LoadedEngine, load

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch.core.artifacts import Sidecar
 from trtbatch.core.preprocessing import image_input
+from trtbatch.core.sidecar import Sidecar
 from trtbatch.deployment.predictor import PIXELS, prepare
 from trtbatch.deployment.store import Kind, Store, named, npy_header, parquet_columns
 from trtbatch.util import optional

@@ -33,9 +33,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trtbatch.backends import resolve_engine
-from trtbatch.core.artifacts import Artifact, Sidecar
 from trtbatch.core.batches import refuse_outside
 from trtbatch.core.preprocessing import choose_reader
+from trtbatch.core.sidecar import Artifact, Sidecar
 from trtbatch.deployment.predictor import IMAGE_COLUMNS, PIXELS, READY, Predictor
 from trtbatch.deployment.rayresults import audit, claim, done_rows, refuse_file_name, refuse_taken, write_rows
 from trtbatch.deployment.rayrows import read_rows

@@ -13,8 +13,9 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from trtbatch.backends.base import array_fix, refuse_integers
-from trtbatch.core.artifacts import Sidecar, TensorSpec
 from trtbatch.core.preprocessing import image_input
+from trtbatch.core.sidecar import Sidecar
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import InputError, TrtbatchError, UsageError, reading_fix
 from trtbatch.util import optional
 from trtbatch.util.text import shortened, written

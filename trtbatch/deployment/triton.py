@@ -31,9 +31,11 @@ from typing import Any
 
 from trtbatch.backends import resolve_engine
 from trtbatch.builder.planning import prepared
-from trtbatch.core import artifacts
-from trtbatch.core.artifacts import Artifact, Sidecar, TensorSpec, check_file
+from trtbatch.core import store
 from trtbatch.core.profiles import gaps
+from trtbatch.core.sidecar import Artifact, Sidecar
+from trtbatch.core.store import check_file
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.deployment.tritonbatching import Batching, batching, one_size
 from trtbatch.deployment.tritonimages import PIPELINE, image_models, image_names, refuse_unprepared
 from trtbatch.errors import ArtifactError, UsageError, from_os_error
@@ -198,7 +200,7 @@ def _onnx_of(artifact: Artifact) -> Path:
     """
     path = find_built(artifact)
     if sidecar_path(path).is_file():
-        check_file(artifacts.load(path, "onnx"))
+        check_file(store.load(path, "onnx"))
     for name in external_files(load_onnx(path)):
         if not (path.parent / name).is_file():
             raise ArtifactError(f"{path.parent / name} is missing; {path.name} needs it", "put it back")

@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trtbatch.core.artifacts import Sidecar, Tuned
 from trtbatch.core.profiles import powers_of_two
+from trtbatch.core.sidecar import Sidecar, Tuned
 from trtbatch.errors import UsageError
 
 __all__ = ["DELAY", "Batching", "batching", "one_size", "parse_delay", "preferred_sizes"]

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from trtbatch.backends import open_engine
-from trtbatch.core import artifacts
-from trtbatch.core.artifacts import Artifact, Sidecar, TensorSpec
+from trtbatch.core import store
+from trtbatch.core.sidecar import Artifact, Sidecar
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import ArtifactError, TrtbatchError, UsageError
 from trtbatch.onnx_graph.read import FixedBatch, fixed_batch_nodes, load_onnx, opset_of, read_specs
 from trtbatch.onnx_graph.run import fold
@@ -124,7 +125,7 @@ def inspect_onnx(path: Path) -> OnnxReport:
         operators=dict(Counter(node.op_type for node in model.graph.node).most_common()),
         dynamic=is_open and not fixed_by,
         fixed_by=fixed_by,
-        sidecar=artifacts.load(path, "onnx").sidecar if beside.is_file() else None,
+        sidecar=store.load(path, "onnx").sidecar if beside.is_file() else None,
     )
 
 
@@ -158,12 +159,12 @@ def inspect_engine(path: Path) -> EngineReport:
     Raises:
         ArtifactError: no such engine, or no sidecar.
     """
-    artifact = artifacts.load(path, "engine")
+    artifact = store.load(path, "engine")
     facts: tuple[Difference, ...] = ()
     layers: tuple[Layer, ...] = ()
     damaged = unopened = None
     try:
-        artifacts.check_file(artifact)
+        store.check_file(artifact)
     except ArtifactError as error:
         damaged = unopened = error.problem
     else:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from trtbatch.core import artifacts
-from trtbatch.core.artifacts import Artifact, Sidecar, TensorSpec
+from trtbatch.core import store
 from trtbatch.core.preprocessing import Preprocessing
+from trtbatch.core.sidecar import Artifact, Sidecar
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import ArtifactError
 from trtbatch.images.preprocessor import KEY, engine_record, read_record
 from trtbatch.onnx_graph.read import load_onnx
@@ -67,7 +68,7 @@ def inspect_preprocessor(path: Path) -> PreprocessorReport:
 
 def _engine(path: Path) -> Artifact | None:
     try:
-        return artifacts.load(path, "preprocessor")
+        return store.load(path, "preprocessor")
     except ArtifactError:
         return None
 
@@ -78,7 +79,7 @@ def _metadata(path: Path) -> dict[str, str]:
 
 def _damage(artifact: Artifact) -> str | None:
     try:
-        artifacts.check_file(artifact)
+        store.check_file(artifact)
     except ArtifactError as error:
         return error.problem
     return None

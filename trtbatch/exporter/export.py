@@ -14,8 +14,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch.core import artifacts
-from trtbatch.core.artifacts import BATCH_AXIS, ENGINES, Artifact, ModelRecord, Sidecar, TensorSpec
+from trtbatch.core import store
+from trtbatch.core.sidecar import Artifact, ModelRecord, Sidecar
+from trtbatch.core.store import ENGINES
+from trtbatch.core.tensors import BATCH_AXIS, TensorSpec
 from trtbatch.errors import ModelError, UsageError
 from trtbatch.exporter.exporters import Exporter, Trace, choose_exporter, refuse_opset
 from trtbatch.exporter.models import load_model
@@ -91,8 +93,8 @@ def export(request: ExportRequest) -> Artifact:
         prove(trace, made, reference)
         sidecar = Sidecar(
             kind="onnx",
-            artifact=artifacts.record_file(made),
-            companions=tuple(artifacts.record_file(path) for path in companions),
+            artifact=store.record_file(made),
+            companions=tuple(store.record_file(path) for path in companions),
             inputs=inputs,
             outputs=outputs,
             model=ModelRecord(
@@ -108,14 +110,14 @@ def export(request: ExportRequest) -> Artifact:
             preprocessing=model.preprocessing,
             classes=model.classes,
             tools={name: found for name in ("torch", "torchvision", "onnx") if (found := optional.version(name))},
-            created=artifacts.now(),
+            created=store.now(),
         )
         if request.input_dtype == "uint8":
             refuse_unfusable(sidecar, model.name)
             room = folder / "fused"
             room.mkdir()
             made, sidecar, companions = write_fused(made, sidecar, request.layout, room / target.name)
-        return artifacts.publish(made, target, sidecar, companions)
+        return store.publish(made, target, sidecar, companions)
 
 
 def _refuse_output(output: Path | None) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trtbatch.core.artifacts import BATCH_AXIS, TensorSpec
+from trtbatch.core.tensors import BATCH_AXIS, TensorSpec
 from trtbatch.errors import ExportError, MissingPackageError, UsageError
 from trtbatch.exporter.torchmodel import TorchModel, flatten_outputs
 from trtbatch.onnx_graph.read import load_onnx, opset_of

@@ -11,8 +11,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from trtbatch.core.artifacts import TensorSpec
 from trtbatch.core.rows import as_rows, tolerance, wrong_rows
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import ExecutionError, ExportError, ModelError, TrtbatchError
 from trtbatch.exporter.exporters import Trace
 from trtbatch.onnx_graph.read import what_fixes_the_batch

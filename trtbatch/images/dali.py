@@ -38,7 +38,7 @@ from trtbatch.util.log import note
 from trtbatch.util.trace import NO_TRACE, Recorder
 
 if TYPE_CHECKING:
-    from trtbatch.core.artifacts import TensorSpec
+    from trtbatch.core.tensors import TensorSpec
 
 __all__ = ["INPUT", "THREADS", "DaliReader", "ImageBatch", "Jpeg", "geometry", "jpeg_size", "pipeline", "serialize"]
 

@@ -21,7 +21,7 @@ from trtbatch.util.text import shortened
 from trtbatch.util.trace import NO_TRACE, Recorder
 
 if TYPE_CHECKING:  # the ONNX tools aren't needed to open an image
-    from trtbatch.core.artifacts import TensorSpec
+    from trtbatch.core.tensors import TensorSpec
 
 __all__ = [
     "FORMATS",

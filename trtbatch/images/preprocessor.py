@@ -20,9 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.backends import open_engine
-from trtbatch.core import artifacts
-from trtbatch.core.artifacts import ENGINES, Artifact, FileRecord, Sidecar, TensorSpec
+from trtbatch.core import hints, store
 from trtbatch.core.preprocessing import Preprocessing, image_input
+from trtbatch.core.sidecar import Artifact, FileRecord, Sidecar
+from trtbatch.core.store import ENGINES
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import ArtifactError, ExportError, InputError, UsageError
 from trtbatch.images.resample import matrices, rows_first
 from trtbatch.onnx_graph.run import OnnxReference
@@ -161,8 +163,8 @@ def export_preprocessor(artifact: Path | None = None, max_size: int = MAX_SIZE, 
 
 def _source(path: Path | None) -> Artifact:
     if path is not None:
-        return artifacts.load(path, "engine" if artifacts.is_engine(path) else "onnx")
-    artifact = artifacts.newest("engine", lambda sidecar: sidecar.preprocessing is not None, "engine for images")
+        return store.load(path, "engine" if store.is_engine(path) else "onnx")
+    artifact = store.newest("engine", lambda sidecar: sidecar.preprocessing is not None, "engine for images")
     note(f"using the newest engine that takes images: {artifact.path}")
     return artifact
 
@@ -190,7 +192,7 @@ def describe(sidecar: Sidecar, max_size: int = MAX_SIZE) -> PreprocessorRecord:
         raise UsageError(problem, "export again")
     tools = {"onnx": found} if (found := optional.version("onnx")) else {}
     output = TensorSpec(OUTPUT, spec.dtype, shape)
-    return PreprocessorRecord(recipe, output, max_size, sidecar.artifact, tools=tools, created=artifacts.now())
+    return PreprocessorRecord(recipe, output, max_size, sidecar.artifact, tools=tools, created=store.now())
 
 
 def _sample_shape(recipe: Preprocessing) -> tuple[int, ...]:
@@ -257,7 +259,7 @@ class OnnxPreprocessor:
         ort = optional.require("onnxruntime", "run ONNX files")
         if not path.is_file():
             raise ArtifactError(f"{path} doesn't exist", "run: trtbatch export-preprocessor")
-        artifacts.refuse_other_file(path, "preprocessor")
+        hints.refuse_other_file(path, "preprocessor")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or 0
         self._run = OnnxReference(path, options)

@@ -23,10 +23,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch.core import artifacts
-from trtbatch.core.artifacts import Artifact, Sidecar, TensorSpec
+from trtbatch.core import store
 from trtbatch.core.preprocessing import Preprocessing
 from trtbatch.core.rows import as_rows, random_inputs, wrong_rows
+from trtbatch.core.sidecar import Artifact, Sidecar
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import ExportError, UsageError
 from trtbatch.onnx_graph.read import load_onnx
 from trtbatch.onnx_graph.run import OnnxReference
@@ -81,7 +82,7 @@ def fuse(source: Artifact, layout: Layout, folder: Path) -> Artifact:
             source=sidecar.artifact,
             source_path=os.path.relpath(source.path.resolve(), target.resolve().parent),
         )
-        return artifacts.publish(made, target, fused, companions)
+        return store.publish(made, target, fused, companions)
 
 
 def write_fused(path: Path, sidecar: Sidecar, layout: Layout, made: Path) -> tuple[Path, Sidecar, tuple[Path, ...]]:
@@ -102,11 +103,11 @@ def write_fused(path: Path, sidecar: Sidecar, layout: Layout, made: Path) -> tup
     prove_fused(path, made, replace(sidecar, preprocessing=recipe), spec)
     fused = replace(
         sidecar,
-        artifact=artifacts.record_file(made),
-        companions=tuple(artifacts.record_file(each) for each in companions),
+        artifact=store.record_file(made),
+        companions=tuple(store.record_file(each) for each in companions),
         inputs=(spec,),
         preprocessing=recipe,
-        created=artifacts.now(),
+        created=store.now(),
     )
     return made, fused, companions
 
@@ -117,13 +118,13 @@ def _found(target: Path, source: Artifact, layout: Layout) -> Artifact | None:
     Raises:
         UsageError: the name is taken by something that wasn't made so.
     """
-    artifact = artifacts.occupant(target, _is_fused, "its preprocessing was fused")
+    artifact = store.occupant(target, _is_fused, "its preprocessing was fused")
     if artifact is None:
         return None
     if artifact.sidecar.source is None:
         raise UsageError(f"{target} is in the way: it was exported so", f"build that: trtbatch build {target}")
     recipe = artifact.sidecar.preprocessing
-    same = recipe is not None and recipe.fused == layout and artifacts.still_made_from(artifact, source)
+    same = recipe is not None and recipe.fused == layout and store.still_made_from(artifact, source)
     return artifact if same and _is_looked_up(artifact.path) else None
 
 

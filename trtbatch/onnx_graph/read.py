@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trtbatch.core.artifacts import BATCH_AXIS, TensorSpec
+from trtbatch.core.tensors import BATCH_AXIS, TensorSpec
 from trtbatch.errors import ArtifactError, UsageError
 from trtbatch.onnx_graph.run import fold
 from trtbatch.util import optional

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trtbatch.core.artifacts import TensorSpec
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.util import optional
 
 __all__ = ["ProductBytes", "bytes_moved", "macs_of", "product_bytes"]

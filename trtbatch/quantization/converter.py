@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch.core.artifacts import Artifact, Conversion
+from trtbatch.core.sidecar import Artifact, Conversion
 from trtbatch.errors import MissingPackageError, PrecisionError
 from trtbatch.onnx_graph.read import external_files, load_onnx
 from trtbatch.util import optional

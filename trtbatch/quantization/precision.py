@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.backends.base import Progress
-from trtbatch.core import artifacts
-from trtbatch.core.artifacts import Artifact, Conversion, Sidecar, TensorSpec
+from trtbatch.core import store
+from trtbatch.core.sidecar import Artifact, Conversion, Sidecar
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import ArtifactError, InputError, PrecisionError, UsageError
 from trtbatch.onnx_graph.dtypes import (
     PRODUCTS,
@@ -92,7 +93,7 @@ class ConversionRequest:
     calibration: str | None = None
     method: Literal["entropy", "max"] | None = None
     seed: int = 0
-    folder: Path = artifacts.ENGINES
+    folder: Path = store.ENGINES
     progress: Progress = lambda words, share: None
 
 
@@ -244,11 +245,11 @@ def _found(target: Path, source: Artifact, wanted: Conversion) -> Artifact | Non
     Raises:
         UsageError: the name is taken by something that isn't a conversion.
     """
-    artifact = artifacts.occupant(target, lambda sidecar: sidecar.conversion is not None, "trtbatch converted it")
+    artifact = store.occupant(target, lambda sidecar: sidecar.conversion is not None, "trtbatch converted it")
     own = None if artifact is None else artifact.sidecar.conversion
     if artifact is None or own is None or own.settings != wanted.settings:
         return None
-    return artifact if artifacts.still_made_from(artifact, source) else None
+    return artifact if store.still_made_from(artifact, source) else None
 
 
 def _publish(made: Path, target: Path, source: Artifact, wanted: Conversion, tools: dict[str, str]) -> Artifact:
@@ -292,8 +293,8 @@ def _publish(made: Path, target: Path, source: Artifact, wanted: Conversion, too
     inputs, outputs = (_retyped(specs, infos) for specs, infos in _sides(source.sidecar, model))
     sidecar = replace(
         source.sidecar,
-        artifact=artifacts.record_file(final),
-        companions=tuple(artifacts.record_file(path) for path in companions),
+        artifact=store.record_file(final),
+        companions=tuple(store.record_file(path) for path in companions),
         inputs=inputs,
         outputs=outputs,
         model=replace(source.sidecar.model, opset=opset_of(model)),
@@ -301,9 +302,9 @@ def _publish(made: Path, target: Path, source: Artifact, wanted: Conversion, too
         source_path=os.path.relpath(source.path.resolve(), target.resolve().parent),
         conversion=replace(wanted, stayed=stayed, tools=tools),
         tools=source.sidecar.tools | tools,
-        created=artifacts.now(),
+        created=store.now(),
     )
-    return artifacts.publish(final, target, sidecar, companions)
+    return store.publish(final, target, sidecar, companions)
 
 
 def _refuse_none(name: str, computes: Mapping[str, str], stayed: Sequence[str], wanted: Conversion) -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from trtbatch.benchmark.bench import THROTTLED, BatchResult, BenchResult
 from trtbatch.benchmark.duel import DuelResult, ProfileLine, ProfilesResult
 from trtbatch.benchmark.run import Contender
-from trtbatch.core.artifacts import ModelRecord
 from trtbatch.core.rows import named_rows
+from trtbatch.core.sidecar import ModelRecord
 from trtbatch.reporting.series import rate
 from trtbatch.util.files import atomic_file
 from trtbatch.util.jsonfile import write_record

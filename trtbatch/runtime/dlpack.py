@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.backends.base import refuse_integers
-from trtbatch.core.artifacts import TensorSpec
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import InputError
 from trtbatch.util.text import shortened
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.backends.base import RowWriter, Slot, conform
-from trtbatch.core.artifacts import TensorSpec
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import InputError
 from trtbatch.images.dali import DaliReader, ImageBatch, Item
 from trtbatch.images.host import Loaded, Skipped, cropped

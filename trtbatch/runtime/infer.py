@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from trtbatch.backends import open_engine, resolve_engine
 from trtbatch.backends.base import Engine
-from trtbatch.core import artifacts
-from trtbatch.core.artifacts import Artifact, Sidecar, TensorSpec
+from trtbatch.core import store
 from trtbatch.core.batches import MAX_BATCH, refuse_outside
 from trtbatch.core.preprocessing import Preprocessing, choose_reader, refuse_reader
 from trtbatch.core.profiles import split_batch
+from trtbatch.core.sidecar import Artifact, Sidecar
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import InputError, ProfileError, UsageError
 from trtbatch.images.dali import DaliReader
 from trtbatch.images.preprocessor import OnnxPreprocessor, open_preprocessor
@@ -216,7 +217,7 @@ def _preprocessor(request: InferRequest, source: Source, artifact: Artifact) -> 
     if path.name.endswith(".engine"):
         if sidecar.backend != "tensorrt":
             raise UsageError(f"{path} runs on a GPU, and {artifact.path} doesn't", "name the .pre.onnx file")
-        own = artifacts.load(path, "preprocessor")
+        own = store.load(path, "preprocessor")
         if not _fills(own.sidecar.outputs[0], own.sidecar.preprocessing, sidecar):
             raise _made_for_another(path, own.sidecar.model.name, artifact.path)
         note(f"preprocessor: {path}")

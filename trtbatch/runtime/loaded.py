@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 
 from trtbatch.backends import open_engine, resolve_engine
 from trtbatch.backends.base import Engine, Session, Slot, batch_of, conform, refuse_integers
-from trtbatch.core.artifacts import Sidecar, TensorSpec
 from trtbatch.core.preprocessing import choose_reader, image_input
 from trtbatch.core.profiles import split_batch
+from trtbatch.core.sidecar import Sidecar
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import ExecutionError, InputError, UsageError
 from trtbatch.images.dali import DaliReader, ImageBatch
 from trtbatch.images.host import ImageLike, Loaded, Skipped, read_ahead, sample

@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.backends.base import Session
-from trtbatch.core.artifacts import TensorSpec
 from trtbatch.core.batches import Profile, pick_profile
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.images.host import Skipped
 from trtbatch.runtime.feeds import BlockFeed, Feed, FillableSlot, ImageFeed, Room, RowFeed, write_rows
 from trtbatch.runtime.sources import BlockSource, ImageSource, Source

@@ -22,7 +22,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch.core.artifacts import Sidecar, TensorSpec
+from trtbatch.core.sidecar import Sidecar
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import UsageError
 from trtbatch.util.files import atomic_file
 from trtbatch.util.log import warn

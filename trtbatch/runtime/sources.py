@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.backends.base import array_fix, conform, refuse_integers
-from trtbatch.core.artifacts import Sidecar, TensorSpec
 from trtbatch.core.preprocessing import Preprocessing, image_input
 from trtbatch.core.rows import random_inputs
+from trtbatch.core.sidecar import Sidecar
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import InputError, UsageError, reading_fix, unreadable
 from trtbatch.images.host import CHUNK, FORMATS, ImageLike, Loaded, Skipped, open_image, plain, read_ahead, sample
 from trtbatch.util.log import note, warn

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.backends.base import Engine, Slot
-from trtbatch.core.artifacts import Sidecar
 from trtbatch.core.rows import random_inputs
+from trtbatch.core.sidecar import Sidecar
 from trtbatch.errors import ExecutionError
 from trtbatch.runtime.pipeline import SPARE
 

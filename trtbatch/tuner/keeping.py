@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from trtbatch.core import artifacts
-from trtbatch.core.artifacts import Artifact
+from trtbatch.core import store
+from trtbatch.core.sidecar import Artifact
 from trtbatch.errors import ArtifactError, TrtbatchError, from_os_error
 from trtbatch.util import files
 
@@ -31,7 +31,7 @@ _FIX = "pass --no-save to leave the sidecar as it is (--json keeps the result), 
 def keep(artifact: Artifact, **fields: Any) -> str:
     """Write fields into the sidecar; why that couldn't be done, empty where it was."""
     try:
-        artifacts.rewrite(artifact, **fields)
+        store.rewrite(artifact, **fields)
     except OSError as error:
         return from_os_error(error).problem
     except ArtifactError as error:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from trtbatch.backends import open_engine, resolve_engine, runs_here
 from trtbatch.builder.timetable import time_profiles
-from trtbatch.core import artifacts
-from trtbatch.core.artifacts import Artifact, FileRecord, Planned
+from trtbatch.core import hints, store
 from trtbatch.core.batches import Profile, pick_profile
 from trtbatch.core.profiles import MAX_PROFILES, Measured
+from trtbatch.core.sidecar import Artifact, FileRecord, Planned
 from trtbatch.errors import ArtifactError, UsageError
 from trtbatch.onnx_graph.read import load_onnx, read_specs
 from trtbatch.tuner.keeping import keep, refuse_unkeepable
@@ -150,7 +150,7 @@ def plan(request: PlanRequest) -> PlanResult:
     profiles = tuple(Profile(smallest, opt, opt) for opt in chosen.opts)
     found = PlanResult(
         engine=artifact.path.name,
-        traffic=artifacts.record_file(request.traffic),
+        traffic=store.record_file(request.traffic),
         requests=sum(counts.values()),
         sizes=len(counts),
         lines=lines,
@@ -160,7 +160,7 @@ def plan(request: PlanRequest) -> PlanResult:
         by_batch_alone=model.by_batch_alone,
         extrapolated=beyond,
         command=_command(artifact, profiles, counts),
-        created=artifacts.now(),
+        created=store.now(),
         saved=request.save,
     )
     _tell_missing(artifact)
@@ -174,7 +174,7 @@ def _refuse_fixed(artifact: Artifact) -> None:
     Raises:
         UsageError: with that size.
     """
-    named = artifacts.built_from(artifact)
+    named = hints.built_from(artifact)
     if artifact.sidecar.is_dynamic or not named or not Path(named[0]).is_file():
         return
     inputs, _ = read_specs(load_onnx(Path(named[0])), named[0])
@@ -234,18 +234,18 @@ def _enough(lines: tuple[PlanLine, ...]) -> PlanLine:
 
 def _command(artifact: Artifact, profiles: tuple[Profile, ...], counts: Mapping[int, int]) -> str:
     """The line that builds an engine with these profiles; it times the traffic's sizes too, where they aren't many."""
-    words = ["trtbatch", "build", *artifacts.built_from(artifact)]
+    words = ["trtbatch", "build", *hints.built_from(artifact)]
     for profile in profiles:
         words += ["--profile", str(profile)]
     if len(counts) <= _MOST_NAMED:
         words += ["--batch", ",".join(map(str, counts))]
-    return shlex.join([*words, *artifacts.precision_words(artifact.sidecar)])
+    return shlex.join([*words, *hints.precision_words(artifact.sidecar)])
 
 
 def _tell_missing(artifact: Artifact) -> None:
     """Warn where the build line can't run as it stands: its ONNX file isn't there, or isn't known."""
     source = artifact.sidecar.source
-    named = artifacts.built_from(artifact)
+    named = hints.built_from(artifact)
     if not named:
         warn(f"the ONNX file that {artifact.path.name} was built from isn't recorded: name it in the build line")
     elif not Path(named[0]).is_file():

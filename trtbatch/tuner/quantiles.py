@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch.core.artifacts import Interval
+from trtbatch.core.sidecar import Interval
 
 __all__ = ["CONFIDENCE", "percentile_interval", "runs_needed"]
 

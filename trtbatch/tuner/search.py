@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from trtbatch.core.artifacts import Interval
+from trtbatch.core.sidecar import Interval
 
 __all__ = ["NEAR", "Goal", "Outcome", "Trial", "budget_for", "search"]
 

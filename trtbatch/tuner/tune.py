@@ -18,9 +18,9 @@ from trtbatch.benchmark.clocks import ClockWatch
 from trtbatch.benchmark.loops import MIN_ITERATIONS, TIME_OUT, Loop, Samples, StopRule, collect
 from trtbatch.benchmark.request import MOST_STREAMS
 from trtbatch.benchmark.run import Run
-from trtbatch.core.artifacts import Artifact, Sidecar, Tuned
 from trtbatch.core.batches import pick_profile, refuse_outside
 from trtbatch.core.profiles import powers_of_two
+from trtbatch.core.sidecar import Artifact, Sidecar, Tuned
 from trtbatch.errors import ExecutionError, TrtbatchError, UsageError
 from trtbatch.tuner.capacity import Largest, attempt, find_largest
 from trtbatch.tuner.keeping import keep, refuse_unkeepable

@@ -19,7 +19,7 @@ import numpy as np
 
 from trtbatch.backends.base import Engine, Session, Slot
 from trtbatch.benchmark.loops import WINDOW_MS, Loop, Milliseconds, Taken
-from trtbatch.core.artifacts import Artifact, Interval, Sidecar
+from trtbatch.core.sidecar import Artifact, Interval, Sidecar
 from trtbatch.util.statistics import median_interval
 from trtbatch.verification.checks import RowChecker, require_slots
 

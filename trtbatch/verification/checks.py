@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.backends.base import Session, Slot
-from trtbatch.core.artifacts import Sidecar, TensorSpec
 from trtbatch.core.rows import as_rows, named_rows, random_inputs, rows_of, tolerance, valid_only, wrong_rows
+from trtbatch.core.sidecar import Sidecar
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import RowsError
 
 __all__ = ["CHECKS", "Finding", "RowChecker", "fill_slot", "require_same_rows", "require_slots"]

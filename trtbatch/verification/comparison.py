@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch.core.artifacts import TensorSpec
 from trtbatch.core.rows import Comparison, Limit, as_rows, compare, tolerance, valid_only
+from trtbatch.core.tensors import TensorSpec
 
 __all__ = ["OutputResult", "SampleResult", "compare_outputs"]
 

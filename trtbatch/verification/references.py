@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.backends.base import conform
-from trtbatch.core.artifacts import ENGINES, Artifact, FileRecord, build_line, record_file, refuse_other_file
+from trtbatch.core.hints import build_line, refuse_other_file
+from trtbatch.core.sidecar import Artifact, FileRecord
+from trtbatch.core.store import ENGINES, record_file
 from trtbatch.errors import ArtifactError, InputError, UsageError, reading_fix, unreadable
 from trtbatch.exporter.models import load_model
 from trtbatch.onnx_graph.fusing import unfused_inputs

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from trtbatch.backends import open_engine, resolve_engine
 from trtbatch.backends.base import Session
-from trtbatch.core import artifacts
-from trtbatch.core.artifacts import Artifact, Sidecar
+from trtbatch.core import store
 from trtbatch.core.batches import refuse_outside
 from trtbatch.core.rows import Limit, random_inputs
+from trtbatch.core.sidecar import Artifact, Sidecar
 from trtbatch.errors import ArtifactError, UsageError
 from trtbatch.onnx_graph.read import what_fixes_the_batch
 from trtbatch.runtime.sources import read_samples
@@ -128,7 +128,7 @@ def verify(request: VerifyRequest) -> VerifyResult:
         tools=sidecar.tools,
         device=sidecar.device,
         environment=environment.describe(),
-        created=artifacts.now(),
+        created=store.now(),
     )
 
 

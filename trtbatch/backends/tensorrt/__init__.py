@@ -6,7 +6,8 @@ import functools
 import os
 import shutil
 
-from trtbatch.core.artifacts import Artifact, build_line
+from trtbatch.core.hints import build_line
+from trtbatch.core.sidecar import Artifact
 from trtbatch.errors import ArtifactError, MissingPackageError
 from trtbatch.util import optional
 

@@ -18,8 +18,11 @@ from trtbatch.backends.tensorrt.buffers import Device, DeviceMemory, Stream
 from trtbatch.backends.tensorrt.graphs import CudaGraph, GraphCache
 from trtbatch.backends.tensorrt.rows import GpuRows
 from trtbatch.backends.tensorrt.slots import Prepared, TensorRTSlot, bytes_of
-from trtbatch.core.artifacts import Artifact, TensorSpec, build_line, record_file
 from trtbatch.core.batches import refuse_no_profile, refuse_outside
+from trtbatch.core.hints import build_line
+from trtbatch.core.sidecar import Artifact
+from trtbatch.core.store import record_file
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import ArtifactError, ExecutionError
 from trtbatch.util import optional
 from trtbatch.util.log import note

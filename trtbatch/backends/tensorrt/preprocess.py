@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from trtbatch.backends.tensorrt.buffers import CudaEvent
 from trtbatch.backends.tensorrt.engine import TensorRTEngine
 from trtbatch.backends.tensorrt.slots import bytes_of
-from trtbatch.core.artifacts import TensorSpec
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import ExecutionError
 
 __all__ = ["TensorRTPreprocessor"]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from trtbatch.backends.tensorrt import compat
 from trtbatch.backends.tensorrt.buffers import Copies, CudaEvent
-from trtbatch.core.artifacts import TensorSpec
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import ExecutionError
 from trtbatch.util import optional
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from trtbatch.backends.base import BuildPlan, Built, Progress
 from trtbatch.backends.tensorrt import buffers, compat
-from trtbatch.core.artifacts import TensorSpec
+from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import BuildError, TrtbatchError, from_os_error
 from trtbatch.onnx_graph.read import load_onnx
 from trtbatch.util import optional

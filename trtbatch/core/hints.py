@@ -1,0 +1,174 @@
+"""What to type next: the command that makes an artifact again, and what to name in place of a wrong file."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+from trtbatch.core.sidecar import Artifact, Kind, Sidecar, read_sidecar
+from trtbatch.errors import ArtifactError
+from trtbatch.util.files import sidecar_path
+
+__all__ = [
+    "ARTICLES",
+    "MAKE",
+    "build_line",
+    "built_from",
+    "instead",
+    "of_other_backend",
+    "precision_words",
+    "refuse_other_file",
+]
+
+ARTICLES: dict[Kind, str] = {"onnx": "an ONNX file", "engine": "an engine", "preprocessor": "a preprocessor"}
+
+MAKE: dict[Kind, str] = {
+    "onnx": "trtbatch export resnet18 --dynamic",
+    "engine": "trtbatch build",
+    "preprocessor": "trtbatch build NAME.pre.onnx",
+}
+
+
+def built_from(artifact: Artifact) -> list[str]:
+    """Return the path of the file that an artifact was made from, as seen from here; empty where it isn't known."""
+    source = artifact.sidecar.source_path
+    return [] if source is None else [os.path.normpath(artifact.path.parent / source)]
+
+
+def build_line(artifact: Artifact) -> str:
+    """Return the command that builds this engine again, in its place, as far as its sidecar tells.
+
+    Calibration samples are not on record as they were given, nor are settings of the builder that decide how long it
+    searches.
+    """
+    sidecar = artifact.sidecar
+    words = ["trtbatch", "build", *(built_from(artifact) or ["ONNX_FILE"])]
+    if sidecar.kind == "engine" and sidecar.is_dynamic:
+        words += [word for profile in sidecar.profiles for word in ("--profile", str(profile))]
+    elif sidecar.kind == "engine":
+        words += ["--static", str(sidecar.profiles[0].max)]
+    words += precision_words(sidecar)
+    for name, value in sidecar.options.items():
+        words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    if sidecar.backend == "onnxruntime":
+        words += ["--backend", "onnxruntime"]
+    return shlex.join([*words, "--output", str(artifact.path)])
+
+
+def precision_words(sidecar: Sidecar) -> list[str]:
+    """Return the options of ``build`` that give an engine the precision that this one has."""
+    conversion, asked = sidecar.conversion, sidecar.precision_asked
+    if asked in (None, "default"):
+        asked = None if conversion is None else conversion.precision
+    words = [] if asked is None else ["--precision", asked]
+    if conversion is not None:
+        words += [] if conversion.io is None else ["--io-precision", conversion.io]
+        words += [word for name in conversion.keep_fp32 for word in ("--keep-fp32", name)]
+        words += ["--calibration", "SAMPLES"] if conversion.method is not None and not conversion.random else []
+    return words
+
+
+def refuse_other_file(path: Path, kind: Kind | None) -> None:
+    """Raise where a path is a folder, or its name says that it is something else than an artifact of this kind.
+
+    Args:
+        kind: None where any kind will do.
+
+    Raises:
+        ArtifactError: a sidecar, another JSON file, a preprocessor, a photograph, a table, …; the file that was meant
+            is named, or what to name.
+    """
+    if path.is_dir():
+        raise ArtifactError(f"{path} is a folder, not {_wanted(kind)}", _one_of_folder(path, kind))
+    if path.suffix.lower() in _OTHERS and path.is_file():
+        what, fix = _OTHERS[path.suffix.lower()]
+        raise ArtifactError(f"{path} is {what}, not {_wanted(kind)}", fix.format(path) or f"name {_wanted(kind)}")
+    if path.suffix == ".json" and path.is_file():
+        _refuse_json(path, kind)
+    if path.name.endswith(".pre.onnx") and kind in ("engine", "onnx") and not sidecar_path(path).is_file():
+        fix = _for_images(path) if kind == "engine" else "name the model's own ONNX file"
+        raise ArtifactError(f"{path} is a preprocessor, not {ARTICLES[kind]}", fix)
+
+
+_PHOTOGRAPH, _TABLE, _ARRAYS = ("a photograph", ""), ("a table", ""), ("a file of arrays", "")
+_WEIGHTS = ("a file of torch weights", "export the model with them: trtbatch export MODEL --dynamic --weights {}")
+
+_OTHERS = {
+    **dict.fromkeys((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"), _PHOTOGRAPH),
+    **dict.fromkeys((".csv", ".tsv", ".jsonl", ".parquet"), _TABLE),
+    **dict.fromkeys((".npy", ".npz"), _ARRAYS),
+    **dict.fromkeys((".pt", ".pth", ".safetensors"), _WEIGHTS),
+    ".pt2": ("a program of torch", "export it first: trtbatch export {} --dynamic"),
+    ".py": ("Python code", "export its model first: trtbatch export MODULE:FACTORY --dynamic"),
+}
+"""Files that are named by mistake, by suffix: what they are, and what to do (``""``: name the right file)."""
+
+_SUFFIXES: dict[Kind | None, tuple[str, ...]] = {
+    None: (".onnx", ".engine", ".plan"),
+    "onnx": (".onnx",),
+    "engine": (".engine", ".plan", ".ort.onnx"),
+    "preprocessor": (".pre.engine", ".pre.onnx"),
+}
+
+_MOST_NAMED = 4
+
+
+def _wanted(kind: Kind | None) -> str:
+    return "an ONNX file or an engine" if kind is None else ARTICLES[kind]
+
+
+def _one_of_folder(folder: Path, kind: Kind | None) -> str:
+    """What to name in place of a folder: the files of the kind that lie in it."""
+    names = sorted(path.name for path in folder.iterdir() if path.name.endswith(_SUFFIXES[kind]) and path.is_file())
+    if kind == "onnx":
+        names = [name for name in names if not name.endswith((".ort.onnx", ".pre.onnx"))]
+    if not names:
+        return f"name {_wanted(kind)}; there is none in it"
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return f"name a file in it: {', '.join(str(folder / name) for name in names[:_MOST_NAMED])}{more}"
+
+
+def _refuse_json(path: Path, kind: Kind | None) -> None:
+    """Raise for a JSON file, with the artifact beside which it lies."""
+    wanted = _wanted(kind)
+    own = path.with_name(path.name.removesuffix(".json"))
+    if not own.is_file():
+        raise ArtifactError(f"{path} is a JSON file, not {wanted}", f"name {wanted}")
+    fix = f"name the file beside it: {own}"
+    if kind is not None:
+        try:
+            refuse_other_file(own, kind)
+            sidecar = read_sidecar(path, MAKE[kind])
+        except ArtifactError as error:
+            fix = error.fix
+        else:
+            fix = fix if sidecar.kind == kind else instead(own, sidecar, kind)
+    raise ArtifactError(f"{path} is the sidecar of {own.name}, not {wanted}", fix)
+
+
+def instead(path: Path, sidecar: Sidecar, kind: Kind) -> str:
+    """Say what to name where `kind` is wanted and a file of another kind is given."""
+    if kind == "preprocessor":
+        return f"make one for it: trtbatch export-preprocessor {path}"
+    if kind == "engine" and sidecar.kind == "preprocessor":
+        return _for_images(path)
+    if kind == "engine":
+        return f"make an engine of it: trtbatch build {path}"
+    if sidecar.source_path is None:
+        return "name the ONNX file that it was made from"
+    return f"name the ONNX file that it was made from: {path.parent / sidecar.source_path}"
+
+
+def _for_images(path: Path) -> str:
+    return f"name the model's engine; infer makes its samples with this: trtbatch infer ENGINE --preprocessor {path}"
+
+
+def of_other_backend(path: Path) -> Path | None:
+    """Return the engine of that name by the other backend: ``x.ort.onnx`` for ``x.engine``, or the reverse."""
+    suffixes = (".engine", ".ort.onnx")
+    for own, other in (suffixes, suffixes[::-1]):
+        there = path.with_name(path.name.removesuffix(own) + other)
+        if path.name.endswith(own) and there.is_file():
+            return there
+    return None

@@ -1,0 +1,335 @@
+"""The JSON sidecar of an artifact: its fields, and how it is read.
+
+An artifact ``x.onnx`` or ``x.engine`` has the sidecar ``x.onnx.json`` or ``x.engine.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from trtbatch.core.batches import Profile, pick_profile
+from trtbatch.core.preprocessing import Preprocessing
+from trtbatch.core.profiles import Measured, look_up
+from trtbatch.core.tensors import TensorSpec
+from trtbatch.errors import ArtifactError, TrtbatchError
+from trtbatch.util.serialization import RecordError, decode
+
+__all__ = [
+    "Accuracy",
+    "Artifact",
+    "Conversion",
+    "FileRecord",
+    "Interval",
+    "Kind",
+    "ModelRecord",
+    "Planned",
+    "Sidecar",
+    "Tuned",
+    "read_sidecar",
+]
+
+FORMAT_VERSION = 1
+
+
+Kind = Literal["onnx", "engine", "preprocessor"]
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file as it was when something was made from it: name, SHA-256 and size in bytes."""
+
+    file: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """Where the numbers of the model come from.
+
+    Args:
+        origin: the MODEL that was exported: a torchvision name, ``package.module:factory`` or a ``.pt2`` file.
+        weights_option: the ``--weights`` that makes the same numbers again.
+        input_shape: the ``--input-shape`` that was given.
+    """
+
+    name: str
+    weights: str
+    exporter: str | None = None
+    opset: int | None = None
+    seed: int | None = None
+    origin: str | None = None
+    weights_option: str | None = None
+    input_shape: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How an ONNX file was made to compute in another precision.
+
+    Args:
+        precision: of its matrix products.
+        rest: what the other nodes compute in, where the products are quantized.
+        io: of its inputs and outputs; None where they kept their types.
+        keep_fp32: names of nodes and operators that were to stay float32.
+        calibration: the samples that ranges were taken from, in words, and the SHA-256 of their values.
+        random: whether those were random.
+        method: by which the ranges were chosen; None where nothing was quantized.
+        kept: the nodes that `keep_fp32` names.
+        stayed: matrix products that compute in something else all the same.
+        tools: what converted it.
+    """
+
+    precision: str
+    rest: str
+    io: str | None
+    keep_fp32: tuple[str, ...]
+    calibration: str
+    calibration_sha256: str
+    method: str | None
+    random: bool = False
+    kept: tuple[str, ...] = ()
+    stayed: tuple[str, ...] = ()
+    tools: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """What decides the result."""
+        samples = (self.calibration, self.calibration_sha256, self.random)
+        return (self.precision, self.rest, self.io, self.keep_fp32, samples, self.method)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How near an engine comes to the ONNX file that it was built from, as seen when it was built.
+
+    Args:
+        reference: what it was compared with.
+        samples: how many, and what they were.
+        l2_rel: largest ‖row − reference‖₂ / ‖reference‖₂ of any sample and output; ``inf`` where a row isn't finite.
+        l2_rel_median: the median over samples of the worst output.
+        top1: share of the samples with the same best class; None where no output is class scores.
+    """
+
+    reference: str
+    samples: str
+    l2_rel: float
+    l2_rel_median: float
+    top1: float | None
+
+    def __str__(self) -> str:
+        agreement = "" if self.top1 is None else f", top-1 agreement {self.top1:.1%}"
+        return f"off by {self.l2_rel:.1e} at most (L2, relative){agreement} ({self.samples}) against {self.reference}"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure, and the ends of its 95 % confidence interval; infinite where there are too few samples for one."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The batch size that ``tune`` has found for an engine.
+
+    Args:
+        asked: what was searched for, in words.
+        streams: batches in flight at once.
+        profile: index of the profile that ran it.
+        percentile: of the latency, over 0 and below 100.
+        latency_ms: that percentile, ms from a batch's submission to its end, host to host, with `streams` in flight.
+        samples_per_s: of the same load.
+        device: that it was found on.
+        created: when, UTC.
+        budget_ms: that the percentile had to stay under; None where the search was for throughput alone.
+    """
+
+    asked: str
+    batch: int
+    streams: int
+    profile: int
+    percentile: float
+    latency_ms: Interval
+    samples_per_s: Interval
+    device: dict[str, str] = field(default_factory=dict)
+    created: str = ""
+    budget_ms: float | None = None
+
+    def __str__(self) -> str:
+        streams = "1 stream" if self.streams == 1 else f"{self.streams} streams"
+        return (
+            f"batch {self.batch} with {streams}: {self.samples_per_s.value:,.0f} samples/s, p{self.percentile:g} "
+            f"{self.latency_ms.value:.4g} ms (asked: {self.asked})"
+        )
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The profiles that ``plan`` has found for a traffic.
+
+    Args:
+        traffic: the file of batch sizes and counts.
+        requests: how many it holds.
+        ms_per_request: expected time of one, in the mean.
+        command: that builds an engine with these profiles.
+        created: when, UTC.
+    """
+
+    traffic: FileRecord
+    requests: int
+    profiles: tuple[Profile, ...]
+    ms_per_request: float
+    command: str
+    created: str = ""
+
+    def __str__(self) -> str:
+        profiles = ", ".join(map(str, self.profiles))
+        return f"{profiles} for {self.traffic.file}: {self.ms_per_request:.4g} ms per request"
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What is known of an artifact without opening it.
+
+    Args:
+        source, source_path: what it was made from, and where that lies as seen from its folder.
+        conversion: of an ONNX file that was made from another, in another precision.
+        converted: of an engine: the ONNX file in another precision that stands between the source and it.
+        options: of :class:`trtbatch.backends.base.BuilderOptions`, those that were asked for.
+        kind: a preprocessor is the engine of one: it has no batch, and no profiles of it.
+        table: which profile is the fastest at each measured batch size, and its time.
+        layer_precisions: share of an engine's layers that compute in each precision, as it says itself.
+        tuned, planned: what searches on the finished engine have found; the artifact is the same with them or without.
+    """
+
+    kind: Kind
+    artifact: FileRecord
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    model: ModelRecord
+    companions: tuple[FileRecord, ...] = ()
+    source: FileRecord | None = None
+    source_path: str | None = None
+    backend: Literal["tensorrt", "onnxruntime"] | None = None
+    profiles: tuple[Profile, ...] = ()
+    table: tuple[Measured, ...] = ()
+    precision_asked: str | None = None
+    precision_realised: str | None = None
+    conversion: Conversion | None = None
+    converted: FileRecord | None = None
+    layer_precisions: dict[str, float] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    accuracy: Accuracy | None = None
+    preprocessing: Preprocessing | None = None
+    classes: tuple[str, ...] | None = None
+    build: dict[str, Any] = field(default_factory=dict)
+    tools: dict[str, str] = field(default_factory=dict)
+    device: dict[str, str] = field(default_factory=dict)
+    created: str = ""
+    tuned: Tuned | None = None
+    planned: Planned | None = None
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if not self.inputs or not self.outputs:
+            raise ValueError("no inputs, or no outputs")
+        if self.kind == "engine" and (not self.profiles or self.backend is None):
+            raise ValueError("an engine without profiles, or without a backend")
+        for row in self.table:
+            for index in (row.profile, *map(int, row.times)):
+                if not 0 <= index < len(self.profiles) or row.batch not in self.profiles[index]:
+                    raise ValueError(f"batch {row.batch} timed on profile {index}, which doesn't hold it")
+
+    @property
+    def precision(self) -> str:
+        """The precision that an engine computes in, for its tolerance."""
+        return self.precision_realised or "fp32"
+
+    @property
+    def corners(self) -> list[int]:
+        """Min, opt and max of every profile, ascending."""
+        return sorted({batch for profile in self.profiles for batch in profile.corners})
+
+    @property
+    def times(self) -> dict[int, float]:
+        """Measured time of one run by batch size, ms."""
+        return {row.batch: row.ms for row in self.table}
+
+    @property
+    def tuned_choice(self) -> Tuned | None:
+        """What was tuned, where a profile holds its batch."""
+        held = self.tuned is not None and pick_profile(self.profiles, self.tuned.batch) is not None
+        return self.tuned if held else None
+
+    @property
+    def best_batch(self) -> int:
+        """The tuned batch; else the smallest measured one whose time per sample is within 2 % of the least; else the
+        largest opt."""
+        if self.tuned_choice is not None:
+            return self.tuned_choice.batch
+        if not self.table:
+            return max(profile.opt for profile in self.profiles)
+        least = min(row.ms / row.batch for row in self.table)
+        return min(row.batch for row in self.table if row.ms / row.batch <= 1.02 * least)
+
+    def profile_for(self, batch: int) -> int | None:
+        """Index of the profile that runs `batch`: the one measured to be the fastest; None where none holds it."""
+        return look_up(self.profiles, self.table, batch)
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether at least one input's batch axis is open."""
+        return any(spec.batch_axis is not None and spec.fixed_batch is None for spec in self.inputs)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact's path and what its sidecar says."""
+
+    path: Path
+    sidecar: Sidecar
+
+
+def read_sidecar(path: Path, make: str) -> Sidecar:
+    """Read a sidecar.
+
+    Args:
+        make: the command that makes the artifact again, for the error.
+
+    Raises:
+        ArtifactError: the sidecar is damaged, or of a newer format.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        version = data.get("format_version") if isinstance(data, dict) else None
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise ArtifactError(
+                f"{path} has format {version}; this trtbatch reads {FORMAT_VERSION}",
+                "update trtbatch: pip install -U trtbatch",
+            )
+        sidecar = decode(Sidecar, data)
+        _refuse_open_axes(sidecar, path)
+        return sidecar
+    except (ValueError, RecursionError, TrtbatchError) as error:
+        if isinstance(error, ArtifactError):
+            raise
+        reason = str(error) if isinstance(error, RecordError) else f"not a sidecar ({error})"
+        raise ArtifactError(f"{path} is damaged: {reason}", f"make it again: {make}") from error
+
+
+def _refuse_open_axes(sidecar: Sidecar, path: Path) -> None:
+    """Raise where an engine's input has an open axis that isn't the batch: the build gives each a size.
+
+    Raises:
+        RecordError: naming it.
+    """
+    for spec in sidecar.inputs if sidecar.kind == "engine" else ():
+        for axis, size in enumerate(spec.shape):
+            if axis != spec.batch_axis and not isinstance(size, int):
+                raise RecordError(f"axis {axis} of input {spec.name!r} has no size ({size!r})")

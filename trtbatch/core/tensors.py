@@ -1,0 +1,72 @@
+"""The inputs and outputs of ONNX files and engines: names, types, shapes and which axis is the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["BATCH_AXIS", "TensorSpec"]
+
+BATCH_AXIS = "batch_size"
+"""Name of the dynamic batch axis in ONNX files and sidecars."""
+
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+_INTEGERS = ("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8")
+
+_DTYPES = frozenset({*_FLOATS, *_INTEGERS, "bool"})
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output.
+
+    Args:
+        name: of the binding.
+        dtype: numpy's name for it, ``float32``.
+        shape: ``("batch_size", 3, 224, 224)``; an axis is a name while its size is open.
+        batch_axis: which axis is the batch; None where none is.
+        value_range: smallest and largest value that made sense for an integer input when it was exported.
+        counted_by: the output that says how many entries of this one, along its second axis, are valid.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    batch_axis: int | None = 0
+    value_range: tuple[int, int] | None = None
+    counted_by: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_axis is not None and not 0 <= self.batch_axis < len(self.shape):
+            raise ValueError(f"{self.name}: no axis {self.batch_axis} in {self.shape}")
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"{self.name}: {self.dtype!r} is not a type of tensors")
+        if any(isinstance(size, int) and size < 0 for size in self.shape):
+            raise ValueError(f"{self.name}: {self.shape} has a negative size")
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch size where it is fixed; None where it is open or there is no batch axis."""
+        size = None if self.batch_axis is None else self.shape[self.batch_axis]
+        return size if isinstance(size, int) else None
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of this shape is one of these tensors, at any batch size; open axes take any size."""
+        return len(shape) == len(self.shape) and all(
+            axis == self.batch_axis or not isinstance(wanted, int) or size == wanted
+            for axis, (size, wanted) in enumerate(zip(shape, self.shape))
+        )
+
+    def at(self, batch: int) -> tuple[int | str, ...]:
+        """The shape with the batch axis set to `batch`; other open axes keep their names."""
+        return self._with_batch(batch)
+
+    def at_name(self, name: str) -> tuple[int | str, ...]:
+        """The shape with the batch axis open, under this name."""
+        return self._with_batch(name)
+
+    def _with_batch(self, size: int | str) -> tuple[int | str, ...]:
+        return tuple(size if axis == self.batch_axis else length for axis, length in enumerate(self.shape))
+
+    def __str__(self) -> str:
+        return f"{self.name} ({', '.join(map(str, self.shape))}) {self.dtype}"
