@@ -19,6 +19,8 @@ import numpy as np
 
 from benchmarks.summary import write
 from trtbatch.backends import open_engine
+from trtbatch.backends.tensorrt.session import TensorRTSession
+from trtbatch.backends.tensorrt.slots import TensorRTSlot
 from trtbatch.benchmark.bench import measure
 from trtbatch.core.batches import parse_batches
 from trtbatch.core.rows import random_inputs
@@ -26,10 +28,10 @@ from trtbatch.core.store import load
 from trtbatch.util import environment
 
 
-def bare_execute_v2(session: Any, calls: int) -> float:
+def bare_execute_v2(session: TensorRTSession, slot: TensorRTSlot, calls: int) -> float:
     """Median ms of a bare loop over ``execute_v2``."""
-    prepared = session._own.now
-    execute, bindings = prepared.context.execute_v2, prepared.pointers
+    slot.enqueue()  # gives the context the slot's shapes
+    execute, bindings = slot.now.context.execute_v2, slot.now.pointers
     times = []
     for _ in range(calls):
         begun = time.perf_counter()
@@ -38,19 +40,24 @@ def bare_execute_v2(session: Any, calls: int) -> float:
     return float(np.median(times)) * 1e3
 
 
-def bare_async(session: Any, calls: int) -> float:
+def bare_async(session: TensorRTSession, slot: TensorRTSlot, calls: int) -> float:
     """Median ms between events around ``execute_async_v3``."""
-    stream = session.computing.pycuda
-    enqueue, handle = session._own.now.context.execute_async_v3, stream.handle
+    slot.enqueue()  # gives the context the slot's shapes and addresses
+    stream = session.contexts.computing.pycuda
+    enqueue, handle = slot.now.context.execute_async_v3, stream.handle
     return between_events(stream, lambda: enqueue(handle), calls)
 
 
-def bare_graph(session: Any, calls: int) -> float:
-    """Median ms between events around ``cuGraphLaunch``, of the graph that the session has captured."""
+def bare_graph(session: TensorRTSession, slot: TensorRTSlot, calls: int) -> float:
+    """Median ms between events around ``cuGraphLaunch``, of the graph that the slot has captured."""
     from cuda.bindings import driver
 
-    stream = session.computing.pycuda
-    executable = session.graphs.get(session._own.now.number, "kernels")._executable
+    slot.launch()
+    stream = session.contexts.computing.pycuda
+    graph = session.contexts.graphs.get(slot.now.number, "kernels")
+    if graph is None:
+        raise SystemExit("the engine runs without CUDA graphs")
+    executable = graph.executable
     launch, handle = driver.cuGraphLaunch, driver.CUstream(stream.handle)
     return between_events(stream, lambda: launch(executable, handle), calls)
 
@@ -94,16 +101,23 @@ def main() -> None:
     artifact = load(options.engine, "engine")
     rows: list[dict[str, Any]] = []
     with open_engine(artifact) as engine, engine.session() as session:
+        if not isinstance(session, TensorRTSession):
+            raise SystemExit("give it an engine of TensorRT")
+        slot = session.slot()
         for batch in parse_batches(options.batch):
-            session.bind(random_inputs(artifact.sidecar.inputs, batch, seed=0))
+            inputs = random_inputs(artifact.sidecar.inputs, batch, seed=0)
+            session.bind(inputs)
+            for key, array in slot.prepare(batch).items():
+                array[...] = inputs[key]
+            slot.run()
             for name, bare in BARE.items():
                 mode = session.modes()[name]
                 measure(mode, options.calls, 1.0, 500.0)
                 rounds = []
                 for turn in range(options.rounds):
-                    first = bare(session, options.calls) if turn % 2 == 0 else None  # each goes first in turn
+                    first = bare(session, slot, options.calls) if turn % 2 == 0 else None  # each goes first in turn
                     ours = float(np.median(measure(mode, options.calls, 1.0, 0.0)))
-                    rounds.append((bare(session, options.calls) if first is None else first, ours))
+                    rounds.append((bare(session, slot, options.calls) if first is None else first, ours))
                 ratio = float(np.median([ours / theirs for theirs, ours in rounds]))
                 bare_ms, bench_ms = (float(value) for value in np.median(rounds, axis=0))
                 rows.append({"batch": batch, "mode": name, "bare_ms": bare_ms, "bench_ms": bench_ms, "ratio": ratio})

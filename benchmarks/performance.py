@@ -27,7 +27,8 @@ import numpy as np
 
 from benchmarks.summary import write
 from trtbatch.backends import open_engine
-from trtbatch.backends.tensorrt.engine import TensorRTSession
+from trtbatch.backends.base import Engine
+from trtbatch.backends.tensorrt.session import TensorRTSession
 from trtbatch.benchmark.loops import Loop, Taken, latency_loop, mode_loop, throughput_loop
 from trtbatch.core.rows import random_inputs, tolerance, wrong_rows
 from trtbatch.core.sidecar import Artifact
@@ -91,12 +92,14 @@ class Bench:
         self._stack = stack
         self._folder = folder
         self._sessions: dict[str, TensorRTSession] = {}
+        self._engines: dict[str, Engine] = {}
         self.artifacts: dict[str, Artifact] = {}
 
     def session(self, name: str) -> TensorRTSession:
         if name not in self._sessions:
             self.artifacts[name] = load(self._folder / f"{name}.engine", "engine")
             engine = self._stack.enter_context(open_engine(self.artifacts[name]))
+            self._engines[name] = engine
             session = self._stack.enter_context(engine.session())
             assert isinstance(session, TensorRTSession)
             self._sessions[name] = session
@@ -104,7 +107,9 @@ class Bench:
 
     def another(self, name: str) -> TensorRTSession:
         """One more session of an engine."""
-        made = self._stack.enter_context(self.session(name)._engine.session())
+        self.session(name)
+        made = self._stack.enter_context(self._engines[name].session())
+        assert isinstance(made, TensorRTSession)
         return made
 
     def inputs(self, name: str, batch: int) -> dict[str, Any]:
@@ -164,14 +169,16 @@ def profiles(bench: Bench, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def bare_graph(session: TensorRTSession) -> Loop:
+def bare_graph(bench: Bench, batch: int) -> Loop:
     """A loop of ``cuGraphLaunch`` between events, two in flight, on a graph captured here."""
     import pycuda.driver as cuda
     from cuda.bindings import driver
 
-    prepared, stream = session._own.now, session.computing.pycuda
-    handle, context = stream.handle, prepared.context
-    session._own.activate(prepared)
+    session = bench.session("auto")
+    slot, stream = bench.filled(session, "auto", batch), session.contexts.computing.pycuda
+    slot.run()
+    handle, context = stream.handle, slot.now.context
+    slot.activate(slot.now)
     context.execute_async_v3(handle)
     stream.synchronize()
     native, mode = driver.CUstream(handle), driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
@@ -198,7 +205,7 @@ def against_bare(bench: Bench, rounds: int) -> list[dict[str, Any]]:
     rows = []
     for batch in (1, 32):
         ours = bench.graph("auto", batch)
-        found = medians({"graph": ours, "bare": bare_graph(bench.session("auto"))}, rounds)
+        found = medians({"graph": ours, "bare": bare_graph(bench, batch)}, rounds)
         rows.append({"batch": batch, "graph_over_bare": ratio(found["graph"], found["bare"])})
         print(rows[-1], flush=True)
     return rows
@@ -229,7 +236,7 @@ def copy_ms(session: TensorRTSession, count: int) -> float:
     import pycuda.driver as cuda
 
     host, device = cuda.pagelocked_empty(count, np.uint8), cuda.mem_alloc(count)
-    stream = session.uploading.pycuda
+    stream = session.contexts.uploading.pycuda
     times = []
     for _ in range(60):
         begin, end = cuda.Event(), cuda.Event()
@@ -304,7 +311,7 @@ with open_engine(artifact) as engine, engine.session() as session:
             session.fetch()
     print(json.dumps({"loaded": empty - loaded, "in_use": empty - device.free_memory(),
                       "process": used() - before, "activations": engine.activation_bytes,
-                      "contexts": len(session._contexts)}))
+                      "contexts": len(session.contexts)}))
 device.close()
 """
 

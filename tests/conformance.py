@@ -20,7 +20,18 @@ from pathlib import Path
 Inventory = dict[str, dict[str, str]]
 """Docstrings by class and member; functions and classes of the module itself under ``""``."""
 
-FILES = ("__init__.py", "builder.py", "compat.py", "engine.py", "preprocess.py", "slots.py", "worker.py")
+FILES = (
+    "__init__.py",
+    "builder.py",
+    "compat.py",
+    "contexts.py",
+    "deserialized.py",
+    "engine.py",
+    "preprocess.py",
+    "session.py",
+    "slots.py",
+    "worker.py",
+)
 
 PARAMETERS = {
     "trt": "module",
@@ -43,7 +54,7 @@ FIELDS = {
     "self._engine.cuda_engine": "ICudaEngine",
     "prepared.context": "IExecutionContext",
     "self._context": "IExecutionContext",
-    "session.cuda_engine": "ICudaEngine",
+    "contexts.cuda_engine": "ICudaEngine",
 }
 
 TABLES = ("_TYPES", "_TYPE_FLAGS", "_OPTION_FLAGS")

@@ -20,8 +20,8 @@ from tests import models
 from tests.conftest import run_process
 from trtbatch.backends import open_engine
 from trtbatch.backends.tensorrt.buffers import Device
-from trtbatch.backends.tensorrt.engine import TensorRTSession
 from trtbatch.backends.tensorrt.preprocess import TensorRTPreprocessor
+from trtbatch.backends.tensorrt.session import TensorRTSession
 from trtbatch.core import store
 from trtbatch.core.preprocessing import Preprocessing
 from trtbatch.core.sidecar import FileRecord, ModelRecord, Sidecar

@@ -13,8 +13,8 @@ import pytest
 from tests import models
 from tests.conftest import run_process
 from trtbatch.backends import open_engine
-from trtbatch.backends.tensorrt.engine import TensorRTSession
 from trtbatch.backends.tensorrt.graphs import GraphCache
+from trtbatch.backends.tensorrt.session import TensorRTSession
 from trtbatch.core.rows import random_inputs, row_errors
 from trtbatch.core.sidecar import Artifact
 from trtbatch.core.store import load
@@ -125,7 +125,7 @@ def test_batches_in_flight_keep_their_rows(folder: Path, artifact: Artifact) -> 
                 slot.submit()
                 waiting.append((slot, wanted))
             assert checked == 200 - len(slots)
-            assert isinstance(session, TensorRTSession) and bool(len(session.graphs)) == graphs
+            assert isinstance(session, TensorRTSession) and bool(len(session.contexts.graphs)) == graphs
 
 
 @pytest.mark.parametrize("graphs", [True, False])
@@ -141,26 +141,26 @@ def test_a_slot_that_was_made_ready_runs_what_comes(
         slot.prepare(8)["input"][...] = given[8][0]["input"]
         for batch in given:
             slot.warm(batch)
-        assert len(session.graphs) == (2 if graphs else 0)
+        assert len(session.contexts.graphs) == (2 if graphs else 0)
         for batch in (8, 3, 8):
             inputs, expected = given[batch]
             slot.prepare(batch)["input"][...] = inputs["input"]
             slot.submit()
             assert row_errors(slot.wait()["output"], expected).max() < LIMIT  # type: ignore[arg-type]
-        assert len(session.graphs) == (2 if graphs else 0), "nothing was left to be made"
+        assert len(session.contexts.graphs) == (2 if graphs else 0), "nothing was left to be made"
 
 
 def test_graphs_are_bounded_and_captured_again(folder: Path, artifact: Artifact) -> None:
     oracle = OnnxReference(folder / "m.onnx")
     with open_engine(artifact) as engine, engine.session() as session:
         assert isinstance(session, TensorRTSession)
-        session.graphs = GraphCache(2)
+        session.contexts.graphs = GraphCache(2)
         slot = session.slot()
         for batch in (1, 2, 3, 8, 1, 2, 8, 3, 1):  # 8 after 3 needs other memory: the graphs of the old go
             inputs, expected = outputs_of(oracle, artifact, batch, seed=batch)
             slot.prepare(batch)["input"][...] = inputs["input"]
             assert row_errors(slot.run()["output"], expected).max() < LIMIT  # type: ignore[arg-type]
-            assert len(session.graphs) <= 2
+            assert len(session.contexts.graphs) <= 2
 
 
 def test_graphs_of_one_profile_keep_their_rows_whatever_ran_since(folder: Path, artifact: Artifact) -> None:
@@ -184,9 +184,9 @@ def test_contexts_share_their_activation_memory(folder: Path, artifact: Artifact
         for batch in (1, 2, 4, 8):
             session.bind(random_inputs(artifact.sidecar.inputs, batch, seed=0))
             session.run()
-        assert len(session._contexts) == len({artifact.sidecar.profile_for(batch) for batch in (1, 2, 4, 8)})
-        assert session._activations is not None
-        assert session._activations.bytes == max(1, engine.activation_bytes)  # type: ignore[attr-defined]
+        assert len(session.contexts) == len({artifact.sidecar.profile_for(batch) for batch in (1, 2, 4, 8)})
+        assert session.contexts.activations is not None
+        assert session.contexts.activations.bytes == max(1, engine.activation_bytes)  # type: ignore[attr-defined]
 
 
 def test_what_can_not_be_captured_runs_without_a_graph_and_says_so(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_what_can_not_be_captured_runs_without_a_graph_and_says_so(tmp_path: Pat
             found, expected = slot.run(), oracle(inputs)
             for name, array in expected.items():
                 assert found[name].shape == array.shape
-        assert isinstance(session, TensorRTSession) and not session.uses_graphs
+        assert isinstance(session, TensorRTSession) and not session.contexts.uses_graphs
 
 
 @pytest.mark.parametrize("options", [(), ("--no-cuda-graph",)])

@@ -72,7 +72,7 @@ class CudaGraph:
     def __init__(self, stream: Stream, enqueue: Callable[[], None]) -> None:
         self._driver: Any = optional.require("cuda.bindings.driver", "use CUDA graphs")
         self._stream = self._driver.CUstream(stream.handle)
-        self._executable: Any = None
+        self.executable: Any = None
         # Relaxed: another thread may allocate meanwhile, which belongs to no graph.
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
         self._checked(self._driver.cuStreamBeginCapture(self._stream, mode))
@@ -82,7 +82,7 @@ class CudaGraph:
             answer = self._driver.cuStreamEndCapture(self._stream)
         graph = self._checked(answer)
         try:
-            self._executable = self._checked(self._driver.cuGraphInstantiate(graph, 0))
+            self.executable = self._checked(self._driver.cuGraphInstantiate(graph, 0))
         finally:
             self._driver.cuGraphDestroy(graph)
 
@@ -92,7 +92,7 @@ class CudaGraph:
         Raises:
             ExecutionError: the driver refuses.
         """
-        error = self._driver.cuGraphLaunch(self._executable, self._stream)[0]
+        error = self._driver.cuGraphLaunch(self.executable, self._stream)[0]
         if error:
             self._checked((error,))
 
@@ -104,6 +104,6 @@ class CudaGraph:
         return answer[-1]
 
     def close(self) -> None:
-        if self._executable is not None:
-            self._driver.cuGraphExecDestroy(self._executable)
-            self._executable = None
+        if self.executable is not None:
+            self._driver.cuGraphExecDestroy(self.executable)
+            self.executable = None

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.backends.tensorrt.buffers import CudaEvent
-from trtbatch.backends.tensorrt.engine import TensorRTEngine
+from trtbatch.backends.tensorrt.deserialized import DeserializedEngine
 from trtbatch.backends.tensorrt.slots import bytes_of
 from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import ExecutionError
@@ -43,7 +43,7 @@ class TensorRTPreprocessor:
         record: of the network that the engine was built from.
     """
 
-    def __init__(self, engine: TensorRTEngine, record: Network) -> None:
+    def __init__(self, engine: DeserializedEngine, record: Network) -> None:
         self._engine = engine
         self.record = record
         self._runner: _Runner | None = None
@@ -107,7 +107,7 @@ class TensorRTPreprocessor:
 class _Runner:
     """An execution context with its stream and buffers; made, used and closed in one thread."""
 
-    def __init__(self, engine: TensorRTEngine, record: Network) -> None:
+    def __init__(self, engine: DeserializedEngine, record: Network) -> None:
         self._engine, self._record, device = engine, record, engine.device
         with ExitStack() as steps:
             device.enter_thread()

@@ -11,19 +11,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.backends.tensorrt import compat
 from trtbatch.backends.tensorrt.buffers import Copies, CudaEvent
+from trtbatch.backends.tensorrt.contexts import Contexts
 from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import ExecutionError
 from trtbatch.util import optional
-
-if TYPE_CHECKING:
-    from trtbatch.backends.tensorrt.engine import TensorRTSession
 
 __all__ = ["Prepared", "TensorRTSlot", "bytes_of"]
 
@@ -69,15 +67,15 @@ class TensorRTSlot:
         spins: whether :meth:`wait` keeps a core busy.
     """
 
-    def __init__(self, session: TensorRTSession, spins: bool = True) -> None:
-        self._session = session
-        self._specs = (*session.inputs, *session.outputs)
-        self._buffers = {spec.name: session.device.buffer() for spec in self._specs}
+    def __init__(self, contexts: Contexts, spins: bool = True) -> None:
+        self._contexts = contexts
+        self._specs = (*contexts.inputs, *contexts.outputs)
+        self._buffers = {spec.name: contexts.device.buffer() for spec in self._specs}
         self._seen: dict[tuple[int | None, int], Prepared] = {}
         self._now: Prepared | None = None
-        self._uploaded = session.uploading.event(timed=False)
-        self._computed = session.computing.event(timed=False)
-        self._done = session.downloading.event(timed=False, blocking=not spins)
+        self._uploaded = contexts.uploading.event(timed=False)
+        self._computed = contexts.computing.event(timed=False)
+        self._done = contexts.downloading.event(timed=False, blocking=not spins)
         self._shapes: dict[str, tuple[int, ...]] = {}
         """Of the outputs whose shape depends on the data, as the last run told them."""
 
@@ -96,7 +94,7 @@ class TensorRTSlot:
         return self._take(batch).inputs
 
     def _take(self, batch: int) -> Prepared:
-        key = (self._session.forced, batch)
+        key = (self._contexts.forced, batch)
         prepared = self._seen.get(key)
         if prepared is None:
             prepared = self._prepared(batch)
@@ -105,16 +103,16 @@ class TensorRTSlot:
         return prepared
 
     def _prepared(self, batch: int) -> Prepared:
-        session = self._session
-        profile = session.pick(batch)
-        context = session.context(profile)
-        shapes = {spec.name: tuple(int(size) for size in spec.at(batch)) for spec in session.inputs}
-        session.set_shapes(context, shapes)
+        contexts = self._contexts
+        profile = contexts.pick(batch)
+        context = contexts.context(profile)
+        shapes = {spec.name: tuple(int(size) for size in spec.at(batch)) for spec in contexts.inputs}
+        contexts.set_shapes(context, shapes)
         found = {spec.name: tuple(int(size) for size in context.get_tensor_shape(spec.name)) for spec in self._specs}
         # Of a run before, TensorRT still tells the shape that the data had then: once open, always open.
-        session.open_outputs.update(name for name, shape in found.items() if min(shape, default=0) < 0)
-        known = [spec for spec in self._specs if spec.name not in session.open_outputs]
-        later = tuple(spec for spec in self._specs if spec.name in session.open_outputs)
+        contexts.open_outputs.update(name for name, shape in found.items() if min(shape, default=0) < 0)
+        known = [spec for spec in self._specs if spec.name not in contexts.open_outputs]
+        later = tuple(spec for spec in self._specs if spec.name in contexts.open_outputs)
         sizes = {spec.name: bytes_of(spec, found[spec.name]) for spec in known}
         sizes |= {spec.name: int(context.get_max_output_size(spec.name)) for spec in later}
         if len(self._seen) >= MOST_SEEN or not all(self._buffers[name].holds(size) for name, size in sizes.items()):
@@ -125,8 +123,8 @@ class TensorRTSlot:
             self._buffers[spec.name].fit(found[spec.name], spec.dtype)
         arrays = {spec.name: self._buffers[spec.name].array for spec in known}
         addresses = {name: buffer.address for name, buffer in self._buffers.items()}
-        inputs = {spec.name: arrays[spec.name] for spec in session.inputs}
-        outputs = {spec.name: arrays[spec.name] for spec in session.outputs if spec.name in arrays}
+        inputs = {spec.name: arrays[spec.name] for spec in contexts.inputs}
+        outputs = {spec.name: arrays[spec.name] for spec in contexts.outputs if spec.name in arrays}
         return Prepared(
             profile=profile,
             context=context,
@@ -135,16 +133,16 @@ class TensorRTSlot:
             inputs=inputs,
             outputs=outputs,
             later=later,
-            uploads=session.device.copies([(inputs[name], addresses[name]) for name in inputs]),
-            downloads=session.device.copies([(outputs[name], addresses[name]) for name in outputs]),
-            pointers=compat.bindings(session.cuda_engine, list(addresses), list(addresses.values()), profile),
+            uploads=contexts.device.copies([(inputs[name], addresses[name]) for name in inputs]),
+            downloads=contexts.device.copies([(outputs[name], addresses[name]) for name in outputs]),
+            pointers=compat.bindings(contexts.cuda_engine, list(addresses), list(addresses.values()), profile),
         )
 
     def forget(self) -> None:
         """Give up what was prepared, and the graphs of it."""
         for prepared in self._seen.values():
-            self._session.graphs.drop(prepared.number)
-            self._session.deactivate(prepared)
+            self._contexts.graphs.drop(prepared.number)
+            self._contexts.deactivate(prepared.profile, prepared)
         self._seen.clear()
         self._now = None
 
@@ -154,19 +152,19 @@ class TensorRTSlot:
         Raises:
             ExecutionError: TensorRT refuses a shape.
         """
-        session = self._session
-        if session.is_active(prepared):
+        contexts = self._contexts
+        if contexts.is_active(prepared.profile, prepared):
             return
         context = prepared.context
-        session.set_shapes(context, prepared.shapes)
+        contexts.set_shapes(context, prepared.shapes)
         if prepared.later:
             # Of such an engine 8.6.0 runs the shapes before these unless it is asked what they lead to.
-            for spec in session.outputs:
+            for spec in contexts.outputs:
                 context.get_tensor_shape(spec.name)
         for spec in prepared.later:
             self._allocate_later(context, spec)
-        session.set_addresses(context, {name: self._buffers[name].address for name in prepared.addresses})
-        session.set_active(prepared)
+        contexts.set_addresses(context, {name: self._buffers[name].address for name in prepared.addresses})
+        contexts.set_active(prepared.profile, prepared)
 
     def _allocate_later(self, context: Any, spec: TensorSpec) -> None:
         """An output whose shape depends on the data: TensorRT asks for its memory, and tells its shape, as it runs."""
@@ -179,30 +177,30 @@ class TensorRTSlot:
             try:
                 return buffer.reserve(count)
             except ExecutionError as error:  # not through TensorRT's own frames
-                self._session.failure = error
+                self._contexts.failure = error
                 return 0
 
         allocator = compat.make_output_allocator(optional.require("tensorrt", "run engines"), reserve, notify)
-        self._session.keep(context, spec.name, allocator)  # TensorRT keeps no reference
+        self._contexts.keep(context, spec.name, allocator)  # TensorRT keeps no reference
         context.set_output_allocator(spec.name, allocator)
 
     def enqueue(self) -> None:
         """Put the kernels on the computing stream, without a graph."""
         prepared = self.now
         self.activate(prepared)
-        self._session.enqueue(prepared.context)
+        self._contexts.enqueue(prepared.context)
 
     def launch(self) -> None:
         """Put the kernels on the computing stream: as a graph where there can be one."""
         prepared = self.now
-        graph = self._graph(prepared, "kernels", self._session.enqueue)
+        graph = self._graph(prepared, "kernels", self._contexts.enqueue)
         if graph is None:
             self.enqueue()
         else:
             graph.launch()
 
     def run(self) -> dict[str, Array]:
-        prepared, stream = self.now, self._session.computing
+        prepared, stream = self.now, self._contexts.computing
         graph = self._graph(prepared, "whole", self._all_on_one)
         if graph is None:
             self.activate(prepared)
@@ -213,9 +211,9 @@ class TensorRTSlot:
         return prepared.outputs if not prepared.later else self._with_later(prepared)
 
     def _all_on_one(self, context: Any) -> None:
-        prepared, stream = self.now, self._session.computing
+        prepared, stream = self.now, self._contexts.computing
         prepared.uploads.up(stream)
-        self._session.enqueue(context)
+        self._contexts.enqueue(context)
         prepared.downloads.down(stream)
 
     def _graph(self, prepared: Prepared, what: str, enqueue: Callable[[Any], None]) -> Any:
@@ -224,38 +222,38 @@ class TensorRTSlot:
         It is captured from a context that has no other shapes, ever: what a context keeps on the GPU for its shapes is
         the graph's too (TensorRT's developer guide, "CUDA Graphs"). What is captured has run once before.
         """
-        session = self._session
-        if not session.uses_graphs:
+        contexts = self._contexts
+        if not contexts.uses_graphs:
             return None
-        graph = session.graphs.get(prepared.number, what)
+        graph = contexts.graphs.get(prepared.number, what)
         if graph is not None:
             return graph
         if prepared.later:
-            session.run_without_graphs("the shape of an output depends on the data")
+            contexts.run_without_graphs("the shape of an output depends on the data")
             return None
         try:
-            context = session.graph_context(prepared.profile, prepared.shapes)
-            session.set_addresses(context, prepared.addresses)
+            context = contexts.graph_context(prepared.profile, prepared.shapes)
+            contexts.set_addresses(context, prepared.addresses)
             enqueue(context)
-            session.computing.synchronize()
-            graph = session.capture(lambda: enqueue(context))
+            contexts.computing.synchronize()
+            graph = contexts.capture(lambda: enqueue(context))
         except ExecutionError as error:
-            session.run_without_graphs(error.problem)
+            contexts.run_without_graphs(error.problem)
             return None
-        session.graphs.put(prepared.number, what, graph)
+        contexts.graphs.put(prepared.number, what, graph)
         return graph
 
     def warm(self, batch: int) -> None:
-        prepared, session = self._take(batch), self._session
+        prepared, contexts = self._take(batch), self._contexts
         if prepared.later:  # how much memory it takes depends on the data
             return
         for name, array in prepared.inputs.items():
-            self._buffers[name].fill(0, array.nbytes, session.computing)  # a model may look numbers up in a table
-        self._graph(prepared, "kernels", session.enqueue)
-        session.computing.synchronize()
+            self._buffers[name].fill(0, array.nbytes, contexts.computing)  # a model may look numbers up in a table
+        self._graph(prepared, "kernels", contexts.enqueue)
+        contexts.computing.synchronize()
 
     def submit(self) -> None:
-        self.now.uploads.up(self._session.uploading)
+        self.now.uploads.up(self._contexts.uploading)
         self._uploaded.record()
         self.submit_after([self._uploaded])
 
@@ -266,13 +264,13 @@ class TensorRTSlot:
 
     def submit_after(self, events: Sequence[CudaEvent]) -> None:
         """As :meth:`submit`, the inputs being on the GPU when these events have come."""
-        prepared, session = self.now, self._session
+        prepared, contexts = self.now, self._contexts
         for event in events:
-            session.computing.wait_for(event)
+            contexts.computing.wait_for(event)
         self.launch()
         self._computed.record()
-        session.downloading.wait_for(self._computed)
-        prepared.downloads.down(session.downloading)
+        contexts.downloading.wait_for(self._computed)
+        prepared.downloads.down(contexts.downloading)
         self._done.record()
 
     def wait(self) -> dict[str, Array]:
@@ -281,7 +279,7 @@ class TensorRTSlot:
 
     def _with_later(self, prepared: Prepared) -> dict[str, Array]:
         """The outputs, those whose shape the run has told included."""
-        stream = self._session.computing
+        stream = self._contexts.computing
         stream.synchronize()
         arrays = dict(prepared.outputs)
         for spec in prepared.later:
@@ -290,33 +288,33 @@ class TensorRTSlot:
                 raise ExecutionError(f"TensorRT told no shape for {spec.name}", "build the engine again")
             buffer.fit(self._shapes[spec.name], spec.dtype)
             arrays[spec.name] = buffer.array
-            self._session.device.copies([(buffer.array, buffer.address)]).down(stream)
+            self._contexts.device.copies([(buffer.array, buffer.address)]).down(stream)
         stream.synchronize()
-        return {spec.name: arrays[spec.name] for spec in self._session.outputs}
+        return {spec.name: arrays[spec.name] for spec in self._contexts.outputs}
 
     def upload(self) -> None:
         """Copy the inputs up, and wait."""
-        self.now.uploads.up(self._session.computing)
-        self._session.computing.synchronize()
+        self.now.uploads.up(self._contexts.computing)
+        self._contexts.computing.synchronize()
 
     def download(self) -> dict[str, Array]:
         """Copy the outputs of what ran last down; their memory."""
         prepared = self.now
-        prepared.downloads.down(self._session.computing)
-        self._session.computing.synchronize()
+        prepared.downloads.down(self._contexts.computing)
+        self._contexts.computing.synchronize()
         return self._with_later(prepared) if prepared.later else prepared.outputs
 
     def poison(self, pattern: int) -> None:
         """Fill the device memory of the outputs with a byte."""
-        stream = self._session.computing
-        for spec in self._session.outputs:
+        stream = self._contexts.computing
+        for spec in self._contexts.outputs:
             buffer = self._buffers[spec.name]
             array = self.now.outputs.get(spec.name, buffer.array)
             buffer.fill(pattern, array.nbytes, stream)
         stream.synchronize()
 
     def parts(self) -> dict[str, float]:
-        stream, prepared = self._session.computing, self.now
+        stream, prepared = self._contexts.computing, self.now
         self.launch()  # the capture isn't to be timed
         stream.synchronize()
         marks = [stream.event() for _ in range(4)]
