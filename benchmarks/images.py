@@ -229,7 +229,7 @@ def in_process(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict
     """Run one way in a process of its own, after a rest."""
     time.sleep(REST)
     line = [sys.executable, "-m", "benchmarks.images", "--way", function.__name__, json.dumps([*map(str, arguments)])]
-    done = subprocess.run(line, capture_output=True, text=True)
+    done = subprocess.run(line, check=False, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{function.__name__} failed:\n{done.stderr[-4000:]}")
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

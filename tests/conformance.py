@@ -76,7 +76,7 @@ NOT_TENSORRT = {
 def download(requirement: str, folder: Path) -> str | None:
     """Install a wheel, by itself, into `folder`; what pip says where there is none for this Python."""
     line = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:", "--target"]
-    done = subprocess.run([*line, str(folder), requirement], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*line, str(folder), requirement], check=False, capture_output=True, text=True, timeout=300)
     if done.returncode == 0:
         return None
     return next((text for text in done.stderr.splitlines() if text.startswith("ERROR")), done.stderr[-300:])
@@ -111,7 +111,7 @@ def take_stock(folder: Path, libraries: Path) -> tuple[str, Inventory]:
     """Import the bindings in a process of their own; their version and inventory."""
     environment = os.environ | {"PYTHONPATH": str(folder), "LD_LIBRARY_PATH": str(libraries)}
     done = subprocess.run(
-        [sys.executable, "-c", _TAKE_STOCK], capture_output=True, text=True, env=environment, timeout=120
+        [sys.executable, "-c", _TAKE_STOCK], check=False, capture_output=True, text=True, env=environment, timeout=120
     )
     assert done.returncode == 0, done.stderr
     version, inventory = json.loads(done.stdout.splitlines()[-1])
@@ -124,7 +124,7 @@ def ask(code: str, folder: Path, libraries: Path) -> object:
     path = os.pathsep.join([str(folder), root, os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "LD_LIBRARY_PATH": str(libraries)}
     line = [sys.executable, "-c", f"import json, tensorrt_bindings as trt\n{code}"]
-    done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run(line, check=False, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -137,6 +137,7 @@ def run_process(
         around.pop("LD_LIBRARY_PATH", None)
     return subprocess.run(
         [python, "-m", "trtbatch", *map(str, args)],
+        check=False,
         cwd=cwd,
         timeout=timeout,
         capture_output=True,

@@ -68,7 +68,8 @@ def test_no_path_is_the_newest_engine_and_no_samples_are_no_rows(engine: Path) -
     with trtbatch.load() as loaded:
         assert loaded.sidecar.model.name == "small"
         found = loaded(images(0))
-    assert found.shape == (0, 5) and found.dtype == np.float32
+    assert found.shape == (0, 5)
+    assert found.dtype == np.float32
 
 
 def test_inputs_by_name_and_outputs_by_name(cli: Cli, folder: Path) -> None:
@@ -293,7 +294,9 @@ def test_a_tensor_on_the_gpu_is_bound_where_it_lies_and_the_output_stays(on_gpu:
     loaded, gpu = on_gpu
     rows = np.arange(80, dtype=np.float32).reshape(20, 4)
     found = loaded(OnGpu(rows))
-    assert gpu.batches == [8, 8, 4] and found.shape == (20, 4) and found.__dlpack_device__() == (dlpack.CUDA, 0)
+    assert gpu.batches == [8, 8, 4]
+    assert found.shape == (20, 4)
+    assert found.__dlpack_device__() == (dlpack.CUDA, 0)
     found._device = (dlpack.CPU, 0)  # the "GPU" of this test is the host's memory
     tensor = torch.from_dlpack(found)
     assert tensor.data_ptr() == found.address
@@ -376,7 +379,8 @@ def test_predict_takes_paths_images_bytes_and_pixels(photo_engine: Path, folder:
             loaded.predict([images(1)[0]])
     assert [len(row) for row in found] == [2] * 4
     assert [row[0].index for row in found] == expected.argmax(axis=1).tolist()
-    assert found[0][0].name == CLASSES[found[0][0].index] and 0 < found[0][0].score <= 1
+    assert found[0][0].name == CLASSES[found[0][0].index]
+    assert 0 < found[0][0].score <= 1
 
 
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])

@@ -44,7 +44,7 @@ def test_a_published_artifact_is_loaded_as_it_was(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_of_a_failure(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), files.scratch(tmp_path / "engines" / "m.engine") as folder:
+    with pytest.raises(KeyboardInterrupt), files.scratch(tmp_path / "engines" / "m.engine") as folder:  # noqa: PT012
         (folder / "m.engine").write_bytes(b"half")
         raise KeyboardInterrupt
     assert list((tmp_path / "engines").iterdir()) == []
@@ -53,7 +53,7 @@ def test_nothing_is_left_of_a_failure(tmp_path: Path) -> None:
 def test_an_atomic_file_replaces_only_when_complete(tmp_path: Path) -> None:
     target = tmp_path / "out.csv"
     target.write_text("old")
-    with pytest.raises(RuntimeError), files.atomic_file(target) as made:
+    with pytest.raises(RuntimeError), files.atomic_file(target) as made:  # noqa: PT012
         made.write_text("half")
         raise RuntimeError
     assert target.read_text() == "old"
@@ -123,7 +123,8 @@ def test_a_damaged_sidecar_is_an_error_with_a_fix(tmp_path: Path, text: str) -> 
     files.sidecar_path(made.path).write_text(text)
     with pytest.raises(ArtifactError) as caught:
         store.load(made.path, "engine")
-    assert "damaged" in caught.value.problem and "trtbatch build" in caught.value.fix
+    assert "damaged" in caught.value.problem
+    assert "trtbatch build" in caught.value.fix
 
 
 def test_impossible_values_in_a_sidecar_are_damage(tmp_path: Path) -> None:
@@ -253,7 +254,8 @@ def test_of_a_folder_the_files_in_it_are_named(tmp_path: Path) -> None:
 
 def test_an_engine_of_the_other_backend_is_named(cli: Callable[..., Any], engine: Path) -> None:
     done = cli("infer", engine.with_name("small.engine"), "--input", "random")
-    assert done.exit_code == 1 and "small.engine doesn't exist" in done.output
+    assert done.exit_code == 1
+    assert "small.engine doesn't exist" in done.output
     assert f"name the one that is there: {engine}" in " ".join(done.output.split())
 
 
@@ -263,4 +265,5 @@ def test_an_engines_input_has_a_size_on_every_axis_but_the_batch(cli: Callable[.
     data["inputs"][0]["shape"][1] = ""
     beside.write_text(json.dumps(data))
     done = cli("infer", engine, "--input", "random")
-    assert done.exit_code == 1 and "is damaged: axis 1 of input 'input' has no size ('')" in done.output
+    assert done.exit_code == 1
+    assert "is damaged: axis 1 of input 'input' has no size ('')" in done.output

@@ -18,7 +18,8 @@ def test_what_fits_is_shared_and_what_is_strided_is_copied() -> None:
     assert conform(array, FLOAT) is array
     for other in (np.asfortranarray(np.arange(8, dtype=np.float32).reshape(4, 2)), np.ones((8, 2), np.float32)[::2]):
         made = conform(other, FLOAT)
-        assert made.flags.c_contiguous and np.array_equal(made, other)
+        assert made.flags.c_contiguous
+        assert np.array_equal(made, other)
     expanded = np.broadcast_to(np.array([1, 2], np.float32), (4, 2))
     assert conform(expanded, FLOAT).strides == (8, 4)
 
@@ -96,7 +97,8 @@ IMAGES = {
 def test_the_fix_of_a_shape_says_what_to_do_with_it(wanted: str, shape: tuple[int, ...], fix: str) -> None:
     with pytest.raises(InputError) as caught:
         batch_of({"x": np.ones(shape)}, [IMAGES[wanted]])
-    assert caught.value.fix == fix and str(shape) in caught.value.problem
+    assert caught.value.fix == fix
+    assert str(shape) in caught.value.problem
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int64"])

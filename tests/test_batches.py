@@ -104,16 +104,23 @@ def test_any_text_is_a_list_or_a_clear_error(text: str) -> None:
     try:
         batches = parse_batches(text)
     except BatchListError as error:
-        assert error.problem and error.fix
+        refused = error
     else:
-        assert batches and all(1 <= batch <= MAX_BATCH for batch in batches)
+        assert batches
+        assert all(1 <= batch <= MAX_BATCH for batch in batches)
+        return
+    assert refused.problem
+    assert refused.fix
 
 
 def test_a_profile_is_read_and_shown() -> None:
     profile = Profile.parse("1:16:32")
     assert (profile.min, profile.opt, profile.max) == (1, 16, 32)
     assert str(profile) == "1:16:32"
-    assert 1 in profile and 32 in profile and 0 not in profile and 33 not in profile
+    assert 1 in profile
+    assert 32 in profile
+    assert 0 not in profile
+    assert 33 not in profile
     assert profile.corners == (1, 16, 32)
     assert Profile(4, 4, 4).corners == (4,)
 

@@ -34,7 +34,8 @@ def test_a_table_with_every_batch_and_its_files(cli: Cli, engine: Path, folder: 
     assert [row["batch"] for row in data["batches"]] == [1, 2, 4, 8]
     for row in data["batches"]:
         samples, summary = np.array(row["samples_ms"]), row["summary"]
-        assert len(samples) == summary["iterations"] == 20 and (samples > 0).all()
+        assert len(samples) == summary["iterations"] == 20
+        assert (samples > 0).all()
         assert row["shapes"] == {"input": [row["batch"], 3, 8, 8], "output": [row["batch"], 5]}
         assert summary["median"] == pytest.approx(np.median(samples), rel=1e-4)
         assert summary["percentiles"]["p90"] == pytest.approx(np.percentile(samples, 90), rel=1e-4)
@@ -42,11 +43,14 @@ def test_a_table_with_every_batch_and_its_files(cli: Cli, engine: Path, folder: 
         assert row["samples_per_s"] == pytest.approx(row["batch"] / summary["median"] * 1e3)
         assert row["ms_per_sample"] == pytest.approx(summary["median"] / row["batch"])
         assert row["speedup"] == pytest.approx(row["samples_per_s"] / data["batches"][0]["samples_per_s"])
-    assert data["backend"] == "onnxruntime" and data["environment"]["cpu"] and data["environment"]["commit"]
+    assert data["backend"] == "onnxruntime"
+    assert data["environment"]["cpu"]
+    assert data["environment"]["commit"]
     assert data["timed"] == {"run": "InferenceSession.run with I/O binding, wall time per call"}
     with (folder / "r.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    assert [row["batch"] for row in rows] == ["1", "2", "4", "8"] and rows[0]["ms_p99"]
+    assert [row["batch"] for row in rows] == ["1", "2", "4", "8"]
+    assert rows[0]["ms_p99"]
     for words in ("samples/s", "ms/batch", "p90", "p99", "ms/sample", "× batch 1", "CV", "runs", "verdict", "r.json"):
         assert words in result.output
     assert "executed at batch 8: input 8×3×8×8, output 8×5" in result.output
@@ -82,7 +86,8 @@ def test_a_wrong_engine_gets_no_numbers(cli: Cli, folder: Path, model: Callable[
     result = cli("bench", wrong, "--batch", "1,4", "--json", "r.json", "--csv", "r.csv")
     refused(result, 1, "wrong.onnx gives wrong rows: batch 4, output:")
     assert "samples/s" not in result.output
-    assert not (folder / "r.json").exists() and not (folder / "r.csv").exists()
+    assert not (folder / "r.json").exists()
+    assert not (folder / "r.csv").exists()
 
 
 @pytest.mark.parametrize(
@@ -186,8 +191,10 @@ def test_the_event_loop_keeps_two_launches_in_flight_and_times_each_once() -> No
 
 def test_the_result_of_the_api_is_the_same_record(engine: Path) -> None:
     result = bench(BenchRequest(engine, [2], iterations=4))
-    assert result.batches[0].batch == 2 and len(result.batches[0].samples_ms) == 4
-    assert result.model.name == "small" and result.settings["iterations"] == 4
+    assert result.batches[0].batch == 2
+    assert len(result.batches[0].samples_ms) == 4
+    assert result.model.name == "small"
+    assert result.settings["iterations"] == 4
 
 
 def test_a_mode_that_runs_something_else_gets_no_numbers(cli: Cli, engine: Path, monkeypatch: Any) -> None:
@@ -201,7 +208,7 @@ def test_a_mode_that_runs_something_else_gets_no_numbers(cli: Cli, engine: Path,
 
 def test_json_has_no_infinity(cli: Cli, engine: Path, folder: Path) -> None:
     assert cli("bench", "--iterations", 2, "--json", "r.json").exit_code == 0
-    data = json.loads((folder / "r.json").read_text(), parse_constant=lambda word: pytest.fail(word))
+    data = json.loads((folder / "r.json").read_text(), parse_constant=pytest.fail)
     assert data["batches"][0]["summary"]["noise"] == "inf"
 
 
@@ -212,17 +219,24 @@ def test_every_mode_of_a_slot_is_timed_and_says_what_it_timed(cli: Cli, engine: 
     assert result.exit_code == 0, result.output
     data = json.loads((folder / "r.json").read_text())
     assert [(row["batch"], row["mode"]) for row in data["batches"]] == [(b, mode) for b in (1, 8) for mode in modes]
-    assert set(data["timed"]) == set(modes) and "2 in flight" in data["timed"]["throughput"]
+    assert set(data["timed"]) == set(modes)
+    assert "2 in flight" in data["timed"]["throughput"]
     for row in data["batches"]:
-        assert len(row["samples_ms"]) == 6 and (row["window"] > 1) == (row["mode"] == "throughput")
+        assert len(row["samples_ms"]) == 6
+        assert (row["window"] > 1) == (row["mode"] == "throughput")
         assert row["window"] % 2 == 0 or row["window"] == 1, "whole rounds of the lanes"
-        assert row["parts_ms"] == {} and "bound" not in row and row["bad"] == [], "the CPU has neither"
-    assert data["settings"]["streams"] == 2 and data["settings"]["cuda_graphs"] is False
+        assert row["parts_ms"] == {}, "the CPU has neither"
+        assert "bound" not in row, "the CPU has neither"
+        assert row["bad"] == [], "the CPU has neither"
+    assert data["settings"]["streams"] == 2
+    assert data["settings"]["cuda_graphs"] is False
     for mode in modes:
         assert f"{mode}: {data['timed'][mode]}" in result.output
     with (folder / "r.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    assert list(rows[0])[:2] == ["batch", "mode"] and list(rows[0])[-1] == "bad" and rows[0]["profile"] == "0"
+    assert list(rows[0])[:2] == ["batch", "mode"]
+    assert list(rows[0])[-1] == "bad"
+    assert rows[0]["profile"] == "0"
     assert decode(BenchResult, data, "r.json").batches[0].mode == "run"
 
 
@@ -247,7 +261,8 @@ def test_a_forced_profile_is_the_one_that_runs(cli: Cli, engine: Path, folder: P
     line = ("bench", "engines/two.ort.onnx", "--iterations", 3, "--json", "r.json")
     for profile in (0, 1):
         result = cli(*line, "--batch", 4, "--profile", profile)
-        assert result.exit_code == 0 and "profile" in result.output
+        assert result.exit_code == 0
+        assert "profile" in result.output
         assert json.loads((folder / "r.json").read_text())["batches"][0]["profile"] == profile
     refused(cli(*line, "--batch", "1,4", "--profile", 1), 2, "batch 1 is outside profile 1", "(3:8:8)", "--batch 3")
 
@@ -310,9 +325,12 @@ def test_launches_are_compared_with_the_gpus_time(
 ) -> None:
     Device(gpu_ms).install(monkeypatch, {})
     sync, launched = bench(BenchRequest(engine, [2], ["execute_v2", "async"], iterations=8)).batches
-    assert launched.bound == bound and launched.enqueue_ms is not None and launched.enqueue_ms > 0
+    assert launched.bound == bound
+    assert launched.enqueue_ms is not None
+    assert launched.enqueue_ms > 0
     assert launched.samples_ms == (gpu_ms,) * 8
-    assert sync.bound is None and sync.enqueue_ms is None
+    assert sync.bound is None
+    assert sync.enqueue_ms is None
 
 
 @pytest.mark.parametrize(("h2d", "bound"), [(0.5, "compute-bound"), (2.0, "copy-bound")])
@@ -322,7 +340,8 @@ def test_copies_are_compared_with_the_gpus_time(
     parts = {"h2d": h2d, "gpu": 1.0, "d2h": 0.1}
     Device(1.0).install(monkeypatch, parts)
     for row in bench(BenchRequest(engine, [2], ["latency", "throughput"], iterations=3)).batches:
-        assert row.parts_ms == parts and row.bound == bound
+        assert row.parts_ms == parts
+        assert row.bound == bound
 
 
 def test_the_cache_is_flushed_before_every_launch_and_waited_for_where_that_is_timed(
@@ -341,7 +360,8 @@ def test_table_chart_and_record_have_the_same_figures(cli: Callable[..., Any], e
     printed = cli("bench", "--batch", "1,2,4,8", "--iterations", 7, "--json", "r.json").output
     table = dict(re.findall(r"^│ +(\d+) │ +([\d,.]+) │", printed, re.MULTILINE))
     chart = dict(re.findall(r"^ *(\d+) [▏▎▍▌▋▊▉█#]+ ([\d,.]+)", printed, re.MULTILINE))
-    assert len(table) == 4 and table == chart, printed
+    assert len(table) == 4, printed
+    assert table == chart, printed
     for row in json.loads((folder / "r.json").read_text())["batches"]:
         assert row["samples_per_s"] == row["batch"] / np.median(row["samples_ms"]) * 1e3
 

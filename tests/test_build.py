@@ -36,7 +36,8 @@ def refused(result: Any, code: int, *told: str) -> None:
     """Assert one line of problem with these words, one of fix, and the exit code."""
     assert result.exit_code == code, result.output
     lines = result.output.strip().splitlines()
-    assert lines[-2].startswith("error: ") and lines[-1].startswith("fix: "), result.output
+    assert lines[-2].startswith("error: "), result.output
+    assert lines[-1].startswith("fix: "), result.output
     for words in told:
         assert words in lines[-2] + "\n" + lines[-1], result.output
     assert "Traceback" not in result.output
@@ -53,12 +54,17 @@ def test_the_profile_reaches_the_sidecar_and_the_terminal(cli: Cli, folder: Path
     artifact = load(folder / "engines/m.ort.onnx", "engine")
     sidecar = artifact.sidecar
     assert [(p.min, p.opt, p.max) for p in sidecar.profiles] == [(2, 4, 9)]
-    assert sidecar.backend == "onnxruntime" and sidecar.precision_realised == "fp32"
-    assert sidecar.inputs[0].shape == ("batch_size", 3, 8, 8) and sidecar.outputs[0].shape == ("batch_size", 5)
-    assert sidecar.source == record_file(path) and sidecar.artifact == record_file(artifact.path)
+    assert sidecar.backend == "onnxruntime"
+    assert sidecar.precision_realised == "fp32"
+    assert sidecar.inputs[0].shape == ("batch_size", 3, 8, 8)
+    assert sidecar.outputs[0].shape == ("batch_size", 5)
+    assert sidecar.source == record_file(path)
+    assert sidecar.artifact == record_file(artifact.path)
     assert sidecar.build["rows_checked_at"] == [2, 4, 9]
-    assert sidecar.build["build_seconds"] > 0 and sidecar.build["peak_host_bytes"] > 10**6
-    assert sidecar.tools["onnxruntime"] and sidecar.device["cpu"]
+    assert sidecar.build["build_seconds"] > 0
+    assert sidecar.build["peak_host_bytes"] > 10**6
+    assert sidecar.tools["onnxruntime"]
+    assert sidecar.device["cpu"]
     for words in ("min 2, opt 4, max 9", "input (batch_size, 3, 8, 8) float32", "KiB, built in", "at the most while"):
         assert words in result.output, result.output
     assert "note: backend: ONNX Runtime on the CPU" in result.output
@@ -98,7 +104,8 @@ def test_static_fixes_an_open_batch(cli: Cli, folder: Path) -> None:
     result = cli("build", "m_dynamic.onnx", "--static", 4)
     assert result.exit_code == 0, result.output
     sidecar = load(folder / "engines/m_b4.ort.onnx", "engine").sidecar
-    assert sidecar.inputs[0].shape == (4, 3, 8, 8) and str(sidecar.profiles[0]) == "4:4:4"
+    assert sidecar.inputs[0].shape == (4, 3, 8, 8)
+    assert str(sidecar.profiles[0]) == "4:4:4"
     graph = onnx.load(folder / "engines/m_b4.ort.onnx").graph
     assert graph.input[0].type.tensor_type.shape.dim[0].dim_value == 4
 
@@ -148,7 +155,8 @@ def test_a_batch_axis_that_is_not_the_first(cli: Cli, folder: Path) -> None:
     models.batch_last(folder / "m.onnx")
     assert cli("build", "m.onnx", "--max", 8).exit_code == 0
     sidecar = load(folder / "engines/m.ort.onnx", "engine").sidecar
-    assert sidecar.inputs[0].batch_axis == 1 and sidecar.inputs[0].shape == (4, "batch_size")
+    assert sidecar.inputs[0].batch_axis == 1
+    assert sidecar.inputs[0].shape == (4, "batch_size")
 
 
 @pytest.mark.parametrize(
@@ -242,7 +250,8 @@ def test_the_newest_that_can_be_built_for_a_static_batch_is_taken(cli: Cli, fold
     exported(folder / "engines/eight.onnx", "2026-01-03", 8)
     for static, name in ((4, "four"), (3, "open"), (8, "eight")):
         result = cli("build", "--static", static)
-        assert result.exit_code == 0 and f"the newest that fits: engines/{name}.onnx" in result.output, result.output
+        assert result.exit_code == 0, result.output
+        assert f"the newest that fits: engines/{name}.onnx" in result.output, result.output
         found = load(folder / f"engines/{name}_b{static}.ort.onnx", "engine").sidecar
         assert found.inputs[0].shape == (static, 3, 8, 8)
     (folder / "engines/open.onnx").unlink()
@@ -283,7 +292,13 @@ def test_a_full_disk_is_one_line(folder: Path) -> None:
         "from trtbatch.cli import main; sys.argv = ['trtbatch', 'build', 'm.onnx']; main()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, env=child_environment(), timeout=120
+        [sys.executable, "-c", code],
+        check=False,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=child_environment(),
+        timeout=120,
     )
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
@@ -326,8 +341,10 @@ def test_an_interrupted_build_leaves_nothing(folder: Path, number: signal.Signal
 
 def test_a_sidecar_is_plain_json_with_what_it_was_made_from(engine: Path, folder: Path) -> None:
     data = json.loads(engine.with_name(engine.name + ".json").read_text())
-    assert data["format_version"] == 1 and data["kind"] == "engine"
-    assert data["source"]["file"] == "small.onnx" and len(data["source"]["sha256"]) == 64
+    assert data["format_version"] == 1
+    assert data["kind"] == "engine"
+    assert data["source"]["file"] == "small.onnx"
+    assert len(data["source"]["sha256"]) == 64
     assert data["profiles"] == [{"min": 1, "opt": 4, "max": 8}]
 
 
@@ -363,7 +380,8 @@ def test_nothing_else_is_replaced(cli: Cli, engine: Path, folder: Path) -> None:
 def test_options_of_tensorrt_alone_are_said_to_be_without_effect(cli: Cli, folder: Path) -> None:
     models.classifier(folder / "m.onnx")
     result = cli("build", "m.onnx", "--max", 4, "--workspace", "1GiB", "--opt-level", 3)
-    assert result.exit_code == 0 and "--workspace, --opt-level have no effect on ONNX Runtime" in result.output
+    assert result.exit_code == 0
+    assert "--workspace, --opt-level have no effect on ONNX Runtime" in result.output
 
 
 def test_a_name_that_is_no_text_is_a_damaged_file(cli: Callable[..., Any], folder: Path) -> None:

@@ -33,7 +33,9 @@ def test_version_in_both_ways(folder: Path) -> None:
     for line in ([sys.executable, "-m", "trtbatch"], [str(Path(sys.executable).with_name("trtbatch"))]):
         if not Path(line[0]).exists():
             continue  # run from a checkout that isn't installed
-        done = subprocess.run([*line, "--version"], capture_output=True, text=True, env=child_environment(), cwd=folder)
+        done = subprocess.run(
+            [*line, "--version"], check=False, capture_output=True, text=True, env=child_environment(), cwd=folder
+        )
         assert (done.returncode, done.stdout) == (0, f"trtbatch {trtbatch.__version__}\n")
 
 
@@ -42,8 +44,9 @@ def test_help_imports_no_more_than_it_needs(folder: Path) -> None:
     code = "import sys; from trtbatch.cli import main\ntry: main()\nfinally: print(*sys.modules, file=sys.stderr)"
     for args in ((), ("--help",), ("--version",)):
         line = [sys.executable, "-c", code, *args]
-        done = subprocess.run(line, capture_output=True, text=True, env=child_environment(), cwd=folder)
-        assert done.returncode == (0 if args else 2) and done.stdout
+        done = subprocess.run(line, check=False, capture_output=True, text=True, env=child_environment(), cwd=folder)
+        assert done.returncode == (0 if args else 2)
+        assert done.stdout
         loaded = set(done.stderr.split())
         assert "trtbatch.cli.app" in loaded
         assert not loaded & {"rich.console", "rich.markdown", "numpy", "trtbatch.cli.build", "trtbatch.cli.bench"}
@@ -63,7 +66,8 @@ def test_help_names_the_commands_and_their_defaults(cli: Cli) -> None:
     for name in ("export", "build", "infer", "bench"):
         assert name in top.output
         page = cli(name, "--help")
-        assert page.exit_code == 0 and "--debug" in page.output
+        assert page.exit_code == 0
+        assert "--debug" in page.output
 
 
 @pytest.mark.parametrize(
@@ -71,22 +75,27 @@ def test_help_names_the_commands_and_their_defaults(cli: Cli) -> None:
 )
 def test_usage_is_exit_code_two(cli: Cli, args: tuple[str, ...]) -> None:
     result = cli(*args)
-    assert result.exit_code == 2 and "Traceback" not in result.output
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
 
 
 def test_debug_shows_the_traceback_and_nothing_else_does(folder: Path) -> None:
     quiet = run_process("bench", cwd=folder)
-    assert quiet.returncode == 1 and "Traceback" not in quiet.stderr
+    assert quiet.returncode == 1
+    assert "Traceback" not in quiet.stderr
     assert [line.partition(":")[0] for line in quiet.stderr.splitlines()] == ["error", "fix"]
     loud = run_process("bench", "--debug", cwd=folder)
-    assert loud.returncode != 0 and "Traceback" in loud.stderr and "ArtifactError" in loud.stderr
+    assert loud.returncode != 0
+    assert "Traceback" in loud.stderr
+    assert "ArtifactError" in loud.stderr
 
 
 def test_messages_go_to_standard_error_and_results_to_standard_output(engine: Path, folder: Path) -> None:
     done = run_process("bench", "--batch", 2, "--iterations", 3, cwd=folder)
     assert done.returncode == 0
     assert done.stderr == "note: using the newest engine: engines/small.ort.onnx\n"
-    assert "samples/s" in done.stdout and "note:" not in done.stdout
+    assert "samples/s" in done.stdout
+    assert "note:" not in done.stdout
 
 
 def test_names_with_markup_are_printed_as_they_are(cli: Cli, folder: Path) -> None:
@@ -115,7 +124,7 @@ def test_shapes_and_sizes_for_people() -> None:
 
 def test_the_package_speaks_of_itself_alone() -> None:
     """No absolute path of a machine, and no registry's host, in what is committed."""
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    tracked = subprocess.run(["git", "ls-files"], check=False, cwd=ROOT, capture_output=True, text=True)
     if tracked.returncode != 0:
         pytest.skip("not a git checkout")
     for name in tracked.stdout.split():
@@ -160,7 +169,8 @@ def test_a_fix_names_the_range_that_is_allowed(cli: Cli, line: str, allowed: str
     result = cli(*line.split())
     assert result.exit_code in (1, 2)
     fix = result.output.strip().splitlines()[-1]
-    assert fix.startswith("fix: ") and allowed in fix, result.output
+    assert fix.startswith("fix: "), result.output
+    assert allowed in fix, result.output
 
 
 def test_a_fix_names_no_option_that_the_command_lacks(
@@ -198,8 +208,10 @@ def test_an_option_without_its_value_points_to_the_commands_own_help(cli: Cli, c
 )
 def test_a_value_out_of_range_is_shown_with_its_option(folder: Path, line: list[str], told: str) -> None:
     done = run_process(*line, cwd=folder)
-    assert done.returncode == 2 and told in done.stderr.splitlines()[0], done.stderr
-    assert "Value error" not in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2, done.stderr
+    assert told in done.stderr.splitlines()[0], done.stderr
+    assert "Value error" not in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_what_is_being_done_is_said_now_and_then_where_no_spinner_turns(
@@ -217,7 +229,8 @@ def test_what_is_being_done_is_said_now_and_then_where_no_spinner_turns(
             told += capsys.readouterr().err
     assert not threads_of_progress()
     lines = told.splitlines()
-    assert re.fullmatch(r"[0-9]+ s: batch 8 \[bold\]", lines[0]) and lines[1].endswith(" s: batch 8 [bold]")
+    assert re.fullmatch(r"[0-9]+ s: batch 8 \[bold\]", lines[0])
+    assert lines[1].endswith(" s: batch 8 [bold]")
     assert lines[-1].endswith(" s: timing tactics, 40%")
 
 

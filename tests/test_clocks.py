@@ -33,7 +33,8 @@ def test_a_clock_that_moves_by_more_than_a_twentieth_is_a_fault() -> None:
 
 
 def test_nothing_known_is_no_fault() -> None:
-    assert fault(None, FULL) is None and fault(FULL, None) is None
+    assert fault(None, FULL) is None
+    assert fault(FULL, None) is None
     assert fault(ClockState(0, 0), FULL) is None
 
 
@@ -73,7 +74,8 @@ def test_nvml_is_opened_once_and_closed_once(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(environment, "open_nvml", lambda: nvml)
     with ClockWatch(0) as watch:
         assert watch.look() == watch.look() == ClockState(1500, 4)
-        assert watch.look() is None and watch.look() is None, "it doesn't answer any more"
+        assert watch.look() is None, "it doesn't answer any more"
+        assert watch.look() is None, "it doesn't answer any more"
     assert nvml.open == 0
 
 
@@ -81,7 +83,8 @@ def test_no_gpu_no_nvml_and_an_unknown_gpu_are_watched_as_nothing(monkeypatch: p
     assert ClockWatch().look() is None
     nvml = FakeNvml(9)
     monkeypatch.setattr(environment, "open_nvml", lambda: nvml)
-    assert ClockWatch(3).look() is None and nvml.open == 0
+    assert ClockWatch(3).look() is None
+    assert nvml.open == 0
     monkeypatch.setattr(environment, "open_nvml", lambda: None)
     with ClockWatch(0) as watch:
         assert watch.look() is None

@@ -66,7 +66,8 @@ def test_a_naive_interval_would_be_too_narrow_where_neighbours_are_alike() -> No
     chains = [run(random, 1000, 0.97) for _ in range(2)]
     shuffled = [random.permutation(chain) for chain in chains]
     wide, narrow = ratio_of_medians(chains[0], chains[1]), ratio_of_medians(shuffled[0], shuffled[1])
-    assert wide.high - wide.low > 3 * (narrow.high - narrow.low) and wide.ratio == narrow.ratio
+    assert wide.high - wide.low > 3 * (narrow.high - narrow.low)
+    assert wide.ratio == narrow.ratio
 
 
 def test_the_ends_of_the_interval_by_hand() -> None:
@@ -74,7 +75,8 @@ def test_the_ends_of_the_interval_by_hand() -> None:
     a = np.repeat(medians, 100) + np.tile([-0.5, 0.5], 500)  # neighbours lie on either side of the median
     found = ratio_of_medians(a, np.full(1000, 2.0))
     reach = 2.262 * np.log(medians).std(ddof=1) / np.sqrt(10)
-    assert found.blocks == BLOCKS and found.ratio == pytest.approx(2.0)
+    assert found.blocks == BLOCKS
+    assert found.ratio == pytest.approx(2.0)
     assert (found.low, found.high) == pytest.approx((2 * exp(-reach), 2 * exp(reach)))
 
 
@@ -142,13 +144,15 @@ def test_what_may_be_chance_does_not_fail_and_is_told() -> None:
     a, b = pair(lambda batch: 1.0)
     few = tuple(replace(line, samples_ms=(0.9,) * 10) for line in b.batches)
     found = compare_results(a, replace(b, batches=few), limit=0.05)
-    assert all(line.verdict == "UNCLEAR" for line in found.lines) and not found.failures
+    assert all(line.verdict == "UNCLEAR" for line in found.lines)
+    assert not found.failures
     assert "by chance" not in "\n".join(gatereport.warnings(found)), "nothing is known of so few runs"
     assert found.unjudged == found.lines
     swaying = np.repeat([0.5, 2.0, 1.15, 0.6, 1.8, 1.2, 0.5, 2.0, 1.15, 1.2], 6)
     wide = tuple(replace(line, samples_ms=tuple(np.asarray(line.samples_ms) * swaying)) for line in b.batches)
     found = compare_results(a, replace(b, batches=wide), limit=0.05)
-    assert not found.failures and not found.unjudged
+    assert not found.failures
+    assert not found.unjudged
     assert "the median is over the limit, but may be by chance" in "\n".join(gatereport.warnings(found))
 
 
@@ -225,7 +229,8 @@ def test_the_gate_on_the_command_line(cli: Cli, folder: Path) -> None:
     assert "error" not in failed.output
     data = json.loads((folder / "c.json").read_text())
     found = decode(Comparison, data, "c.json")
-    assert [each.batch for each in found.lines if each.fails] == [8] and found.limit == 0.05
+    assert [each.batch for each in found.lines if each.fails] == [8]
+    assert found.limit == 0.05
     for passing in ((*line, "--fail-if-slower", "25%"), (*line, "--fail-if-slower=0.25"), line):
         assert cli(*passing).exit_code == 0
     assert cli("compare", "b.json", "a.json", "--fail-if-slower", "5%").exit_code == 0, "A being slower is no failure"
@@ -245,9 +250,10 @@ def test_a_gate_does_not_pass_what_it_can_not_judge(cli: Cli, folder: Path) -> N
         ((), 0, "UNCLEAR at batch 16 (graph)"),
     ):
         done = cli(*line, *options)
-        assert done.exit_code == code and told in done.stdout, done.output
-        told = "batch 16 (graph): can't be judged with fewer than 30 runs: measure longer (bench --min-time, or"
-        assert f"warning: {told} --iterations 30)" in done.stderr
+        assert done.exit_code == code, done.output
+        assert told in done.stdout, done.output
+        unjudged = "batch 16 (graph): can't be judged with fewer than 30 runs: measure longer (bench --min-time, or"
+        assert f"warning: {unjudged} --iterations 30)" in done.stderr
     assert "3 where nothing" in " ".join(cli("compare", "--help").output.replace("│", " ").split())
 
 
@@ -285,7 +291,8 @@ def test_lines_that_bench_had_called_unstable_are_named(cli: Cli, folder: Path) 
     assert f"warning: B wasn't stable at {told}" in cli("compare", "a.json", "b.json", "--markdown").stdout
     assert json.loads((folder / "c.json").read_text())["unstable_b"][0] == "batch 8 (graph, drift -16.7 %)"
     steady = cli("compare", "b.json", "b.json", "--fail-if-slower", "5%")
-    assert "A wasn't stable at batch 8" in steady.stderr and steady.exit_code == 3
+    assert "A wasn't stable at batch 8" in steady.stderr
+    assert steady.exit_code == 3
 
 
 def test_stable_lines_are_not_warned_of(cli: Cli, folder: Path) -> None:
@@ -297,8 +304,10 @@ def test_markdown_is_all_that_is_printed(cli: Cli, folder: Path) -> None:
     files(folder, 1.2)
     done = cli("compare", "a.json", "b.json", "--markdown", "--fail-if-slower", "5%", "--json", "c.json")
     assert done.exit_code == 1
-    assert done.stdout.startswith("### B is SLOWER at batch 8") and "┃" not in done.stdout
-    assert "| SLOWER, fails |" in done.stdout and "c.json" not in done.stdout
+    assert done.stdout.startswith("### B is SLOWER at batch 8")
+    assert "┃" not in done.stdout
+    assert "| SLOWER, fails |" in done.stdout
+    assert "c.json" not in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -333,7 +342,9 @@ def test_real_results_of_one_engine(cli: Cli, engine: Path, folder: Path) -> Non
     done = cli("compare", "a.json", "b.json", "--json", "c.json")
     assert done.exit_code == 0, done.output
     found = decode(Comparison, json.loads((folder / "c.json").read_text()), "c.json")
-    assert [line.batch for line in found.lines] == [1, 8] and found.differences == ()
+    assert [line.batch for line in found.lines] == [1, 8]
+    assert found.differences == ()
     for line in found.lines:
-        assert line.low <= line.ratio <= line.high and line.runs_a == line.runs_b == 60
+        assert line.low <= line.ratio <= line.high
+        assert line.runs_a == line.runs_b == 60
         assert log(line.ratio) == pytest.approx(log(line.ms_b / line.ms_a))

@@ -18,7 +18,8 @@ def test_the_newest_opset_of_each_release(version: str, opset: int | None) -> No
 
 
 def test_an_unknown_version_is_left_to_the_parser() -> None:
-    assert compat.max_opset("11.5.0") is None and compat.max_opset("next") is None
+    assert compat.max_opset("11.5.0") is None
+    assert compat.max_opset("next") is None
 
 
 def test_the_bindings_list_is_one_profile_after_the_other_where_an_engine_counts_bindings() -> None:

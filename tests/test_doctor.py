@@ -107,7 +107,8 @@ def test_another_tensorrt_mapped_than_imported() -> None:
 )
 def test_a_tensorrt_that_does_not_import_says_why(reason: str, fix: str) -> None:
     check = only(replace(GOOD, probes=GOOD.probes | {"tensorrt": {"error": reason}}), "TensorRT")
-    assert reason in check.found and fix in check.fix
+    assert reason in check.found
+    assert fix in check.fix
 
 
 def test_two_tensorrt_installs() -> None:
@@ -167,15 +168,20 @@ def test_facts_are_gathered_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
     facts = gather()
     first = next(library for library in facts.libraries if library.family == "libcudart")
-    assert first.version == (9, 2, 148) and first.place == "LD_LIBRARY_PATH"
-    assert facts.packages["numpy"] and facts.python
+    assert first.version == (9, 2, 148)
+    assert first.place == "LD_LIBRARY_PATH"
+    assert facts.packages["numpy"]
+    assert facts.python
 
 
 def test_the_command_prints_lines_or_json(cli: Cli) -> None:
     result = cli("doctor")
-    assert result.exit_code in (0, 1) and "numpy" in result.output and "Traceback" not in result.output
+    assert result.exit_code in (0, 1)
+    assert "numpy" in result.output
+    assert "Traceback" not in result.output
     data = json.loads(cli("doctor", "--json").stdout)
-    assert {"checks", "facts"} == set(data) and data["facts"]["packages"]["numpy"]
+    assert {"checks", "facts"} == set(data)
+    assert data["facts"]["packages"]["numpy"]
 
 
 @pytest.mark.parametrize(

@@ -52,11 +52,14 @@ def test_one_engine_against_another(cli: Cli, engine: Path, two: Path, folder: P
     for each in lines:
         ours, theirs, relative = np.array(each["rounds_a"]), np.array(each["rounds_b"]), each["relative"]
         assert len(ours) == len(theirs) == relative["rounds"] == data["settings"]["rounds"] == duel_module.ROUNDS
-        assert each["ms_a"] == pytest.approx(np.median(ours)) and each["ms_b"] == pytest.approx(np.median(theirs))
+        assert each["ms_a"] == pytest.approx(np.median(ours))
+        assert each["ms_b"] == pytest.approx(np.median(theirs))
         assert relative["ratio"] == pytest.approx(np.median(ours / theirs))
-        assert relative["low"] <= relative["ratio"] <= relative["high"] and relative["verdict"] in VERDICTS
+        assert relative["low"] <= relative["ratio"] <= relative["high"]
+        assert relative["verdict"] in VERDICTS
         assert relative["verdict"] in result.output
-    assert "A: small.ort.onnx" in result.output and "B: two.ort.onnx" in result.output
+    assert "A: small.ort.onnx" in result.output
+    assert "B: two.ort.onnx" in result.output
     with (folder / "r.csv").open() as stream:
         assert [row["verdict"] for row in csv.DictReader(stream)] == [x["relative"]["verdict"] for x in lines]
     assert decode(DuelResult, data, "r.json").lines[0].batch == 1
@@ -65,7 +68,8 @@ def test_one_engine_against_another(cli: Cli, engine: Path, two: Path, folder: P
 def test_an_engine_against_itself(cli: Cli, engine: Path) -> None:
     result = cli("bench", engine, "--against", engine, "--batch", 4, "--mode", "latency", "--iterations", 20)
     assert result.exit_code == 0, result.output
-    assert "A / B" in result.output and any(verdict in result.output for verdict in VERDICTS)
+    assert "A / B" in result.output
+    assert any(verdict in result.output for verdict in VERDICTS)
 
 
 def test_every_profile_that_holds_a_batch_is_timed_at_it(cli: Cli, two: Path, folder: Path) -> None:
@@ -75,14 +79,17 @@ def test_every_profile_that_holds_a_batch_is_timed_at_it(cli: Cli, two: Path, fo
     data = json.loads((folder / "r.json").read_text())
     assert [sorted(each["ms"]) for each in data["lines"]] == [["0"], ["0", "1"], ["1"]]
     for each in data["lines"]:
-        assert each["fastest"] is None and each["relative"] is None
+        assert each["fastest"] is None
+        assert each["relative"] is None
         assert all(len(rounds) == duel_module.ROUNDS for rounds in each["rounds_ms"].values())
         for index, rounds in each["rounds_ms"].items():
             assert each["ms"][index] == pytest.approx(np.median(rounds), rel=1e-5)
     both = data["lines"][1]
     assert both["widest"] == 1, "it holds seven batch sizes, the other one four"
-    assert "0 (1:1:4)" in result.output and "1 (2:8:8)" in result.output
-    assert "ONNX Runtime runs all profiles alike" in result.output and "none is the fastest" in result.output
+    assert "0 (1:1:4)" in result.output
+    assert "1 (2:8:8)" in result.output
+    assert "ONNX Runtime runs all profiles alike" in result.output
+    assert "none is the fastest" in result.output
     assert not any(words in result.output for words in ("widest", "costs", "verdict", *VERDICTS))
     with (folder / "r.csv").open() as stream:
         assert [(row["batch"], row["profile"]) for row in csv.DictReader(stream)] == [
@@ -132,7 +139,8 @@ def test_they_take_turns_and_rounds_of_changing_clocks_are_left_out(monkeypatch:
     monkeypatch.setattr(duel_module, "collect", collect)
     rounds = duel_module._take_turns([prepared("A"), prepared("B")], BenchRequest(None, [1]), ClockWatch())
     assert "".join(order) == "ABBA" * (duel_module.ROUNDS // 2)
-    assert rounds.bad == (0,) and rounds.ms[1][0] == 18.0
+    assert rounds.bad == (0,)
+    assert rounds.ms[1][0] == 18.0
     relative = rounds.compare(0, 1)
     assert (relative.ratio, relative.rounds, relative.verdict) == (0.5, duel_module.ROUNDS - 1, "FASTER")
 
@@ -144,16 +152,20 @@ def test_on_a_gpu_the_fastest_profile_is_named(engine: Path) -> None:
     line = duel_module._profile_line(4, "graph", sidecar, (0, 1), duel_module._Rounds(((2.0,) * 20, (1.0,) * 20), ()))
     assert (line.fastest, line.widest, line.ms) == (1, 1, {"0": 2.0, "1": 1.0})
     other = duel_module._profile_line(4, "graph", sidecar, (0, 1), duel_module._Rounds(((1.0,) * 20, (2.0,) * 20), ()))
-    assert (other.fastest, other.widest) == (0, 1) and other.relative is not None and other.relative.ratio == 2.0
+    assert (other.fastest, other.widest) == (0, 1)
+    assert other.relative is not None
+    assert other.relative.ratio == 2.0
     given: dict[str, Any] = {"engine": "x.engine", "backend": "tensorrt", "precision": "fp16", "model": sidecar.model}
     given |= {"profiles": sidecar.profiles, "timed": {}, "settings": {"rounds": 20}, "tools": {}, "device": {}}
     result = ProfilesResult(**given, environment={}, gpu={}, created="", lines=(line, other))
     printed = io.StringIO()
     Console(width=160, file=printed).print(report.profiles_table(result))
-    assert "fastest" in printed.getvalue() and "+100.0 %" in printed.getvalue()
+    assert "fastest" in printed.getvalue()
+    assert "+100.0 %" in printed.getvalue()
     assert "widest: " in "\n".join(report.profiles_notes(result))
 
 
 def test_nothing_is_clear_where_most_rounds_are_bad() -> None:
     rounds = duel_module._Rounds(((1.0,) * 20, (2.0,) * 20), tuple(range(11)))
-    assert rounds.compare(0, 1).verdict == "UNCLEAR" and rounds.compare(0, 1).rounds == 20
+    assert rounds.compare(0, 1).verdict == "UNCLEAR"
+    assert rounds.compare(0, 1).rounds == 20

@@ -24,7 +24,9 @@ Cli = Callable[..., Any]
 
 def accuracy_of(folder: Path, name: str = "m") -> str:
     sidecar = load(folder / f"engines/{name}.ort.onnx", "engine").sidecar
-    assert sidecar.accuracy is not None and sidecar.accuracy.l2_rel < 1e-5 and sidecar.accuracy.top1 == 1.0
+    assert sidecar.accuracy is not None
+    assert sidecar.accuracy.l2_rel < 1e-5
+    assert sidecar.accuracy.top1 == 1.0
     return sidecar.accuracy.samples
 
 
@@ -47,7 +49,8 @@ def test_up_to_32_samples_are_compared_whatever_the_corners(
     models.classifier(folder / "m.onnx")
     result = cli("build", "m.onnx", *line, "--backend", "onnxruntime", "--output", "engines/m.ort.onnx")
     assert result.exit_code == 0, result.output
-    assert accuracy_of(folder) == samples and f"({samples}) against m.onnx" in result.output
+    assert accuracy_of(folder) == samples
+    assert f"({samples}) against m.onnx" in result.output
 
 
 def test_a_file_of_a_fixed_batch_is_compared_at_that(cli: Cli, folder: Path) -> None:
@@ -62,7 +65,8 @@ def test_outputs_that_are_no_rows_are_compared_with_those_of_the_same_batch(cli:
     result = cli("build", "m.onnx", "--profile", "48:48:64", "--backend", "onnxruntime")
     assert result.exit_code == 0, result.output
     accuracy = load(folder / "engines/m.ort.onnx", "engine").sidecar.accuracy
-    assert accuracy is not None and accuracy.samples == "48 random samples"
+    assert accuracy is not None
+    assert accuracy.samples == "48 random samples"
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, wrong: Callable[[OnnxRuntimeSession, int], bool]) -> None:

@@ -46,9 +46,12 @@ def test_resnet18_dynamic_as_typed(cli: Cli, folder: Path) -> None:
     operators = {node.op_type for node in model.graph.node}
     assert not operators & {"BatchNormalization", "Shape", "Constant", "Gather"}, "constants are folded"
     sidecar = exported(folder, "resnet18_dynamic.onnx")
-    assert sidecar.preprocessing.resize == 256 and sidecar.preprocessing.crop == (224, 224)
-    assert sidecar.classes[281] == "tabby" and len(sidecar.classes) == 1000
-    assert sidecar.model.exporter == "torchscript" and sidecar.model.opset == 17
+    assert sidecar.preprocessing.resize == 256
+    assert sidecar.preprocessing.crop == (224, 224)
+    assert sidecar.classes[281] == "tabby"
+    assert len(sidecar.classes) == 1000
+    assert sidecar.model.exporter == "torchscript"
+    assert sidecar.model.opset == 17
     assert sorted(path.name for path in (folder / "engines").iterdir()) == [
         "resnet18_dynamic.onnx",
         "resnet18_dynamic.onnx.json",
@@ -125,7 +128,8 @@ def test_several_inputs_and_outputs_by_name(cli: Cli, folder: Path) -> None:
         assert result.exit_code == 0, result.output
         path = folder / "engines" / f"{factory}_dynamic.onnx"
         shapes = dims(path)
-        assert shapes["image"] == ["batch_size", 3, 8, 8] and shapes["ids"][0] == "batch_size"
+        assert shapes["image"] == ["batch_size", 3, 8, 8]
+        assert shapes["ids"][0] == "batch_size"
         assert set(shapes) == {"image", "ids", "sum", "ids_out"}, "an output may not be called like an input"
         specs = {spec.name: spec for spec in load(path, "onnx").sidecar.inputs}
         assert specs["ids"].value_range is not None
@@ -135,7 +139,8 @@ def test_several_inputs_and_outputs_by_name(cli: Cli, folder: Path) -> None:
     assert again.exit_code == 0, again.output
     assert set(dims(folder / "engines" / "two_in_dynamic.onnx")) == {"a", "b", "c", "d"}
     clash = cli("export", "tests.zoo:two_in", "--dynamic", "--output-names", "ids,d")
-    assert clash.exit_code == 2 and "gives 'ids', an input's name" in clash.output
+    assert clash.exit_code == 2
+    assert "gives 'ids', an input's name" in clash.output
 
 
 def test_the_batch_axis_is_found_wherever_it_is(cli: Cli, folder: Path) -> None:
@@ -192,7 +197,8 @@ def test_weights_over_the_limit_lie_beside_and_are_found_from_anywhere(
             file.unlink()
     (folder / "engines" / "wide_dynamic.onnx.data").write_bytes(b"short")
     result = cli("build", onnx_file)
-    assert result.exit_code == 1 and "truncated" in result.output
+    assert result.exit_code == 1
+    assert "truncated" in result.output
 
 
 @pytest.mark.parametrize(
@@ -250,7 +256,8 @@ def test_weights_from_a_file(cli: Cli, folder: Path) -> None:
     result = cli("export", "squeezenet1_1", "--dynamic", "--weights", "ten.pth", "--input-shape", "3,64,64")
     assert result.exit_code == 0, result.output
     sidecar = exported(folder, "squeezenet1_1_dynamic.onnx")
-    assert sidecar.model.weights == "file ten.pth" and sidecar.classes is None
+    assert sidecar.model.weights == "file ten.pth"
+    assert sidecar.classes is None
     assert sidecar.outputs[0].shape == ("batch_size", 10)
     image = torch.randn(3, 3, 64, 64)
     with torch.no_grad():
@@ -258,7 +265,8 @@ def test_weights_from_a_file(cli: Cli, folder: Path) -> None:
     found = OnnxReference(folder / "engines" / "squeezenet1_1_dynamic.onnx")({"input": image.numpy()})["output"]
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
     result = cli("export", "alexnet", "--weights", "ten.pth")
-    assert result.exit_code == 1 and "are not alexnet's" in result.output
+    assert result.exit_code == 1
+    assert "are not alexnet's" in result.output
 
 
 def test_random_weights_follow_the_seed_and_are_never_silent(cli: Cli, folder: Path) -> None:
@@ -288,7 +296,8 @@ def test_unreachable_weights_are_random_with_a_loud_warning_or_an_error(
     line = ("export", "squeezenet1_1", "--input-shape", "3,64,64")
     done = cli(*line)
     assert done.exit_code == 0, done.output
-    assert "warning: RANDOM WEIGHTS" in done.stderr and "squeezenet1_1-b8a52dc0.pth" in done.stderr
+    assert "warning: RANDOM WEIGHTS" in done.stderr
+    assert "squeezenet1_1-b8a52dc0.pth" in done.stderr
     assert "random (seed 0)" in done.stdout
     (folder / "engines" / "squeezenet1_1.onnx").unlink()
     done = cli(*line, "--weights", "pretrained")
@@ -370,8 +379,10 @@ def test_wrong_words_get_a_line_of_problem_and_one_of_fix(
     result = cli("export", *args)
     assert result.exit_code == code, result.output
     lines = result.output.strip().splitlines()
-    assert lines[-2].startswith("error: ") and told in lines[-2], result.output
-    assert lines[-1].startswith("fix: ") and len(lines[-1]) > 6
+    assert lines[-2].startswith("error: "), result.output
+    assert told in lines[-2], result.output
+    assert lines[-1].startswith("fix: ")
+    assert len(lines[-1]) > 6
     assert not list(folder.rglob("*.onnx"))
 
 
@@ -406,14 +417,17 @@ def test_what_a_module_defines_is_proposed_before_what_it_imports(cli: Cli, fold
 def test_of_many_factories_the_nearest_are_proposed(cli: Cli, folder: Path) -> None:
     many = FACTORIES.format(more="\n".join(f"def model_{letter}(): ..." for letter in "abcdefghij"))
     told = proposed(cli, folder, "many_factories", "model_x", many)
-    assert "; closest: model_" in told[0] and told[0].count("model_") == 4 and "Ordered" not in told[0]
+    assert "; closest: model_" in told[0]
+    assert told[0].count("model_") == 4
+    assert "Ordered" not in told[0]
 
 
 def test_a_module_without_a_callable_of_its_own_says_what_it_imports(cli: Cli, folder: Path) -> None:
     told = proposed(cli, folder, "imports_alone", "joiner", "from os.path import join\n")
     assert told[0].endswith("has no callable 'joiner'; closest: join")
     told = proposed(cli, folder, "nothing_at_all", "f", "x = 1\n")
-    assert told[0].endswith("has no callable 'f', and no other") and "write a function there" in told[1]
+    assert told[0].endswith("has no callable 'f', and no other")
+    assert "write a function there" in told[1]
 
 
 def test_a_number_behind_static_is_told_where_it_goes(cli: Cli) -> None:
@@ -422,7 +436,8 @@ def test_a_number_behind_static_is_told_where_it_goes(cli: Cli) -> None:
         (("--dynamic", "--static", 4), "fix: --static takes no value: write --dynamic, or --static --batch 4; see "),
     ):
         result = cli("export", "resnet18", *line)
-        assert result.exit_code == 2 and result.output.strip().splitlines()[-1].startswith(fix), result.output
+        assert result.exit_code == 2, result.output
+        assert result.output.strip().splitlines()[-1].startswith(fix), result.output
 
 
 def test_an_opset_that_the_tensorrt_in_reach_cannot_read_names_both(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,7 +455,8 @@ def test_a_factory_with_preprocessing_goes_all_the_way(cli: Cli, folder: Path, p
     result = cli("infer", "--input", photos, "--output", "p.jsonl", "--topk", 2)
     assert result.exit_code == 0, result.output
     lines = [json.loads(line) for line in (folder / "p.jsonl").read_text().splitlines()]
-    assert len(lines) == 10 and all(entry["class"] in "abcde" for line in lines for entry in line["top"])
+    assert len(lines) == 10
+    assert all(entry["class"] in "abcde" for line in lines for entry in line["top"])
 
 
 def test_attention_is_exported_by_its_ordinary_operators(cli: Cli, folder: Path) -> None:
@@ -460,7 +476,8 @@ def test_outputs_that_are_no_rows_go_all_the_way(cli: Cli, folder: Path) -> None
 
 def test_a_failing_exporter_prints_its_reason_and_no_pages(folder: Path) -> None:
     done = run_process("export", "tests.zoo:small", "--opset", 25, "--input-shape", "3,8,8", cwd=folder)
-    assert done.returncode in (1, 2) and done.stdout == ""
+    assert done.returncode in (1, 2)
+    assert done.stdout == ""
     assert len(done.stderr.splitlines()) <= 4, done.stderr
 
 
@@ -477,7 +494,8 @@ def test_weights_from_a_file_go_into_the_network_that_they_were_trained_in(name:
 
 def test_a_baked_batch_is_named_with_dynamo_too(cli: Cli, folder: Path) -> None:
     result = cli("export", "tests.zoo:eight", "--dynamic", "--input-shape", "3,8,8", "--exporter", "dynamo")
-    assert result.exit_code == 1 and "(Reshape) has the constant [8, 8]" in result.output
+    assert result.exit_code == 1
+    assert "(Reshape) has the constant [8, 8]" in result.output
 
 
 def test_dynamo_is_the_default_where_torch_has_no_torchscript(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,9 @@ def test_the_fused_file_agrees_with_the_one_that_it_was_made_from(
     source = load(exported, "onnx")
     fused = fuse(source, layout, tmp_path)
     spec, recipe = fused.sidecar.inputs[0], fused.sidecar.preprocessing
-    assert recipe is not None and recipe.fused == layout and spec.dtype == "uint8"
+    assert recipe is not None
+    assert recipe.fused == layout
+    assert spec.dtype == "uint8"
     rows, columns = recipe.crop
     assert spec.shape[1:] == ((rows, columns, 3) if layout == "NHWC" else (3, rows, columns))
     images = bytes_for(fused.path, 6)
@@ -83,10 +85,12 @@ def test_a_prefix_in_half_precision_stays_near(exported: Path, tmp_path: Path) -
     reader.input[0], reader.output[0] = "half", "product"
     graph.node.insert(place + 2, onnx.helper.make_node("Cast", ["product"], [result], "up", to=onnx.TensorProto.FLOAT))
     recipe = fused.sidecar.preprocessing
-    assert recipe is not None and halve_prefix(model, recipe)
+    assert recipe is not None
+    assert halve_prefix(model, recipe)
     onnx.checker.check_model(model)
     kinds = {tensor.name: tensor.data_type for tensor in graph.initializer if tensor.name.startswith(PREFIX)}
-    assert set(kinds.values()) == {half} and not [node for node in graph.node if node.name == "down"]
+    assert set(kinds.values()) == {half}
+    assert not [node for node in graph.node if node.name == "down"]
     onnx.save(model, str(tmp_path / "half.onnx"))
     images = {fused.sidecar.inputs[0].name: bytes_for(fused.path, 5)}
     wanted, found = (next(iter(OnnxReference(path)(images).values())) for path in (fused.path, tmp_path / "half.onnx"))
@@ -133,7 +137,8 @@ def test_export_writes_a_model_that_takes_bytes(cli: Cli, folder: Path) -> None:
     done = cli("export", "tests.zoo:photos", "--dynamic", "--input-dtype", "uint8", "--layout", "NCHW")
     assert done.exit_code == 0, done.stderr
     sidecar = load(folder / "engines/photos_dynamic.uint8.nchw.onnx", "onnx").sidecar
-    assert sidecar.inputs[0].dtype == "uint8" and sidecar.inputs[0].shape[1] == 3
+    assert sidecar.inputs[0].dtype == "uint8"
+    assert sidecar.inputs[0].shape[1] == 3
     assert [path.name for path in (folder / "engines").iterdir() if path.suffix == ".onnx"] == [
         "photos_dynamic.uint8.nchw.onnx"
     ]
@@ -142,7 +147,8 @@ def test_export_writes_a_model_that_takes_bytes(cli: Cli, folder: Path) -> None:
     assert cli("export", "tests.zoo:photos", "--dynamic").exit_code == 0
     fuse_again = ("build", "engines/photos_dynamic.onnx", "--fuse-preprocess", "--backend", "onnxruntime")
     done = cli(*fuse_again, "--layout", "NCHW")
-    assert done.exit_code == 2 and "it was exported so" in done.stderr
+    assert done.exit_code == 2
+    assert "it was exported so" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -157,14 +163,16 @@ def test_what_can_not_be_fused_is_refused(cli: Cli, folder: Path, line: tuple[st
     if line[0] == "export":
         needs_export()
     done = cli(*line)
-    assert done.exit_code == 2 and words in done.stderr, done.stderr
+    assert done.exit_code == 2, done.stderr
+    assert words in done.stderr, done.stderr
     assert not list(folder.glob("engines/*"))
 
 
 def test_a_fused_file_is_not_fused_again(cli: Cli, folder: Path, exported: Path) -> None:
     fused = fuse(load(exported, "onnx"), "NHWC", folder / "engines")
     done = cli("build", fused.path, "--fuse-preprocess", "--backend", "onnxruntime")
-    assert done.exit_code == 2 and "takes uint8 already (NHWC)" in done.stderr
+    assert done.exit_code == 2
+    assert "takes uint8 already (NHWC)" in done.stderr
     damaged = json.loads(fused.path.with_name(f"{fused.path.name}.json").read_text())
     assert damaged["preprocessing"]["fused"] == "NHWC"
 

@@ -67,11 +67,13 @@ def run(*args: object) -> Any:
     result = CliRunner().invoke(app, [str(arg) for arg in args])
     assert result.exit_code in (0, 1, 2), result.output
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    assert "Traceback" not in result.output and "error: unexpected" not in result.output, result.output
+    assert "Traceback" not in result.output, result.output
+    assert "error: unexpected" not in result.output, result.output
     if result.exit_code:
         errors = [line for line in result.output.splitlines() if line.startswith("error: ")]
         verdicts = [line for line in result.output.splitlines() if line.startswith("WRONG")]
-        assert len(errors) + len(verdicts) == 1 and (verdicts or "\nfix: " in result.output), result.output
+        assert len(errors) + len(verdicts) == 1, result.output
+        assert verdicts or "\nfix: " in result.output, result.output
     return result
 
 
@@ -147,6 +149,7 @@ def test_nothing_unpickles_what_the_user_did_not_name() -> None:
     package = Path(__file__).resolve().parent.parent / "trtbatch"
     for file in package.rglob("*.py"):
         text = file.read_text(encoding="utf-8")
-        assert "import pickle" not in text and "allow_pickle=True" not in text, file
+        assert "import pickle" not in text, file
+        assert "allow_pickle=True" not in text, file
         assert text.count("np.load(") == text.count("allow_pickle=False") - text.count("write_array("), file
         assert text.count("torch.load(") == text.count("weights_only=True)"), file

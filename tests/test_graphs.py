@@ -31,7 +31,8 @@ def test_the_graph_that_was_not_launched_for_longest_goes_first(graphs: list[Any
     assert cache.get(0, "whole") is graphs[0]  # now 1 is the older
     cache.put(2, "whole", graphs[2])
     assert [graph.closed for graph in graphs] == [False, True, False, False]
-    assert cache.get(1, "whole") is None and len(cache) == 2
+    assert cache.get(1, "whole") is None
+    assert len(cache) == 2
 
 
 def test_a_batch_that_is_forgotten_takes_all_its_graphs_with_it(graphs: list[Any]) -> None:
@@ -39,7 +40,9 @@ def test_a_batch_that_is_forgotten_takes_all_its_graphs_with_it(graphs: list[Any
     for graph, key in zip(graphs, ((0, "whole"), (0, "kernels"), (1, "whole"))):
         cache.put(*key, graph)
     cache.drop(0)
-    assert [graph.closed for graph in graphs] == [True, True, False, False] and len(cache) == 1
+    assert [graph.closed for graph in graphs] == [True, True, False, False]
+    assert len(cache) == 1
     cache.drop(7)
     cache.close()
-    assert graphs[2].closed and len(cache) == 0
+    assert graphs[2].closed
+    assert len(cache) == 0

@@ -54,7 +54,8 @@ def test_a_static_engine_pads_the_last_batch_and_trims_it(cli: Cli, folder: Path
     np.save(folder / "x.npy", samples)
     result = cli("infer", "--input", "x.npy", "--output", "y.npz")
     assert result.exit_code == 0, result.output
-    assert "10 samples" in result.output and "executed batches: 4×3" in result.output
+    assert "10 samples" in result.output
+    assert "executed batches: 4×3" in result.output
     found = np.load(folder / "y.npz")
     assert found["file"].tolist() == [f"x.npy[{i}]" for i in range(10)]
     np.testing.assert_allclose(found["output"], oracle(folder, samples), rtol=1e-4, atol=1e-6)
@@ -109,7 +110,8 @@ def test_the_best_classes_are_those_of_a_whole_sort() -> None:
 
 def test_the_summary_tells_what_bounds_the_run(cli: Cli, engine: Path, folder: Path) -> None:
     line = re.search(r"^bound by .*$", cli("infer", "--input", "random", "--count", 40).output, re.MULTILINE)
-    assert line is not None and all(word in line[0] for word in ("reading", "computing", "writing", " %"))
+    assert line is not None
+    assert all(word in line[0] for word in ("reading", "computing", "writing", " %"))
     result = InferResult("x", "onnxruntime", "random", busy={"reading": 0.21, "computing": 0.97, "writing": 0.02})
     assert result.bound == "bound by computing (busy 97 %; reading 21 %, writing 2 %)"
     result.busy["computing"] = 0.3
@@ -118,9 +120,11 @@ def test_the_summary_tells_what_bounds_the_run(cli: Cli, engine: Path, folder: P
 
 def test_a_trace_is_written_where_it_harms_nothing(cli: Cli, engine: Path, folder: Path) -> None:
     result = cli("infer", "--input", "random", "--count", 9, "--trace", "t.json", "--no-cuda-graph")
-    assert result.exit_code == 0 and "t.json" in result.output
+    assert result.exit_code == 0
+    assert "t.json" in result.output
     names = [event["name"] for event in json.loads((folder / "t.json").read_text())["traceEvents"]]
-    assert names.count("read") == 9 and names.count("compute") == names.count("sink") == 3
+    assert names.count("read") == 9
+    assert names.count("compute") == names.count("sink") == 3
     np.save(folder / "x.npy", np.zeros((1, 3, 8, 8), np.float32))
     (folder / "x.npy").rename(folder / "x.json")
     refused(cli("infer", "--input", "x.json", "--trace", "x.json"), 2, "named twice")
@@ -130,7 +134,8 @@ def test_a_trace_is_written_where_it_harms_nothing(cli: Cli, engine: Path, folde
     (folder / "t.json").unlink()
     np.save(folder / "bad.npy", np.full((1, 3, 8, 8), 0.1))
     assert cli("infer", "--input", "bad.npy", "--trace", "t.json").exit_code == 1
-    assert not (folder / "t.json").exists() and not list(folder.glob(".trtbatch*"))
+    assert not (folder / "t.json").exists()
+    assert not list(folder.glob(".trtbatch*"))
 
 
 def test_outputs_that_cannot_be_written_are_told_by_their_option_before_anything_runs(
@@ -156,10 +161,17 @@ def test_a_trace_that_the_disk_does_not_hold_is_told_by_its_option(engine: Path,
         f"from trtbatch.cli import main; sys.argv = ['trtbatch', *{line.split()}]; main()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, env=child_environment(), timeout=120
+        [sys.executable, "-c", code],
+        check=False,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=child_environment(),
+        timeout=120,
     )
     assert done.returncode == 1, done.stderr
-    assert "\nerror: t.json: File too large\n" in done.stderr and done.stderr.endswith("write elsewhere with --trace\n")
+    assert "\nerror: t.json: File too large\n" in done.stderr
+    assert done.stderr.endswith("write elsewhere with --trace\n")
     assert sorted(path.name for path in folder.iterdir()) == ["engines", "small.onnx"]
 
 
@@ -216,7 +228,8 @@ def test_unusable_images_are_named_and_the_rest_goes_on(
         "2 samples",
     ):
         assert words in result.output, result.output
-    assert "hidden" not in result.output and "notes" not in result.output
+    assert "hidden" not in result.output
+    assert "notes" not in result.output
     with (folder / "p.csv").open() as stream:
         assert [row["file"] for row in csv.DictReader(stream)] == ["a.png", "z.jpg"]
     refused(cli("infer", "--input", target, "--output", "q.csv", "--strict"), 1, "b.jpg: not an image", "--strict")
@@ -229,7 +242,8 @@ def test_a_folder_of_unusable_images_only_ends_well_formed(
     (folder / "bad").mkdir()
     (folder / "bad/a.jpg").write_text("no")
     result = cli("infer", "--input", "bad", "--output", "p.npz")
-    assert result.exit_code == 1 and "1 of 1 inputs were skipped" in result.output
+    assert result.exit_code == 1
+    assert "1 of 1 inputs were skipped" in result.output
     assert np.load(folder / "p.npz")["file"].shape == (0,)
 
 
@@ -296,7 +310,8 @@ def test_arrays_are_checked_before_they_run(cli: Cli, engine: Path, folder: Path
     refused(cli("infer", "--input", "both.npy"), 1, "uint8 (5, 8, 8, 3)", "array.transpose(0, 3, 1, 2); and normalise")
     np.savez(folder / "more.npz", input=good.astype(np.float32), label=np.arange(5))
     done = cli("infer", "--input", "more.npz")
-    assert done.exit_code == 0 and "more.npz: no input of the model, and left out: label" in done.output
+    assert done.exit_code == 0
+    assert "more.npz: no input of the model, and left out: label" in done.output
 
 
 def test_fortran_ordered_and_strided_arrays_are_right(cli: Cli, engine: Path, folder: Path) -> None:
@@ -344,7 +359,8 @@ def test_a_sink_without_a_format_and_a_bad_topk(cli: Cli, engine: Path) -> None:
     assert cli("infer", "--input", "random", "--count", 1, "--topk", 99, "--output", "all.csv").exit_code == 0
     assert Path("all.csv").read_text().partition("\n")[0].count("class_") == 5
     result = cli("infer", "--input", "random", "--topk", 0)
-    assert result.exit_code == 2 and "Traceback" not in result.output
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
     assert cli("infer").exit_code == 2
 
 
@@ -361,16 +377,17 @@ def test_top_predictions_keep_probabilities_and_soften_logits() -> None:
 def test_a_failed_block_leaves_no_file(engine: Path, folder: Path) -> None:
     sidecar = load(engine, "engine").sidecar
     for name in ("p.npz", "p.csv", "p.jsonl"):
-        with pytest.raises(KeyError), open_sink(folder / name, sidecar) as sink:
+        with pytest.raises(KeyError), open_sink(folder / name, sidecar) as sink:  # noqa: PT012
             sink.write(["x"], {"output": np.ones((1, 5), np.float32)}, None)
             raise KeyError
-        assert not list(folder.glob("p.*")) and not list(folder.glob(".trtbatch*"))
+        assert not list(folder.glob("p.*"))
+        assert not list(folder.glob(".trtbatch*"))
 
 
 def test_json_lines_have_no_nan(engine: Path, folder: Path) -> None:
     with open_sink(folder / "p.jsonl", load(engine, "engine").sidecar) as sink:
         sink.write(["x"], {"output": np.array([[1, np.nan, np.inf, -np.inf, 0]], np.float32)}, None)
-    line = json.loads((folder / "p.jsonl").read_text(), parse_constant=lambda word: pytest.fail(word))
+    line = json.loads((folder / "p.jsonl").read_text(), parse_constant=pytest.fail)
     assert line == {"file": "x", "outputs": {"output": [1.0, "nan", "inf", "-inf", 0.0]}}
 
 
@@ -437,7 +454,8 @@ def test_a_name_that_is_not_utf8_is_kept_in_every_format(
     assert json.loads((folder / "p.jsonl").read_text())["file"] == r"a\xff.jpg"
     assert (folder / "p.csv").read_text().splitlines()[1].startswith(r"a\xff.jpg,")
     (name,) = np.load(folder / "p.npz")["file"].tolist()
-    assert name == "a\udcff.jpg" and (folder / "in" / name).is_file()
+    assert name == "a\udcff.jpg"
+    assert (folder / "in" / name).is_file()
 
 
 def test_other_outputs_are_not_dropped_in_silence(engine: Path, folder: Path, caplog: Any) -> None:
@@ -446,8 +464,9 @@ def test_other_outputs_are_not_dropped_in_silence(engine: Path, folder: Path, ca
     top = best_classes(outputs["output"], 2, None)
     with open_sink(folder / "p.jsonl", sidecar) as sink:
         sink.write(["x"], outputs, top)
-    line = json.loads((folder / "p.jsonl").read_text(), parse_constant=lambda word: pytest.fail(word))
-    assert line["outputs"] == {"depth": [1.0, 1.0]} and line["top"][0]["score"] == "nan"
+    line = json.loads((folder / "p.jsonl").read_text(), parse_constant=pytest.fail)
+    assert line["outputs"] == {"depth": [1.0, 1.0]}
+    assert line["top"][0]["score"] == "nan"
     with open_sink(folder / "p.csv", sidecar) as sink:
         sink.write(["x"], outputs, top)
     assert "not depth" in caplog.text
@@ -466,15 +485,18 @@ def test_wide_pixels_are_scaled_or_refused(cli: Cli, photo_engine: Path, folder:
     Image.fromarray(grey.astype(np.float32) / 255).save(folder / "in/b.tiff")
     assert np.array_equal(PREPROCESSING(Image.open(folder / "in/a.png")), PREPROCESSING(Image.fromarray(grey)))
     result = cli("infer", "--input", "in")
-    assert result.exit_code == 1 and "skipped b.tiff: its pixels (F, 32 bits)" in result.output
+    assert result.exit_code == 1
+    assert "skipped b.tiff: its pixels (F, 32 bits)" in result.output
 
 
 def test_brackets_in_paths_are_letters(cli: Cli, engine: Path, folder: Path) -> None:
     result = cli("infer", "--input", "random", "--count", 2, "--output", "a[red].csv")
-    assert result.exit_code == 0 and "a[red].csv" in result.output
+    assert result.exit_code == 0
+    assert "a[red].csv" in result.output
     assert cli("infer", "--input", "random", "--count", 2, "--output", "a[/b].csv").exit_code == 0
     assert cli("build", "small.onnx", "--output", "c[/b].ort.onnx").exit_code == 0
-    assert (folder / "a[/b].csv").is_file() and (folder / "c[/b].ort.onnx").is_file()
+    assert (folder / "a[/b].csv").is_file()
+    assert (folder / "c[/b].ort.onnx").is_file()
 
 
 def test_images_for_a_model_of_two_inputs_say_so(cli: Cli, folder: Path, photos: Path) -> None:

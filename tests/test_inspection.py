@@ -28,7 +28,8 @@ def test_work_is_counted_by_the_operators_definitions(tmp_path: Path) -> None:
     pool_and_head = (features + 64) + 2 * 64 + (64 + 16 * 5 * 4 + 5 * 4)
     assert report.bytes_moved == conv + relu + pool_and_head
     assert report.operators == {"Conv": 1, "Relu": 1, "GlobalAveragePool": 1, "Flatten": 1, "Gemm": 1}
-    assert report.dynamic and report.opset == 17
+    assert report.dynamic
+    assert report.opset == 17
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
@@ -58,13 +59,15 @@ def test_a_batch_that_is_open_by_name_only(cli: Cli, folder: Path) -> None:
 def test_an_engine_beside_its_sidecar(cli: Cli, engine: Path) -> None:
     result = cli("inspect", engine, "--layers")
     assert result.exit_code == 0, result.output
-    assert "input input" in result.output and "(?, 3, 8, 8) float32" in result.output
+    assert "input input" in result.output
+    assert "(?, 3, 8, 8) float32" in result.output
     assert "/conv" in result.output
     data = json.loads(sidecar_path(engine).read_text())
     data["inputs"][0]["shape"][2] = 9
     sidecar_path(engine).write_text(json.dumps(data))
     result = cli("inspect", engine)
-    assert result.exit_code == 1 and "(?, 3, 9, 8) float32" in result.output
+    assert result.exit_code == 1
+    assert "(?, 3, 9, 8) float32" in result.output
     assert (
         f"differ; build it again: trtbatch build {engine.parent.parent / 'small.onnx'} --profile 1:4:8" in result.output
     )
@@ -79,9 +82,11 @@ def test_a_damaged_engine_shows_its_sidecar_and_fails(cli: Cli, engine: Path) ->
         source = engine.parent.parent / "small.onnx"
         line = f"trtbatch build {source} --profile 1:4:8 --backend onnxruntime --output {engine}"
         assert result.output.endswith(f"fix: build it again: {line}\n")
-        assert "not opened" in result.output and "input (batch_size, 3, 8, 8) float32" in result.output
+        assert "not opened" in result.output
+        assert "input (batch_size, 3, 8, 8) float32" in result.output
     assert "5 B, onnxruntime" in result.output
-    assert cli(*shlex.split(line)[1:]).exit_code == 0 and engine.read_bytes() == whole
+    assert cli(*shlex.split(line)[1:]).exit_code == 0
+    assert engine.read_bytes() == whole
     assert cli("inspect", engine).exit_code == 0
 
 
@@ -90,7 +95,8 @@ def test_an_engine_of_another_machine_shows_its_sidecar_and_is_no_failure(cli: C
     data["backend"] = "tensorrt"
     sidecar_path(engine).write_text(json.dumps(data))
     result = cli("inspect", engine)
-    assert result.exit_code == 0 and "not opened" in result.output, result.output
+    assert result.exit_code == 0, result.output
+    assert "not opened" in result.output, result.output
 
 
 def test_the_traffic_of_a_half_precision_file_is_counted_in_its_own_bytes(cli: Cli, folder: Path) -> None:
@@ -103,9 +109,11 @@ def test_the_traffic_of_a_half_precision_file_is_counted_in_its_own_bytes(cli: C
 
 def test_json_holds_everything(cli: Cli, engine: Path, folder: Path) -> None:
     report = json.loads(cli("inspect", "small.onnx", "--json").stdout)
-    assert report["macs"] > 0 and report["dynamic"] is True
+    assert report["macs"] > 0
+    assert report["dynamic"] is True
     report = json.loads(cli("inspect", engine, "--json").stdout)
-    assert report["sidecar"]["kind"] == "engine" and report["layers"]
+    assert report["sidecar"]["kind"] == "engine"
+    assert report["layers"]
 
 
 def test_wrong_files(cli: Cli, engine: Path, folder: Path) -> None:

@@ -79,7 +79,8 @@ def test_the_cache_is_flushed_before_each_launch_and_outside_of_its_events() -> 
     loop = mode_loop(mode, lambda: log.append("flush"))
     taken = loop.take(3)
     assert log == ["flush", "event", "launch", "event"] * 3
-    assert taken.ms.tolist() == [1.0] * 3 and taken.enqueue_ms.shape == (3,)
+    assert taken.ms.tolist() == [1.0] * 3
+    assert taken.enqueue_ms.shape == (3,)
     assert loop.timed == "a launch, the L2 cache flushed before each"
 
 
@@ -121,7 +122,8 @@ def test_a_sample_of_throughput_is_the_time_per_batch_of_a_window(monkeypatch: p
 
     monkeypatch.setattr("time.perf_counter_ns", lambda: now)
     loop = throughput_loop([Paired(name, []) for name in "ab"])
-    assert loop.window == 4 and loop.take(5).ms.tolist() == [2.0] * 5
+    assert loop.window == 4
+    assert loop.take(5).ms.tolist() == [2.0] * 5
 
 
 def test_latency_runs_one_slot_and_its_parts_are_medians() -> None:
@@ -141,9 +143,12 @@ def test_samples_of_chunks_in_which_the_clocks_changed_are_bad() -> None:
     watch = Watch(iter([full, full, slow, slow, capped, full, full]))
     loop = Loop("run", "", lambda count: steady(50.0, count))  # one sample a chunk
     samples = collect(loop, StopRule(iterations=6), 0.0, watch)
-    assert samples.ms.size == 6 and samples.enqueue_ms.size == 6
-    assert samples.bad == ((1, 2), (3, 4)) and samples.faults == ("changed clock", "software power cap")
-    assert not samples.throttled and samples.kept(np.arange(6.0)).tolist() == [0, 2, 4, 5]
+    assert samples.ms.size == 6
+    assert samples.enqueue_ms.size == 6
+    assert samples.bad == ((1, 2), (3, 4))
+    assert samples.faults == ("changed clock", "software power cap")
+    assert not samples.throttled
+    assert samples.kept(np.arange(6.0)).tolist() == [0, 2, 4, 5]
 
 
 def test_a_clock_that_comes_back_is_a_change_too() -> None:
@@ -154,7 +159,8 @@ def test_a_clock_that_comes_back_is_a_change_too() -> None:
 
 def test_where_most_samples_are_bad_all_of_them_count() -> None:
     samples = Samples(np.arange(5.0), np.empty(0), ((0, 3),), ("hardware slowdown",))
-    assert samples.throttled and samples.kept(samples.ms).size == 5
+    assert samples.throttled
+    assert samples.kept(samples.ms).size == 5
     assert samples.kept(samples.enqueue_ms).size == 0
 
 
@@ -163,7 +169,8 @@ def test_it_goes_on_until_the_noise_is_as_low_as_wanted_or_the_time_is_out() -> 
     noisy = Loop("run", "", lambda count: Taken(50 + 25 * generator.random(count)))
     rule = StopRule(None, min_time=0.0, time_out=60.0, max_noise=0.02)
     samples = collect(noisy, rule, 0.0, ClockWatch())
-    assert summarize(samples.ms, max_noise=0.02).stable and not summarize(samples.ms[:20]).stable
+    assert summarize(samples.ms, max_noise=0.02).stable
+    assert not summarize(samples.ms[:20]).stable
     ended = collect(noisy, StopRule(None, 0.0, 0.0, 1e-9), 0.0, ClockWatch())
     assert ended.ms.size == loops.MIN_ITERATIONS
 

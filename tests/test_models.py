@@ -46,7 +46,9 @@ def test_rows_that_leak_through_a_folded_batch(cli: Cli, folder: Path) -> None:
     # Against its own ONNX file it agrees: only the checks without a reference see it.
     verdict = cli("verify", "--batch", 3, "--json", "v.json")
     data = json.loads((folder / "v.json").read_text())
-    assert verdict.exit_code == 1 and not data["passed"] and data["outputs"][0]["passed"]
+    assert verdict.exit_code == 1
+    assert not data["passed"]
+    assert data["outputs"][0]["passed"]
 
 
 def test_a_leak_that_singles_do_not_show_is_found_by_changing_the_neighbours(cli: Cli, folder: Path) -> None:
@@ -54,7 +56,8 @@ def test_a_leak_that_singles_do_not_show_is_found_by_changing_the_neighbours(cli
     path = models.leaking(folder / "m.onnx")
     assert cli("build", path, "--static", 4, "--no-verify").exit_code == 0
     result = cli("verify")
-    assert result.exit_code == 1 and "differ from the same samples run alone" in result.output
+    assert result.exit_code == 1
+    assert "differ from the same samples run alone" in result.output
 
 
 def test_an_image_with_a_fixed_companion_takes_it_as_a_constant(cli: Cli, folder: Path) -> None:
@@ -78,7 +81,8 @@ def test_names_decide_and_not_the_order(cli: Cli, folder: Path) -> None:
     np.savez(folder / "x.npz", a=a, b=b)
     assert cli("infer", "--input", "x.npz", "--output", "y.npz").exit_code == 0
     found = np.load(folder / "y.npz")
-    assert np.array_equal(found["difference"], a - b) and np.array_equal(found["doubled"], b + b)
+    assert np.array_equal(found["difference"], a - b)
+    assert np.array_equal(found["doubled"], b + b)
 
 
 def test_wide_integers_are_exact(cli: Cli, folder: Path) -> None:
@@ -113,7 +117,8 @@ def test_outputs_that_are_no_rows_are_recognised_and_left_out(cli: Cli, folder: 
     assert "output total () float32 doesn't follow the batch" in cli("build", path, "--max", 8).output
     np.save(folder / "x.npy", np.ones((5, 4), np.float32))
     result = cli("infer", "--input", "x.npy", "--batch", 2, "--output", "y.npz")
-    assert result.exit_code == 0 and "output 'mean' has no batch axis" in result.output
+    assert result.exit_code == 0
+    assert "output 'mean' has no batch axis" in result.output
     assert set(np.load(folder / "y.npz")) == {"file", "rows"}
     assert cli("verify", "--batch", "1,2,8").exit_code == 0, "they are compared with the reference whole"
 
@@ -157,7 +162,8 @@ def test_an_output_that_is_the_input(cli: Cli, folder: Path) -> None:
     np.save(folder / "x.npy", array)
     assert cli("infer", "--input", "x.npy", "--batch", 2, "--output", "y.npz").exit_code == 0
     found = np.load(folder / "y.npz")
-    assert np.array_equal(found["same"], array) and np.array_equal(found["negated"], -array)
+    assert np.array_equal(found["same"], array)
+    assert np.array_equal(found["negated"], -array)
 
 
 def test_external_weights_from_another_folder(

@@ -11,11 +11,11 @@ import select
 import shutil
 import subprocess
 import time
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -71,7 +71,8 @@ def test_it_is_whole_and_asks_for_nothing(found: list[Result]) -> None:
     root = tree(text)
     assert root.attrib["lang"] == "en"
     tags = _Tags(text).found
-    assert "script" not in {tag for tag, _ in tags} and "img" not in {tag for tag, _ in tags}
+    assert "script" not in {tag for tag, _ in tags}
+    assert "img" not in {tag for tag, _ in tags}
     for _, attributes in tags:
         assert not any(name.startswith("on") for name in attributes)
         for name in ("src", "href", "xlink:href", "action", "data", "srcset", "poster"):
@@ -92,7 +93,8 @@ def test_the_same_results_give_the_same_page() -> None:
 def test_headings_tables_figures_and_labels() -> None:
     root = tree(made(results()))
     levels = [int(element.tag[1]) for element in root.iter() if re.fullmatch("h[1-6]", element.tag)]
-    assert levels[0] == 1 and levels.count(1) == 1
+    assert levels[0] == 1
+    assert levels.count(1) == 1
     assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
     tables = list(root.iter("table"))
     assert len(tables) == 5  # one a series, and what they were measured with
@@ -104,16 +106,20 @@ def test_headings_tables_figures_and_labels() -> None:
     assert len(figures) == 3
     for figure in figures:
         chart = figure.find("svg")
-        assert chart is not None and chart.get("role") == "img"
-        assert chart.findtext("title") and "knee at batch" in (chart.findtext("desc") or "")
+        assert chart is not None
+        assert chart.get("role") == "img"
+        assert chart.findtext("title")
+        assert "knee at batch" in (chart.findtext("desc") or "")
         assert figure.findtext("figcaption")
     boxes = list(root.iter("input"))
-    assert len(boxes) == 4 and all(box.get("type") == "checkbox" for box in boxes)
+    assert len(boxes) == 4
+    assert all(box.get("type") == "checkbox" for box in boxes)
     labels = {label.get("for"): "".join(label.itertext()) for label in root.iter("label")}
     assert all(labels[box.get("id")].strip() for box in boxes)
     for scroll in root.iter("div"):
         if scroll.get("role") == "region":
-            assert scroll.get("tabindex") == "0" and scroll.get("aria-labelledby")
+            assert scroll.get("tabindex") == "0"
+            assert scroll.get("aria-labelledby")
 
 
 def test_every_series_has_its_figures_its_knee_and_its_bounds() -> None:
@@ -123,7 +129,9 @@ def test_every_series_has_its_figures_its_knee_and_its_bounds() -> None:
     names = [cell.text for cell in tables["A"].findall("thead/tr/th")]
     rows = [[cell.text or "" for cell in row] for row in tables["A"].findall("tbody/tr")]
     first = dict(zip(names, rows[0], strict=True))
-    assert first["batch"] == "1" and first["ms/batch"] == "0.210" and first["bound"] == "launch"
+    assert first["batch"] == "1"
+    assert first["ms/batch"] == "0.210"
+    assert first["bound"] == "launch"
     assert first["samples/s"] == f"{1e3 / 0.21:,.0f}"
     assert [row[0] for row in rows if "knee" in row] == [str(series_of(found)[0].knee)]
     text = made(found)
@@ -146,7 +154,8 @@ def test_it_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("trtbatch.reporting.page.page", lambda *args: "\ud800")
     with pytest.raises(UnicodeEncodeError):
         write_page(series_of(found), shared(found), target)
-    assert target.read_text(encoding="utf-8") == before and list(tmp_path.iterdir()) == [target]
+    assert target.read_text(encoding="utf-8") == before
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def _luminance(colour: str) -> float:
@@ -324,7 +333,8 @@ def test_every_text_stands_out_in_light_and_dark(browser: Browser, file: Path, s
     colour = "rgb({}, {}, {})".format(*(int(paper[index : index + 2], 16) for index in (1, 3, 5)))
     assert browser.value("getComputedStyle(document.body).backgroundColor") == colour
     seen, poor = browser.value(CONTRAST)
-    assert seen > 100 and poor == []
+    assert seen > 100
+    assert poor == []
 
 
 @pytest.mark.parametrize("width", [320, 375, 768, 1280, 1920])
@@ -356,14 +366,16 @@ def test_series_are_switched_with_the_keyboard_alone(browser: Browser, file: Pat
     assert before > 6
     browser.press(" ", "Space", 32, " ")
     assert browser.value("document.getElementById('show0').checked") is False
-    assert browser.value(shown % 0) == 0 and browser.value(shown % 1) == others
+    assert browser.value(shown % 0) == 0
+    assert browser.value(shown % 1) == others
     browser.press(" ", "Space", 32, " ")
     assert browser.value(shown % 0) == before
     reached = []
     for _ in range(12):
         browser.press("Tab", "Tab", 9)
         reached.append(browser.value("document.activeElement.id || document.activeElement.getAttribute('role')"))
-    assert reached[:3] == ["show1", "show2", "show3"] and "region" in reached
+    assert reached[:3] == ["show1", "show2", "show3"]
+    assert "region" in reached
 
 
 def test_what_a_screen_reader_is_told(browser: Browser, file: Path) -> None:
@@ -377,9 +389,14 @@ def test_what_a_screen_reader_is_told(browser: Browser, file: Path) -> None:
         "Throughput (samples/s)",
         "Time per sample (ms)",
     ]
-    assert len(names["checkbox"]) == 4 and all("samples/s" in name for name in names["checkbox"])
-    assert len(names["table"]) == 5 and all(names["table"]) and all(names["columnheader"]) and all(names["rowheader"])
-    assert names["heading"][:2] == ["Time per batch", "Series"] and "main" in names
+    assert len(names["checkbox"]) == 4
+    assert all("samples/s" in name for name in names["checkbox"])
+    assert len(names["table"]) == 5
+    assert all(names["table"])
+    assert all(names["columnheader"])
+    assert all(names["rowheader"])
+    assert names["heading"][:2] == ["Time per batch", "Series"]
+    assert "main" in names
 
 
 def test_it_fetches_nothing_and_complains_of_nothing(browser: Browser, tmp_path: Path) -> None:
@@ -404,4 +421,5 @@ def test_pictures_of_it_are_not_blank(browser: Browser, file: Path) -> None:
         browser.open(file, width=width, scheme=scheme)
         shot = base64.b64decode(browser.send("Page.captureScreenshot", captureBeyondViewport=True)["data"])
         colours = Image.open(io.BytesIO(shot)).convert("RGB").getcolors(1 << 24)
-        assert colours is not None and len(colours) > 50
+        assert colours is not None
+        assert len(colours) > 50

@@ -170,7 +170,8 @@ def pipeline(session: HandSession, source: Any, sizes: Sequence[int] = (4,), **o
 def rows(batch: Batch) -> list[int]:
     """The numbers of the samples, by what came out; names must agree."""
     found = batch.outputs["output"][: len(batch.names)]
-    assert found.shape == (len(batch.names), WIDTH) and (found == found[:, :1]).all()
+    assert found.shape == (len(batch.names), WIDTH)
+    assert (found == found[:, :1]).all()
     assert [str(int(value)) for value in found[:, 0] / 2] == batch.names
     return [int(value) for value in found[:, 0] / 2]
 
@@ -213,7 +214,8 @@ def test_everything_comes_in_order_however_long_each_read_takes(in_flight: int, 
     found = run(session, source, sizes)
     assert flat(found) == list(range(61))
     assert [len(batch) for batch in found[:-1]] == list(itertools.islice(itertools.cycle(sizes), len(found) - 1))
-    assert session.slots == in_flight + SPARE and session.most_in_flight <= in_flight
+    assert session.slots == in_flight + SPARE
+    assert session.most_in_flight <= in_flight
     assert session.log[-1][0] == "close"
 
 
@@ -245,7 +247,8 @@ def test_what_the_foreseen_batches_take_is_made_before_anything_is_read() -> Non
         reading.append(list(session.warmed))
 
     found = run(session, HandSource(34, on), sizes=[8], profiles=(Profile(1, 4, 8),))
-    assert flat(found) == list(range(34)) and len(found) == 5
+    assert flat(found) == list(range(34))
+    assert len(found) == 5
     assert reading[0] == reading[-1] == [(0, 8), (1, 8), (2, 8), (3, 8), (0, 2)], "the fifth batch is the first room's"
 
 
@@ -282,7 +285,8 @@ def test_unusable_inputs_are_told_in_order_and_their_places_taken() -> None:
     told: list[str] = []
     source = HandSource(12, lambda number: "odd" if number % 2 else None)
     found = run(HandSession(), source, (4,), skip=lambda item: told.append(item.name))
-    assert found == [[0, 2, 4, 6], [8, 10]] and told == ["1", "3", "5", "7", "9", "11"]
+    assert found == [[0, 2, 4, 6], [8, 10]]
+    assert told == ["1", "3", "5", "7", "9", "11"]
 
 
 def test_whether_graphs_are_wanted_reaches_the_session() -> None:
@@ -400,7 +404,8 @@ def test_a_trace_shows_the_overlap(tmp_path: Path) -> None:
         for event in events
     }
     compute, fill = times["compute", 0], times["fill", 1]
-    assert compute[0] < fill[1] and fill[0] < compute[1], "they overlap in time"
+    assert compute[0] < fill[1], "they overlap in time"
+    assert fill[0] < compute[1], "they overlap in time"
     names = thread_names(path)
     assert (names[compute[2]], names[fill[2]]) == ("trtbatch-run", "trtbatch-fill")
     samples = [event["args"]["samples"] for event in events if event["name"] == "wait"]
@@ -411,7 +416,8 @@ def test_a_trace_of_several_in_flight_says_submit(tmp_path: Path) -> None:
     with open_trace(tmp_path / "t.json") as trace:
         run(HandSession(2), HandSource(12), trace=trace)
     found = [event["name"] for event in spans(tmp_path / "t.json")]
-    assert found.count("submit") == found.count("wait") == 3 and "compute" not in found
+    assert found.count("submit") == found.count("wait") == 3
+    assert "compute" not in found
 
 
 # Bounded memory.
@@ -493,7 +499,8 @@ def test_an_error_of_the_source_ends_everything_and_closes_it() -> None:
     source, session = HandSource(1000, read), HandSession()
     with pytest.raises(BrokenError):
         run(session, source)
-    assert source.closed and session.log[-1][0] == "close"
+    assert source.closed
+    assert session.log[-1][0] == "close"
 
 
 def test_a_source_that_cannot_be_begun_ends_everything() -> None:
@@ -516,11 +523,12 @@ def test_an_error_about_a_skipped_input_ends_everything() -> None:
 @pytest.mark.parametrize("kind", [BrokenError, KeyboardInterrupt])
 def test_an_error_of_the_sink_ends_everything(kind: type[BaseException]) -> None:
     source, session = HandSource(10**9), HandSession(3)
-    with pytest.raises(kind), pipeline(session, source) as batches:
+    with pytest.raises(kind), pipeline(session, source) as batches:  # noqa: PT012
         for batch in batches:
             if batch.number == 5:
                 raise kind
-    assert source.closed and session.log[-1][0] == "close"
+    assert source.closed
+    assert session.log[-1][0] == "close"
 
 
 def test_an_interrupt_while_results_are_awaited_ends_everything() -> None:
@@ -536,7 +544,7 @@ def test_an_interrupt_while_results_are_awaited_ends_everything() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     session = HandSession(1, used)
     try:
-        with pytest.raises(KeyboardInterrupt), pipeline(session, HandSource(10**9)) as batches:
+        with pytest.raises(KeyboardInterrupt), pipeline(session, HandSource(10**9)) as batches:  # noqa: PT012
             try:
                 for batch in batches:
                     rows(batch)
@@ -567,14 +575,15 @@ def test_no_slot_is_freed_while_it_is_written_or_read() -> None:
             time.sleep(0.02)
             ended.append("filler")
 
-    with pytest.raises(BrokenError), pipeline(HandSession(1, used), HandSource(100, read)) as batches:
+    with pytest.raises(BrokenError), pipeline(HandSession(1, used), HandSource(100, read)) as batches:  # noqa: PT012
         for batch in batches:
             received.set()
             await_(failed)
             time.sleep(0.05)
             rows(batch)
             ended.append("sink")
-    assert sorted(ended[:2]) == ["filler", "sink"] and ended[2:] == ["session"]
+    assert sorted(ended[:2]) == ["filler", "sink"]
+    assert ended[2:] == ["session"]
 
 
 @pytest.mark.parametrize(
@@ -689,7 +698,8 @@ def test_an_engine_that_fails_is_told_as_it_failed(cli: Cli, folder: Path) -> No
             open_sink(Path("y.npz"), artifact.sidecar) as sink,
         ):
             predict(opened, source, sink, [2], request, result)
-    assert not Path("y.npz").exists() and not list(folder.glob(".trtbatch*"))
+    assert not Path("y.npz").exists()
+    assert not list(folder.glob(".trtbatch*"))
 
 
 class _Failing:

@@ -55,7 +55,8 @@ def test_a_choice_by_hand() -> None:
         ((2, 8), 36.0),
         ((1, 2, 8), 30.0),
     ]
-    assert method == "recurrence" and all(choice.slack == 0 for choice in choices)
+    assert method == "recurrence"
+    assert all(choice.slack == 0 for choice in choices)
 
 
 @settings(deadline=None, max_examples=60)
@@ -78,7 +79,8 @@ def test_the_recurrence_finds_what_trying_every_set_finds(
     assert method == "recurrence"
     for count, choice in enumerate(choices, 1):
         assert choice.total_ms == pytest.approx(brute_force(costs, candidates, count))
-        assert costs.total(choice.opts) == choice.total_ms and len(choice.opts) == count
+        assert costs.total(choice.opts) == choice.total_ms
+        assert len(choice.opts) == count
 
 
 def scattered(seed: int) -> Times:
@@ -125,7 +127,9 @@ def test_more_profiles_never_cost_more() -> None:
 def test_many_sizes_are_chosen_from() -> None:
     counts = {size: 1 + size % 13 for size in range(1, 601)}
     choices, method = best_choices(Costs(counts, padded), list(counts), 8)
-    assert method == "recurrence" and len(choices) == 8 and all(choice.opts[-1] == 600 for choice in choices)
+    assert method == "recurrence"
+    assert len(choices) == 8
+    assert all(choice.opts[-1] == 600 for choice in choices)
 
 
 def test_the_naive_choices() -> None:
@@ -134,16 +138,20 @@ def test_the_naive_choices() -> None:
     assert most_frequent(counts, 3) == (3, 24, 40)
     assert most_frequent(counts, 4) == (3, 4, 24, 40), "of equally frequent ones the larger"
     assert powers(counts, 8) == (1, 2, 4, 8, 16, 32, 40)
-    assert len(powers(counts, 2)) == 2 and powers(counts, 2)[-1] == 40
+    assert len(powers(counts, 2)) == 2
+    assert powers(counts, 2)[-1] == 40
 
 
 def test_lines_say_what_naive_choices_would_cost() -> None:
     """Requests of 3, and few of 8: two of the powers of two, 2 and 8, serve 3 on 8."""
     lines, _ = plan_lines(Costs({3: 100, 8: 1}, padded), [3, 8], 8)
     assert [line.opts for line in lines] == [(8,), (3, 8)]
-    assert lines[1].total_ms == 308.0 and lines[1].ms_per_request == pytest.approx(308 / 101)
-    assert lines[1].greedy == (3, 8) and lines[1].greedy_loss == 0.0
-    assert lines[1].usual == (2, 8) and lines[1].usual_loss == pytest.approx(808 / 308 - 1)
+    assert lines[1].total_ms == 308.0
+    assert lines[1].ms_per_request == pytest.approx(308 / 101)
+    assert lines[1].greedy == (3, 8)
+    assert lines[1].greedy_loss == 0.0
+    assert lines[1].usual == (2, 8)
+    assert lines[1].usual_loss == pytest.approx(808 / 308 - 1)
 
 
 # The times.
@@ -168,7 +176,9 @@ def affine(batch: int, opt: int) -> float:
 
 def test_measured_times_are_kept_and_those_between_interpolated() -> None:
     model = TimeModel.of(PROFILES, table(PROFILES, affine, [1, 2, 4, 8, 16]))
-    assert not model.by_batch_alone and model.largest == 16 and model.sizes == [1, 2, 4, 8, 16]
+    assert not model.by_batch_alone
+    assert model.largest == 16
+    assert model.sizes == [1, 2, 4, 8, 16]
     for opt in (4, 16):
         for batch in (1, 2, 3, 4):
             assert model.times([batch], opt)[0] == pytest.approx(affine(batch, opt)), "linear in the batch"
@@ -206,13 +216,15 @@ def test_where_no_batch_has_two_times_profiles_make_no_difference() -> None:
     assert model.times([4], 4)[0] == model.times([4], 16)[0] == 2.0
     assert model.times([32], 32)[0] == pytest.approx(12.0)
     lines, _ = plan_lines(Costs({1: 9, 10: 2, 16: 1}, model.times), model.sizes, 4)
-    assert lines[0].opts == (16,) and {line.total_ms for line in lines} == {lines[0].total_ms}
+    assert lines[0].opts == (16,)
+    assert {line.total_ms for line in lines} == {lines[0].total_ms}
 
 
 def test_of_two_profiles_with_one_opt_the_faster_one_counts_and_old_rows_are_read() -> None:
     profiles = [Profile(1, 4, 4), Profile(1, 4, 8), Profile(1, 8, 8)]
     model = TimeModel.of(profiles, [Measured(4, 0, 2.0, {"0": 2.0, "1": 1.5, "2": 3.0, "9": 0.1}), Measured(8, 2, 4.0)])
-    assert model.times([4], 4)[0] == 1.5 and model.times([8], 8)[0] == 4.0
+    assert model.times([4], 4)[0] == 1.5
+    assert model.times([8], 8)[0] == 4.0
 
 
 def test_no_times_are_an_error() -> None:
@@ -231,7 +243,8 @@ def written(folder: Path, text: str) -> Path:
 
 def test_a_traffic_is_read_and_lines_of_one_size_added_up(tmp_path: Path) -> None:
     path = written(tmp_path, "\ufeffBatch, count\r\n8,10\r\n\r\n1,5\r\n8, 2\r\n")
-    assert read_traffic(path) == {1: 5, 8: 12} and list(read_traffic(path)) == [1, 8]
+    assert read_traffic(path) == {1: 5, 8: 12}
+    assert list(read_traffic(path)) == [1, 8]
 
 
 @pytest.mark.parametrize(
@@ -256,7 +269,8 @@ def test_a_traffic_is_read_and_lines_of_one_size_added_up(tmp_path: Path) -> Non
 def test_a_wrong_traffic_names_line_and_value(tmp_path: Path, text: str, told: str) -> None:
     with pytest.raises(UsageError) as caught:
         read_traffic(written(tmp_path, text))
-    assert told in caught.value.problem and "traffic.csv" in caught.value.problem
+    assert told in caught.value.problem
+    assert "traffic.csv" in caught.value.problem
 
 
 def test_what_is_no_text_is_no_traffic(tmp_path: Path) -> None:
@@ -297,12 +311,19 @@ def test_on_onnx_runtime_one_profile_is_as_good_as_any(cli: Cli, auto: Path, fol
     assert result.exit_code == 0, result.output
     assert "one profile is as good as any number" in " ".join(result.output.split())
     data = json.loads((folder / "p.json").read_text())
-    assert data["chosen"]["profiles"] == 1 and data["chosen"]["opts"] == [8] and data["by_batch_alone"] is True
-    assert data["profiles"] == [{"min": 1, "opt": 8, "max": 8}] and data["requests"] == 100
+    assert data["chosen"]["profiles"] == 1
+    assert data["chosen"]["opts"] == [8]
+    assert data["by_batch_alone"] is True
+    assert data["profiles"] == [{"min": 1, "opt": 8, "max": 8}]
+    assert data["requests"] == 100
     planned = load(auto, "engine").sidecar.planned
-    assert planned is not None and planned.profiles == (Profile(1, 8, 8),) and planned.requests == 100
-    assert planned.traffic.file == "traffic.csv" and str(planned).startswith("1:8:8 for traffic.csv: ")
-    assert auto.read_bytes() == before and load(auto, "engine").sidecar.best_batch in (1, 2, 4, 8)
+    assert planned is not None
+    assert planned.profiles == (Profile(1, 8, 8),)
+    assert planned.requests == 100
+    assert planned.traffic.file == "traffic.csv"
+    assert str(planned).startswith("1:8:8 for traffic.csv: ")
+    assert auto.read_bytes() == before
+    assert load(auto, "engine").sidecar.best_batch in (1, 2, 4, 8)
 
 
 def test_the_plan_follows_the_table_and_its_line_builds_it(cli: Cli, auto: Path, folder: Path) -> None:
@@ -315,14 +336,18 @@ def test_the_plan_follows_the_table_and_its_line_builds_it(cli: Cli, auto: Path,
     assert result.exit_code == 0, result.output
     assert sidecar_path(auto).read_bytes() == before
     data = json.loads((folder / "p.json").read_text())
-    assert [row["opts"] for row in data["lines"][:2]] == [[8], [3, 8]] and data["chosen"]["profiles"] == 2
-    assert data["chosen"]["total_ms"] == 3024.0 and data["method"] == "recurrence"
+    assert [row["opts"] for row in data["lines"][:2]] == [[8], [3, 8]]
+    assert data["chosen"]["profiles"] == 2
+    assert data["chosen"]["total_ms"] == 3024.0
+    assert data["method"] == "recurrence"
     assert data["command"] == "trtbatch build small.onnx --profile 1:3:3 --profile 1:8:8 --batch 3,8"
-    assert data["command"] in result.output and "chosen" in result.output
+    assert data["command"] in result.output
+    assert "chosen" in result.output
     built = cli(*shlex.split(data["command"])[1:], "--backend", "onnxruntime", "--output", "engines/planned.ort.onnx")
     assert built.exit_code == 0, built.output
     made = load(folder / "engines/planned.ort.onnx", "engine").sidecar
-    assert made.profiles == (Profile(1, 3, 3), Profile(1, 8, 8)) and set(made.times) == {3, 8}
+    assert made.profiles == (Profile(1, 3, 3), Profile(1, 8, 8))
+    assert set(made.times) == {3, 8}
 
 
 def test_the_number_of_profiles_is_bounded(cli: Cli, auto: Path, folder: Path) -> None:
@@ -333,7 +358,8 @@ def test_the_number_of_profiles_is_bounded(cli: Cli, auto: Path, folder: Path) -
 
 def test_sizes_beyond_the_measured_ones_are_warned_of(cli: Cli, auto: Path, folder: Path) -> None:
     result = cli("plan", "--traffic", traffic(folder, {1: 5, 20: 1}), "--json", "p.json")
-    assert result.exit_code == 0 and "warning: batch 20: larger than every measured one (8)" in result.output
+    assert result.exit_code == 0
+    assert "warning: batch 20: larger than every measured one (8)" in result.output
     data = json.loads((folder / "p.json").read_text())
     assert data["extrapolated"] == [20]
     eight = load(auto, "engine").sidecar.times
@@ -416,8 +442,10 @@ def test_a_build_line_whose_onnx_file_is_gone_is_told(cli: Cli, engine: Path, fo
     assert "isn't there" not in cli(*line).output
     (folder / "small.onnx").rename(folder / "elsewhere.onnx")
     result = cli(*line)
-    assert result.exit_code == 0 and "trtbatch build small.onnx" in result.output
-    assert "warning: small.onnx (SHA-256 " in result.output and "isn't there: bring it there before" in result.output
+    assert result.exit_code == 0
+    assert "trtbatch build small.onnx" in result.output
+    assert "warning: small.onnx (SHA-256 " in result.output
+    assert "isn't there: bring it there before" in result.output
     beside = sidecar_path(engine)
     beside.write_text(json.dumps(json.loads(beside.read_text()) | {"source_path": None}))
     assert "isn't recorded: name it in the build line" in cli(*line).output
@@ -432,7 +460,8 @@ def test_a_file_of_one_batch_takes_no_profile(cli: Callable[..., Any], folder: P
     (folder / "t.csv").write_text("batch,count\n1,5\n8,2\n")
     assert cli("build", "fixed.onnx", "--backend", "onnxruntime", "--output", "f.ort.onnx").exit_code == 0
     done = cli("plan", "f.ort.onnx", "--traffic", "t.csv")
-    assert done.exit_code == 2 and "has a fixed batch of 4: no profile can be added" in done.output
+    assert done.exit_code == 2
+    assert "has a fixed batch of 4: no profile can be added" in done.output
     line = ("build", "open.onnx", "--static", 4, "--backend", "onnxruntime", "--output", "s.ort.onnx")
     assert cli(*line).exit_code == 0
     assert cli("plan", "s.ort.onnx", "--traffic", "t.csv").exit_code == 0, "its file is open: profiles can be added"

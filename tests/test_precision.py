@@ -112,20 +112,27 @@ def errors(engine: Path, onnx_file: Path, samples: np.ndarray[Any, Any] = X) -> 
 def test_fp16_is_converted_built_verified_and_recorded(cli: Cli, folder: Path, model: Path) -> None:
     result = build(cli, "--precision", "fp16")
     assert result.exit_code == 0, result.output
-    assert "its speed isn't fp16's" in result.output and "off by" in result.output
+    assert "its speed isn't fp16's" in result.output
+    assert "off by" in result.output
     engine, typed = folder / "engines/m.fp16.ort.onnx", folder / "engines/m.fp16.onnx"
     assert kinds(onnx.load(str(typed))) == {"fp16"}
-    assert 0 < errors(typed, model) < 2e-3 and errors(engine, model) < 2e-3
+    assert 0 < errors(typed, model) < 2e-3
+    assert errors(engine, model) < 2e-3
     sidecar = load(engine, "engine").sidecar
     assert (sidecar.precision_asked, sidecar.precision_realised) == ("fp16", "fp16")
-    assert sidecar.source is not None and sidecar.source.file == "m.onnx"
+    assert sidecar.source is not None
+    assert sidecar.source.file == "m.onnx"
     assert sidecar.converted == load(typed, "onnx").sidecar.artifact
-    assert sidecar.accuracy is not None and 0 < sidecar.accuracy.l2_rel < 2e-3
-    assert sidecar.accuracy.reference == "m.onnx" and sidecar.accuracy.top1 is not None
-    assert sidecar.conversion is not None and sidecar.conversion.tools["modelopt"]
+    assert sidecar.accuracy is not None
+    assert 0 < sidecar.accuracy.l2_rel < 2e-3
+    assert sidecar.accuracy.reference == "m.onnx"
+    assert sidecar.accuracy.top1 is not None
+    assert sidecar.conversion is not None
+    assert sidecar.conversion.tools["modelopt"]
     assert [spec.dtype for spec in (*sidecar.inputs, *sidecar.outputs)] == ["float32", "float32"]
     result = cli("verify", engine)
-    assert result.exit_code == 0 and "m.onnx" in result.output, result.output
+    assert result.exit_code == 0, result.output
+    assert "m.onnx" in result.output, result.output
     result = cli("bench", engine, "--batch", 1, "--iterations", 5, "--json", "r.json")
     assert "accuracy: off by" in result.output
     assert json.loads((folder / "r.json").read_text())["accuracy"]["reference"] == "m.onnx"
@@ -138,7 +145,8 @@ def test_a_conversion_is_used_again_by_hash(cli: Cli, folder: Path, model: Path)
     typed = folder / "engines/m.fp16.onnx"
     first = typed.stat().st_mtime_ns
     again = build(cli, "--precision", "fp16")
-    assert "converted before" in again.output and typed.stat().st_mtime_ns == first
+    assert "converted before" in again.output
+    assert typed.stat().st_mtime_ns == first
     assert "converted before" not in build(cli, "--precision", "fp16", "--io-precision", "fp16").output
     assert "converted before" in build(cli, "--precision", "fp16", "--io-precision", "fp16").output
     typed.write_bytes(typed.read_bytes()[:-10])
@@ -160,15 +168,19 @@ def test_int8_from_real_samples(cli: Cli, folder: Path, model: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "RANDOM" not in result.output
     typed = onnx.load(str(folder / "engines/m.int8.onnx"))
-    assert kinds(typed) == {"int8"} and typed.opset_import[0].version == 17
+    assert kinds(typed) == {"int8"}
+    assert typed.opset_import[0].version == 17
     values = [numpy_helper.to_array(tensor) for tensor in scales(typed)]
-    assert values and all(value.dtype == np.float32 and (value > 0).all() for value in values)
+    assert values
+    assert all(value.dtype == np.float32 and (value > 0).all() for value in values)
     (conv,) = (node for node in typed.graph.node if node.op_type == "Conv")
     assert {each.name: list(each.ints) for each in conv.attribute}["kernel_shape"] == [3, 3]  # weights tell it no more
     assert 1e-4 < errors(folder / "engines/m.int8.onnx", model) < 0.1
     sidecar = load(folder / "engines/m.int8.ort.onnx", "engine").sidecar
-    assert sidecar.conversion is not None and sidecar.conversion.calibration == "40 samples of calib.npz"
-    assert sidecar.accuracy is not None and "samples of calib.npz" in sidecar.accuracy.samples
+    assert sidecar.conversion is not None
+    assert sidecar.conversion.calibration == "40 samples of calib.npz"
+    assert sidecar.accuracy is not None
+    assert "samples of calib.npz" in sidecar.accuracy.samples
     assert sidecar.conversion.method == "max"
 
 
@@ -188,7 +200,8 @@ def test_what_is_kept_in_float32_stays_there(cli: Cli, folder: Path, model: Path
         assert precision._kept(graph, [name], "m.onnx") == {stays}
     assert build(cli, "--precision", "fp16", "--keep-fp32", "/he*").exit_code == 0
     conversion = load(folder / "engines/m.fp16.onnx", "onnx").sidecar.conversion
-    assert conversion is not None and conversion.stayed == ("/head",)
+    assert conversion is not None
+    assert conversion.stayed == ("/head",)
     refused(build(cli, "--precision", "fp16", "--keep-fp32", "Gem"), 2, "--keep-fp32 Gem: m.onnx has no such", "Gemm")
     everything = build(cli, "--precision", "fp16", "--keep-fp32", "Gemm", "--keep-fp32", "Conv")
     refused(everything, 1, "--keep-fp32 keeps every product of m.onnx in float32", "keep less")
@@ -203,7 +216,8 @@ def test_inputs_and_outputs_keep_their_types_unless_told(cli: Cli, folder: Path,
     assert cli("infer", "--input", "x.npy", "--output", "y.npz").exit_code == 0
     found = np.load(folder / "y.npz")["output"]
     wanted = OnnxReference(model)({"input": X})["output"]
-    assert found.dtype == np.float16 and row_errors(found.astype(np.float32), wanted).max() < 1e-2
+    assert found.dtype == np.float16
+    assert row_errors(found.astype(np.float32), wanted).max() < 1e-2
     assert cli("verify").exit_code == 0
 
 
@@ -215,12 +229,16 @@ def test_best_takes_the_fastest_within_the_tolerance(cli: Cli, folder: Path, mod
         assert line in result.output
     sidecar = load(folder / "engines/m.best.ort.onnx", "engine").sidecar
     tried = {each["precision"]: each for each in sidecar.build["candidates"]}
-    assert sidecar.precision_asked == "best" and sidecar.build["tolerance"] == 1e-2
-    assert tried["fp32"]["ms"]["4"] > 0 and tried["fp16"]["ms"]["4"] > 0
+    assert sidecar.precision_asked == "best"
+    assert sidecar.build["tolerance"] == 1e-2
+    assert tried["fp32"]["ms"]["4"] > 0
+    assert tried["fp16"]["ms"]["4"] > 0
     timed = {name: each["ms"]["4"] for name, each in tried.items() if "ms" in each}
     assert sidecar.precision_realised == min(timed, key=lambda name: timed[name])
     strict = build(cli, "--precision", "best", "--tolerance", 1e-5)
-    assert strict.exit_code == 0 and "fp16  out: " in strict.output and "(limit 1e-05)" in strict.output
+    assert strict.exit_code == 0
+    assert "fp16  out: " in strict.output
+    assert "(limit 1e-05)" in strict.output
     assert load(folder / "engines/m.best.ort.onnx", "engine").sidecar.precision_realised == "fp32"
 
 
@@ -247,7 +265,8 @@ def test_best_goes_by_the_builds_times_where_it_has_those_of_every_opt(
     assert build(cli, "--precision", "best", *options).exit_code == 0
     sidecar = load(folder / "engines/m.best.ort.onnx", "engine").sidecar
     tried = {each["precision"]: each["ms"] for each in sidecar.build["candidates"] if "ms" in each}
-    assert set(tried) == {"fp32", "fp16"} and all(set(ms) == {"4"} for ms in tried.values())
+    assert set(tried) == {"fp32", "fp16"}
+    assert all(set(ms) == {"4"} for ms in tried.values())
     assert len(timed) == (2 if again else 0)
     if not again:
         assert tried[sidecar.precision_realised]["4"] == sidecar.times[4]
@@ -312,13 +331,15 @@ def test_an_overflow_on_the_samples_at_hand_is_found_and_its_fix_works(cli: Cli,
 def test_a_converted_file_can_be_named_and_is_held_against_its_source(cli: Cli, folder: Path, model: Path) -> None:
     assert build(cli, "--precision", "fp16").exit_code == 0
     result = cli("build", "engines/m.fp16.onnx", "--max", 4, "--backend", "onnxruntime")
-    assert result.exit_code == 0 and "against m.onnx" in result.output, result.output
+    assert result.exit_code == 0, result.output
+    assert "against m.onnx" in result.output, result.output
     refused(
         cli("build", "engines/m.fp16.onnx", "--backend", "onnxruntime", "--precision", "int8"), 2, "is in fp16 already"
     )
     model.unlink()
     result = cli("build", "engines/m.fp16.onnx", "--max", 4, "--backend", "onnxruntime")
-    assert result.exit_code == 0 and "the accuracy is taken against itself" in result.output
+    assert result.exit_code == 0
+    assert "the accuracy is taken against itself" in result.output
 
 
 @pytest.mark.modelopt
@@ -400,9 +421,11 @@ def test_types_that_decide_alone_are_right_by_the_onnx_specification(folder: Pat
     source = foreign(models.wide(folder / "n.onnx"))
     made = convert(source, ConversionRequest(kind, rest="fp16", calibration="16", folder=folder / "engines"))
     typed = onnx.load(str(made.path))
-    assert kinds(typed) == {kind, "fp16"} and "/second" in products(typed)
+    assert kinds(typed) == {kind, "fp16"}
+    assert "/second" in products(typed)
     values = [numpy_helper.to_array(tensor) for tensor in scales(typed)]
-    assert values and all(value.dtype == np.float16 and (value > 0).all() for value in values)
+    assert values
+    assert all(value.dtype == np.float16 and (value > 0).all() for value in values)
     x = np.random.default_rng(3).standard_normal((6, 32, 8, 8)).astype(np.float32)
     found = ReferenceEvaluator(typed).run(None, {"input": x})[0]
     wanted = OnnxReference(source.path)({"input": x})["output"]
@@ -417,16 +440,20 @@ def test_what_is_kept_stays_float32_where_the_rest_is_half_precision(folder: Pat
     order = ConversionRequest(kind, rest="fp16", keep_fp32=("/second",), calibration="16", folder=folder / "engines")
     made = convert(source, order)
     computes = products(onnx.load(str(made.path)))
-    assert computes["/second"] == "fp32" and computes["/first"] == kind
+    assert computes["/second"] == "fp32"
+    assert computes["/first"] == kind
     conversion = made.sidecar.conversion
-    assert conversion is not None and conversion.kept == ("/second",) and "/second" in conversion.stayed
+    assert conversion is not None
+    assert conversion.kept == ("/second",)
+    assert "/second" in conversion.stayed
 
 
 @pytest.mark.modelopt
 def test_random_is_asked_for_and_not_read_out_of_a_name(cli: Cli, folder: Path, model: Path) -> None:
     np.save(folder / "random_photos.npy", X)
     result = build(cli, "--precision", "int8", "--calibration", "random_photos.npy")
-    assert result.exit_code == 0 and "RANDOM" not in result.output, result.output
+    assert result.exit_code == 0, result.output
+    assert "RANDOM" not in result.output, result.output
     assert "calibration: " not in cli("bench", "--batch", 1, "--iterations", 3).output
     assert "RANDOM" in build(cli, "--precision", "int8", "--calibration", "random").output
     assert "not tried without real samples" in build(cli, "--precision", "best", "--calibration", "random").output
@@ -438,7 +465,8 @@ def test_half_inputs_go_with_every_conversion_and_images_are_cast(
 ) -> None:
     spec = TensorSpec("input", "float16", ("batch_size", 3, 8, 8))
     first = next(iter(ImageSource(sorted(photos.iterdir())[:1], ["a"], spec, Preprocessing(8, (8, 8)))))
-    assert isinstance(first, Sample) and first.rows["input"].dtype == np.float16
+    assert isinstance(first, Sample)
+    assert first.rows["input"].dtype == np.float16
     line = ["--precision", "int8", "--io-precision", "fp16", "--calibration", "8"]
     assert build(cli, *line).exit_code == 0
     sidecar = load(folder / "engines/m.int8.ort.onnx", "engine").sidecar
@@ -461,7 +489,8 @@ def test_reduced_files_are_not_converted_again_or_called_float32(cli: Cli, folde
     for name in ("fp32", "fp16", "int8"):
         refused(build(cli, "--precision", name), 2, "m.onnx holds fp16 already", "leave out --precision")
     result = build(cli)
-    assert result.exit_code == 0 and "onnxruntime fp16" in result.output, result.output
+    assert result.exit_code == 0, result.output
+    assert "onnxruntime fp16" in result.output, result.output
 
 
 @pytest.mark.modelopt

@@ -48,4 +48,5 @@ def test_a_summary_has_the_ways_that_are_shown_and_the_fastest() -> None:
     found = summary([*rows, {"way": "int8 planar", "failed": "no"}])
     assert [row["way"] for row in found["rows"]] == ["fp16 floats", "fp16 last"]
     assert found["least"] == {"fp16": {"way": "fp16 sliced", "more_ms": 0.1}}
-    assert found["ways"] == 5 and found["failed"] == {"int8 planar": "no"}
+    assert found["ways"] == 5
+    assert found["failed"] == {"int8 planar": "no"}

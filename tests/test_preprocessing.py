@@ -31,7 +31,9 @@ def test_every_photograph_agrees_with_torchvisions_transform(
         image = Image.open(photos / name).convert("RGB")
         expected = theirs(image).numpy()
         found = ours(image)
-        assert found.dtype == np.float32 and found.shape == (3, crop, crop) and found.flags.c_contiguous
+        assert found.dtype == np.float32
+        assert found.shape == (3, crop, crop)
+        assert found.flags.c_contiguous
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6, err_msg=name)
     assert torch.is_tensor(theirs(image))
 

@@ -88,7 +88,8 @@ def refused(result: Any, code: int, *words: str) -> None:
     """Assert the exit code, and an error with a fix that hold these words."""
     lines = result.output.strip().splitlines()
     assert result.exit_code == code, result.output
-    assert lines[-2].startswith("error: ") and lines[-1].startswith("fix: "), result.output
+    assert lines[-2].startswith("error: "), result.output
+    assert lines[-1].startswith("fix: "), result.output
     assert not [each for each in words if each not in "\n".join(lines[-2:])], result.output
 
 
@@ -126,7 +127,8 @@ def test_a_model_that_normalizes_itself_gets_bytes(tmp_path: Path, layout: Any) 
     wanted = recipe(Image.fromarray(pixels))
     preprocess = preprocessor_of(tmp_path, recipe)
     found = preprocess(pixels)
-    assert found.dtype == np.uint8 and found.shape == wanted.shape
+    assert found.dtype == np.uint8
+    assert found.shape == wanted.shape
     assert np.abs(found.astype(int) - wanted).max() <= 1
     assert np.abs(pixels_of(preprocess.record, found) - pillow(recipe, pixels)).max() <= 1
 
@@ -135,7 +137,8 @@ def test_a_half_precision_input_gets_halves(tmp_path: Path) -> None:
     pixels = noise(60, 45)
     preprocess = preprocessor_of(tmp_path, SMALL, dtype="float16")
     found = preprocess(pixels)
-    assert found.dtype == np.float16 and found.shape == (3, 16, 18)
+    assert found.dtype == np.float16
+    assert found.shape == (3, 16, 18)
     assert np.abs(pixels_of(preprocess.record, found) - pillow(SMALL, pixels)).max() < 1.1
 
 
@@ -182,7 +185,8 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
 def test_the_file_is_what_tensorrt_8_6_reads(fused: Any) -> None:
     """Opset 17, IR 8, its operators, and uint8 nowhere but at the inputs and outputs, next to a Cast."""
     model = onnx.load_from_string(build_graph(describe(sidecar(replace(SMALL, fused=fused)))))
-    assert model.ir_version == 8 and [(each.domain, each.version) for each in model.opset_import] == [("", 17)]
+    assert model.ir_version == 8
+    assert [(each.domain, each.version) for each in model.opset_import] == [("", 17)]
     operators = {node.op_type for node in model.graph.node}
     assert operators <= {"Cast", "Transpose", "MatMul", "Clip", "Add", "Floor", "Unsqueeze", "Div", "Sub"}
     shapes = {
@@ -260,7 +264,8 @@ def test_the_command_writes_one_file_that_describes_itself(folder: Path, cli: Cl
 
 def test_without_a_name_it_is_for_the_newest_engine_that_takes_images(folder: Path, cli: Cli, engine: Path) -> None:
     done = cli("export-preprocessor")
-    assert done.exit_code == 1 and "no engine for images in engines/" in done.output
+    assert done.exit_code == 1
+    assert "no engine for images in engines/" in done.output
     facts = sidecar_path(engine)
     data = json.loads(facts.read_text(encoding="utf-8"))
     data["preprocessing"] = {"resize": 20, "crop": data["inputs"][0]["shape"][2:]}
@@ -330,11 +335,14 @@ def test_infer_predicts_the_same_with_it(cli: Cli, folder: Path, photos: Path) -
                 else:
                     assert (own[key] == pillow[key]).all()
     done = cli(*run, "--preprocessor", "engines/photos_dynamic.pre.onnx")
-    assert done.exit_code == 2 and "was made for photos_dynamic.ort.onnx" in done.stderr
+    assert done.exit_code == 2
+    assert "was made for photos_dynamic.ort.onnx" in done.stderr
     done = cli("infer", "--input", "random", "--preprocessor", "engines/photos_dynamic.pre.onnx")
-    assert done.exit_code == 2 and "holds none" in done.stderr
+    assert done.exit_code == 2
+    assert "holds none" in done.stderr
     done = cli(*run, "--preprocessor", "engines/photos_dynamic.onnx")
-    assert done.exit_code == 1 and "is not a preprocessor" in done.stderr
+    assert done.exit_code == 1
+    assert "is not a preprocessor" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -429,7 +437,8 @@ def test_inspect_describes_the_onnx_file(folder: Path, cli: Cli) -> None:
     ):
         assert words in shown.output, shown.output
     found = json.loads(cli("inspect", "engines/x.pre.onnx", "--json").stdout)
-    assert found["recipe"]["crop"] == [16, 18] and found["max_size"] == 4096
+    assert found["recipe"]["crop"] == [16, 18]
+    assert found["max_size"] == 4096
     renamed = Path("engines/x.pre.onnx").rename("other.onnx")
     assert "a preprocessor" in cli("inspect", renamed).output
 
@@ -439,7 +448,9 @@ def test_inspect_describes_the_engine_by_its_sidecar(folder: Path, cli: Cli) -> 
     built = engine_of(folder, record)
     shown = cli("inspect", built)
     assert shown.exit_code == 0, shown.output
-    assert "for       x.engine" in shown.output and "to 50×50" in shown.output and "tensorrt" in shown.output
+    assert "for       x.engine" in shown.output
+    assert "to 50×50" in shown.output
+    assert "tensorrt" in shown.output
     built.write_bytes(b"another")
     refused(cli("inspect", built), 1, "x.pre.engine is truncated", "trtbatch build x.pre.onnx")
     lacking = engine_of(folder, record, "a.pre.engine", build={})

@@ -77,7 +77,8 @@ def test_the_widest_profile() -> None:
 
 def test_a_measured_batch_runs_on_its_winner_and_tells_the_loss_of_the_next() -> None:
     row = Measured.of(4, {2: 0.30, 0: 0.25, 1: 0.20})
-    assert (row.profile, row.ms) == (1, 0.20) and row.loss == pytest.approx(0.25)
+    assert (row.profile, row.ms) == (1, 0.20)
+    assert row.loss == pytest.approx(0.25)
     assert row.times == {"0": 0.25, "1": 0.20, "2": 0.30}
     assert Measured.of(4, {0: 0.25}).loss is None
 
@@ -116,7 +117,8 @@ def test_without_times_few_large_pieces_win() -> None:
 def test_the_pieces_take_least_time(batch: int, costs: list[float]) -> None:
     times = dict(zip(range(1, 9), costs))
     pieces = split_batch(batch, [Profile(1, 4, 8)], times)
-    assert sum(pieces) == batch and max(pieces) <= 8
+    assert sum(pieces) == batch
+    assert max(pieces) <= 8
     assert pieces == sorted(pieces, reverse=True)
     spent = sum(times[size] for size in pieces)
     assert spent == pytest.approx(brute_force(batch, list(range(1, 9)), times))
@@ -125,7 +127,8 @@ def test_the_pieces_take_least_time(batch: int, costs: list[float]) -> None:
 def test_a_rest_that_needs_padding_costs_what_its_padding_costs() -> None:
     assert split_batch(10, [Profile(4, 4, 4)], {4: 1.0}) == [4, 4, 2]
     pieces = split_batch(9, [Profile(4, 4, 8)], {4: 1.0, 8: 1.5})
-    assert sum(pieces) == 9 and pieces in ([8, 1], [5, 4])
+    assert sum(pieces) == 9
+    assert pieces in ([8, 1], [5, 4])
 
 
 @pytest.mark.parametrize(
@@ -148,8 +151,10 @@ def test_a_huge_batch_is_split_quickly(profiles: list[Profile], monkeypatch: pyt
 
     monkeypatch.setattr(profiles_module, "_least", counted)
     pieces = split_batch(MAX_BATCH, profiles, {1: 1.0, 32: 8.0})
-    assert sum(pieces) == MAX_BATCH and pieces == sorted(pieces, reverse=True)
-    assert max(pieces) <= profiles[-1].max and sum(searched) <= profiles_module.SEARCHED
+    assert sum(pieces) == MAX_BATCH
+    assert pieces == sorted(pieces, reverse=True)
+    assert max(pieces) <= profiles[-1].max
+    assert sum(searched) <= profiles_module.SEARCHED
 
 
 @given(st.integers(9, 600), st.lists(st.floats(0.1, 5.0), min_size=8, max_size=8))

@@ -64,7 +64,8 @@ def test_photographs_of_any_size_come_back_with_classes(photo_engine: Path, fold
     assert list(found) == ["image", "path", "class", "index", "score", "error"]
     assert found["class"].tolist() == classes(folder, opened)
     assert [CLASSES[index] for index in found["index"]] == found["class"].tolist()
-    assert ((found["score"] > 0) & (found["score"] <= 1)).all() and set(found["error"]) == {""}
+    assert ((found["score"] > 0) & (found["score"] <= 1)).all()
+    assert set(found["error"]) == {""}
     predictor.close()
     predictor.close()
     with pytest.raises(UsageError, match="the predictor is closed"):
@@ -78,13 +79,16 @@ def test_encoded_files_and_those_that_cannot_be_read(photo_engine: Path, folder:
     assert "bytes" not in found
     good = classes(folder, [Image.open(io.BytesIO(file)) for file in files[:2]])
     assert found["class"].tolist() == [good[0], "", good[1], "", ""]
-    assert found["index"].tolist()[1] == -1 and np.isnan(found["score"][1])
+    assert found["index"].tolist()[1] == -1
+    assert np.isnan(found["score"][1])
     assert [len(row) for row in found["classes"]] == [2, 0, 2, 0, 0]
     assert found["scores"][0][0] == found["score"][0] >= found["scores"][0][1]
-    assert found["error"][0] == "" and found["error"][3]
+    assert found["error"][0] == ""
+    assert found["error"][3]
     assert found["error"][1] == "not an image of a format that is read"
     all_bad = predictor({"bytes": objects([b"", b"x"])})
-    assert all_bad["class"].tolist() == ["", ""] and all(all_bad["error"])
+    assert all_bad["class"].tolist() == ["", ""]
+    assert all(all_bad["error"])
     assert predictor({"bytes": objects([])})["class"].tolist() == []
 
 
@@ -94,7 +98,8 @@ def test_ready_inputs_by_name_and_raw_outputs(cli: Cli, folder: Path) -> None:
     a, b = (np.random.default_rng(seed).standard_normal((10, 4)).astype(np.float32) for seed in (1, 2))
     predictor = Predictor(folder / "engines" / "m.ort.onnx", drop=["a", "b"])
     found = predictor({"a": a, "b": objects(list(b)), "error": np.array(["", "bad", *[""] * 8])})
-    assert "a" not in found and found["error"][1] == "bad"
+    assert "a" not in found
+    assert found["error"][1] == "bad"
     kept = [0, *range(2, 10)]
     np.testing.assert_allclose(found["difference"][kept], (a - b)[kept], rtol=1e-6)
     assert np.isnan(found["difference"][1]).all()
@@ -127,7 +132,8 @@ def test_no_rows_are_no_predictions(photo_engine: Path, name: str | None) -> Non
     batch = {} if name is None else {name: np.array([], dtype=object)}
     found = predictor(batch)
     columns = ("class", "index", "score", "classes", "indices", "scores", "error")
-    assert set(found) == {*batch, *columns} and all(len(column) == 0 for column in found.values())
+    assert set(found) == {*batch, *columns}
+    assert all(len(column) == 0 for column in found.values())
     full = predictor({"data": np.zeros((1, 3, 8, 8), np.float32)})
     assert all(found[column].dtype == full[column].dtype for column in columns)
 
@@ -367,16 +373,20 @@ def test_every_row_comes_once_though_an_actor_dies(
     mortal = type("Marked", (Mortal,), {"__module__": __name__, "__init__": _marked(str(folder / "died"))})
     result = infer_with_ray(request, mortal)
     assert (folder / "died").exists(), "one actor has died"
-    assert (result.rows, result.failed, result.before) == (MANY, 1, 0) and seen[-1] == (MANY, MANY)
+    assert (result.rows, result.failed, result.before) == (MANY, 1, 0)
+    assert seen[-1] == (MANY, MANY)
     rows = pq.read_table(folder / "out").to_pylist()
     names = sorted(row["path"] for row in rows)
     assert names == [str(source / f"{index:05}.jpg") for index in range(MANY)]
     by_name = {Path(row["path"]).name: row for row in rows}
     bad = by_name.pop("00123.jpg")
-    assert bad["error"] == "not an image of a format that is read" and bad["class"] is None and bad["index"] is None
+    assert bad["error"] == "not an image of a format that is read"
+    assert bad["class"] is None
+    assert bad["index"] is None
     some = sorted(by_name)[::17]
     assert [by_name[name]["class"] for name in some] == classes(folder, [Image.open(source / name) for name in some])
-    assert len(by_name[some[0]]["classes"]) == 5 and by_name[some[0]]["error"] is None
+    assert len(by_name[some[0]]["classes"]) == 5
+    assert by_name[some[0]]["error"] is None
     again = infer_with_ray(request)
     assert (again.rows, again.before) == (0, MANY), "what is done isn't done again"
 

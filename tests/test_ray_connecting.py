@@ -102,14 +102,16 @@ def test_ray_itself_says_nothing(photo_engine: Path, photos: Path, folder: Path)
     line = ("infer", "--ray", "local", "--input", photos, "--output", "out")
     done = run_process(*line, "--concurrency", 2, cwd=folder)
     assert (done.returncode, done.stdout) == (1, "")
-    assert untold(done.stderr) == [] and "error: the Ray job failed: " in done.stderr
+    assert untold(done.stderr) == []
+    assert "error: the Ray job failed: " in done.stderr
     assert "small.ort.onnx is truncated: 100 bytes" in done.stderr
 
 
 @pytest.mark.parametrize(("name", "code", "word"), SIGNALS)
 def test_a_signal_while_ray_runs(name: str, code: int, word: str) -> None:
     with connecting("local") as process:
-        assert process.stdout is not None and process.stdout.readline() == "connected\n"
+        assert process.stdout is not None
+        assert process.stdout.readline() == "connected\n"
         process.send_signal(signal.Signals[name])
         _, told = process.communicate(timeout=30)
     assert process.returncode == code, told

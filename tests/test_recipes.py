@@ -216,7 +216,8 @@ def test_every_synopsis_is_one_of_a_command() -> None:
 
 def test_the_recipes_are_whole() -> None:
     recipes = [section for section in SECTIONS if section.page.name == "recipes.md" and section.title]
-    assert len(recipes) >= 4 and all(len(commands(recipe.text)) >= 3 for recipe in recipes)
+    assert len(recipes) >= 4
+    assert all(len(commands(recipe.text)) >= 3 for recipe in recipes)
 
 
 PAGE = """
@@ -254,4 +255,6 @@ def test_what_is_typed_on_a_page_is_found() -> None:
         "trtbatch bench",
     ]
     assert [is_synopsis(each) for each in found] == [False, True, False, False, False, False]
-    assert found[-1].fails and found[-1].shown == ["error: none"] and not found[-2].fails
+    assert found[-1].fails
+    assert found[-1].shown == ["error: none"]
+    assert not found[-2].fails

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import log
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -72,9 +72,11 @@ def test_the_knee_of_fixed_cost_plus_cost_per_sample(corner: float, scale: float
     chord = log(rates[-1] / rates[0]) / log(batches[-1] / batches[0])
     exact = corner * (1 / chord - 1)
     found = knee(batches, rates)
-    assert found is not None and found / 2 < exact < found * 2
+    assert found is not None
+    assert found / 2 < exact < found * 2
     if corner == 8.0:  # in the middle of the range: where both costs are alike
-        assert exact == pytest.approx(8.0) and found == 8
+        assert exact == pytest.approx(8.0)
+        assert found == 8
 
 
 def test_the_knee_of_a_sharp_corner_is_the_corner() -> None:
@@ -98,7 +100,8 @@ def test_a_line_without_a_bend_has_no_knee(rate: Callable[[int], float]) -> None
 
 
 def test_two_points_have_no_knee() -> None:
-    assert knee([1, 2], [1.0, 1.0]) is None and knee([], []) is None
+    assert knee([1, 2], [1.0, 1.0]) is None
+    assert knee([], []) is None
 
 
 # Series.
@@ -175,7 +178,8 @@ def _damaged(change: Callable[[dict[str, Any]], None]) -> Any:
 def test_figures_that_cannot_be_are_refused_by_name(change: Callable[[dict[str, Any]], None], told: str) -> None:
     with pytest.raises(ArtifactError) as caught:
         bench_result(_damaged(change), "r.json")
-    assert told in caught.value.problem and "r.json" in caught.value.problem
+    assert told in caught.value.problem
+    assert "r.json" in caught.value.problem
 
 
 @pytest.mark.parametrize(
@@ -222,12 +226,14 @@ def test_outputs_never_replace_inputs_or_each_other(cli: Cli, folder: Path, line
     (folder / "engines").mkdir()
     before = (folder / "a.json").read_bytes()
     assert cli("report", "a.json", *line).exit_code == 2
-    assert (folder / "a.json").read_bytes() == before and not (folder / "r.html").exists()
+    assert (folder / "a.json").read_bytes() == before
+    assert not (folder / "r.html").exists()
 
 
 def test_text_from_files_is_one_line_without_codes() -> None:
     assert clean("a\x1b[31mb\x00\n c\ud800\u202ed") == "a\ufffd[31mb\ufffd c\ufffd\ufffdd"
-    assert clean("x" * 200) == "x" * 119 + "…" and clean("résnet – 18 µ") == "résnet – 18 µ"
+    assert clean("x" * 200) == "x" * 119 + "…"
+    assert clean("résnet – 18 µ") == "résnet – 18 µ"
 
 
 # What is printed.
@@ -252,13 +258,15 @@ def test_without_an_option_a_table_and_a_chart_are_printed(cli: Cli, folder: Pat
         "samples/s by batch size",
     ):
         assert words in shown.output
-    assert "V100" not in shown.output and sorted(path.name for path in folder.iterdir()) == ["a.json", "b.json"]
+    assert "V100" not in shown.output
+    assert sorted(path.name for path in folder.iterdir()) == ["a.json", "b.json"]
 
 
 def test_the_article_stands_beside_resnet18_and_where_it_is_asked_for(cli: Cli, folder: Path) -> None:
     saved(folder / "net.json", timed(lambda b: 1.0))
     saved(folder / "resnet.json", timed(lambda b: 1.0, model="resnet18"))
-    assert "V100" in cli("report", "resnet.json").output and "V100" not in cli("report", "net.json").output
+    assert "V100" in cli("report", "resnet.json").output
+    assert "V100" not in cli("report", "net.json").output
     assert "V100" in cli("report", "net.json", "--article").output
     assert "V100" not in cli("report", "resnet.json", "--no-article").output
 
@@ -266,11 +274,13 @@ def test_the_article_stands_beside_resnet18_and_where_it_is_asked_for(cli: Cli, 
 def test_markdown_is_printed_or_written(cli: Cli, folder: Path) -> None:
     saved(folder / "a.json", timed(lambda b: 0.2 + 0.025 * b))
     printed = [cli("report", *line).stdout for line in (("a.json", "--markdown"), ("--markdown", "a.json"))]
-    assert printed[0] == printed[1] and printed[0].startswith("### net")
+    assert printed[0] == printed[1]
+    assert printed[0].startswith("### net")
     assert "| 8 | 20,000 | 0.400 |" in printed[0]
     for line in (("a.json", "--markdown", "t.md"), ("--markdown=t.md", "a.json")):
         done = cli("report", *line)
-        assert done.exit_code == 0 and done.output.strip() == "t.md"
+        assert done.exit_code == 0
+        assert done.output.strip() == "t.md"
         assert (folder / "t.md").read_text() == printed[0]
         (folder / "t.md").unlink()
 
@@ -279,14 +289,17 @@ def test_markdown_takes_names_as_text() -> None:
     assert escaped("a|b <i> *c* `d` [e](https://f)") == r"a\|b &lt;i&gt; \*c\* \`d\` \[e\](https:\//f)"
     found = [("x.json", timed(lambda b: 1.0, model="<script>|x|"))]
     text = markdown(series_of(found), shared(found))
-    assert "<script>" not in text and "&lt;script&gt;\\|x\\|" in text
+    assert "<script>" not in text
+    assert "&lt;script&gt;\\|x\\|" in text
 
 
 def test_notes_say_what_is_not_known() -> None:
     plain = "\n".join(notes(series_of([("a", timed(lambda b: 1.0))])))
-    assert "No bound is known of A" in plain and "memory" not in plain
+    assert "No bound is known of A" in plain
+    assert "memory" not in plain
     known = "\n".join(notes(series_of([("a", timed(lambda b: 1.0, bound=lambda b: "compute-bound"))])))
-    assert "memory, where it is known that moving" in known and "over 0.6 of the GPU's time" in known
+    assert "memory, where it is known that moving" in known
+    assert "over 0.6 of the GPU's time" in known
     assert "the p99 is the longest, or nearly: batch 1, 2, 4," in plain
     assert "the longest" not in "\n".join(notes(series_of([("a", timed(lambda b: 1.0, samples=100))])))
     measured = timed(lambda b: 1.0, mode="throughput")
@@ -324,14 +337,18 @@ def test_bench_ends_with_a_chart_and_report_reads_what_it_wrote(cli: Cli, engine
     line = ("bench", "--mode", "run,latency", "--iterations", 30)
     several = cli(*line, "--batch", "1,2,4,8", "--json", "r.json")
     lines = several.output.splitlines()
-    assert several.exit_code == 0 and lines[-1] == "r.json"
-    assert lines[-10] == "samples/s by batch size" and lines[-9].startswith("1 run     █")
+    assert several.exit_code == 0
+    assert lines[-1] == "r.json"
+    assert lines[-10] == "samples/s by batch size"
+    assert lines[-9].startswith("1 run     █")
     assert "samples/s by batch size" not in cli(*line, "--batch", 8).output
     shown = cli("report", "r.json", "--html", "r.html", "--markdown", "r.md")
     assert shown.exit_code == 0, shown.output
     assert shown.output.split() == ["r.html", "r.md"]
     text = (folder / "r.md").read_text()
-    assert "A: run" in text and "B: latency" in text and "InferenceSession.run" in text
+    assert "A: run" in text
+    assert "B: latency" in text
+    assert "InferenceSession.run" in text
 
 
 def test_the_chart_needs_no_unicode(engine: Path, folder: Path) -> None:
@@ -341,11 +358,14 @@ def test_the_chart_needs_no_unicode(engine: Path, folder: Path) -> None:
 
     done = subprocess.run(
         [sys.executable, "-m", "trtbatch", "bench", "--batch", "1,8", "--iterations", "5"],
+        check=False,
         cwd=folder,
         capture_output=True,
         env=child_environment() | {"PYTHONIOENCODING": "ascii:replace", "NO_COLOR": "1"},
     )
-    assert done.returncode == 0 and b"1 #" in done.stdout and b"\x1b" not in done.stdout
+    assert done.returncode == 0
+    assert b"1 #" in done.stdout
+    assert b"\x1b" not in done.stdout
 
 
 # Axes.
@@ -355,8 +375,10 @@ def test_the_chart_needs_no_unicode(engine: Path, folder: Path) -> None:
 def test_every_axis_has_ticks_inside_and_numbers_that_differ(values: tuple[float, ...]) -> None:
     axis = span(values)
     found = ticks(axis)
-    assert 3 <= len(found) <= 12 and all(axis.low <= value <= axis.high for value in found)
-    assert found == sorted(set(found)) and len({number(value) for value in found}) == len(found)
+    assert 3 <= len(found) <= 12
+    assert all(axis.low <= value <= axis.high for value in found)
+    assert found == sorted(set(found))
+    assert len({number(value) for value in found}) == len(found)
     assert all(0 < axis.share(value) < 1 for value in values)
 
 
@@ -367,7 +389,8 @@ def test_batch_sizes_are_named_where_there_is_room_and_the_largest_always() -> N
 
 
 def test_names_are_moved_apart() -> None:
-    assert apart([5.0, 0.0, 5.5], 2.0, 9.0) == [5.0, 0.0, 7.0] and apart([], 1.0, 1.0) == []
+    assert apart([5.0, 0.0, 5.5], 2.0, 9.0) == [5.0, 0.0, 7.0]
+    assert apart([], 1.0, 1.0) == []
     assert apart([5.0, 0.0, 5.5], 2.0, 6.0) == [4.0, 0.0, 6.0], "and stay inside"
 
 
@@ -385,9 +408,11 @@ def test_pictures_are_the_same_every_time(cli: Cli, folder: Path) -> None:
     for kind in ("png", "svg"):
         assert (folder / f"1.{kind}").read_bytes() == (folder / f"2.{kind}").read_bytes()
     with Image.open(folder / "1.png") as image:
-        assert image.width > 1000 and image.height > 400
+        assert image.width > 1000
+        assert image.height > 400
     root = ElementTree.parse(folder / "1.svg").getroot()
-    assert root.tag.endswith("svg") and not list(root.iter("{http://purl.org/dc/elements/1.1/}date"))
+    assert root.tag.endswith("svg")
+    assert not list(root.iter("{http://purl.org/dc/elements/1.1/}date"))
 
 
 def test_without_matplotlib_nothing_is_written(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -403,7 +428,8 @@ def test_without_matplotlib_nothing_is_written(cli: Cli, folder: Path, monkeypat
 def test_help_needs_no_heavy_package(tmp_path: Path, command: str) -> None:
     code = f"sys.argv = ['trtbatch', '{command}', '--help']; runpy.run_module('trtbatch', run_name='__main__')"
     done = run_bare(code, tmp_path)
-    assert done.returncode == 0 and "Usage" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout, done.stderr
 
 
 def test_a_page_is_made_without_heavy_packages(tmp_path: Path) -> None:
@@ -418,4 +444,5 @@ def test_a_page_is_made_without_heavy_packages(tmp_path: Path) -> None:
 
 def test_the_reference_has_no_percentiles() -> None:
     lines: list[Series] = series_of([("a", timed(lambda b: 1.0))], with_article=True)
-    assert lines[-1].result is None and all(point.p99 is None and point.bound is None for point in lines[-1].points)
+    assert lines[-1].result is None
+    assert all(point.p99 is None and point.bound is None for point in lines[-1].points)

@@ -61,7 +61,8 @@ def test_the_matrices_of_a_recipe_resize_and_crop(
     recipe = Preprocessing(resize, (crop_height, crop_width), interpolation=kind)
     pixels = noise(height, width)
     rows, columns = matrices(recipe, height, width)
-    assert rows.shape == (crop_height, height) and columns.shape == (crop_width, width)
+    assert rows.shape == (crop_height, height)
+    assert columns.shape == (crop_width, width)
     assert rows.dtype == columns.dtype == np.float32
     if rows_first(recipe, height, width):
         found = product_of_columns(columns, product(rows, pixels))
@@ -74,7 +75,8 @@ def test_a_side_that_keeps_its_size_is_only_cropped_and_padded() -> None:
     rows, columns = matrices(Preprocessing(10, (6, 20)), 10, 10)
     np.testing.assert_array_equal(rows, np.eye(10)[2:8])
     np.testing.assert_array_equal(columns[5:15], np.eye(10))
-    assert not columns[:5].any() and not columns[15:].any()
+    assert not columns[:5].any()
+    assert not columns[15:].any()
 
 
 @settings(max_examples=200, deadline=None)
@@ -88,7 +90,8 @@ def test_rounding_between_the_passes_moves_a_result_by_less_than_one(size: int, 
 
 def test_a_matrix_is_made_once_and_is_not_written_to() -> None:
     made = matrix(375, 256, 224, "bilinear")
-    assert made is matrix(375, 256, 224, "bilinear") and not made.flags.writeable
+    assert made is matrix(375, 256, 224, "bilinear")
+    assert not made.flags.writeable
 
 
 def test_which_images_have_their_rows_resized_first(monkeypatch: pytest.MonkeyPatch) -> None:

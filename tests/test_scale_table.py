@@ -39,12 +39,15 @@ def test_one_and_two_actors_predict_everything(engine: Path, folder: Path, monke
     """Two as the script runs them; what one does is the same, and taken from there."""
     pytest.importorskip("ray")
     two = in_a_process(engine.resolve(), samples_of(engine, folder / "samples", 3000), 2, 8)
-    assert (two["actors"], two["rows"], two["failed"]) == (2, 3000, 0) and two["rows_per_s"] > 0
+    assert (two["actors"], two["rows"], two["failed"]) == (2, 3000, 0)
+    assert two["rows_per_s"] > 0
     one = two | {"actors": 1, "rows_per_s": two["rows_per_s"] / 4}
     monkeypatch.setattr(scale_table, "in_a_process", lambda engine, folder, actors, batch: one if actors == 1 else two)
     given = argparse.Namespace(engine=engine.resolve(), actors=2, samples=1500, batch=8, rounds=1)
     data = json.loads(json.dumps(measure(given)))
     runs = [run for several in data["rounds"].values() for run in several]
-    assert [run["actors"] for run in runs] == [1, 2] and data["several_over_one"] == 4
+    assert [run["actors"] for run in runs] == [1, 2]
+    assert data["several_over_one"] == 4
     assert data["several_over_one"] == pytest.approx(runs[1]["rows_per_s"] / runs[0]["rows_per_s"])
-    assert "| 2 |" in markdown(data) and not list(folder.glob("samples-*"))
+    assert "| 2 |" in markdown(data)
+    assert not list(folder.glob("samples-*"))

@@ -28,11 +28,12 @@ def test_quickstart_tells_before_it_installs_what_pycuda_needs(tmp_path: Path) -
     (tools / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: one'\n")
     (tools / "nvidia-smi").chmod(0o755)
     line = [str(tools / "bash"), str(clone / "scripts" / "quickstart")]
-    done = subprocess.run(line, env={"PATH": str(tools)}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(line, check=False, env={"PATH": str(tools)}, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1, done.stdout + done.stderr
     problem, fix = done.stderr.strip().splitlines()
     assert problem == "error: there is an NVIDIA GPU here, and no c++, with which pycuda is compiled"
-    assert fix.startswith("fix: install the CUDA toolkit") and "--cpu" in fix
+    assert fix.startswith("fix: install the CUDA toolkit")
+    assert "--cpu" in fix
     assert not (clone / ".venv").exists()
 
 
@@ -46,17 +47,18 @@ def test_continuous_integration_leaves_no_environment_out(tmp_path: Path) -> Non
         (tools / name).symlink_to(str(shutil.which(name)))
     line = [str(tools / "bash"), str(clone / "scripts" / "test")]
     around = {"PATH": str(tools), "HOME": str(tmp_path), "CI": "true"}
-    done = subprocess.run(line, env=around, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(line, check=False, env=around, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2, done.stdout + done.stderr
     problem, fix = done.stderr.strip().splitlines()
     assert problem == "error: there is no Python 3.13 here, for the tests without torch"
-    assert fix.startswith("fix: install Python 3.13") and "PYTHON_LIGHT=" in fix
+    assert fix.startswith("fix: install Python 3.13")
+    assert "PYTHON_LIGHT=" in fix
     assert not list(clone.glob(".venv*"))
 
 
 def test_scripts_are_valid_shell() -> None:
     for name in ("quickstart", "test", "venv.sh", "gpu-check"):
-        done = subprocess.run(["bash", "-n", str(ROOT / "scripts" / name)], capture_output=True, text=True)
+        done = subprocess.run(["bash", "-n", str(ROOT / "scripts" / name)], check=False, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
 
@@ -79,8 +81,10 @@ def test_a_summary_of_tests_has_names_by_outcome_and_what_is_quoted(tmp_path: Pa
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["counts"] == {"passed": 2, "failure": 0, "error": 0, "skipped": 1}
     assert found["passed"] == ["test_the_bench_line_prints_a_table_of_every_batch", "test_b"]
-    assert found["skipped"] == ["test_c"] and found["files"] == ["tests.gpu.test_x"]
-    assert found["printed"] == ["┃ a ┃", "│ 1 │", "r.json"] and found["environment"]["commit"]
+    assert found["skipped"] == ["test_c"]
+    assert found["files"] == ["tests.gpu.test_x"]
+    assert found["printed"] == ["┃ a ┃", "│ 1 │", "r.json"]
+    assert found["environment"]["commit"]
 
 
 def test_a_result_has_a_line_for_each_row() -> None:

@@ -11,7 +11,8 @@ from trtbatch.util.statistics import MIN_ROUNDS, bound_by, compare_rounds, media
 def test_figures_of_known_samples() -> None:
     summary = summarize(np.arange(1.0, 102.0), (50, 90, 99.5))
     assert summary.iterations == 101
-    assert summary.median == 51 and summary.mean == 51
+    assert summary.median == 51
+    assert summary.mean == 51
     assert (summary.minimum, summary.maximum) == (1, 101)
     assert summary.percentiles == {"p50": 51, "p90": 91, "p99.5": 100.5}
     assert summary.cv == pytest.approx(np.arange(1, 102).std() / 51)
@@ -21,7 +22,8 @@ def test_steady_samples_are_stable_and_noisy_ones_are_not() -> None:
     generator = np.random.default_rng(0)
     assert summarize(1 + 0.001 * generator.standard_normal(500)).stable
     noisy = summarize(1 + 0.5 * np.abs(generator.standard_normal(20)))
-    assert not noisy.stable and noisy.noise > 0.01
+    assert not noisy.stable
+    assert noisy.noise > 0.01
 
 
 def test_a_drift_is_not_stable_however_small_its_noise() -> None:
@@ -132,8 +134,10 @@ def test_who_is_faster() -> None:
     assert compare_rounds(times(1.0), base).verdict == "SAME"
     assert compare_rounds(times(0.995), base).verdict == "SAME", "a difference too small to matter"
     faster = compare_rounds(times(0.9), base)
-    assert faster.verdict == "FASTER" and faster.low <= faster.ratio <= faster.high < 1
-    assert faster.ratio == pytest.approx(0.9, rel=0.002) and faster.rounds == 8
+    assert faster.verdict == "FASTER"
+    assert faster.low <= faster.ratio <= faster.high < 1
+    assert faster.ratio == pytest.approx(0.9, rel=0.002)
+    assert faster.rounds == 8
     assert compare_rounds(times(1.1), base).verdict == "SLOWER"
     assert compare_rounds(times(1.0, spread=50), base).verdict == "UNCLEAR"
 
@@ -169,4 +173,5 @@ def test_a_real_difference_is_found() -> None:
         ).verdict
         for _ in range(200)
     ]
-    assert found.count("FASTER") >= 190 and "SLOWER" not in found
+    assert found.count("FASTER") >= 190
+    assert "SLOWER" not in found

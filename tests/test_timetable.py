@@ -27,7 +27,8 @@ def test_auto_profiles_are_timed_and_stand_in_the_sidecar(
     monkeypatch.chdir(onnx.parent)
     done = cli("build", onnx, "--profiles", "auto", "--max", 8)
     assert done.exit_code == 0, done.stderr
-    assert "1:1:1, 1:2:2, 1:4:4, 1:8:8" in done.stderr and "times" in done.stdout
+    assert "1:1:1, 1:2:2, 1:4:4, 1:8:8" in done.stderr
+    assert "times" in done.stdout
     sidecar = load(Path("engines/m.ort.onnx"), "engine").sidecar
     assert sidecar.profiles == (Profile(1, 1, 1), Profile(1, 2, 2), Profile(1, 4, 4), Profile(1, 8, 8))
     assert [row.batch for row in sidecar.table] == [1, 2, 4, 8]
@@ -35,7 +36,8 @@ def test_auto_profiles_are_timed_and_stand_in_the_sidecar(
     assert sidecar.times == {row.batch: row.ms for row in sidecar.table}
     assert sidecar.best_batch in sidecar.times
     shown = cli("inspect", "engines/m.ort.onnx")
-    assert shown.exit_code == 0 and re.search(r"8\s+│\s+1:8:8", shown.stdout), shown.stdout
+    assert shown.exit_code == 0, shown.stdout
+    assert re.search(r"8\s+│\s+1:8:8", shown.stdout), shown.stdout
 
 
 def test_named_batches_are_timed_even_with_one_profile(onnx: Path) -> None:
@@ -47,7 +49,8 @@ def test_named_batches_are_timed_even_with_one_profile(onnx: Path) -> None:
 
 def test_one_profile_on_the_cpu_is_not_timed(onnx: Path) -> None:
     made = build(BuildRequest(onnx=onnx, profiles=(Profile(1, 4, 8),), output=onnx.with_suffix(".ort.onnx")))
-    assert made.sidecar.table == () and made.sidecar.best_batch == 4
+    assert made.sidecar.table == ()
+    assert made.sidecar.best_batch == 4
 
 
 def test_a_named_batch_in_a_gap_is_an_error_before_anything_is_built(
@@ -56,7 +59,8 @@ def test_a_named_batch_in_a_gap_is_an_error_before_anything_is_built(
     monkeypatch.chdir(onnx.parent)
     done = cli("build", onnx, "--profile", "1:1:4", "--profile", "8:8:16", "--batch", "6")
     assert done.exit_code != 0
-    assert "batches 5 to 7 are in no profile" in done.stderr and "batch 6 is outside every profile" in done.stderr
+    assert "batches 5 to 7 are in no profile" in done.stderr
+    assert "batch 6 is outside every profile" in done.stderr
     assert not Path("engines/m.ort.onnx").exists()
 
 
@@ -76,7 +80,8 @@ def test_options_that_contradict_each_other(
     cli: Callable[..., Any], onnx: Path, options: tuple[object, ...], words: str
 ) -> None:
     done = cli("build", onnx, *options)
-    assert done.exit_code != 0 and words in done.stderr, done.stderr
+    assert done.exit_code != 0, done.stderr
+    assert words in done.stderr, done.stderr
 
 
 def test_a_forecast_says_what_is_certain_and_learns_from_earlier_engines(onnx: Path) -> None:

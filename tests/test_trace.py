@@ -19,7 +19,8 @@ def spans(path: Path) -> list[dict[str, Any]]:
     assert {event["ph"] for event in events} <= {"X", "M"}
     for event in complete:
         assert set(event) == {"ph", "name", "pid", "tid", "ts", "dur", "args"}
-        assert event["ts"] >= 0 and event["dur"] >= 0
+        assert event["ts"] >= 0
+        assert event["dur"] >= 0
     return complete
 
 

@@ -39,10 +39,12 @@ def test_each_build_is_measured_and_one_is_kept(folder: Path) -> None:
     request = BuildRequest(path, batches=(1, 4), tries=3)
     made = _build_again(request, OnnxRuntimeBuilder(), source_of(request), folder / "m.ort.onnx", folder)
     tries = made.sidecar.build["tries"]
-    assert len(tries) == 3 and all(set(each["ms"]) == {"1", "4"} for each in tries)
+    assert len(tries) == 3
+    assert all(set(each["ms"]) == {"1", "4"} for each in tries)
     kept = {str(row.batch): row.ms for row in made.sidecar.table}
     index = [each["ms"] for each in tries].index(kept)
-    assert made.path == folder / f"try{index + 1}" / "m.ort.onnx" and made.path.is_file()
+    assert made.path == folder / f"try{index + 1}" / "m.ort.onnx"
+    assert made.path.is_file()
     times = [Try(each["build_seconds"], each["ms"]) for each in tries]
     assert fastest_try(times) == index
 
@@ -64,9 +66,11 @@ def test_where_every_build_is_wrong_the_last_says_why(folder: Path, caplog: pyte
 )
 def test_what_excludes_it(cli: Cli, folder: Path, options: tuple[str, ...], told: str) -> None:
     done = cli("build", models.classifier(folder / "m.onnx"), "--backend", "onnxruntime", "--tries", 2, *options)
-    assert done.exit_code == 2 and told in done.output
+    assert done.exit_code == 2
+    assert told in done.output
 
 
 def test_on_onnx_runtime_it_has_no_effect(cli: Cli, folder: Path) -> None:
     done = cli("build", models.classifier(folder / "m.onnx"), "--backend", "onnxruntime", "--tries", 2)
-    assert done.exit_code == 0 and "--tries has no effect on ONNX Runtime" in done.output
+    assert done.exit_code == 0
+    assert "--tries has no effect on ONNX Runtime" in done.output

@@ -83,7 +83,8 @@ def test_an_onnx_engine_becomes_a_model_folder(cli: Cli, engine: Path, folder: P
     changed(engine, classes=CLASSES)
     result = cli("deploy", "triton", "--repository", "models", "--instances", 2, "--max-queue-delay", "500us")
     assert result.exit_code == 0, result.output
-    assert "models/small" in result.output and "tritonserver --model-repository=" in result.output
+    assert "models/small" in result.output
+    assert "tritonserver --model-repository=" in result.output
     made = folder / "models" / "small"
     assert sorted(path.relative_to(made).as_posix() for path in made.rglob("*")) == [
         "1", "1/model.onnx", "config.pbtxt", "labels.txt",
@@ -117,7 +118,8 @@ def test_a_tensorrt_engine_has_profiles_graphs_and_warm_up() -> None:
     (group,) = config.instance_group
     assert (group.count, group.kind, list(group.profile)) == (2, group.KIND_GPU, ["0", "1", "2"])
     cuda = config.optimization.cuda
-    assert cuda.graphs and [spec.batch_size for spec in cuda.graph_spec] == [1, 2, 4, 8, 16, 24, 32]
+    assert cuda.graphs
+    assert [spec.batch_size for spec in cuda.graph_spec] == [1, 2, 4, 8, 16, 24, 32]
     assert all(list(spec.input["input"].dim) == [3, 8, 8] for spec in cuda.graph_spec)
     assert list(config.version_policy.specific.versions) == [7]
     preferred = list(config.dynamic_batching.preferred_batch_size)
@@ -152,12 +154,15 @@ def test_every_type_has_its_name(dtype: str, name: str) -> None:
     config = config_of(sidecar(inputs=specs, outputs=(TensorSpec("y", dtype, ("N",)),)))
     assert type_name(config.input[0].data_type) == type_name(config.output[0].data_type) == name
     data = config.model_warmup[0].inputs["x"]
-    assert data.random_data == dtype.startswith("float") and data.zero_data != data.random_data
+    assert data.random_data == dtype.startswith("float")
+    assert data.zero_data != data.random_data
 
 
 def test_one_number_a_sample_is_reshaped() -> None:
     (out,) = config_of(sidecar(outputs=(TensorSpec("best", "int64", ("N",)),))).output
-    assert list(out.dims) == [1] and out.HasField("reshape") and list(out.reshape.shape) == []
+    assert list(out.dims) == [1]
+    assert out.HasField("reshape")
+    assert list(out.reshape.shape) == []
 
 
 def test_int64_and_float16_engines_are_written(cli: Cli, folder: Path) -> None:
@@ -186,8 +191,10 @@ def test_a_fixed_batch_is_served_whole(cli: Cli, folder: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "the engine holds batch 4 alone" in result.output
     config = read(folder / "models" / "small" / "config.pbtxt")
-    assert config.max_batch_size == 0 and not config.HasField("dynamic_batching")
-    assert list(config.input[0].dims) == [4, 3, 8, 8] and list(config.output[0].dims) == [4, 5]
+    assert config.max_batch_size == 0
+    assert not config.HasField("dynamic_batching")
+    assert list(config.input[0].dims) == [4, 3, 8, 8]
+    assert list(config.output[0].dims) == [4, 5]
     assert [(each.batch_size, list(each.inputs["input"].dims)) for each in config.model_warmup] == [(1, [4, 3, 8, 8])]
 
 
@@ -199,7 +206,8 @@ def test_a_fixed_tensorrt_engine_captures_its_one_size() -> None:
         table=(),
     )
     (spec,) = config_of(made).optimization.cuda.graph_spec
-    assert spec.batch_size == 0 and list(spec.input["input"].dim) == [4, 3, 8, 8]
+    assert spec.batch_size == 0
+    assert list(spec.input["input"].dim) == [4, 3, 8, 8]
 
 
 @pytest.mark.parametrize(
@@ -255,10 +263,12 @@ def test_what_was_tuned_decides_and_what_is_asked_for_comes_first() -> None:
     config = config_of(made)
     assert list(config.dynamic_batching.preferred_batch_size) == [2, 4, 8], "none above the tuned one"
     assert config.dynamic_batching.max_queue_delay_microseconds == 3000, "half of 10 − 4 ms"
-    assert config.instance_group[0].count == 2 and config.max_batch_size == 32
+    assert config.instance_group[0].count == 2
+    assert config.max_batch_size == 32
     assert batching(made).tuned == ("batch 8 as the largest preferred one", "2 instances", "a queue delay of 3 ms")
     config = config_of(made, instances=1, max_queue_delay=700)
-    assert config.dynamic_batching.max_queue_delay_microseconds == 700 and config.instance_group[0].count == 1
+    assert config.dynamic_batching.max_queue_delay_microseconds == 700
+    assert config.instance_group[0].count == 1
     assert batching(made, 1, 700).tuned == ("batch 8 as the largest preferred one",)
 
 
@@ -268,7 +278,8 @@ def test_a_tuned_size_that_was_not_measured_is_preferred_warmed_up_and_captured(
     assert [each.batch_size for each in config.model_warmup] == [2, 4, 8, 12]
     assert 12 in [spec.batch_size for spec in config.optimization.cuda.graph_spec]
     alone = config_of(sidecar(tuned=tuned(batch=1))).dynamic_batching
-    assert list(alone.preferred_batch_size) == [1] and alone.max_queue_delay_microseconds == 0
+    assert list(alone.preferred_batch_size) == [1]
+    assert alone.max_queue_delay_microseconds == 0
     assert list(config_of(sidecar(tuned=tuned(batch=64))).dynamic_batching.preferred_batch_size)[-1] == 32
 
 
@@ -297,7 +308,8 @@ def test_an_engine_of_one_size_takes_the_streams_alone() -> None:
 
 def test_deploy_follows_tune_and_says_so(cli: Cli, engine: Path, folder: Path) -> None:
     first = cli("deploy", "triton", "--repository", "before")
-    assert first.exit_code == 0 and "from tune" not in first.output
+    assert first.exit_code == 0
+    assert "from tune" not in first.output
     search = ("--percentile", 50, "--batch", "2,4", "--streams", "1,2", "--min-time", 0.05)
     assert cli("tune", "--latency", "5s", *search).exit_code == 0
     chosen = json.loads(sidecar_path(engine).read_text())["tuned"]
@@ -309,7 +321,8 @@ def test_deploy_follows_tune_and_says_so(cli: Cli, engine: Path, folder: Path) -
     assert config.instance_group[0].count == chosen["streams"]
     assert config.dynamic_batching.max_queue_delay_microseconds == round(chosen["latency_ms"]["value"] * 1e3)
     (line,) = [line for line in result.output.splitlines() if "from tune:" in line]
-    assert f"batch {chosen['batch']} as the largest preferred one" in line and "a queue delay of" in line
+    assert f"batch {chosen['batch']} as the largest preferred one" in line
+    assert "a queue delay of" in line
 
 
 def operator_sets(path: Path) -> set[str]:
@@ -426,10 +439,11 @@ def test_what_is_no_delay(text: str) -> None:
 def test_help_needs_no_server() -> None:
     for words in (["deploy"], ["deploy", "triton"]):
         done = subprocess.run(
-            [sys.executable, "-m", "trtbatch", *words, "--help"],
+            [sys.executable, "-m", "trtbatch", *words, "--help"], check=False,
             capture_output=True, text=True, timeout=60, env=child_environment(),
         )  # fmt: skip
-        assert done.returncode == 0 and "Usage" in done.stdout
+        assert done.returncode == 0
+        assert "Usage" in done.stdout
 
 
 def test_another_version_says_which_are_served_no_longer_and_another_model_is_refused(
@@ -445,11 +459,13 @@ def test_another_version_says_which_are_served_no_longer_and_another_model_is_re
     before = (folder / "models/net/config.pbtxt").read_text()
     other = ("deploy", "triton", "engines/wide.ort.onnx", *line[3:], "--version", 5)
     done = cli(*other)
-    assert done.exit_code == 2 and "models/net has other inputs than wide.ort.onnx" in done.output
+    assert done.exit_code == 2
+    assert "models/net has other inputs than wide.ort.onnx" in done.output
     assert "--force to replace its configuration" in done.output
     assert (folder / "models/net/config.pbtxt").read_text() == before
     assert cli(*other, "--force").exit_code == 0
     assert cli("build", "small.onnx", "--max", 4, "--backend", "onnxruntime", "--output", "few.ort.onnx").exit_code == 0
     assert cli(*line, "--version", 6, "--force").exit_code == 0
     done = cli("deploy", "triton", "few.ort.onnx", *line[3:], "--version", 7)
-    assert done.exit_code == 2 and "has a larger batch (8) than few.ort.onnx" in done.output
+    assert done.exit_code == 2
+    assert "has a larger batch (8) than few.ort.onnx" in done.output

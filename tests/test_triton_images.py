@@ -135,7 +135,8 @@ def test_their_configurations_fit_together(cli: Cli, photo_engine: Path, folder:
     assert {each.max_batch_size for each in (engine, preprocessing, ensemble)} == {8}
     assert all(list(each.version_policy.specific.versions) == [1] for each in (engine, preprocessing, ensemble))
 
-    assert preprocessing.backend == "dali" and preprocessing.HasField("dynamic_batching")
+    assert preprocessing.backend == "dali"
+    assert preprocessing.HasField("dynamic_batching")
     assert preprocessing.dynamic_batching.max_queue_delay_microseconds == 0, "the engine's batcher waits"
     assert tensors(preprocessing.input) == [("encoded", "TYPE_UINT8", [-1])]
     assert preprocessing.input[0].allow_ragged_batch
@@ -144,7 +145,8 @@ def test_their_configurations_fit_together(cli: Cli, photo_engine: Path, folder:
     assert (group.count, group.kind) == (1, group.KIND_CPU)
 
     assert (ensemble.platform, ensemble.backend) == ("ensemble", "")
-    assert tensors(ensemble.input) == [("encoded", "TYPE_UINT8", [-1])] and not ensemble.instance_group
+    assert tensors(ensemble.input) == [("encoded", "TYPE_UINT8", [-1])]
+    assert not ensemble.instance_group
     assert tensors(ensemble.output) == tensors(engine.output) == [("output", "TYPE_FP32", [5])]
     assert ensemble.output[0].label_filename == "labels.txt"
     steps = [
@@ -196,7 +198,8 @@ def test_the_pipeline_is_made_for_where_the_engine_runs(
     assert group.kind == (group.KIND_CPU if device is None else group.KIND_GPU)
     assert [step.model_version for step in images.ensemble.ensemble_scheduling.step] == [7, 7]
     assert tensors(images.ensemble.output) == tensors(engine.output) == [("best", "TYPE_INT64", [1])]
-    assert engine.output[0].HasField("reshape") and not images.ensemble.output[0].HasField("reshape")
+    assert engine.output[0].HasField("reshape")
+    assert not images.ensemble.output[0].HasField("reshape")
 
 
 @pytest.mark.parametrize(
@@ -244,7 +247,8 @@ def refused(result: Any, code: int, *told: str) -> None:
     """Assert one line of problem, one of fix, these words in them, and the exit code."""
     assert result.exit_code == code, result.output
     lines = result.output.strip().splitlines()[-2:]
-    assert lines[0].startswith("error: ") and lines[1].startswith("fix: "), result.output
+    assert lines[0].startswith("error: "), result.output
+    assert lines[1].startswith("fix: "), result.output
     assert all(words in "\n".join(lines) for words in told), result.output
     assert "Traceback" not in result.output
 

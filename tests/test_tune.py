@@ -96,7 +96,9 @@ def test_a_size_that_missed_the_budget_must_meet_it_twice_to_be_chosen(later: tu
         return Trial(batch, streams, 0, high - 5, latency, Interval(rate, rate - 1, rate + 1), 40)
 
     found = search([1, 2, 4], [1], measure, Goal(100.0))
-    assert found.chosen is not None and found.chosen.batch == chosen and found.chosen.confirmed
+    assert found.chosen is not None
+    assert found.chosen.batch == chosen
+    assert found.chosen.confirmed
 
 
 def test_a_budget_between_two_sizes_is_closed_in_on() -> None:
@@ -107,7 +109,8 @@ def test_a_budget_between_two_sizes_is_closed_in_on() -> None:
     smaller, larger = found.neighbours()
     assert pair(smaller) == (17, 1) or pair(smaller) == (16, 1)
     assert pair(larger) == (19, 1)
-    assert found.chosen is not None and found.chosen.confirmed
+    assert found.chosen is not None
+    assert found.chosen.confirmed
     assert measure.asked.count((18, 1)) == 2, "once in the search, once to confirm"
 
 
@@ -121,18 +124,23 @@ def test_without_refinement_the_given_sizes_alone_are_tried() -> None:
 def test_sizes_in_no_profile_are_never_measured() -> None:
     measure = Scripted(affine)
     found = search(POWERS, [1], measure, Goal(3.0), lambda batch: batch % 2 == 0 or batch == 1)
-    assert pair(found.chosen) == (18, 1) and all(batch % 2 == 0 or batch == 1 for batch, _ in measure.asked)
+    assert pair(found.chosen) == (18, 1)
+    assert all(batch % 2 == 0 or batch == 1 for batch, _ in measure.asked)
 
 
 def test_everything_fits() -> None:
     found = search(POWERS, [1, 2], Scripted(affine), Goal(1e6), anywhere)
-    assert pair(found.chosen) == (64, 2) and found.neighbours()[1] is None
+    assert pair(found.chosen) == (64, 2)
+    assert found.neighbours()[1] is None
 
 
 def test_nothing_fits_and_the_nearest_is_known() -> None:
     found = search(POWERS, [1, 2], Scripted(affine), Goal(0.5), anywhere)
-    assert found.chosen is None and found.best is None and found.knee() is None
-    assert pair(found.nearest()) == (1, 1) and found.neighbours() == (None, None)
+    assert found.chosen is None
+    assert found.best is None
+    assert found.knee() is None
+    assert pair(found.nearest()) == (1, 1)
+    assert found.neighbours() == (None, None)
 
 
 def test_a_choice_that_was_given_up_is_not_nearer_than_one_that_was_measured_to_the_end() -> None:
@@ -171,7 +179,9 @@ def test_a_choice_that_meets_the_budget_by_luck_is_dropped_when_it_is_measured_a
         return (1.0, 1.1) if batch == 32 and times[batch, streams] == 1 else affine(batch, streams)
 
     found = search(POWERS, [1], Scripted(lucky), Goal(2.0))
-    assert pair(found.chosen) == (8, 1) and found.chosen is not None and found.chosen.confirmed
+    assert pair(found.chosen) == (8, 1)
+    assert found.chosen is not None
+    assert found.chosen.confirmed
     assert times[32, 1] == 2
 
 
@@ -186,9 +196,11 @@ def test_a_choice_is_compared_with_what_was_measured_at_the_same_time() -> None:
         return late * latency, late * high
 
     found = search(POWERS, [1], Scripted(slower), Goal(3.0))
-    assert pair(found.chosen) == (16, 1) and found.chosen is not None
+    assert pair(found.chosen) == (16, 1)
+    assert found.chosen is not None
     smaller, larger = found.neighbours()
-    assert smaller is not None and larger is not None
+    assert smaller is not None
+    assert larger is not None
     assert smaller.round == larger.round == found.chosen.round > 1, "the first round was of 32 and its neighbours"
     assert larger.median_ms == affine(larger.batch, 1)[0]
     assert all(trial.round == 0 and trial.median_ms == 0.5 * affine(trial.batch, 1)[0] for trial in found.searched)
@@ -218,7 +230,8 @@ def test_noise_does_not_lead_astray(seed: int) -> None:
         return latency, 1.05 * latency
 
     found = search(POWERS, [1], Scripted(noisy), Goal(3.0), anywhere)
-    assert found.chosen is not None and Goal(3.0).meets(found.chosen)
+    assert found.chosen is not None
+    assert Goal(3.0).meets(found.chosen)
     assert 16 <= found.chosen.batch <= 20
     assert len(found.trials) <= len(POWERS) + 16
 
@@ -236,7 +249,8 @@ def test_a_curve_that_is_not_monotone_is_searched_all_the_same() -> None:
 def test_max_throughput_is_the_smallest_batch_near_the_best() -> None:
     found = search(POWERS, [1], Scripted(saturating), Goal(), anywhere)
     assert pair(found.chosen) == (16, 1), "15 would have 6 % less"
-    assert found.best is not None and found.best.samples_per_s.value == pytest.approx(8000)
+    assert found.best is not None
+    assert found.best.samples_per_s.value == pytest.approx(8000)
 
 
 def test_max_throughput_takes_the_fewest_streams_of_the_smallest_batch() -> None:
@@ -252,11 +266,14 @@ def test_a_size_that_does_not_run_is_no_choice() -> None:
         return affine(batch, streams) if batch * streams <= 40 else (math.inf, math.inf)
 
     found = search(POWERS, [1, 2], Scripted(bounded), Goal(), anywhere)
-    assert found.chosen is not None and found.chosen.failed is None
-    assert found.best is not None and found.best.batch * found.best.streams <= 40
+    assert found.chosen is not None
+    assert found.chosen.failed is None
+    assert found.best is not None
+    assert found.best.batch * found.best.streams <= 40
     assert any(trial.failed == "out of memory" for trial in found.trials)
     none = search([64], [1], Scripted(bounded), Goal())
-    assert none.chosen is None and none.nearest() is None
+    assert none.chosen is None
+    assert none.nearest() is None
 
 
 def test_the_knee_is_where_the_fixed_part_is_as_large_as_the_rest() -> None:
@@ -321,7 +338,8 @@ def test_no_budget_is_advised_where_no_upper_end_is_known() -> None:
         asked.append(batch)
         return unknown
 
-    assert budget_for(unknown, measure) == math.inf and len(asked) == 1
+    assert budget_for(unknown, measure) == math.inf
+    assert len(asked) == 1
 
 
 def test_who_follows_the_advice_finds_a_batch() -> None:
@@ -339,7 +357,8 @@ def test_who_follows_the_advice_finds_a_batch() -> None:
         assert nearest is not None
         advised += search([1, 2, 4], [1], noisy, Goal(budget_for(nearest, noisy))).chosen is not None
         exact += search([1, 2, 4], [1], noisy, Goal(nearest.latency_ms.high)).chosen is not None
-    assert advised >= 198 and exact < 120, (advised, exact)
+    assert advised >= 198, (advised, exact)
+    assert exact < 120, (advised, exact)
 
 
 # Figures.
@@ -365,7 +384,8 @@ def test_the_ends_of_an_interval_are_the_order_statistics_that_the_binomial_asks
 
 
 def test_of_too_few_samples_a_percentile_has_no_upper_end() -> None:
-    assert runs_needed(99.0) == 368 and runs_needed(50.0) == 6
+    assert runs_needed(99.0) == 368
+    assert runs_needed(50.0) == 6
     for percentile in (50.0, 90.0, 99.0, 99.9):
         needed = runs_needed(percentile)
         assert math.isfinite(percentile_interval(np.arange(needed, dtype=np.float64), percentile).high)
@@ -434,17 +454,20 @@ def test_callers_of_a_busy_device_wait_for_each_other(monkeypatch: pytest.Monkey
     loop = load_loop([Lane(device) for _ in range(streams)])
     samples = loop.take(20).ms
     assert samples.tolist() == [10.0 * streams] * 20, "also of the first: the pipe was full"
-    assert device.most == streams and device.flying == 0
+    assert device.most == streams
+    assert device.flying == 0
     rate = throughput(samples, 8, streams)
     assert rate.value == pytest.approx(800.0), "8 samples every 10 ms, however many callers"
 
 
 def test_throughput_has_an_interval_from_windows() -> None:
     few = throughput(np.full(5, 10.0), 4, 1)
-    assert (few.low, few.high) == (0.0, math.inf) and few.value == pytest.approx(400.0)
+    assert (few.low, few.high) == (0.0, math.inf)
+    assert few.value == pytest.approx(400.0)
     noisy = 10 + np.random.default_rng(0).random(2000)
     rate = throughput(noisy, 4, 1)
-    assert rate.low < 4e3 / 10.5 < rate.high and rate.high / rate.low < 1.02
+    assert rate.low < 4e3 / 10.5 < rate.high
+    assert rate.high / rate.low < 1.02
 
 
 # The largest batch.
@@ -465,7 +488,8 @@ def test_the_largest_batch_is_that_of_the_profile_where_all_run() -> None:
 def test_the_largest_batch_that_fits_is_found_exactly(limit: int) -> None:
     found = find_largest(range(1, 101), lambda batch: None if batch <= limit else "1 byte of GPU memory can't be had")
     assert (found.batch, found.bound, found.refused) == (limit, "memory", limit + 1)
-    assert len(found.tried) <= 16 and found.tried[-1] == (limit, True), "run once more after the failures"
+    assert len(found.tried) <= 16, "run once more after the failures"
+    assert found.tried[-1] == (limit, True), "run once more after the failures"
 
 
 def test_sizes_between_profiles_are_passed_over() -> None:
@@ -517,18 +541,26 @@ def test_the_choice_is_kept_in_the_sidecar_and_infer_takes_it(cli: Cli, engine: 
     assert result.exit_code == 0, result.output
     after = load(engine, "engine")
     tuned = after.sidecar.tuned
-    assert tuned is not None and tuned.batch in (2, 3) and tuned.streams in (1, 2) and tuned.profile == 0
-    assert tuned.asked == "p99 latency under 10000 ms" and tuned.device["cpu"] and tuned.created
+    assert tuned is not None
+    assert tuned.batch in (2, 3)
+    assert tuned.streams in (1, 2)
+    assert tuned.profile == 0
+    assert tuned.asked == "p99 latency under 10000 ms"
+    assert tuned.device["cpu"]
+    assert tuned.created
     assert tuned.latency_ms.low <= tuned.latency_ms.value <= tuned.latency_ms.high < 10_000
-    assert replace(after.sidecar, tuned=None) == before and engine.read_bytes() == artifact
+    assert replace(after.sidecar, tuned=None) == before
+    assert engine.read_bytes() == artifact
     store.check_file(after)
     assert sorted(path.name for path in engine.parent.iterdir()) == [engine.name, sidecar_path(engine).name]
     assert after.sidecar.best_batch == tuned.batch
     done = infer.infer(infer.InferRequest(engine, "random", count=12))
     assert set(done.executed) == {tuned.batch}
     data = json.loads((folder / "r.json").read_text())
-    assert data["chosen"]["batch"] == tuned.batch and data["chosen"]["confirmed"] is True
-    assert data["chosen"]["round"] >= 1 and "again: measured after the search" in result.output
+    assert data["chosen"]["batch"] == tuned.batch
+    assert data["chosen"]["confirmed"] is True
+    assert data["chosen"]["round"] >= 1
+    assert "again: measured after the search" in result.output
     assert {(row["batch"], row["streams"]) for row in data["trials"]} == {(b, s) for b in (2, 3) for s in (1, 2)}
     assert all(len(row["latencies_ms"]) == row["runs"] for row in data["trials"])
     for words in ("chosen", "knee", "sure", f"batch {tuned.batch}", "p99", "1 batch in flight", "2 batches in flight"):
@@ -538,7 +570,8 @@ def test_the_choice_is_kept_in_the_sidecar_and_infer_takes_it(cli: Cli, engine: 
 def test_nothing_is_kept_where_that_is_asked(cli: Cli, engine: Path) -> None:
     before = sidecar_path(engine).read_bytes()
     result = cli("tune", "--max-throughput", "--batch", "1-8", *QUICK, "--no-save")
-    assert result.exit_code == 0 and sidecar_path(engine).read_bytes() == before
+    assert result.exit_code == 0
+    assert sidecar_path(engine).read_bytes() == before
     assert "kept in" not in result.output
 
 
@@ -562,9 +595,12 @@ def test_what_cannot_be_kept_in_the_end_is_shown_all_the_same(
     monkeypatch.setattr(store, "rewrite", full)
     result = cli("tune", engine, "--max-throughput", "--batch", 2, *QUICK, "--json", "r.json")
     refused(result, 1, "isn't kept in the engine's sidecar", f"{engine.name}.json: No space left", "--no-save")
-    assert "chosen" in result.stdout and "kept in the engine's sidecar: infer" not in result.stdout
+    assert "chosen" in result.stdout
+    assert "kept in the engine's sidecar: infer" not in result.stdout
     data = json.loads((folder / "r.json").read_text())
-    assert data["chosen"]["batch"] == 2 and data["saved"] is False and "No space left" in data["unkept"]
+    assert data["chosen"]["batch"] == 2
+    assert data["saved"] is False
+    assert "No space left" in data["unkept"]
 
 
 def test_sizes_are_the_tables_else_powers_of_two(cli: Cli, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -589,7 +625,8 @@ def test_no_batch_meets_the_budget(cli: Cli, engine: Path) -> None:
     refused(
         result, 1, "no batch size keeps p99 latency under 1e-09 ms", "the nearest is batch", "pass a --latency of about"
     )
-    assert "try smaller batches" in result.output and sidecar_path(engine).read_bytes() == before
+    assert "try smaller batches" in result.output
+    assert sidecar_path(engine).read_bytes() == before
 
 
 def test_too_few_runs_for_the_percentile_are_said(cli: Cli, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -644,16 +681,21 @@ def test_what_the_builds_times_rule_out_is_left_out_and_said(
     tried = watched(monkeypatch)
     tuned_of(engine, b1=1e-6, b4=1e-6, b8=2_000.0)
     result = cli("tune", "--latency", "1s", *QUICK, "--no-save")
-    assert result.exit_code == 0 and {1, 4, 8} <= set(tried) and "left out" not in result.output
+    assert result.exit_code == 0
+    assert {1, 4, 8} <= set(tried)
+    assert "left out" not in result.output
     tried.clear()
     tuned_of(engine, b1=1e-6, b4=1e-6, b8=2_000.1)
     result = cli("tune", "--latency", "1s", *QUICK, "--streams", "1,2", "--no-save", "--json", "r.json")
     assert result.exit_code == 0, result.output
-    assert {1, 4} <= set(tried) and 8 not in tried
+    assert {1, 4} <= set(tried)
+    assert 8 not in tried
     said = "batch 8 is left out: it took 2000 ms alone when the engine was built"
-    assert result.stderr.count(f"note: {said}, over 2 × the budget\n") == 1 and result.stdout.count(said) == 1
+    assert result.stderr.count(f"note: {said}, over 2 × the budget\n") == 1
+    assert result.stdout.count(said) == 1
     row = next(row for row in json.loads(Path("r.json").read_text())["trials"] if row["batch"] == 8)
-    assert row["left_out"] is True and row["runs"] == 0
+    assert row["left_out"] is True
+    assert row["runs"] == 0
     tried.clear()
     assert cli("tune", "--latency", "1s", "--batch", "2,8", *QUICK, "--no-save").exit_code == 0
     assert 8 in tried, "it was asked for by name"
@@ -680,14 +722,17 @@ def test_times_of_a_busy_build_rule_nothing_out(cli: Cli, engine: Path, monkeypa
     tuned_of(engine, b1=50_000.0, b2=60_000.0, b8=70_000.0)
     tried = watched(monkeypatch)
     result = cli("tune", "--latency", "10s", *QUICK, "--no-save")
-    assert result.exit_code == 0 and {1, 2, 8} <= set(tried) and "left out" not in result.output
+    assert result.exit_code == 0
+    assert {1, 2, 8} <= set(tried)
+    assert "left out" not in result.output
 
 
 def test_times_of_another_machine_rule_nothing_out(cli: Cli, engine: Path) -> None:
     tuned_of(engine, b1=1e-6, b8=5_000.0)
     store.rewrite(load(engine, "engine"), device={"cpu": "another"})
     result = cli("tune", "--latency", "1s", *QUICK, "--no-save")
-    assert result.exit_code == 0 and "left out" not in result.output
+    assert result.exit_code == 0
+    assert "left out" not in result.output
 
 
 def a_result(several: bool) -> TuneResult:
@@ -720,15 +765,18 @@ def test_the_table_does_without_columns_before_it_wraps(several: bool) -> None:
         console = Console(width=width, record=True, file=io.StringIO())
         console.print(fitting(console, *(tune_command._table(result, count) for count in range(7))))
         lines = [line for line in console.export_text().splitlines() if line.startswith(("│", "┃"))]
-        assert len(lines) == 1 + len(result.trials) and "…" not in "".join(lines), "no line is wrapped, none cut"
-        assert "chosen, knee, again" in lines[1] and "doesn't run" in lines[-1]
+        assert len(lines) == 1 + len(result.trials), "no line is wrapped, none cut"
+        assert "…" not in "".join(lines), "no line is wrapped, none cut"
+        assert "chosen, knee, again" in lines[1]
+        assert "doesn't run" in lines[-1]
         shown[width] = [cell.strip() for cell in lines[0].split("┃")[1:-1]]
     possible = []
     for count in range(7):
         gone = set(BY_IMPORTANCE[:count]) - ({"streams"} if several else set())
         possible.append([name.strip() for name in (*order, "runs", "") if name not in gone])
     assert all(columns in possible for columns in shown.values()), shown
-    assert shown[200] == possible[0] and shown[80] == possible[4]
+    assert shown[200] == possible[0]
+    assert shown[80] == possible[4]
     assert [len(columns) for columns in shown.values()] == sorted(map(len, shown.values()), reverse=True)
 
 
@@ -759,7 +807,9 @@ def test_an_interval_that_too_few_runs_give_is_said_in_words(
     assert re.search(
         r"fresh runs after the search: p99 not known from \d+ runs, samples/s not known from", result.output
     )
-    assert "?" not in result.output and "–inf" not in result.output and "0–" not in result.output
+    assert "?" not in result.output
+    assert "–inf" not in result.output
+    assert "0–" not in result.output
 
 
 def test_choices_that_can_not_be_told_apart_are_said(cli: Cli, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -771,10 +821,12 @@ def test_choices_that_can_not_be_told_apart_are_said(cli: Cli, engine: Path, mon
     assert result.exit_code == 0, result.output
     assert "alike    not told apart by throughput: batch 2 (900–1,100 samples/s)" in result.output
     data = json.loads(Path("r.json").read_text())
-    assert [row["batch"] for row in data["alike"]] == [2] and data["chosen"]["batch"] == 4
+    assert [row["batch"] for row in data["alike"]] == [2]
+    assert data["chosen"]["batch"] == 4
     monkeypatch.setattr(tune, "throughput", lambda latencies, batch, streams: Interval(*[1000.0 * batch] * 3))
     result = cli("tune", "--latency", "10s", "--batch", "2,4", *QUICK)
-    assert result.exit_code == 0 and "not told apart" not in result.output
+    assert result.exit_code == 0
+    assert "not told apart" not in result.output
 
 
 class Limited:
@@ -808,16 +860,20 @@ def test_the_search_for_the_largest_batch_survives_running_out_of_memory(
     limited = Limited(monkeypatch, 5, error)
     result = cli("tune", "--max-batch-search", "--json", "r.json")
     assert result.exit_code == 0, result.output
-    assert "largest batch: 5 of 8" in result.output and "bounded by memory: batch 6 fails" in result.output
+    assert "largest batch: 5 of 8" in result.output
+    assert "bounded by memory: batch 6 fails" in result.output
     data = json.loads((folder / "r.json").read_text())
-    assert data["batch"] == 5 and data["bound"] == "memory" and limited.closed == len(data["tried"])
+    assert data["batch"] == 5
+    assert data["bound"] == "memory"
+    assert limited.closed == len(data["tried"])
     assert data["tried"] == [[1, True], [2, True], [4, True], [8, False], [6, False], [5, True], [5, True]]
 
 
 def test_the_profile_may_be_the_bound(cli: Cli, engine: Path) -> None:
     result = cli("tune", "--max-batch-search")
     assert result.exit_code == 0
-    assert "largest batch: 8 of 8" in result.output and "bounded by the profile, not by memory" in result.output
+    assert "largest batch: 8 of 8" in result.output
+    assert "bounded by the profile, not by memory" in result.output
 
 
 def test_a_tuning_goes_on_with_fresh_sessions_after_a_batch_that_does_not_fit(
@@ -826,9 +882,11 @@ def test_a_tuning_goes_on_with_fresh_sessions_after_a_batch_that_does_not_fit(
     limited = Limited(monkeypatch, 4, no_room)
     result = cli("tune", "--max-throughput", "--batch", "8,4,6,2", *QUICK)
     assert result.exit_code == 0, result.output
-    assert result.output.count("doesn't run: ") == 2 and limited.closed >= 3
+    assert result.output.count("doesn't run: ") == 2
+    assert limited.closed >= 3
     tuned = load(engine, "engine").sidecar.tuned
-    assert tuned is not None and tuned.batch <= 4
+    assert tuned is not None
+    assert tuned.batch <= 4
 
 
 def test_where_no_batch_runs_the_reason_is_told(cli: Cli, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -860,7 +918,8 @@ def test_a_rewritten_sidecar_keeps_what_others_wrote(engine: Path) -> None:
     written = store.rewrite(artifact, tuned=a_tuned(3))
     assert written.sidecar.tuned == a_tuned(3), "an infinite end too"
     kept = json.loads(beside.read_text())
-    assert kept["of_a_newer_release"] == {"x": 1} and kept["precision_asked"] == "changed meanwhile"
+    assert kept["of_a_newer_release"] == {"x": 1}
+    assert kept["precision_asked"] == "changed meanwhile"
     assert str(a_tuned(3)) == "batch 3 with 1 stream: 800 samples/s, p99 1 ms (asked: the largest throughput)"
 
 

@@ -90,7 +90,8 @@ def test_an_opset_is_lowered_where_every_node_means_the_same(tmp_path: Path) -> 
 
 def test_an_opset_stays_where_a_scale_or_an_operator_needs_it(tmp_path: Path) -> None:
     half = quantized(tmp_path / "h.onnx", 19, dtype=np.float16)
-    assert lower_opset(half, 17) == "its quantization scales are float16" and half.opset_import[0].version == 19
+    assert lower_opset(half, 17) == "its quantization scales are float16"
+    assert half.opset_import[0].version == 19
     graph = helper.make_graph(
         [helper.make_node("Gelu", ["x"], ["y"], name="g")],
         "g",
@@ -98,7 +99,8 @@ def test_an_opset_stays_where_a_scale_or_an_operator_needs_it(tmp_path: Path) ->
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
     )
     newer = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
-    assert lower_opset(newer, 17) == "node g (Gelu) is of a newer opset" and newer.opset_import[0].version == 20
+    assert lower_opset(newer, 17) == "node g (Gelu) is of a newer opset"
+    assert newer.opset_import[0].version == 20
     assert lower_opset(quantized(tmp_path / "q.onnx"), 11) == "opset 11 is older than 13"
 
 
@@ -115,7 +117,8 @@ def test_the_first_overflow_is_named_with_what_reaches_it(tmp_path: Path) -> Non
     path = models.overflowing(tmp_path / "m.onnx", TensorProto.FLOAT16)
     x = np.full((2, 8), 0.5, np.float16)
     found = first_overflow(path, {"input": x})
-    assert found is not None and found.node == "/square/Mul"
+    assert found is not None
+    assert found.node == "/square/Mul"
     assert found.words == "node /square/Mul (Mul), whose inputs reach 5e+03"
     assert first_overflow(path, {"input": x * np.float16(1e-3)}) is None
     assert first_overflow(models.overflowing(tmp_path / "f.onnx"), {"input": x.astype(np.float32)}) is None
@@ -152,7 +155,9 @@ def test_an_overflow_in_a_conversion_is_told_of_the_node_that_it_belongs_to(tmp_
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(tmp_path / "m"))
     found = first_overflow(tmp_path / "m", {"input": np.full((1, 4), 1e5, np.float32)})
-    assert found is not None and found.node == "first node/é" and found.words.endswith("whose inputs reach 1e+05")
+    assert found is not None
+    assert found.node == "first node/é"
+    assert found.words.endswith("whose inputs reach 1e+05")
     assert first_overflow(tmp_path / "m", {"input": np.full((1, 4), -1e9, np.float32)}) is None  # as masks are
 
 

@@ -23,12 +23,18 @@ def test_a_right_engine_passes_at_every_corner(cli: Cli, engine: Path, folder: P
     assert result.exit_code == 0, result.output
     assert "right: every sample of small.ort.onnx was looked at, batch 1, 4, 8" in result.output
     data = json.loads((folder / "v.json").read_text())
-    assert data["passed"] and data["findings"] == [] and len(data["checks"]) == 6
+    assert data["passed"]
+    assert data["findings"] == []
+    assert len(data["checks"]) == 6
     assert [(entry["batch"], len(entry["rows"])) for entry in data["outputs"]] == [(1, 1), (4, 4), (8, 8)]
     for entry in data["outputs"]:
-        assert entry["top1_agreement"] == 1.0 and entry["limit"] == "1e-04"
+        assert entry["top1_agreement"] == 1.0
+        assert entry["limit"] == "1e-04"
         for row in entry["rows"]:
-            assert row["passed"] and row["l2_rel"] < 1e-5 and row["cosine"] > 0.999999 and row["nan"] == 0
+            assert row["passed"]
+            assert row["l2_rel"] < 1e-5
+            assert row["cosine"] > 0.999999
+            assert row["nan"] == 0
 
 
 def test_the_articles_bug_is_named_in_plain_words(cli: Cli, folder: Path) -> None:
@@ -37,7 +43,8 @@ def test_the_articles_bug_is_named_in_plain_words(cli: Cli, folder: Path) -> Non
     result = cli("verify", "--batch", 8, "--against", "none")
     assert result.exit_code == 1
     assert "wrong: batch 8, output: rows 1–7 are all zero" in result.output
-    assert "WRONG" in result.output and "Traceback" not in result.output
+    assert "WRONG" in result.output
+    assert "Traceback" not in result.output
 
 
 def test_a_reshape_that_fixes_the_batch_is_named(cli: Cli, folder: Path) -> None:
@@ -60,7 +67,8 @@ def test_an_engine_that_differs_from_its_reference_is_found_row_by_row(cli: Cli,
     assert result.exit_code == 1
     assert "WRONG: rows 2, 5" in result.output
     data = json.loads((folder / "v.json").read_text())
-    assert data["outputs"][0]["passed"] and not data["outputs"][1]["passed"]
+    assert data["outputs"][0]["passed"]
+    assert not data["outputs"][1]["passed"]
     rows = data["outputs"][1]["rows"]
     assert [row["sample"] for row in rows if not row["passed"]] == [2, 5]
     assert rows[5]["max_abs"] == "inf"
@@ -83,7 +91,8 @@ def test_photographs_can_be_the_samples(cli: Cli, folder: Path, photos: Path) ->
     assert cli("build", "--max", 4, "--opt", 4).exit_code == 0
     result = cli("verify", "--input", photos, "--against", "torch")
     assert result.exit_code == 0, result.output
-    assert "reference: torch" in result.output and "tests.zoo:photos" in result.output
+    assert "reference: torch" in result.output
+    assert "tests.zoo:photos" in result.output
 
 
 def test_torch_is_the_model_that_was_exported(cli: Cli, folder: Path) -> None:
@@ -105,7 +114,9 @@ def test_the_onnx_file_is_found_by_its_hash_wherever_the_engine_lies(cli: Cli, f
     content = path.read_bytes()
     models.classifier(path, size=4)
     result = cli("verify")
-    assert result.exit_code == 0 and "no reference:" in result.output and "SHA-256 differs" in result.output
+    assert result.exit_code == 0
+    assert "no reference:" in result.output
+    assert "SHA-256 differs" in result.output
     refused(cli("verify", "--against", "onnxruntime"), 1, "is not the file that m.ort.onnx was built from")
     path.unlink()
     refused(cli("verify", "--against", "onnxruntime"), 1, "m.onnx, from which m.ort.onnx was built, isn't in")
@@ -146,8 +157,10 @@ def test_comparisons_are_those_of_their_definitions() -> None:
     assert found.max_rel.tolist() == [0.25, np.inf, 0.0, np.inf]
     assert found.l2_rel[:3].tolist() == pytest.approx([0.2, np.sqrt(5.0), 0.0])
     assert found.cosine[:3].tolist() == pytest.approx([21 / (5 * np.sqrt(18)), 0.0, 1.0])
-    assert found.top1 is not None and found.top1.tolist()[:2] == [False, False]
-    assert found.nan.tolist() == [0, 0, 0, 1] and found.inf.tolist() == [0, 0, 0, 1]
+    assert found.top1 is not None
+    assert found.top1.tolist()[:2] == [False, False]
+    assert found.nan.tolist() == [0, 0, 0, 1]
+    assert found.inf.tolist() == [0, 0, 0, 1]
     assert found.passed.tolist() == [True, False, True, False]
     close = compare(rows, reference, Limit(0.0, rtol=0.0, atol=1.0))
     assert close.passed.tolist() == [True, False, True, False]
@@ -176,7 +189,8 @@ def test_only_valid_detections_are_kept() -> None:
     )
     boxes = np.arange(12, dtype=np.float32).reshape(2, 3, 2) + 1
     kept = valid_only({"n": np.array([[1], [3]]), "boxes": boxes}, specs)["boxes"]
-    assert kept[0].tolist() == [[1, 2], [0, 0], [0, 0]] and np.array_equal(kept[1], boxes[1])
+    assert kept[0].tolist() == [[1, 2], [0, 0], [0, 0]]
+    assert np.array_equal(kept[1], boxes[1])
 
 
 def test_few_samples_are_joined_by_random_ones(cli: Cli, folder: Path) -> None:
@@ -185,7 +199,8 @@ def test_few_samples_are_joined_by_random_ones(cli: Cli, folder: Path) -> None:
     assert cli("build", "m.onnx", "--max", 8, "--no-verify").exit_code == 0
     np.save(folder / "one.npy", np.ones((1, 6), np.float32))
     result = cli("verify", "--input", "one.npy")
-    assert result.exit_code == 1 and "8 random ones are added" in result.output
+    assert result.exit_code == 1
+    assert "8 random ones are added" in result.output
     assert "differ from the same samples run alone" in result.output
 
 
@@ -222,7 +237,8 @@ def test_outputs_that_a_reference_lacks_are_said_to_be(cli: Cli, folder: Path) -
     assert cli("infer", "--input", "random", "--count", 4, "--output", "s.npz").exit_code == 0
     np.savez(folder / "t.npz", same=np.load(folder / "s.npz")["same"])
     result = cli("verify", "--against", "t.npz", "--input", "random")
-    assert result.exit_code == 0 and "holds no 'negated': that output is not compared" in result.output
+    assert result.exit_code == 0
+    assert "holds no 'negated': that output is not compared" in result.output
 
 
 def test_what_is_read_is_not_written(cli: Cli, engine: Path, folder: Path) -> None:
@@ -250,5 +266,6 @@ def test_rows_of_nan_are_told_and_so_is_a_reference_of_one_batch(cli: Callable[.
         info.type.tensor_type.shape.dim[0].dim_value = 4
     onnx.save(model, "fixed.onnx")
     done = cli("verify", engine, "--against", "fixed.onnx", "--batch", 1)
-    assert done.exit_code == 2 and "fixed.onnx has a fixed batch of 4, and can't be given 1" in done.output
+    assert done.exit_code == 2
+    assert "fixed.onnx has a fixed batch of 4, and can't be given 1" in done.output
     assert cli("verify", engine, "--against", "fixed.onnx", "--batch", 4).exit_code == 0

@@ -155,5 +155,5 @@ def test_a_process_ends_with_the_same_code(folder: CommandLine) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     for line in ("compare a.json few.json --fail-if-slower 5%", "compare a.json missing.json", "compare"):
         command = [sys.executable, "-m", "trtbatch", *line.split()]
-        done = subprocess.run(command, cwd=folder.folder, env=environment, capture_output=True, timeout=60)
+        done = subprocess.run(command, check=False, cwd=folder.folder, env=environment, capture_output=True, timeout=60)
         assert done.returncode == folder.run(*line.split())[0]

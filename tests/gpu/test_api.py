@@ -59,10 +59,12 @@ def test_outputs_stay_on_the_gpu_and_are_those_of_the_reference(folder: Path, co
     wanted = OnnxReference(folder / "m.onnx")({"input": given})["output"]
     with trtbatch.load(folder / "m.engine") as engine:
         found = engine(on_gpu(engine, given, offset))
-        assert isinstance(found, DeviceArray) and found.__dlpack_device__() == (CUDA, 0)
+        assert isinstance(found, DeviceArray)
+        assert found.__dlpack_device__() == (CUDA, 0)
         assert to_host(found) == pytest.approx(wanted, abs=2e-3)
         again = engine(given)
-        assert isinstance(again, np.ndarray) and again == pytest.approx(wanted, abs=2e-3)
+        assert isinstance(again, np.ndarray)
+        assert again == pytest.approx(wanted, abs=2e-3)
         del found
 
 
@@ -91,7 +93,8 @@ def test_torch_takes_what_is_returned(folder: Path) -> None:
     with trtbatch.load(folder / "m.engine") as engine:
         found = torch.from_dlpack(engine(torch.from_numpy(given).cuda()))
         wanted = OnnxReference(folder / "m.onnx")({"input": given})["output"]
-        assert found.is_cuda and found.cpu().numpy() == pytest.approx(wanted, abs=2e-3)
+        assert found.is_cuda
+        assert found.cpu().numpy() == pytest.approx(wanted, abs=2e-3)
         del found
 
 

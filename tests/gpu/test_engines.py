@@ -117,7 +117,8 @@ def test_a_baked_batch_gives_no_engine(tmp_path: Path) -> None:
     onnx = models.reshaped_to(tmp_path / "m.onnx", 8)
     done = run_process("build", onnx, "--max", 8, "--output", "m.engine", cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-2].startswith("error:") and done.stderr.splitlines()[-1].startswith("fix:")
+    assert done.stderr.splitlines()[-2].startswith("error:")
+    assert done.stderr.splitlines()[-1].startswith("fix:")
     assert left_in(tmp_path) == ["m.onnx"]
 
 
@@ -144,10 +145,12 @@ def test_an_engine_of_another_tensorrt_or_gpu_is_refused_before_it_is_read(tmp_p
         (tmp_path / "m.engine.json").write_text(json.dumps(changed))
         done = run_process("bench", "m.engine", "--batch", "1", cwd=tmp_path)
         assert done.returncode == 1
-        assert value in done.stderr and "Traceback" not in done.stderr
+        assert value in done.stderr
+        assert "Traceback" not in done.stderr
     (tmp_path / "m.engine.json").write_text(json.dumps(sidecar))
     done = run_process("bench", "m.engine", "--batch", "1", cwd=tmp_path)
-    assert done.returncode == 1 and "truncated" in done.stderr
+    assert done.returncode == 1
+    assert "truncated" in done.stderr
 
 
 def test_a_batch_outside_the_profile_is_refused(tmp_path: Path) -> None:
@@ -157,7 +160,8 @@ def test_a_batch_outside_the_profile_is_refused(tmp_path: Path) -> None:
     with open_engine(artifact) as engine, engine.session() as session, pytest.raises(ProfileError, match="--max 5"):
         session.bind(random_inputs(artifact.sidecar.inputs, 5, seed=0))
     done = run_process("bench", "m.engine", "--batch", "1,40", cwd=tmp_path)
-    assert done.returncode == 2 and "batch 40 is outside every profile" in done.stderr
+    assert done.returncode == 2
+    assert "batch 40 is outside every profile" in done.stderr
 
 
 @pytest.mark.parametrize("seconds", [1.0, 3.0, 6.0])
@@ -170,7 +174,8 @@ def test_an_interrupted_build_leaves_nothing_and_ends_quietly(tmp_path: Path, se
     process.send_signal(number)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[signal.Signals(number)], stderr
-    assert "PyCUDA" not in stderr and "Traceback" not in stderr
+    assert "PyCUDA" not in stderr
+    assert "Traceback" not in stderr
     left = list((tmp_path / "engines").iterdir()) if (tmp_path / "engines").is_dir() else []
     assert left == []
 
@@ -190,5 +195,6 @@ def test_a_graph_is_captured_for_what_is_bound_and_again_for_what_is_bound_next(
                 launch()
                 assert row_errors(session.fetch()["output"], oracle(inputs)["output"]).max() < 2e-3
     done = run_process("bench", "m.engine", "--batch", "1,8", "--mode", "graph,async", "--iterations", 20, cwd=tmp_path)
-    assert done.returncode == 0 and "graph" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "graph" in done.stdout, done.stderr
     print(done.stdout)

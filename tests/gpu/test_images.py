@@ -59,7 +59,8 @@ def test_both_readers_give_each_image_its_row(folder: Path, tmp_path: Path, name
     engine = folder / f"{name}.engine"
     names, host = outputs(engine, folder / "images", "host", tmp_path / "host.npz")
     others, dali = outputs(engine, folder / "images", "dali", tmp_path / "dali.npz")
-    assert names == others and len(names) == 63
+    assert names == others
+    assert len(names) == 63
     assert not np.array_equal(host, dali), "two decoders"
     distances = np.linalg.norm(dali[:, None] - host[None], axis=2)
     assert (distances.argmin(1) == np.arange(63)).all(), "each row is nearest to its own image"
@@ -84,7 +85,8 @@ def test_samples_differ_little_on_the_gpu(folder: Path) -> None:
             means.append(np.abs((made - sample(files[int(name)], spec, recipe)) * scale).mean())
     reader.close()
     print(f"mean difference {np.mean(means):.3f} of 255, at most {max(means):.3f}")
-    assert len(means) == 60 and max(means) <= 1
+    assert len(means) == 60
+    assert max(means) <= 1
 
 
 def test_every_orientation_that_exif_states(folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ LIMIT = 2e-3
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the three lines have run, each exactly as in the README."""
     folder = tmp_path_factory.mktemp("pipeline")
     done = run_process("export", "resnet18", "--dynamic", cwd=folder)
@@ -32,7 +31,7 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     assert done.returncode == 0, done.stderr
     assert "tensorrt" in done.stdout
     print(done.stdout)
-    yield folder
+    return folder
 
 
 def test_the_bench_line_prints_a_table_of_every_batch(workdir: Path) -> None:
@@ -88,7 +87,8 @@ def test_inspect_puts_the_engine_beside_its_sidecar(workdir: Path) -> None:
         print(fact)
     print(f"{len(report['layers'])} layers, share of each precision: {report['precisions']}")
     assert {"profiles", "device memory", "input input", "output output"} <= {fact["what"] for fact in report["facts"]}
-    assert report["layers"] and report["precisions"]
+    assert report["layers"]
+    assert report["precisions"]
 
 
 def test_doctor_finds_what_is_mapped(workdir: Path) -> None:

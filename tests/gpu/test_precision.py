@@ -74,7 +74,8 @@ def in_layers(folder: Path, node: str) -> set[str]:
 def test_fp32_is_without_tf32_and_tf32_is_near(tmp_path: Path) -> None:
     models.wide(tmp_path / "m.onnx")
     sidecar = built(tmp_path, "--precision", "fp32")
-    assert sidecar.precision_realised == "fp32" and "tf32" not in sidecar.layer_precisions
+    assert sidecar.precision_realised == "fp32"
+    assert "tf32" not in sidecar.layer_precisions
     assert in_layers(tmp_path, "/second") == {"fp32"}
     assert worst(tmp_path) < 1e-5
     assert built(tmp_path, "--precision", "tf32").precision_realised == "tf32"
@@ -86,8 +87,10 @@ def test_fp32_is_without_tf32_and_tf32_is_near(tmp_path: Path) -> None:
 def test_fp16_is_realised_and_near(tmp_path: Path) -> None:
     models.wide(tmp_path / "m.onnx")
     sidecar = built(tmp_path, "--precision", "fp16")
-    assert in_layers(tmp_path, "/second") == {"fp16"} and sidecar.layer_precisions["fp16"] > 0.5
-    assert sidecar.accuracy is not None and 1e-5 < sidecar.accuracy.l2_rel < 1e-2
+    assert in_layers(tmp_path, "/second") == {"fp16"}
+    assert sidecar.layer_precisions["fp16"] > 0.5
+    assert sidecar.accuracy is not None
+    assert 1e-5 < sidecar.accuracy.l2_rel < 1e-2
     assert 1e-5 < worst(tmp_path) < 1e-2
 
 
@@ -114,7 +117,8 @@ def test_int8_is_realised_and_near(tmp_path: Path) -> None:
     samples = np.random.default_rng(9).standard_normal((40, 32, 8, 8)).astype(np.float32)
     np.savez(tmp_path / "calib.npz", input=samples)
     sidecar = built(tmp_path, "--precision", "int8", "--calibration", "calib.npz")
-    assert in_layers(tmp_path, "/second") == {"int8"} and sidecar.layer_precisions["int8"] > 0
+    assert in_layers(tmp_path, "/second") == {"int8"}
+    assert sidecar.layer_precisions["int8"] > 0
     assert 1e-4 < worst(tmp_path) < 1e-1
 
 
@@ -140,7 +144,8 @@ def test_an_overflow_is_refused_with_the_first_node_that_overflows(tmp_path: Pat
     done = build(tmp_path)
     print(done.stderr)
     assert done.returncode == 1
-    assert "float16 overflows first at node /square/Mul (Mul)" in done.stderr and "--keep-fp32" in done.stderr
+    assert "float16 overflows first at node /square/Mul (Mul)" in done.stderr
+    assert "--keep-fp32" in done.stderr
     assert not (tmp_path / "m.engine").exists()
 
 
@@ -169,7 +174,8 @@ def test_a_version_compatible_engine_runs_or_its_missing_runtime_is_named(tmp_pa
     if done.returncode == 0:
         assert worst(tmp_path) < 2e-3
     else:
-        assert "libnvinfer_lean" in done.stderr and "pip install tensorrt-lean" in done.stderr
+        assert "libnvinfer_lean" in done.stderr
+        assert "pip install tensorrt-lean" in done.stderr
 
 
 @pytest.mark.parametrize("options", [("--precision", "bf16"), ("--precision", "fp8"), ("--strip-weights",)])

@@ -216,17 +216,21 @@ def test_infer_predicts_as_with_the_host_reader(folder: Path, tmp_path: Path, ba
     own = ("--preprocessor", folder / "even.pre.engine", "--output", "gpu.npz", "--trace", "trace.json")
     done = run_process(*line, *own, cwd=tmp_path)
     print(done.stdout, done.stderr)
-    assert done.returncode == 1 and "2 of 50 inputs were skipped" in done.stderr
+    assert done.returncode == 1
+    assert "2 of 50 inputs were skipped" in done.stderr
     assert "even.pre.engine" in done.stderr
     other = run_process(*line, "--reader", "host", "--output", "host.npz", cwd=tmp_path)
-    assert other.returncode == 1 and "preprocessor" not in other.stderr
+    assert other.returncode == 1
+    assert "preprocessor" not in other.stderr
     with np.load(tmp_path / "gpu.npz") as gpu, np.load(tmp_path / "host.npz") as host:
-        assert list(gpu) == list(host) and len(gpu["file"]) == 48
+        assert list(gpu) == list(host)
+        assert len(gpu["file"]) == 48
         for key in gpu:
             if gpu[key].dtype.kind == "f":
                 off = np.linalg.norm(gpu[key] - host[key], axis=-1) / np.linalg.norm(host[key], axis=-1)
                 print(f"{key}: off by {off.max():.2e} at most (L2, relative)")
-                assert gpu[key].shape[0] == 48 and off.max() < 0.02  # a level of 255 in some pixels
+                assert gpu[key].shape[0] == 48
+                assert off.max() < 0.02
             elif key == "file":
                 assert (gpu[key] == host[key]).all()
     spans = {event["name"] for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
@@ -237,7 +241,8 @@ def test_infer_uses_one_only_when_it_is_named(folder: Path, tmp_path: Path) -> N
     shots = tmp_path / "photos"
     copy_photos(shots)
     done = run_process("infer", folder / "even.engine", "--input", shots, "--reader", "host", cwd=tmp_path)
-    assert done.returncode == 0 and "pre.engine" not in done.stderr
+    assert done.returncode == 0
+    assert "pre.engine" not in done.stderr
 
 
 def test_a_preprocessor_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -245,7 +250,8 @@ def test_a_preprocessor_of_another_model_is_refused(folder: Path, tmp_path: Path
     copy_photos(shots)
     line = ("infer", folder / "odd.engine", "--input", shots, "--preprocessor", folder / "even.pre.engine")
     done = run_process(*line, cwd=tmp_path)
-    assert done.returncode == 2 and "differs from that of odd.engine" in done.stderr
+    assert done.returncode == 2
+    assert "differs from that of odd.engine" in done.stderr
 
 
 def test_a_damaged_one_is_named(folder: Path, tmp_path: Path) -> None:
@@ -258,7 +264,8 @@ def test_a_damaged_one_is_named(folder: Path, tmp_path: Path) -> None:
     copy_photos(shots)
     line = ("infer", folder / "even.engine", "--input", shots, "--preprocessor", "even.pre.engine")
     done = run_process(*line, cwd=tmp_path)
-    assert done.returncode == 1 and "even.pre.engine is not the file" in done.stderr
+    assert done.returncode == 1
+    assert "even.pre.engine is not the file" in done.stderr
 
 
 def test_it_is_for_this_gpu_and_tensorrt_alone(folder: Path) -> None:

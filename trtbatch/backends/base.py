@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Optional, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,7 @@ __all__ = [
 
 Array = NDArray[Any]
 
-Progress = Callable[[str, Optional[float]], None]
+Progress = Callable[[str, float | None], None]
 """Is told what is being done, in words, and how far it is (0 to 1) where that is known."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,19 +26,19 @@ def command(
         str, typer.Option(metavar="LIST", help="Batch sizes: 1,2,4,...,32 or 8,16,...,64 or 1-4, mixed.")
     ] = "1",
     mode: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
             metavar="A,B",
             help="TensorRT: execute_v2, async, graph; else run; both: latency, throughput. \\[default: the first]",
         ),
     ] = None,
-    iterations: Annotated[Optional[int], typer.Option(min=1, help="Exactly so many timed runs of each.")] = None,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Exactly so many timed runs of each.")] = None,
     min_time: Annotated[
-        Optional[float],
+        float | None,
         typer.Option(min=0.01, metavar="S", help="Seconds of timed runs of each, at least. \\[default: 1]"),
     ] = None,
     time_out: Annotated[
-        Optional[float],
+        float | None,
         typer.Option(min=0.01, metavar="S", help="Seconds, stable or not. \\[default: 3 × --min-time]"),
     ] = None,
     max_noise: Annotated[
@@ -54,19 +54,17 @@ def command(
         bool, typer.Option("--flush-l2", help="Evict the GPU's L2 cache before each launch, untimed.")
     ] = False,
     profile: Annotated[
-        Optional[int], typer.Option(min=0, metavar="I", help="Optimization profile. \\[default: each batch's fastest]")
+        int | None, typer.Option(min=0, metavar="I", help="Optimization profile. \\[default: each batch's fastest]")
     ] = None,
     compare_profiles: Annotated[
         bool, typer.Option("--compare-profiles", help="Time every profile that holds each batch size, in turns.")
     ] = False,
     against: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(metavar="ENGINE", help="Time another engine in turns with this one: which is faster?"),
     ] = None,
-    json_: Annotated[
-        Optional[Path], typer.Option("--json", metavar="FILE", help="Everything, raw samples too.")
-    ] = None,
-    csv: Annotated[Optional[Path], typer.Option("--csv", metavar="FILE", help="One line per batch size.")] = None,
+    json_: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Everything, raw samples too.")] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="One line per batch size.")] = None,
     device: Device = 0,
     debug: Debug = False,
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -18,27 +18,27 @@ _ENGINE = "TensorRT engines"
 
 def command(
     onnx: Annotated[
-        Optional[Path], typer.Argument(metavar="[ONNX]", help="\\[default: the newest in engines/ that fits]")
+        Path | None, typer.Argument(metavar="[ONNX]", help="\\[default: the newest in engines/ that fits]")
     ] = None,
-    min_: Annotated[Optional[int], typer.Option("--min", help="Smallest batch of the profile. \\[default: 1]")] = None,
+    min_: Annotated[int | None, typer.Option("--min", help="Smallest batch of the profile. \\[default: 1]")] = None,
     opt: Annotated[
-        Optional[int], typer.Option("--opt", help="Batch that the profile is tuned for. \\[default: 16]")
+        int | None, typer.Option("--opt", help="Batch that the profile is tuned for. \\[default: 16]")
     ] = None,
-    max_: Annotated[Optional[int], typer.Option("--max", help="Largest batch of the profile. \\[default: 32]")] = None,
-    static: Annotated[Optional[int], typer.Option(metavar="N", help="One fixed batch size instead.")] = None,
+    max_: Annotated[int | None, typer.Option("--max", help="Largest batch of the profile. \\[default: 32]")] = None,
+    static: Annotated[int | None, typer.Option(metavar="N", help="One fixed batch size instead.")] = None,
     profile: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option(metavar="MIN:OPT:MAX", help="A profile in one word; may be given several times."),
     ] = None,
     profiles: Annotated[
-        Optional[Literal["auto"]],
+        Literal["auto"] | None,
         typer.Option(help="auto: a profile for each batch size of --batch, each tuned for it, the fastest looked up."),
     ] = None,
     max_profiles: Annotated[
-        Optional[int], typer.Option(min=1, metavar="K", help="At most so many with --profiles auto. \\[default: 8]")
+        int | None, typer.Option(min=1, metavar="K", help="At most so many with --profiles auto. \\[default: 8]")
     ] = None,
     batch: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
             metavar="LIST",
             help="Batch sizes of interest: each must have a profile, and is timed. \\[default: powers of two]",
@@ -49,14 +49,14 @@ def command(
         typer.Option(help="auto: TensorRT where there is a GPU, else ONNX Runtime on the CPU."),
     ] = "auto",
     workspace: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(metavar="SIZE", help="Memory for TensorRT's tactics, like 4GiB. \\[default: TensorRT's]"),
     ] = None,
     opt_level: Annotated[
-        Optional[int], typer.Option(min=0, max=5, help="TensorRT's builder optimization level. \\[default: TensorRT's]")
+        int | None, typer.Option(min=0, max=5, help="TensorRT's builder optimization level. \\[default: TensorRT's]")
     ] = None,
     timing_cache: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(
             metavar="FILE",
             help="Read where usable, and written after the build. \\[default: beside the engine, by GPU and version]",
@@ -70,7 +70,7 @@ def command(
         typer.Option("--own-kernels", help="Try TensorRT's own tactics alone, not cuDNN's and cuBLAS's (gone in 11)."),
     ] = False,
     timing_iterations: Annotated[
-        Optional[int],
+        int | None,
         typer.Option(min=1, metavar="N", help="Runs that a tactic's time is averaged over. \\[default: TensorRT's, 1]"),
     ] = None,
     tries: Annotated[
@@ -78,14 +78,14 @@ def command(
         typer.Option(min=1, metavar="N", help="Build so often and keep the fastest: no two builds are alike."),
     ] = 1,
     shape: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option(metavar="NAME=C,H,W", help="Sizes of an input's open axes other than the batch."),
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Check the rows before the engine appears.")
     ] = True,
     precision: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
             metavar="fp32|tf32|fp16|bf16|int8|fp8|best",
             help="What products compute in; best: the fastest within --tolerance. \\[default: the file's; TF32]",
@@ -93,7 +93,7 @@ def command(
         ),
     ] = None,
     io_precision: Annotated[
-        Optional[Literal["fp16"]],
+        Literal["fp16"] | None,
         typer.Option(help="Type of inputs and outputs. \\[default: as they are]", rich_help_panel=_PRECISION),
     ] = None,
     fuse_preprocess: Annotated[
@@ -101,10 +101,10 @@ def command(
         typer.Option("--fuse-preprocess", help="Take uint8 images: scale, mean and deviation become the first nodes."),
     ] = False,
     layout: Annotated[
-        Optional[Literal["NHWC", "NCHW"]], typer.Option(help="Of uint8 images. \\[default: NHWC, as they are decoded]")
+        Literal["NHWC", "NCHW"] | None, typer.Option(help="Of uint8 images. \\[default: NHWC, as they are decoded]")
     ] = None,
     keep_fp32: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option(
             metavar="NODE|OP",
             help="Nodes (patterns too) or operators that stay float32; may be given several times.",
@@ -112,7 +112,7 @@ def command(
         ),
     ] = None,
     calibration: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
             metavar="DIR|GLOB|FILE|N",
             help="Samples for ranges and accuracy, as infer takes them, or so many random ones. \\[default: 64 random]",
@@ -120,13 +120,13 @@ def command(
         ),
     ] = None,
     calibration_method: Annotated[
-        Optional[Literal["entropy", "max"]],
+        Literal["entropy", "max"] | None,
         typer.Option(
             help="How the ranges of int8 and fp8 are chosen. \\[default: entropy]", rich_help_panel=_PRECISION
         ),
     ] = None,
     tolerance: Annotated[
-        Optional[float],
+        float | None,
         typer.Option(
             min=0,
             metavar="T",
@@ -144,7 +144,7 @@ def command(
         ),
     ] = False,
     aux_streams: Annotated[
-        Optional[int],
+        int | None,
         typer.Option(min=0, metavar="N", help="Streams for layers beside the main one.", rich_help_panel=_ENGINE),
     ] = None,
     sparsity: Annotated[
@@ -166,7 +166,7 @@ def command(
         ),
     ] = False,
     output: Annotated[
-        Optional[Path], typer.Option(metavar="PATH", help="\\[default: engines/NAME.engine or engines/NAME.ort.onnx]")
+        Path | None, typer.Option(metavar="PATH", help="\\[default: engines/NAME.engine or engines/NAME.ort.onnx]")
     ] = None,
     device: Device = 0,
     debug: Debug = False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -16,14 +16,14 @@ def command(
     a: Annotated[Path, typer.Argument(metavar="A.json", help="What bench --json wrote before.")],
     b: Annotated[Path, typer.Argument(metavar="B.json", help="… and after: what the verdicts are of.")],
     fail_if_slower: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
             metavar="P%",
             help="Exit code 1 where B's median is more than P% slower and the whole interval above 1; 3 where nothing "
             "is, and a line has fewer than 30 runs, too few to judge it.",
         ),
     ] = None,
-    json_: Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="All figures.")] = None,
+    json_: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="All figures.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown instead.")] = False,
     debug: Debug = False,
 ) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -64,7 +64,7 @@ Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show 
 
 
 EngineFile = Annotated[
-    Optional[Path], typer.Argument(metavar="[ENGINE]", help="\\[default: the newest in engines/ that runs here]")
+    Path | None, typer.Argument(metavar="[ENGINE]", help="\\[default: the newest in engines/ that runs here]")
 ]
 
 Device = Annotated[int, typer.Option("--device", min=0, metavar="N", help="Number of the GPU.")]

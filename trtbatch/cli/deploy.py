@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -27,9 +27,9 @@ def triton(
     repository: Annotated[
         Path, typer.Option(metavar="DIR", help="Triton's model repository; it is made where it isn't there.")
     ] = ...,  # type: ignore[assignment]
-    name: Annotated[Optional[str], typer.Option(help="The model's name; else the one in the sidecar.")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name; else the one in the sidecar.")] = None,
     instances: Annotated[
-        Optional[int],
+        int | None,
         typer.Option(
             min=1,
             max=1024,
@@ -37,7 +37,7 @@ def triton(
         ),
     ] = None,
     max_queue_delay: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
             metavar="TIME",
             help="How long a request may wait for others to share a batch with. "

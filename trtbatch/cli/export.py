@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,30 +21,30 @@ def command(
     static: Annotated[
         bool, typer.Option("--static", help="One fixed batch size, that of --batch (the default).")
     ] = False,
-    batch: Annotated[Optional[int], typer.Option(min=1, help="Batch size of a static export. \\[default: 1]")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Batch size of a static export. \\[default: 1]")] = None,
     input_shape: Annotated[
-        Optional[str], typer.Option(metavar="C,H,W", help="Shape of one sample. \\[default: the model's own]")
+        str | None, typer.Option(metavar="C,H,W", help="Shape of one sample. \\[default: the model's own]")
     ] = None,
-    opset: Annotated[Optional[int], typer.Option(help="ONNX opset. \\[default: 17 (torchscript), 18 (dynamo)]")] = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX opset. \\[default: 17 (torchscript), 18 (dynamo)]")] = None,
     exporter: Annotated[
-        Optional[Literal["torchscript", "dynamo"]],
+        Literal["torchscript", "dynamo"] | None,
         typer.Option(help="Which of torch's exporters. \\[default: torchscript, while torch has it]"),
     ] = None,
     weights: Annotated[
         str, typer.Option(metavar="auto|pretrained|random|FILE", help="Where the weights come from.")
     ] = "auto",
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of random weights and example inputs.")] = 0,
-    input_names: Annotated[Optional[str], typer.Option(metavar="A,B", help="Names of the inputs, in order.")] = None,
-    output_names: Annotated[Optional[str], typer.Option(metavar="A,B", help="Names of the outputs, in order.")] = None,
+    input_names: Annotated[str | None, typer.Option(metavar="A,B", help="Names of the inputs, in order.")] = None,
+    output_names: Annotated[str | None, typer.Option(metavar="A,B", help="Names of the outputs, in order.")] = None,
     input_dtype: Annotated[
         Literal["float32", "uint8"],
         typer.Option(help="uint8: the model takes bytes; scale, mean and deviation become its first nodes."),
     ] = "float32",
     layout: Annotated[
-        Optional[Literal["NHWC", "NCHW"]], typer.Option(help="Of uint8 images. \\[default: NHWC, as they are decoded]")
+        Literal["NHWC", "NCHW"] | None, typer.Option(help="Of uint8 images. \\[default: NHWC, as they are decoded]")
     ] = None,
     output: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(metavar="PATH", help="\\[default: engines/MODEL_dynamic.onnx or engines/MODEL.onnx]"),
     ] = None,
     trust_code: Annotated[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -14,7 +14,7 @@ __all__ = ["command"]
 
 def command(
     artifact: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Argument(
             metavar="[ENGINE|ONNX]",
             help="The model whose input it fills. \\[default: the newest engine that takes images]",
@@ -23,7 +23,7 @@ def command(
     max_size: Annotated[
         int, typer.Option(min=1, help="Rows and columns of the largest image; Pillow resizes larger ones.")
     ] = 4096,
-    output: Annotated[Optional[Path], typer.Option(metavar="PATH", help="\\[default: engines/NAME.pre.onnx]")] = None,
+    output: Annotated[Path | None, typer.Option(metavar="PATH", help="\\[default: engines/NAME.pre.onnx]")] = None,
     debug: Debug = False,
 ) -> None:
     """Write a model's preprocessing as a network of its own, which makes one sample of an image of any size.

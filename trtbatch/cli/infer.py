@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -31,10 +31,10 @@ def command(
             help="Batch size; auto is what tune has found, else the fastest that was measured, else the largest opt.",
         ),
     ] = "auto",
-    count: Annotated[Optional[int], typer.Option(min=1, help="At most so many samples.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="At most so many samples.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of random samples.")] = 42,
     output: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(metavar="OUT.npz|.csv|.jsonl|DIR", help="Where the predictions go; with --ray a folder or URI."),
     ] = None,
     topk: Annotated[int, typer.Option(min=1, help="Classes given for each sample.")] = 5,
@@ -50,29 +50,29 @@ def command(
         ),
     ] = "auto",
     preprocessor: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(
             metavar="FILE.pre.engine|.pre.onnx",
             help="Model that resizes and normalises images in Pillow's place: see export-preprocessor.",
         ),
     ] = None,
     trace: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(metavar="FILE.json", help="What each thread did when, for chrome://tracing or ui.perfetto.dev."),
     ] = None,
     ray: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
             metavar="local|auto|ADDRESS",
             help="Predict with Ray Data: on this machine, on the cluster that runs here, or on the one at ADDRESS.",
         ),
     ] = None,
     concurrency: Annotated[
-        Optional[int],
+        int | None,
         typer.Option(min=1, help="With --ray: actors, each with an engine. [default: one a GPU, or one a node]"),
     ] = None,
     format_: Annotated[
-        Optional[str], typer.Option("--format", metavar="parquet|jsonl", help="With --ray: of the files in DIR.")
+        str | None, typer.Option("--format", metavar="parquet|jsonl", help="With --ray: of the files in DIR.")
     ] = None,
     device: Device = 0,
     debug: Debug = False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,7 +26,7 @@ def command(
     from_table: Annotated[
         bool, typer.Option("--from-table", help="The sidecar's times alone: run nothing, interpolate what lacks.")
     ] = False,
-    json_: Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="The plan, as JSON.")] = None,
+    json_: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="The plan, as JSON.")] = None,
     no_save: Annotated[bool, typer.Option("--no-save", help="Leave the engine's sidecar as it is.")] = False,
     device: Device = 0,
     debug: Debug = False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -41,16 +41,16 @@ def _with_value(args: Sequence[str]) -> list[str]:
 def command(
     results: Annotated[list[Path], typer.Argument(metavar="RESULT.json...", help="What bench --json wrote.")],
     html: Annotated[
-        Optional[Path], typer.Option("--html", metavar="FILE", help="A page that opens offline: charts and tables.")
+        Path | None, typer.Option("--html", metavar="FILE", help="A page that opens offline: charts and tables.")
     ] = None,
-    png: Annotated[Optional[Path], typer.Option("--png", metavar="FILE", help="The charts as a picture.")] = None,
-    svg: Annotated[Optional[Path], typer.Option("--svg", metavar="FILE", help="The charts, scalable.")] = None,
+    png: Annotated[Path | None, typer.Option("--png", metavar="FILE", help="The charts as a picture.")] = None,
+    svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="The charts, scalable.")] = None,
     markdown: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option("--markdown", metavar="[FILE]", help="The table as Markdown; printed where no FILE.md follows."),
     ] = None,
     article: Annotated[
-        Optional[bool],
+        bool | None,
         typer.Option("--article/--no-article", help="The article's V100 line. \\[default: beside results of resnet18]"),
     ] = None,
     debug: Debug = False,

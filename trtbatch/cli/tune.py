@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,7 +26,7 @@ __all__ = ["command"]
 def command(
     engine: EngineFile = None,
     latency: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(metavar="TIME", help="The largest throughput with a latency under this: 5ms, 500us, 0.005s."),
     ] = None,
     percentile: Annotated[
@@ -40,7 +40,7 @@ def command(
     ] = False,
     streams: Annotated[str, typer.Option(metavar="LIST", help="Numbers of batches in flight at once to try.")] = "1",
     batch: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(metavar="LIST", help="Batch sizes to try, no others. \\[default: those measured, then finer]"),
     ] = None,
     min_time: Annotated[
@@ -49,9 +49,7 @@ def command(
     no_cuda_graph: Annotated[
         bool, typer.Option("--no-cuda-graph", help="Launch kernel by kernel, not as a CUDA graph.")
     ] = False,
-    json_: Annotated[
-        Optional[Path], typer.Option("--json", metavar="FILE", help="Everything, raw samples too.")
-    ] = None,
+    json_: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Everything, raw samples too.")] = None,
     no_save: Annotated[
         bool, typer.Option("--no-save", help="Leave the engine's sidecar, and what goes by it, as they are.")
     ] = False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -16,7 +16,7 @@ __all__ = ["command"]
 def command(
     engine: EngineFile = None,
     against: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
             metavar="onnxruntime|torch|FILE|none",
             help="The reference; FILE is an .onnx, or an .npz of saved outputs. "
@@ -24,20 +24,18 @@ def command(
         ),
     ] = None,
     batch: Annotated[
-        Optional[str], typer.Option(metavar="LIST", help="Batch sizes. \\[default: each profile's min, opt and max]")
+        str | None, typer.Option(metavar="LIST", help="Batch sizes. \\[default: each profile's min, opt and max]")
     ] = None,
     input_: Annotated[
-        Optional[str],
+        str | None,
         typer.Option("--input", metavar="DIR|GLOB|FILE|random", help="Samples, as for infer. \\[default: random]"),
     ] = None,
     rtol: Annotated[
-        Optional[float], typer.Option(min=0, help="Element-wise |a-b| ≤ atol + rtol·|b|, instead of the default.")
+        float | None, typer.Option(min=0, help="Element-wise |a-b| ≤ atol + rtol·|b|, instead of the default.")
     ] = None,
-    atol: Annotated[Optional[float], typer.Option(min=0, help="See --rtol.")] = None,
+    atol: Annotated[float | None, typer.Option(min=0, help="See --rtol.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of random samples, the same as infer's.")] = 42,
-    json_: Annotated[
-        Optional[Path], typer.Option("--json", metavar="FILE", help="Every sample of every output.")
-    ] = None,
+    json_: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Every sample of every output.")] = None,
     trust_code: Annotated[
         bool,
         typer.Option(

@@ -201,7 +201,7 @@ def _version(path: str) -> tuple[int, ...]:
 def _loader_cache() -> list[str]:
     tool = shutil.which("ldconfig") or "/sbin/ldconfig"
     try:
-        done = subprocess.run([tool, "-p"], capture_output=True, text=True, timeout=20)
+        done = subprocess.run([tool, "-p"], check=False, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return []
     return re.findall(r"=> (\S+)$", done.stdout, re.MULTILINE)
@@ -222,7 +222,9 @@ def _packages() -> dict[str, str]:
 def _probe(name: str) -> dict[str, Any]:
     """What a fresh process says of importing a package; ``{"error": …}`` where it fails or dies."""
     try:
-        done = subprocess.run([sys.executable, "-c", _PROBES[name]], capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [sys.executable, "-c", _PROBES[name]], check=False, capture_output=True, text=True, timeout=120
+        )
         if done.returncode == 0:
             answer = json.loads(done.stdout.strip().splitlines()[-1])
             return answer if isinstance(answer, dict) else {"error": done.stdout.strip()[:200]}

@@ -24,7 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Union
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -258,7 +258,7 @@ class Block(NamedTuple):
     jpegs: list[Jpeg]
 
 
-Item = Union[Loaded[Any], Skipped, Block]
+Item = Loaded[Any] | Skipped | Block
 
 
 @dataclass
@@ -400,10 +400,10 @@ class DaliReader:
             if None not in sizes:
                 yield Block(list(block), [Jpeg(encoded, *size, place) for place, size in enumerate(sizes) if size])
                 continue
-            for place, (name, size) in enumerate(zip(block, sizes)):
-                if size is None:  # its header is longer, or something follows its end
-                    data = np.asarray(encoded[place]).tobytes()
-                    size = jpeg_size(data)
+            for place, name in enumerate(block):
+                # Without a size, its header is longer, or something follows its end.
+                data = b"" if sizes[place] else np.asarray(encoded[place]).tobytes()
+                size = sizes[place] or jpeg_size(data)
                 yield Loaded(name, self._on_host(data) if size is None else Jpeg(encoded, *size, place))
         self._files.close()
         yield from read_ahead(files[count:], names[count:], self.load, FILE_READERS, trace=self._trace)

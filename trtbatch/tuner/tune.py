@@ -331,7 +331,9 @@ def _result(
     request: TuneRequest, artifact: Artifact, outcome: Outcome, timed: dict[str, str], device: dict[str, str]
 ) -> TuneResult:
     chosen, best, knee = outcome.chosen, outcome.best, outcome.knee()
-    assert chosen is not None and best is not None and knee is not None, "only what was found has a result"
+    assert chosen is not None, "only what was found has a result"
+    assert best is not None, "only what was found has a result"
+    assert knee is not None, "only what was found has a result"
     smaller, larger = outcome.neighbours()
     return TuneResult(
         **(Run.of(artifact, timed, request.settings) | {"device": device}),

@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, TextIO, Union
+from typing import Protocol, TextIO
 
 from trtbatch.errors import from_os_error
 from trtbatch.util.files import atomic_file
 
 __all__ = ["NO_TRACE", "Recorder", "Span", "TraceFile", "open_trace"]
 
-Value = Union[int, str]
+Value = int | str
 
 
 class Span(Protocol):
