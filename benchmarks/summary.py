@@ -1,7 +1,7 @@
 """The form in which results are committed: what was run, on what, and the figures that the documentation shows.
 
 Raw samples and rounds aren't in it: whoever doubts a figure measures again. A file is at most 5 KB, which
-``tests/test_readme.py`` checks.
+``tests/project/test_readme.py`` checks.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -15,18 +13,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from scripts.photos import PHOTOS, copy_photos
-from tests import models
+from scripts.photos import copy_photos
+from tests.support import models
+from tests.support.labels import CLASSES, PREPROCESSING
 from trtbatch.cli.app import app
-from trtbatch.core.preprocessing import Preprocessing
 from trtbatch.util import optional
 from trtbatch.util.files import sidecar_path
 from trtbatch.util.serialization import encode
-
-__all__ = ["PHOTOS", "ROOT", "child_environment", "needs_export", "run_process", "untold"]
-
-ROOT = Path(__file__).resolve().parent.parent
-
 
 LONGEST = ("ray", "recipes", "export", "program", "ray_connecting", "tune", "fuzz", "scale_table", "stress", "plan")
 """Files that take the longest: begun last, they would leave the other processors idle at the end."""
@@ -62,13 +55,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def cli(folder: Path) -> Callable[..., Any]:
     """Run ``trtbatch ARGS`` in this process, in `folder`."""
     return lambda *args: CliRunner().invoke(app, [str(arg) for arg in args])
-
-
-COMMANDS = (
-    *("export", "build", "infer", "bench", "tune", "plan", "report", "compare", "verify", "inspect", "doctor"),
-    *("export-preprocessor", "deploy triton"),
-)
-"""Every command that does something."""
 
 
 @pytest.fixture
@@ -127,43 +113,6 @@ def engine(folder: Path, cli: Callable[..., Any]) -> Path:
     return folder / "engines" / "small.ort.onnx"
 
 
-def run_process(
-    *args: object, cwd: Path, timeout: float = 300, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """``trtbatch ARGS`` as its own process; ``export`` by the Python that sees torch, where that is another."""
-    python, around = sys.executable, child_environment()
-    if EXPORT_PYTHON is not None and args[0] == "export":
-        python, around = EXPORT_PYTHON, around | {"PYTHONPATH": str(ROOT)}
-        around.pop("LD_LIBRARY_PATH", None)
-    return subprocess.run(
-        [python, "-m", "trtbatch", *map(str, args)],
-        check=False,
-        cwd=cwd,
-        timeout=timeout,
-        capture_output=True,
-        text=True,
-        env=around | (env or {}),
-    )
-
-
-EXPORT_PYTHON = os.environ.get("TRTBATCH_EXPORT_PYTHON")
-
-
-def needs_export() -> None:
-    """Skip the test where no Python here sees torch."""
-    if EXPORT_PYTHON is None:
-        pytest.importorskip("torch", reason="export needs torch")
-
-
-def child_environment() -> dict[str, str]:
-    """This process's environment, with the package in reach."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-
-
-PREPROCESSING = Preprocessing(10, (8, 8))
-CLASSES = ["ant", "bee", "cat", "dog", "elk"]
-
-
 @pytest.fixture
 def photo_engine(engine: Path) -> Path:
     """The small engine, with preprocessing and classes in its sidecar."""
@@ -179,9 +128,3 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report = yield
     report.sections = [(title, text.encode("utf-8", "backslashreplace").decode()) for title, text in report.sections]
     return report
-
-
-def untold(told: str) -> list[str]:
-    """Lines of standard error that aren't trtbatch's."""
-    ours = ("note: ", "warning: ", "error: ", "fix: ")
-    return [line for line in told.splitlines() if not line.startswith(ours)]

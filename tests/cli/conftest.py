@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests import models
+from tests.support import models
 from tests.support.command_line import CommandLine
 from tests.support.golden import Golden
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import models
+from tests.support import models
 from tests.support.command_line import CommandLine
 from tests.support.golden import Golden
 from tests.support.results import write_result

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import models
+from tests.support import models
 from tests.support.command_line import CommandLine
 from tests.support.golden import Golden, fields
 from tests.support.results import write_result

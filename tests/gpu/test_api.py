@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from onnx import helper
 
 import trtbatch
-from tests import models
-from tests.conftest import run_process
+from tests.support import models
+from tests.support.processes import run_process
 from trtbatch.errors import InputError, UsageError
 from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.runtime.dlpack import CUDA, DeviceArray
-from trtbatch.runtime.loaded import LoadedEngine
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +28,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def on_gpu(engine: LoadedEngine, array: NDArray[Any], offset: int = 0) -> DeviceArray:
-    """A tensor on the engine's GPU, so many bytes from where memory begins."""
+def on_gpu(array: NDArray[Any], offset: int = 0) -> DeviceArray:
+    """A tensor on GPU 0, so many bytes from where memory begins; an open engine has made its context current."""
     import pycuda.driver as cuda
 
-    session: Any = engine._session
-    memory = session.device_memory(array.nbytes + offset)
-    cuda.memcpy_htod(memory.address + offset, array)
-    return DeviceArray(memory.address + offset, array.shape, str(array.dtype), memory, (CUDA, session.gpu))
+    memory = cuda.mem_alloc(array.nbytes + offset)
+    cuda.memcpy_htod(int(memory) + offset, array)
+    return DeviceArray(int(memory) + offset, array.shape, str(array.dtype), memory)
 
 
 def to_host(tensor: DeviceArray) -> NDArray[Any]:
@@ -58,7 +56,7 @@ def test_outputs_stay_on_the_gpu_and_are_those_of_the_reference(folder: Path, co
     given = samples(count)
     wanted = OnnxReference(folder / "m.onnx")({"input": given})["output"]
     with trtbatch.load(folder / "m.engine") as engine:
-        found = engine(on_gpu(engine, given, offset))
+        found = engine(on_gpu(given, offset))
         assert isinstance(found, DeviceArray)
         assert found.__dlpack_device__() == (CUDA, 0)
         assert to_host(found) == pytest.approx(wanted, abs=2e-3)
@@ -81,7 +79,7 @@ def test_one_engine_feeds_another_through_dlpack(folder: Path, tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     given = samples(8)
     with trtbatch.load(folder / "m.engine") as first, trtbatch.load(tmp_path / "next.engine") as second:
-        between = first(on_gpu(first, given))
+        between = first(on_gpu(given))
         last = second(between)
         assert to_host(last) == pytest.approx(2 * to_host(between), rel=1e-6)
         del between, last
@@ -101,9 +99,39 @@ def test_torch_takes_what_is_returned(folder: Path) -> None:
 def test_what_can_not_be_bound_says_why(folder: Path) -> None:
     with trtbatch.load(folder / "m.engine") as engine:
         with pytest.raises(InputError, match="float64"):
-            engine(on_gpu(engine, samples(2).astype(np.float64)))
+            engine(on_gpu(samples(2).astype(np.float64)))
         with pytest.raises(InputError, match="shape"):
-            engine(on_gpu(engine, samples(2)[:, :2].copy()))
-        tensor = on_gpu(engine, samples(2))
+            engine(on_gpu(samples(2)[:, :2].copy()))
+        with pytest.raises(InputError, match="input is uint8 and the engine takes float32; normalise it"):
+            engine(on_gpu(np.zeros((2, 3, 8, 8), np.uint8)))
+        with pytest.raises(InputError, match="inputs x given"):
+            engine({"x": on_gpu(samples(2))})
+        elsewhere = DeviceArray(256, (2, 3, 8, 8), "float32", None, (CUDA, 1))
+        with pytest.raises(InputError, match=r"input lies on device \(2, 1\), the engine's GPU is 0"):
+            engine(elsewhere)
+        tensor = on_gpu(samples(2))
     with pytest.raises(UsageError, match="is closed"):
         engine(tensor)
+
+
+def test_a_batch_is_not_padded_on_the_gpu(folder: Path, tmp_path: Path) -> None:
+    done = run_process("build", folder / "m.onnx", "--profile", "2:8:8", "--output", "two.engine", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with trtbatch.load(tmp_path / "two.engine") as engine:
+        single = on_gpu(samples(1))
+        with pytest.raises(InputError, match="batch 1 would have to be padded on the GPU; give 2 samples"):
+            engine(single)
+
+
+def test_an_output_frees_its_memory_when_nobody_shares_it(folder: Path) -> None:
+    import pycuda.driver as cuda
+
+    many = np.zeros((40_000, 3, 8, 8), np.float32)
+    with trtbatch.load(folder / "m.engine") as engine:
+        given = on_gpu(many)
+        engine(given)
+        free, _ = cuda.mem_get_info()
+        for _ in range(50):  # 800 kB each
+            engine(given)
+        assert free - cuda.mem_get_info()[0] < 8 << 20
+        del given

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import models
-from tests.conftest import ROOT, run_process
+from tests.support import models
+from tests.support.processes import ROOT, run_process
 from trtbatch.onnx_graph.run import OnnxReference
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import models
-from tests.conftest import child_environment, run_process
+from tests.support import models
+from tests.support.processes import child_environment, run_process
 from trtbatch.backends import open_engine
 from trtbatch.core.rows import random_inputs, row_errors
 from trtbatch.core.store import load

@@ -12,8 +12,8 @@ from PIL import Image
 
 import trtbatch
 from benchmarks.images import broken, write_image
-from tests.conftest import run_process
-from tests.gpu.test_preprocessor import write
+from tests.support.processes import run_process
+from tests.support.recipes import write_classifier
 from trtbatch.core.preprocessing import Preprocessing, image_input
 from trtbatch.core.store import load
 from trtbatch.images.dali import DaliReader, jpeg_size
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Engines of all recipes, and a folder ``images`` of 60 JPEG files and three others."""
     made = tmp_path_factory.mktemp("images")
     for name, recipe in RECIPES.items():
-        write(made, recipe, name)
+        write_classifier(made, recipe, name)
         done = run_process("build", f"{name}.onnx", "--max", 16, "--opt", 16, "--output", f"{name}.engine", cwd=made)
         assert done.returncode == 0, done.stderr
     (made / "images").mkdir()

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from scripts.photos import copy_photos
-from tests import models
-from tests.conftest import run_process
+from tests.support import models
+from tests.support.processes import run_process
 from trtbatch.core import store
 from trtbatch.core.preprocessing import Preprocessing
 from trtbatch.core.sidecar import ModelRecord, Sidecar

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from tests import models
-from tests.conftest import run_process
+from tests.support import models
+from tests.support.processes import run_process
 from trtbatch.core.store import load
 
 Make = Callable[[Path], Path]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import PHOTOS, run_process
+from scripts.photos import PHOTOS
+from tests.support.processes import run_process
 from trtbatch.backends import open_engine
 from trtbatch.core.rows import random_inputs, row_errors, rows_of
 from trtbatch.core.store import load

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from tests import models
-from tests.conftest import run_process
+from tests.support import models
+from tests.support.processes import run_process
 from trtbatch.backends import open_engine
 from trtbatch.builder.examine import Examination, examine
 from trtbatch.core.rows import random_inputs, row_errors

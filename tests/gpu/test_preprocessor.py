@@ -10,23 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
 from scripts.photos import copy_photos
-from tests import models
-from tests.conftest import run_process
+from tests.support.processes import run_process
+from tests.support.recipes import write_classifier
 from trtbatch.backends import open_engine
 from trtbatch.backends.tensorrt.buffers import Device
 from trtbatch.backends.tensorrt.preprocess import TensorRTPreprocessor
 from trtbatch.backends.tensorrt.session import TensorRTSession
-from trtbatch.core import store
 from trtbatch.core.preprocessing import Preprocessing
-from trtbatch.core.sidecar import FileRecord, ModelRecord, Sidecar
+from trtbatch.core.sidecar import FileRecord
 from trtbatch.core.store import load
-from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import ArtifactError, ExecutionError
 from trtbatch.images.preprocessor import PreprocessorRecord, describe, open_preprocessor, pixels_of
 
@@ -54,36 +51,12 @@ def pillow(recipe: Preprocessing, pixels: Pixels) -> Pixels:
     return recipe.pixels(Image.fromarray(pixels))
 
 
-def write(folder: Path, recipe: Preprocessing, name: str) -> Path:
-    """Write ``NAME.onnx``, a classifier of what the recipe makes, with its sidecar."""
-    room = folder / "made"
-    room.mkdir()
-    height, width = recipe.crop
-    made = models.classifier(room / f"{name}.onnx", size=height)
-    if width != height:
-        model = onnx.load(str(made))
-        model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = width
-        onnx.save(model, str(made))
-    sidecar = Sidecar(
-        kind="onnx",
-        artifact=store.record_file(made),
-        inputs=(TensorSpec("input", "float32", ("batch_size", 3, height, width)),),
-        outputs=(TensorSpec("output", "float32", ("batch_size", 5)),),
-        model=ModelRecord(name, "of the test"),
-        preprocessing=recipe,
-        created=store.now(),
-    )
-    store.publish(made, folder / f"{name}.onnx", sidecar)
-    room.rmdir()
-    return folder / f"{name}.onnx"
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models and preprocessors of all recipes: ``even.engine``, ``even.pre.engine``, ``odd.…``."""
     made = tmp_path_factory.mktemp("preprocessor")
     for name, recipe in RECIPES.items():
-        write(made, recipe, name)
+        write_classifier(made, recipe, name)
 
     def build(name: str) -> None:
         for line in (

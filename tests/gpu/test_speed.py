@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import models
-from tests.conftest import run_process
+from tests.support import models
+from tests.support.processes import run_process
 from trtbatch.backends import open_engine
 from trtbatch.backends.tensorrt.graphs import GraphCache
 from trtbatch.backends.tensorrt.session import TensorRTSession

@@ -1,4 +1,4 @@
-"""The stress of ``tests/test_stress.py`` on a GPU: long runs, threads, interrupts, another library beside us."""
+"""Long runs, threads, interrupts and another library in the process, on a GPU."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from tests import models
-from tests.conftest import child_environment, run_process
-from tests.gpu.neighbours import neighbour
-from tests.test_fuzz import Mutation, fuzzed, mutated, mutations
-from tests.test_stress import RUNS, interrupted, resident
+from tests.support import models
+from tests.support.mutations import Mutation, fuzzed, mutated, mutations
+from tests.support.neighbours import neighbour
+from tests.support.processes import RUNS, child_environment, interrupted, resident, run_process
 from trtbatch.backends import open_engine
 from trtbatch.core.rows import random_inputs, row_errors
 from trtbatch.core.sidecar import Artifact
@@ -199,7 +198,7 @@ def test_a_full_disk_is_two_lines_and_no_engine(folder: Path) -> None:
 @fuzzed(100)
 @given(changes=mutations)
 def test_mutated_engines_are_refused_before_they_are_read(folder: Path, changes: list[Mutation]) -> None:
-    from tests.test_fuzz import run
+    from tests.support.mutations import run_mutated
 
     engine = folder / "m.engine"
     whole = engine.read_bytes()
@@ -208,7 +207,7 @@ def test_mutated_engines_are_refused_before_they_are_read(folder: Path, changes:
         engine.write_bytes(mutated(whole, changes))
         before = os.getcwd()
         os.chdir(folder)
-        result = run("infer", engine, "--input", folder / "x.npy")
+        result = run_mutated("infer", engine, "--input", folder / "x.npy")
         os.chdir(before)
         assert result.exit_code == 1 or engine.read_bytes() == whole
     finally:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from tests import models
+from tests.support import models
 
 __all__ = ["MODELS"]
 
