@@ -25,6 +25,10 @@ LONGEST = ("ray", "recipes", "export", "program", "ray_connecting", "tune", "fuz
 """Files that take the longest: begun last, they would leave the other processors idle at the end."""
 
 
+NEEDED = {"modelopt": "precision", "ray": "ray", "torch": "export"}
+"""Packages that are markers too, and trtbatch's extras that bring them."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option that ``tests/support/golden.py`` describes."""
     parser.addoption("--rewrite-golden", action="store_true", help="Write the golden files of tests/cli anew.")
@@ -39,9 +43,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test marked ``modelopt`` where ModelOpt isn't installed; ``scripts/test`` has an environment with it."""
-    if item.get_closest_marker("modelopt") is not None and not optional.is_installed("modelopt"):
-        pytest.skip("needs nvidia-modelopt (extra precision)")
+    """Skip a test marked with a package that isn't installed; ``scripts/test`` has an environment with each."""
+    for package, extra in NEEDED.items():
+        if item.get_closest_marker(package) is not None and not optional.is_installed(package):
+            pytest.skip(f"needs {package} (extra {extra})")
 
 
 @pytest.fixture

@@ -151,6 +151,8 @@ def test_the_exit_code(line: str, folder: CommandLine, golden: Golden) -> None:
     golden.check(line, code)
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_a_process_ends_with_the_same_code(folder: CommandLine) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     for line in ("compare a.json few.json --fail-if-slower 5%", "compare a.json missing.json", "compare"):

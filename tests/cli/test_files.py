@@ -33,8 +33,8 @@ def test_the_entries(golden: Golden) -> None:
     golden.check_names(NAMES)
 
 
+@pytest.mark.torch
 def test_sidecar_of_export(tmp_path: Path, golden: Golden) -> None:
-    pytest.importorskip("torch", reason="export needs torch")
     lines = (
         "from torch import nn",
         "def net():",
@@ -105,6 +105,7 @@ def test_report(tmp_path: Path, golden: Golden) -> None:
     golden.check("report --markdown", [cell.strip() for cell in table[0].strip("|").split("|")])
 
 
+@pytest.mark.slow
 def test_doctor(built: CommandLine, golden: Golden) -> None:
     _, stdout = built.run("doctor", "--json")
     found = json.loads(stdout)

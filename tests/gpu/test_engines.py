@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.support import models
+from tests.support.arrays import read_npz
 from tests.support.processes import child_environment, run_process
 from trtbatch.backends import open_engine
 from trtbatch.core.rows import random_inputs, row_errors
@@ -96,7 +97,7 @@ def test_a_static_engine_pads_and_trims_the_last_batch(tmp_path: Path) -> None:
     done = run_process("infer", "m.engine", "--input", "in.npy", "--output", "out.npz", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "executed batches: 4×3" in done.stdout
-    found = np.load(tmp_path / "out.npz")["output"]
+    found = read_npz(tmp_path / "out.npz")["output"]
     assert row_errors(found, OnnxReference(onnx)({"input": samples})["output"]).max() < 2e-3
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.support import models
+from tests.support.arrays import read_npz
 from tests.support.processes import run_process
 from trtbatch.backends import open_engine
 from trtbatch.backends.tensorrt.graphs import GraphCache
@@ -225,7 +226,7 @@ def test_infer_keeps_order_and_rows_at_any_batch(folder: Path, tmp_path: Path, o
         done = run_process(*line, cwd=tmp_path)
         print(done.stdout, done.stderr)
         assert done.returncode == 0, done.stderr
-        assert row_errors(np.load(tmp_path / "out.npz")["output"], expected).max() < LIMIT
+        assert row_errors(read_npz(tmp_path / "out.npz")["output"], expected).max() < LIMIT
     said = re.search(r"batch 20 .* runs as ([\d, ]+)", run_process(*line[:4], "--batch", 20, cwd=tmp_path).stderr)
     assert said is not None
     pieces = [int(piece) for piece in said[1].split(",")]

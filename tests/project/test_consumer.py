@@ -24,6 +24,7 @@ def compiler(*args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, check=False, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.process
 @pytest.mark.gpu
 def test_it_compiles(tmp_path: Path) -> None:
     if shutil.which("g++") is None:

@@ -118,8 +118,8 @@ def block(start: str) -> list[str]:
     return list(itertools.takewhile(lambda line: line.strip() not in ("", "```"), (x.strip() for x in lines[first:])))
 
 
+@pytest.mark.torch
 def test_verify_prints_of_the_articles_bug_what_is_shown(cli: Callable[..., Any], folder: Path) -> None:
-    pytest.importorskip("torch", reason="export needs torch")
     (folder / "article.py").write_text(ARTICLE)
     assert cli("export", "article:net", "--dynamic", "--input-shape", "3,32,32").exit_code == 0
     assert cli("build", "--max", 8).exit_code == 1
@@ -132,8 +132,8 @@ def test_verify_prints_of_the_articles_bug_what_is_shown(cli: Callable[..., Any]
             assert line in printed, printed
 
 
+@pytest.mark.torch
 def test_export_prints_of_a_baked_batch_what_is_shown(cli: Callable[..., Any], folder: Path) -> None:
-    pytest.importorskip("torch", reason="export needs torch")
     (folder / "mymodels.py").write_text(MYMODELS)
     printed = cli("export", "mymodels:net", "--dynamic").output
     for line in block("$ trtbatch export mymodels:net --dynamic")[1:]:

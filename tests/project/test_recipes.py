@@ -173,6 +173,8 @@ def case(section: Section) -> Any:
     return pytest.param(section, id=section.name, marks=[pytest.mark.modelopt] if converts else [])
 
 
+@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize("section", [case(each) for each in SECTIONS if typed(each)])
 def test_every_command_of_a_section_runs(section: Section, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     needs_export()
@@ -194,6 +196,7 @@ def test_every_command_of_a_section_runs(section: Section, tmp_path: Path, reque
             run(command, folder)
 
 
+@pytest.mark.process
 @pytest.mark.gpu
 @pytest.mark.skipif(OBSTACLE is not None, reason="TensorRT can't run here")
 @pytest.mark.parametrize("line", ON_A_GPU)

@@ -35,9 +35,9 @@ def test_samples_are_those_of_the_engine(engine: Path, tmp_path: Path) -> None:
     assert shapes == [(1024, 3, 8, 8), (476, 3, 8, 8)]
 
 
+@pytest.mark.ray
 def test_one_and_two_actors_predict_everything(engine: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two as the script runs them; what one does is the same, and taken from there."""
-    pytest.importorskip("ray")
     two = in_a_process(engine.resolve(), samples_of(engine, folder / "samples", 3000), 2, 8)
     assert (two["actors"], two["rows"], two["failed"]) == (2, 3000, 0)
     assert two["rows_per_s"] > 0

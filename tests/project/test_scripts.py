@@ -17,6 +17,7 @@ from tests.support.processes import ROOT
 TOOLS = ("bash", "dirname", "env", "grep", "readlink")
 
 
+@pytest.mark.process
 @pytest.mark.skipif(os.name != "posix" or not all(map(shutil.which, TOOLS)), reason="needs a POSIX shell")
 def test_quickstart_tells_before_it_installs_what_pycuda_needs(tmp_path: Path) -> None:
     """A machine that has a GPU and no compiler: two lines, and nothing was set up."""
@@ -37,6 +38,7 @@ def test_quickstart_tells_before_it_installs_what_pycuda_needs(tmp_path: Path) -
     assert not (clone / ".venv").exists()
 
 
+@pytest.mark.process
 @pytest.mark.skipif(os.name != "posix" or not all(map(shutil.which, TOOLS)), reason="needs a POSIX shell")
 def test_continuous_integration_leaves_no_environment_out(tmp_path: Path) -> None:
     """Where CI is set, a machine without Python 3.13 is an error, before anything is installed."""
@@ -56,6 +58,7 @@ def test_continuous_integration_leaves_no_environment_out(tmp_path: Path) -> Non
     assert not list(clone.glob(".venv*"))
 
 
+@pytest.mark.process
 def test_scripts_are_valid_shell() -> None:
     for name in ("quickstart", "test", "venv.sh", "gpu-check"):
         done = subprocess.run(["bash", "-n", str(ROOT / "scripts" / name)], check=False, capture_output=True, text=True)

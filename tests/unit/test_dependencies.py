@@ -12,10 +12,12 @@ import pytest
 from tests.support.processes import COMMANDS, ROOT, run_bare
 
 
+@pytest.mark.process
 def test_the_refusal_works(tmp_path: Path) -> None:
     assert "No module named 'onnxruntime'" in run_bare("import onnxruntime", tmp_path).stderr
 
 
+@pytest.mark.process
 def test_the_package_and_every_module_import_without_heavy_packages(tmp_path: Path) -> None:
     code = """
 import trtbatch
@@ -31,6 +33,7 @@ for name in trtbatch.__all__:
     assert int(done.stdout) >= 30
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", ["", *COMMANDS, "deploy"])
 def test_every_help_works_without_heavy_packages(tmp_path: Path, command: str) -> None:
     done = run_bare(
@@ -41,6 +44,7 @@ def test_every_help_works_without_heavy_packages(tmp_path: Path, command: str) -
     assert "Usage" in done.stdout
 
 
+@pytest.mark.process
 def test_version(tmp_path: Path) -> None:
     done = run_bare("sys.argv = ['trtbatch', '--version']; runpy.run_module('trtbatch', run_name='__main__')", tmp_path)
     import trtbatch
@@ -48,6 +52,7 @@ def test_version(tmp_path: Path) -> None:
     assert done.stdout.strip() == f"trtbatch {trtbatch.__version__}"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("line", "told"),
     [
@@ -66,6 +71,7 @@ def test_a_missing_package_names_the_extra_that_brings_it(tmp_path: Path, line: 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.process
 def test_an_import_error_inside_an_installed_package_is_not_called_missing(tmp_path: Path) -> None:
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("import a_module_that_is_not_there")

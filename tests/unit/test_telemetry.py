@@ -48,6 +48,8 @@ def trtbatch(*args: str) -> list[str]:
     return [sys.executable, "-m", "trtbatch", *args]
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_build_and_infer_reach_for_nothing(folder: Path) -> None:
     models.classifier(folder / "small.onnx")
     assert watched(trtbatch("build", "small.onnx", "--backend", "onnxruntime"), folder) == []
@@ -56,14 +58,17 @@ def test_build_and_infer_reach_for_nothing(folder: Path) -> None:
     assert output.exists()
 
 
+@pytest.mark.slow
+@pytest.mark.torch
+@pytest.mark.process
 def test_export_reaches_for_nothing(folder: Path) -> None:
-    pytest.importorskip("torch", reason="export needs torch")
     (folder / "tiny.py").write_text("import torch\n\n\ndef net():\n    return torch.nn.Conv2d(3, 2, 3)\n")
     calls = watched(trtbatch("export", "tiny:net", "--dynamic", "--input-shape", "3,8,8"), folder)
     assert (folder / "engines" / "net_dynamic.onnx").exists()
     assert calls == []
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("given", "found"), [(None, "1"), ("0", "0"), ("1", "1")])
 def test_child_processes_inherit_the_switch(given: str | None, found: str) -> None:
     """Workers, Ray's and ModelOpt's processes are children of one that has imported trtbatch."""
@@ -77,6 +82,7 @@ def test_child_processes_inherit_the_switch(given: str | None, found: str) -> No
     assert done.stdout.strip() == found
 
 
+@pytest.mark.process
 def test_the_watcher_sees_telemetry_that_the_user_switched_on(folder: Path) -> None:
     release = importlib.metadata.version("onnxruntime")
     if tuple(map(int, release.split(".")[:2])) < (1, 29):

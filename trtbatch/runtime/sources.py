@@ -276,7 +276,7 @@ def _load_arrays(path: Path, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
                     f"the model has {len(inputs)} inputs ({', '.join(names)})", "give a .npz with each by name"
                 )
             return {names[0]: np.load(path, mmap_mode="r", allow_pickle=False)}
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             keys = list(archive.keys())
             if len(inputs) == 1 and len(keys) == 1:
                 return {names[0]: archive[keys[0]]}

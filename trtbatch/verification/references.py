@@ -246,7 +246,7 @@ def _arrays(path: Path) -> dict[str, Array]:
     if not path.is_file():
         raise UsageError(f"--against {path}: no such file", "pass a file that infer --output FILE.npz wrote")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive}
     except Exception as error:  # numpy and zipfile raise many kinds for damaged files
         reason = shortened(str(getattr(error, "strerror", None) or error)) or type(error).__name__

@@ -66,6 +66,7 @@ def all_uses(stock: Stock) -> list[Use]:
     return conformance.uses(PACKAGE, stock("10.16"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("release", RELEASES)
 def test_every_use_is_there_or_stands_behind_a_question(stock: Stock, release: str) -> None:
     inventory = stock(release)

@@ -40,6 +40,7 @@ def two(cli: Cli, engine: Path) -> Path:
     return made
 
 
+@pytest.mark.slow
 def test_one_engine_against_another(cli: Cli, engine: Path, two: Path, folder: Path) -> None:
     line = ("--batch", "1,8", "--mode", "run,throughput", "--iterations", 20, "--json", "r.json", "--csv", "r.csv")
     result = cli("bench", engine, "--against", two, *line)

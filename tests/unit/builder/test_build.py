@@ -19,6 +19,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.support import models
+from tests.support.arrays import read_npz
 from tests.support.messages import nothing_left, refused
 from tests.support.processes import child_environment, run_process
 from trtbatch.backends import open_engine
@@ -205,8 +206,8 @@ def test_an_operator_that_the_backend_lacks_is_named(cli: Cli, folder: Path) -> 
     assert nothing_left(folder)
 
 
+@pytest.mark.torch
 def test_a_changed_or_truncated_onnx_file_is_told_before_it_is_built(cli: Cli, folder: Path) -> None:
-    pytest.importorskip("torch", reason="export needs torch")
     assert cli("export", "tests.support.zoo:small", "--dynamic", "--input-shape", "3,8,8").exit_code == 0
     path = folder / "engines/small_dynamic.onnx"
     content = path.read_bytes()
@@ -270,6 +271,7 @@ def test_a_folder_that_cannot_be_written(cli: Cli, folder: Path) -> None:
     refused(cli("build", "m.onnx", "--output", target), 1, "/sys: ", "--output")
 
 
+@pytest.mark.process
 def test_a_full_disk_is_one_line(folder: Path) -> None:
     models.classifier(folder / "m.onnx")
     code = (
@@ -310,6 +312,7 @@ def test_a_failed_build_leaves_the_old_engine(cli: Cli, folder: Path) -> None:
     assert cli("bench", "--batch", 1, "--iterations", 3).exit_code == 0
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_build_leaves_nothing(folder: Path, number: signal.Signals) -> None:
     models.deep(folder / "deep.onnx")
@@ -334,19 +337,20 @@ def test_a_sidecar_is_plain_json_with_what_it_was_made_from(engine: Path, folder
     assert data["profiles"] == [{"min": 1, "opt": 4, "max": 8}]
 
 
+@pytest.mark.process
 def test_an_engine_made_elsewhere_runs_by_path(engine: Path, folder: Path, tmp_path_factory: Any) -> None:
     other = tmp_path_factory.mktemp("other")
     np.save(other / "x.npy", np.zeros((3, 3, 8, 8), np.float32))
     done = run_process("infer", engine, "--input", "x.npy", "--output", "y.npz", cwd=other)
     assert done.returncode == 0, done.stderr
-    assert np.load(other / "y.npz")["output"].shape == (3, 5)
+    assert read_npz(other / "y.npz")["output"].shape == (3, 5)
 
 
+@pytest.mark.torch
 def test_nothing_else_is_replaced(cli: Cli, engine: Path, folder: Path) -> None:
     """An engine may replace an engine; a source, a sidecar, an exported model and an input are not its to replace."""
     from trtbatch.util.files import sidecar_path
 
-    pytest.importorskip("torch", reason="export needs torch")
     assert cli("export", "tests.support.zoo:small", "--dynamic", "--input-shape", "3,8,8").exit_code == 0
     exported = folder / "engines/small_dynamic.onnx"
     before = {path: path.read_bytes() for path in (folder / "engines").iterdir()}

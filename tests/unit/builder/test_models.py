@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto
 
 from tests.support import models
+from tests.support.arrays import read_npz
 from tests.support.messages import nothing_left, refused
 from trtbatch.core.store import load
 from trtbatch.onnx_graph.run import OnnxReference
@@ -66,7 +67,7 @@ def test_an_image_with_a_fixed_companion_takes_it_as_a_constant(cli: Cli, folder
     left = np.arange(20, dtype=np.float32).reshape(5, 4)
     np.savez(folder / "x.npz", left=left, right=np.ones((1, 4), np.float32))
     assert cli("infer", "--input", "x.npz", "--output", "y.npz").exit_code == 0
-    assert np.array_equal(np.load(folder / "y.npz")["output"], left - 1)
+    assert np.array_equal(read_npz(folder / "y.npz")["output"], left - 1)
 
 
 @pytest.mark.parametrize("second", ["2*batch_size", "m"])
@@ -80,7 +81,7 @@ def test_names_decide_and_not_the_order(cli: Cli, folder: Path) -> None:
     a, b = np.random.default_rng(0).standard_normal((2, 5, 4)).astype(np.float32)
     np.savez(folder / "x.npz", a=a, b=b)
     assert cli("infer", "--input", "x.npz", "--output", "y.npz").exit_code == 0
-    found = np.load(folder / "y.npz")
+    found = read_npz(folder / "y.npz")
     assert np.array_equal(found["difference"], a - b)
     assert np.array_equal(found["doubled"], b + b)
 
@@ -91,7 +92,7 @@ def test_wide_integers_are_exact(cli: Cli, folder: Path) -> None:
     mask = np.array([[1, 1, 1], [0, 1, 0], [1, 0, 1]], np.int64)
     np.savez(folder / "x.npz", ids=ids, mask=mask)
     assert cli("infer", "--input", "x.npz", "--output", "y.npz").exit_code == 0
-    assert np.array_equal(np.load(folder / "y.npz")["output"], ids * mask)
+    assert np.array_equal(read_npz(folder / "y.npz")["output"], ids * mask)
 
 
 @pytest.mark.parametrize(("dtype", "name"), [(TensorProto.DOUBLE, "float64"), (TensorProto.FLOAT16, "float16")])
@@ -101,7 +102,7 @@ def test_other_floats_keep_their_type(cli: Cli, folder: Path, dtype: int, name: 
     array = np.random.default_rng(0).standard_normal((3, 4)).astype(name)
     np.save(folder / "x.npy", array)
     assert cli("infer", "--input", "x.npy", "--output", "y.npz").exit_code == 0
-    assert np.array_equal(np.load(folder / "y.npz")["output"], -array)
+    assert np.array_equal(read_npz(folder / "y.npz")["output"], -array)
     assert cli("verify").exit_code == 0
 
 
@@ -119,7 +120,7 @@ def test_outputs_that_are_no_rows_are_recognised_and_left_out(cli: Cli, folder: 
     result = cli("infer", "--input", "x.npy", "--batch", 2, "--output", "y.npz")
     assert result.exit_code == 0
     assert "output 'mean' has no batch axis" in result.output
-    assert set(np.load(folder / "y.npz")) == {"file", "rows"}
+    assert set(read_npz(folder / "y.npz")) == {"file", "rows"}
     assert cli("verify", "--batch", "1,2,8").exit_code == 0, "they are compared with the reference whole"
 
 
@@ -161,7 +162,7 @@ def test_an_output_that_is_the_input(cli: Cli, folder: Path) -> None:
     array = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
     np.save(folder / "x.npy", array)
     assert cli("infer", "--input", "x.npy", "--batch", 2, "--output", "y.npz").exit_code == 0
-    found = np.load(folder / "y.npz")
+    found = read_npz(folder / "y.npz")
     assert np.array_equal(found["same"], array)
     assert np.array_equal(found["negated"], -array)
 
@@ -206,7 +207,7 @@ def test_one_dimension_and_none_at_all(cli: Cli, folder: Path, shape: tuple[int 
     np.save(folder / "x.npy", array)
     result = cli("infer", "--input", "x.npy", "--batch", 2, "--output", "y.npz")
     assert result.exit_code == 0, result.output
-    assert np.array_equal(np.load(folder / "y.npz")["output"], -array)
+    assert np.array_equal(read_npz(folder / "y.npz")["output"], -array)
     assert cli("verify").exit_code == 0
 
 
@@ -217,7 +218,7 @@ def test_odd_names_go_all_the_way(cli: Cli, folder: Path) -> None:
     arrays: Any = {"bild_größe:0": array}
     np.savez(folder / "x.npz", **arrays)
     assert cli("infer", "--input", "x.npz", "--output", "y.npz").exit_code == 0
-    assert np.array_equal(np.load(folder / "y.npz")["出力_scores:0"], -array)
+    assert np.array_equal(read_npz(folder / "y.npz")["出力_scores:0"], -array)
     assert cli("infer", "--input", "x.npz", "--output", "y.csv").exit_code == 0
     assert "出力/scores:0" in cli("verify").output
     assert cli("verify").exit_code == 0

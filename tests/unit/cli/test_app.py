@@ -29,6 +29,7 @@ from trtbatch.tuner.tune import TuneRequest, tune
 Cli = Callable[..., Any]
 
 
+@pytest.mark.process
 def test_version_in_both_ways(folder: Path) -> None:
     for line in ([sys.executable, "-m", "trtbatch"], [str(Path(sys.executable).with_name("trtbatch"))]):
         if not Path(line[0]).exists():
@@ -39,6 +40,7 @@ def test_version_in_both_ways(folder: Path) -> None:
         assert (done.returncode, done.stdout) == (0, f"trtbatch {trtbatch.__version__}\n")
 
 
+@pytest.mark.process
 def test_help_imports_no_more_than_it_needs(folder: Path) -> None:
     """Nor does a wrong name: commands and Rich take longer than a quarter of a second."""
     code = "import sys; from trtbatch.cli import main\ntry: main()\nfinally: print(*sys.modules, file=sys.stderr)"
@@ -79,6 +81,7 @@ def test_usage_is_exit_code_two(cli: Cli, args: tuple[str, ...]) -> None:
     assert "Traceback" not in result.output
 
 
+@pytest.mark.process
 def test_debug_shows_the_traceback_and_nothing_else_does(folder: Path) -> None:
     quiet = run_process("bench", cwd=folder)
     assert quiet.returncode == 1
@@ -90,6 +93,7 @@ def test_debug_shows_the_traceback_and_nothing_else_does(folder: Path) -> None:
     assert "ArtifactError" in loud.stderr
 
 
+@pytest.mark.process
 def test_messages_go_to_standard_error_and_results_to_standard_output(engine: Path, folder: Path) -> None:
     done = run_process("bench", "--batch", 2, "--iterations", 3, cwd=folder)
     assert done.returncode == 0
@@ -122,6 +126,7 @@ def test_shapes_and_sizes_for_people() -> None:
     assert [size(count) for count in (12, 2048, 3 * 2**20, 5 * 2**29)] == ["12 B", "2.0 KiB", "3.0 MiB", "2.5 GiB"]
 
 
+@pytest.mark.process
 def test_the_package_speaks_of_itself_alone() -> None:
     """No absolute path of a machine, and no registry's host, in what is committed."""
     tracked = subprocess.run(["git", "ls-files"], check=False, cwd=ROOT, capture_output=True, text=True)
@@ -197,6 +202,7 @@ def test_an_option_without_its_value_points_to_the_commands_own_help(cli: Cli, c
     assert result.output.strip().splitlines()[-1] == f"fix: see trtbatch {' '.join(words[:-1])} --help"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("line", "told"),
     [

@@ -23,6 +23,7 @@ def samples(folder: Path) -> Path:
     return folder / "x.npy"
 
 
+@pytest.mark.slow
 @fuzzed(140)
 @given(changes=mutations)
 def test_mutated_sidecars(engine: Path, samples: Path, changes: list[Mutation]) -> None:
@@ -31,6 +32,7 @@ def test_mutated_sidecars(engine: Path, samples: Path, changes: list[Mutation]) 
         run_mutated("infer", engine, "--input", samples)
 
 
+@pytest.mark.slow
 @fuzzed(100)
 @given(data=st.data())
 def test_sidecars_with_other_values(engine: Path, samples: Path, data: st.DataObject) -> None:
@@ -62,6 +64,7 @@ def places(value: Any) -> Any:
             yield from places(value[key])
 
 
+@pytest.mark.slow
 @fuzzed(120)
 @given(changes=mutations)
 def test_mutated_onnx_files(folder: Path, changes: list[Mutation]) -> None:
@@ -77,6 +80,7 @@ def original(folder: Path) -> bytes:
     return keep.read_bytes()
 
 
+@pytest.mark.slow
 @fuzzed(100)
 @given(changes=mutations)
 def test_mutated_engines(engine: Path, samples: Path, changes: list[Mutation]) -> None:

@@ -50,6 +50,8 @@ def run(mark: str, name: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize(("name", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
 def test_a_signal_in_a_callback_comes_after_it(name: str, code: int, word: str, tmp_path: Path) -> None:
     done = run("@called_back", name, tmp_path)
@@ -58,6 +60,8 @@ def test_a_signal_in_a_callback_comes_after_it(name: str, code: int, word: str, 
     assert done.stderr == f"{word}; nothing half-written is left\n"
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_a_signal_that_python_ignores_comes_again(tmp_path: Path) -> None:
     """Without the mark, the callback ends where the signal comes, and ctypes ignores what is raised there."""
     done = run("", "SIGINT", tmp_path)
@@ -90,6 +94,8 @@ app.main()
 """
 
 
+@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("kind", "before"),
     [("def __del__(self): interrupt()", "pass"), ("pass", "kept = weakref.ref(some, interrupt)")],
@@ -104,6 +110,7 @@ def test_a_signal_in_a_finalizer_ends_the_command(kind: str, before: str, tmp_pa
     assert done.stderr == "interrupted; nothing half-written is left\n"
 
 
+@pytest.mark.process
 def test_other_ignored_errors_are_shown(tmp_path: Path) -> None:
     program = FINALIZERS.format(kind="def __del__(self): 1 / 0", before="pass").replace("time.sleep(5)", "pass")
     line = [sys.executable, "-c", program]

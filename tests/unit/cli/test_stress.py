@@ -20,6 +20,7 @@ from trtbatch.core.store import check_file, load
 from trtbatch.onnx_graph.run import OnnxReference
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 def test_ten_thousand_runs_at_changing_batches_need_no_more_memory(engine: Path, folder: Path) -> None:
     artifact = load(engine, "engine")
@@ -63,6 +64,8 @@ def test_four_threads_on_one_engine_each_get_their_own_rows(engine: Path, folder
     assert max(worst) < 1e-5, worst
 
 
+@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize("kind", ["build", "infer"])
 def test_ctrl_c_at_any_moment_leaves_nothing(kind: str, engine: Path, folder: Path) -> None:
     """Six random moments each; a run that ended before its interrupt is not a failure."""
@@ -88,6 +91,8 @@ def test_ctrl_c_at_any_moment_leaves_nothing(kind: str, engine: Path, folder: Pa
     assert ended >= 3, "hardly an interrupt came in time: nothing was tested"
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_two_builds_of_the_same_target_at_once(folder: Path) -> None:
     models.classifier(folder / "m.onnx")
     lines = [[sys.executable, "-m", "trtbatch", "build", "m.onnx", "--max", str(largest)] for largest in (4, 8) * 3]

@@ -39,6 +39,7 @@ def on_a_terminal(*args: object, cwd: Path, columns: int = 80) -> tuple[int, str
     return process.wait(timeout=60), written.decode("utf-8")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "line",
     [
@@ -56,6 +57,7 @@ def test_every_command_ends_well(engine: Path, folder: Path, line: tuple[object,
     assert "Traceback" not in written
 
 
+@pytest.mark.process
 def test_figures_are_whole_on_a_narrow_terminal(engine: Path, folder: Path) -> None:
     code, written = on_a_terminal("bench", "--batch", "1,8", "--iterations", 5, cwd=folder, columns=80)
     assert code == 0
@@ -68,6 +70,7 @@ def test_figures_are_whole_on_a_narrow_terminal(engine: Path, folder: Path) -> N
     assert "CV" in wide
 
 
+@pytest.mark.process
 def test_names_are_printed_as_they_are(engine: Path, folder: Path) -> None:
     _, written = on_a_terminal("build", "small.onnx", "--profile", "a:b:c", cwd=folder)
     assert "'a:b:c'" in written

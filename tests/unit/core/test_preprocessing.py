@@ -13,12 +13,14 @@ from trtbatch.core.preprocessing import Preprocessing
 IMAGENET = Preprocessing(resize=256, crop=(224, 224))
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("sizes", [(256, 224), (232, 224), (342, 299), (60, 100)])
 def test_every_photograph_agrees_with_torchvisions_transform(
     photos: Path, sizes: tuple[int, int], interpolation: str
 ) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     presets = pytest.importorskip("torchvision.transforms._presets")
     from torchvision.transforms import InterpolationMode
 

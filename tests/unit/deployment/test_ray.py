@@ -160,19 +160,19 @@ def test_without_ray_the_package_is_named(cli: Cli, engine: Path, monkeypatch: p
     refused(cli("infer", "--ray", "local", "--input", ".", "--output", "out"), 1, told)
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize("topk", [0, -1])
 def test_no_classes_cannot_be_given(photo_engine: Path, folder: Path, topk: int) -> None:
     told = f"topk={topk} is no number of classes"
     with pytest.raises(UsageError, match=told):
         Predictor(photo_engine, topk=topk)
-    pytest.importorskip("ray.data", reason="Ray (ray[data]) isn't installed")
     with pytest.raises(UsageError, match=told):
         infer_with_ray(RayRequest(photo_engine, str(folder), str(folder / "out"), topk=topk))
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize("name", ["x.csv", "a/x.JSONL", "x.npz", "x.json", "x.parquet/", "x.npy"])
 def test_a_folder_is_not_named_like_a_file(cli: Cli, photo_engine: Path, folder: Path, name: str) -> None:
-    pytest.importorskip("ray.data", reason="Ray (ray[data]) isn't installed")
     source = pictures(folder, 1)
     told = f"--output {name} is the name of a file, and --ray writes a folder"
     refused(cli("infer", "--ray", "local", "--input", source, "--output", name), 2, told, "name a folder: --output ")
@@ -201,10 +201,10 @@ def test_a_claim_without_results_is_another_jobs_to_take(folder: Path) -> None:
     assert json.loads((folder / "out" / "_job.json").read_text()) == {"format": "parquet"}
 
 
+@pytest.mark.ray
 def test_a_folder_that_cannot_be_written_is_told_before_the_work(
     cli: Cli, photo_engine: Path, folder: Path, closed: Callable[[Path], None]
 ) -> None:
-    pytest.importorskip("ray.data", reason="Ray (ray[data]) isn't installed")
     line = ("infer", "--ray", "local", "--input", pictures(folder, 1), "--output")
     told = "--output /proc/zz can't be written: No such file or directory"
     if Path("/proc/self").exists():
@@ -216,8 +216,8 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(
     refused(cli(*line, "out"), 1, told, "write elsewhere with --output")
 
 
+@pytest.mark.ray
 def test_an_input_that_is_not_there(cli: Cli, photo_engine: Path, folder: Path) -> None:
-    pytest.importorskip("ray.data", reason="Ray (ray[data]) isn't installed")
     line = ("infer", "--ray", "local", "--output", "out", "--input")
     refused(cli(*line, "nodir"), 2, "nodir: no such file or folder", "name a folder or file of images")
     (folder / "nowhere").symlink_to("nodir")
@@ -226,10 +226,10 @@ def test_an_input_that_is_not_there(cli: Cli, photo_engine: Path, folder: Path) 
     assert not (folder / "out").exists()
 
 
+@pytest.mark.ray
 def test_an_input_that_may_not_be_read(
     cli: Cli, photo_engine: Path, folder: Path, unreadable: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("ray.data", reason="Ray (ray[data]) isn't installed")
     (folder / "in").mkdir()
     np.save(folder / "in" / "x.npy", np.zeros((1, 3, *PREPROCESSING.crop), np.float32))
     unreadable(folder / "in" / "x.npy")
@@ -245,8 +245,8 @@ def test_an_input_that_may_not_be_read(
     refused(cli(*line), 1, "in can't be read: Permission denied", fix)
 
 
+@pytest.mark.ray
 def test_arrays_that_do_not_fit_are_told_before_the_work(cli: Cli, photo_engine: Path, folder: Path) -> None:
-    pytest.importorskip("ray.data", reason="Ray (ray[data]) isn't installed")
     (folder / "in").mkdir()
     line = ("infer", "--ray", "local", "--output", "out", "--input", "in")
 
@@ -263,8 +263,8 @@ def test_arrays_that_do_not_fit_are_told_before_the_work(cli: Cli, photo_engine:
     assert not (folder / "out").exists()
 
 
+@pytest.mark.ray
 def test_columns_that_do_not_fit_are_told_before_the_work(cli: Cli, folder: Path) -> None:
-    pytest.importorskip("ray.data", reason="Ray (ray[data]) isn't installed")
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -359,6 +359,7 @@ class Failing(Predictor):
         return super().__call__(batch)
 
 
+@pytest.mark.slow
 def test_every_row_comes_once_though_an_actor_dies(
     cluster: None, photo_engine: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -400,6 +401,7 @@ def _marked(mark: str) -> Any:
     return init
 
 
+@pytest.mark.slow
 def test_the_next_run_goes_on_where_one_ended(
     cluster: None, photo_engine: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -422,6 +424,7 @@ def test_the_next_run_goes_on_where_one_ended(
         infer_with_ray(RayRequest(photo_engine, str(source), str(folder / "out"), format="jsonl", topk=2))
 
 
+@pytest.mark.slow
 def test_arrays_and_tables_are_read_row_by_row(
     cluster: None, cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -465,6 +468,7 @@ def test_arrays_and_tables_are_read_row_by_row(
         assert best == expected.argmax(axis=1).tolist()
 
 
+@pytest.mark.slow
 def test_names_that_are_not_utf8_and_errors_that_are_told_again(
     cluster: None, cli: Cli, photo_engine: Path, folder: Path
 ) -> None:
@@ -498,6 +502,7 @@ def test_names_that_are_not_utf8_and_errors_that_are_told_again(
     refused(cli(*line[:5], "--output", "out\udcff"), 2, r"--output out\xff: pyarrow takes names in UTF-8 only")
 
 
+@pytest.mark.slow
 def test_users_own_pipeline(cluster: None, photo_engine: Path, folder: Path) -> None:
     import ray
 
@@ -514,8 +519,8 @@ def test_users_own_pipeline(cluster: None, photo_engine: Path, folder: Path) -> 
     assert list(rows.values()) == classes(folder, [Image.open(source / name) for name in rows])
 
 
+@pytest.mark.ray
 def test_requests_that_cannot_be_carried_out(cli: Cli, photo_engine: Path, folder: Path) -> None:
-    pytest.importorskip("ray.data", reason="Ray (ray[data]) isn't installed")
     base = ("infer", "--ray", "auto", "--output", "out")
     refused(cli(*base, "--input", "nowhere"), 2, "no such file or folder")
     refused(cli(*base, "--input", "ftp://x/y"), 2, "--input ftp://x/y")

@@ -26,6 +26,8 @@ import sys, time
 from trtbatch.deployment import scale
 from trtbatch.cli import app
 
+pytestmark = pytest.mark.ray
+
 def command():
     scale.CONNECT_S = {seconds}
     with scale._connected({address!r}):
@@ -77,6 +79,8 @@ def test_an_address_where_nothing_listens(
     assert not (folder / "out").exists(), "a folder is claimed by a run that has a cluster"
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_an_address_where_something_listens_that_says_nothing(silent: socket.socket) -> None:
     address = f"127.0.0.1:{silent.getsockname()[1]}"
     with connecting(address, seconds=3) as process:
@@ -85,6 +89,7 @@ def test_an_address_where_something_listens_that_says_nothing(silent: socket.soc
     assert f"no Ray cluster at {address}: it gave no answer in 3 s" in told
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("name", "code", "word"), SIGNALS)
 def test_a_signal_while_ray_is_sought(silent: socket.socket, name: str, code: int, word: str) -> None:
     with connecting(f"127.0.0.1:{silent.getsockname()[1]}") as process:
@@ -96,6 +101,8 @@ def test_a_signal_while_ray_is_sought(silent: socket.socket, name: str, code: in
     assert told.endswith(f"{word}; nothing half-written is left\n")
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_ray_itself_says_nothing(photo_engine: Path, photos: Path, folder: Path) -> None:
     """Of a run whose actors fail; tests/project/test_recipes.py has one that ends well."""
     photo_engine.write_bytes(photo_engine.read_bytes()[:100])
@@ -107,6 +114,8 @@ def test_ray_itself_says_nothing(photo_engine: Path, photos: Path, folder: Path)
     assert "small.ort.onnx is truncated: 100 bytes" in done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize(("name", "code", "word"), SIGNALS)
 def test_a_signal_while_ray_runs(name: str, code: int, word: str) -> None:
     with connecting("local") as process:

@@ -306,6 +306,7 @@ def test_an_engine_of_one_size_takes_the_streams_alone() -> None:
     assert (found.sizes, found.instances, found.tuned) == ((), 2, ("2 instances",))
 
 
+@pytest.mark.slow
 def test_deploy_follows_tune_and_says_so(cli: Cli, engine: Path, folder: Path) -> None:
     first = cli("deploy", "triton", "--repository", "before")
     assert first.exit_code == 0
@@ -436,6 +437,7 @@ def test_what_is_no_delay(text: str) -> None:
         parse_delay(text)
 
 
+@pytest.mark.process
 def test_help_needs_no_server() -> None:
     for words in (["deploy"], ["deploy", "triton"]):
         done = subprocess.run(

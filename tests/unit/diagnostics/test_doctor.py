@@ -162,6 +162,7 @@ def test_an_empty_machine_is_examined_without_raising() -> None:
     assert examine(Facts())
 
 
+@pytest.mark.slow
 def test_facts_are_gathered_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "libcudart.so.9.2.148").write_bytes(b"")
     (tmp_path / "libcudart.so.9.2").symlink_to(tmp_path / "libcudart.so.9.2.148")
@@ -174,6 +175,7 @@ def test_facts_are_gathered_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert facts.python
 
 
+@pytest.mark.slow
 def test_the_command_prints_lines_or_json(cli: Cli) -> None:
     result = cli("doctor")
     assert result.exit_code in (0, 1)

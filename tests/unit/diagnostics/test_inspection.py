@@ -32,9 +32,11 @@ def test_work_is_counted_by_the_operators_definitions(tmp_path: Path) -> None:
     assert report.opset == 17
 
 
+@pytest.mark.slow
+@pytest.mark.torch
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
 def test_multiply_accumulates_agree_with_torchs_own_counter(cli: Cli, folder: Path, name: str) -> None:
-    torch = pytest.importorskip("torch", reason="torch is the oracle")
+    import torch
     from torch.utils.flop_counter import FlopCounterMode
     from torchvision import models as torchvision_models
 

@@ -21,6 +21,8 @@ from trtbatch.core.store import load  # noqa: E402
 from trtbatch.exporter import exporters  # noqa: E402
 from trtbatch.onnx_graph.run import OnnxReference  # noqa: E402
 
+pytestmark = pytest.mark.torch
+
 Cli = Callable[..., Any]
 
 
@@ -36,6 +38,7 @@ def dims(path: Path) -> dict[str, list[str | int]]:
     }
 
 
+@pytest.mark.slow
 def test_resnet18_dynamic_as_typed(cli: Cli, folder: Path) -> None:
     result = cli("export", "resnet18", "--dynamic")
     assert result.exit_code == 0, result.output
@@ -58,6 +61,7 @@ def test_resnet18_dynamic_as_typed(cli: Cli, folder: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
 def test_both_exporters_prove_a_dynamic_batch(cli: Cli, folder: Path, exporter: str) -> None:
     result = cli("export", "tests.support.zoo:small", "--dynamic", "--exporter", exporter, "--input-shape", "3,16,16")
@@ -109,6 +113,7 @@ def test_a_model_of_one_batch_size_is_exported_for_that(cli: Cli, folder: Path) 
     assert exported(folder, "eight.onnx").outputs[0].fixed_batch == 8
 
 
+@pytest.mark.slow
 def test_dynamo_refuses_a_baked_batch_too(cli: Cli, folder: Path) -> None:
     result = cli("export", "tests.support.zoo:untracked", "--dynamic", "--input-shape", "3,8,8", "--exporter", "dynamo")
     assert result.exit_code in (0, 1)
@@ -122,6 +127,7 @@ def test_tracer_warnings_are_shown(cli: Cli) -> None:
     assert "warning: torch: Converting a tensor to a Python" in result.output
 
 
+@pytest.mark.slow
 def test_several_inputs_and_outputs_by_name(cli: Cli, folder: Path) -> None:
     for factory, exporter in (("two_in", "torchscript"), ("two_in_tensors", "torchscript"), ("two_in", "dynamo")):
         result = cli("export", f"tests.support.zoo:{factory}", "--dynamic", "--exporter", exporter)
@@ -152,6 +158,7 @@ def test_the_batch_axis_is_found_wherever_it_is(cli: Cli, folder: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_an_exported_program_is_exported(cli: Cli, folder: Path) -> None:
     from tests.support.zoo import Small
 
@@ -271,6 +278,7 @@ def test_weights_from_a_file(cli: Cli, folder: Path) -> None:
     assert "are not alexnet's" in result.output
 
 
+@pytest.mark.slow
 def test_random_weights_follow_the_seed_and_are_never_silent(cli: Cli, folder: Path) -> None:
     hashes = []
     for seed in (0, 0, 1):
@@ -480,6 +488,8 @@ def test_outputs_that_are_no_rows_go_all_the_way(cli: Cli, folder: Path) -> None
     assert {spec.name: spec.batch_axis for spec in sidecar.outputs} == {"rows": 0, "total": None, "doubled": None}
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_a_failing_exporter_prints_its_reason_and_no_pages(folder: Path) -> None:
     done = run_process("export", "tests.support.zoo:small", "--opset", 25, "--input-shape", "3,8,8", cwd=folder)
     assert done.returncode in (1, 2)

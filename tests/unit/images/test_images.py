@@ -84,6 +84,7 @@ def test_what_cannot_be_used_says_why(data: bytes, words: str) -> None:
         open_image(data)
 
 
+@pytest.mark.process
 def test_special_files_are_passed_over_by_name(photo_engine: Path, folder: Path, photos: Path) -> None:
     """In a process of its own, which a pipe would hold for ever; SIGTERM ends it in any case."""
     odd = folder / "odd"
@@ -114,6 +115,8 @@ def test_special_files_are_passed_over_by_name(photo_engine: Path, folder: Path,
     assert "a pipe, a socket or a device, not a file" in alone.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_sigterm_ends_a_run_that_reads(photo_engine: Path, folder: Path) -> None:
     many = folder / "many"
     many.mkdir()
@@ -129,6 +132,7 @@ def test_sigterm_ends_a_run_that_reads(photo_engine: Path, folder: Path) -> None
     assert not (folder / "p.csv").exists()
 
 
+@pytest.mark.process
 def test_no_program_is_run_for_a_file(photo_engine: Path, folder: Path) -> None:
     """PostScript by another name, with a program called as Ghostscript on the path."""
     programs, odd = folder / "bin", folder / "odd"
@@ -369,6 +373,7 @@ def test_a_folder_is_read_in_batches_of_several_sizes(tmp_path: Path) -> None:
     assert [each for _, each in found[:3]] == [False, False, True], "whole blocks are given to DALI as they are"
 
 
+@pytest.mark.slow
 def test_images_of_the_host_reader_at_the_end_are_waited_for(tmp_path: Path) -> None:
     dali = pytest.importorskip("trtbatch.images.dali")
     pytest.importorskip("nvidia.dali", reason="needs DALI")

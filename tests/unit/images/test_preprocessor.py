@@ -105,6 +105,7 @@ def test_no_pixel_is_more_than_one_level_from_pillow(tmp_path: Path, interpolati
             assert np.abs(found - pillow(recipe, pixels)).max() < 1.001, size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_samples_agree_with_torchvision(tmp_path: Path, interpolation: Any) -> None:
     presets = pytest.importorskip("torchvision.transforms._presets")

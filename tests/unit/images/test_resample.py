@@ -37,6 +37,7 @@ def product_of_columns(factors: NDArray[np.float32], pixels: Pixels) -> Pixels:
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(SIZES, SIZES, st.integers(1, 300), st.sampled_from(FILTERS))
 @example(1, 1, 224, "lanczos")
@@ -48,6 +49,7 @@ def test_one_pass_gives_pillows_pixels(height: int, width: int, new_height: int,
     np.testing.assert_array_equal(product(matrix(height, new_height, new_height, kind), pixels), np.asarray(wanted))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(SIZES, SIZES, st.integers(1, 200), st.integers(1, 200), st.integers(1, 200), st.sampled_from(FILTERS))
 @example(300, 300, 300, 224, 224, "bicubic")

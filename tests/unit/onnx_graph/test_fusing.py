@@ -107,6 +107,7 @@ def test_a_prefix_that_something_else_reads_stays_as_it_is(exported: Path) -> No
     assert not halve_prefix(model, fused)
 
 
+@pytest.mark.slow
 def test_photographs_get_the_same_predictions_as_bytes(cli: Cli, folder: Path, exported: Path, photos: Path) -> None:
     build = ("build", exported, "--max", 4, "--backend", "onnxruntime")
     for line in ((*build, "--output", "f.ort.onnx"), (*build, "--fuse-preprocess", "--output", "u.ort.onnx")):

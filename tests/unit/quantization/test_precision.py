@@ -21,6 +21,7 @@ from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from tests.support import models
+from tests.support.arrays import read_npz
 from tests.support.messages import refused
 from tests.support.processes import child_environment
 from trtbatch.backends import open_engine
@@ -214,7 +215,7 @@ def test_inputs_and_outputs_keep_their_types_unless_told(cli: Cli, folder: Path,
     assert [spec.dtype for spec in (*sidecar.inputs, *sidecar.outputs)] == ["float16", "float16"]
     np.save(folder / "x.npy", X.astype(np.float16))
     assert cli("infer", "--input", "x.npy", "--output", "y.npz").exit_code == 0
-    found = np.load(folder / "y.npz")["output"]
+    found = read_npz(folder / "y.npz")["output"]
     wanted = OnnxReference(model)({"input": X})["output"]
     assert found.dtype == np.float16
     assert row_errors(found.astype(np.float32), wanted).max() < 1e-2
@@ -528,6 +529,7 @@ def test_a_conversion_is_not_converted(cli: Cli, folder: Path, model: Path) -> N
         refused(cli(*line, *options), 2, "m.fp16.onnx is in fp16 already", "name the float32 file")
 
 
+@pytest.mark.process
 def test_an_interpreter_without_modelopt_is_told_so(
     cli: Cli, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -537,6 +539,7 @@ def test_an_interpreter_without_modelopt_is_told_so(
     refused(build(cli, "--precision", "fp16"), 1, "has no module", "pip install")
 
 
+@pytest.mark.process
 @pytest.mark.modelopt
 def test_the_worker_ends_with_its_parent(folder: Path, model: Path) -> None:
     line = [sys.executable, "-m", "trtbatch", "build", "m.onnx", "--precision", "fp16", "--backend", "onnxruntime"]

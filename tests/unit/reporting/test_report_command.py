@@ -321,6 +321,7 @@ def test_bench_ends_with_a_chart_and_report_reads_what_it_wrote(cli: Cli, engine
     assert "InferenceSession.run" in text
 
 
+@pytest.mark.process
 def test_the_chart_needs_no_unicode(engine: Path, folder: Path) -> None:
     import subprocess
 
@@ -367,6 +368,7 @@ def test_names_are_moved_apart() -> None:
 # Pictures.
 
 
+@pytest.mark.slow
 def test_pictures_are_the_same_every_time(cli: Cli, folder: Path) -> None:
     pytest.importorskip("matplotlib")
     dollars = "$\\frac{1}{0}$ <script> _x"
@@ -394,6 +396,7 @@ def test_without_matplotlib_nothing_is_written(cli: Cli, folder: Path, monkeypat
     assert [path.name for path in folder.iterdir()] == ["a.json"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", ["report", "compare"])
 def test_help_needs_no_heavy_package(tmp_path: Path, command: str) -> None:
     code = f"sys.argv = ['trtbatch', '{command}', '--help']; runpy.run_module('trtbatch', run_name='__main__')"
@@ -402,6 +405,7 @@ def test_help_needs_no_heavy_package(tmp_path: Path, command: str) -> None:
     assert "Usage" in done.stdout, done.stderr
 
 
+@pytest.mark.process
 def test_a_page_is_made_without_heavy_packages(tmp_path: Path) -> None:
     saved(tmp_path / "a.json", timed(lambda b: 1.0))
     code = (

@@ -21,6 +21,7 @@ from PIL import Image
 
 from scripts.photos import PHOTOS
 from tests.support import models
+from tests.support.arrays import read_npz
 from tests.support.labels import CLASSES, PREPROCESSING
 from tests.support.messages import refused
 from tests.support.processes import child_environment
@@ -43,7 +44,7 @@ def test_ten_photographs_at_batch_four_run_as_4_4_2(cli: Cli, photo_engine: Path
     result = cli("infer", "--input", photos, "--batch", 4, "--output", "p.npz")
     assert result.exit_code == 0, result.output
     assert "executed batches: 4×2 2" in result.output
-    found = np.load(folder / "p.npz")
+    found = read_npz(folder / "p.npz")
     assert found["file"].tolist() == list(PHOTOS)
     expected = oracle(folder, [PREPROCESSING(Image.open(photos / name)) for name in PHOTOS])
     np.testing.assert_allclose(found["output"], expected, rtol=1e-4, atol=1e-6)
@@ -58,7 +59,7 @@ def test_a_static_engine_pads_the_last_batch_and_trims_it(cli: Cli, folder: Path
     assert result.exit_code == 0, result.output
     assert "10 samples" in result.output
     assert "executed batches: 4×3" in result.output
-    found = np.load(folder / "y.npz")
+    found = read_npz(folder / "y.npz")
     assert found["file"].tolist() == [f"x.npy[{i}]" for i in range(10)]
     np.testing.assert_allclose(found["output"], oracle(folder, samples), rtol=1e-4, atol=1e-6)
 
@@ -82,7 +83,7 @@ def test_a_batch_over_every_profile_runs_in_pieces(cli: Cli, engine: Path, folde
     assert result.exit_code == 0, result.output
     assert "batch 20 is larger than every profile of small.ort.onnx: it runs as 8, 8, 4" in result.output
     assert "executed batches: 8×4 4×2 5" in result.output, "twice 20, and a rest of 5 that needs no splitting"
-    found = np.load(folder / "y.npz")
+    found = read_npz(folder / "y.npz")
     assert found["file"].tolist() == [f"x.npy[{i}]" for i in range(45)]
     np.testing.assert_allclose(found["output"], oracle(folder, samples), rtol=1e-4, atol=1e-6)
     assert "8 (12 times), 4" in cli("infer", "--input", "x.npy", "--batch", 100).output
@@ -154,6 +155,7 @@ def test_outputs_that_cannot_be_written_are_told_by_their_option_before_anything
     assert sorted(path.name for path in folder.iterdir()) == ["engines", "small.onnx"]
 
 
+@pytest.mark.process
 def test_a_trace_that_the_disk_does_not_hold_is_told_by_its_option(engine: Path, folder: Path) -> None:
     """Spans are written while a row of the output is: the trace is named all the same."""
     line = "infer --input random --count 500 --batch 1 --topk 1 --trace t.json --output o.csv"
@@ -213,6 +215,7 @@ def broken_images(photos: Path, target: Path) -> Path:
     return target
 
 
+@pytest.mark.filterwarnings("ignore:Image size")  # as the command has it
 def test_unusable_images_are_named_and_the_rest_goes_on(
     cli: Cli, photo_engine: Path, folder: Path, photos: Path
 ) -> None:
@@ -246,7 +249,7 @@ def test_a_folder_of_unusable_images_only_ends_well_formed(
     result = cli("infer", "--input", "bad", "--output", "p.npz")
     assert result.exit_code == 1
     assert "1 of 1 inputs were skipped" in result.output
-    assert np.load(folder / "p.npz")["file"].shape == (0,)
+    assert read_npz(folder / "p.npz")["file"].shape == (0,)
 
 
 def test_globs_and_single_files(cli: Cli, photo_engine: Path, photos: Path) -> None:
@@ -320,7 +323,7 @@ def test_fortran_ordered_and_strided_arrays_are_right(cli: Cli, engine: Path, fo
     samples = np.random.default_rng(2).standard_normal((6, 3, 8, 8)).astype(np.float32)
     np.save(folder / "f.npy", np.asfortranarray(samples))
     assert cli("infer", "--input", "f.npy", "--output", "f.npz").exit_code == 0
-    np.testing.assert_allclose(np.load(folder / "f.npz")["output"], oracle(folder, samples), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(read_npz(folder / "f.npz")["output"], oracle(folder, samples), rtol=1e-4, atol=1e-6)
 
 
 def test_several_inputs_come_from_an_npz_by_name(cli: Cli, folder: Path) -> None:
@@ -329,7 +332,7 @@ def test_several_inputs_come_from_an_npz_by_name(cli: Cli, folder: Path) -> None
     left = np.arange(20, dtype=np.float32).reshape(5, 4)
     np.savez(folder / "x.npz", right=left * 3, left=left)
     assert cli("infer", "--input", "x.npz", "--output", "y.npz").exit_code == 0
-    assert np.array_equal(np.load(folder / "y.npz")["output"], left * -2)
+    assert np.array_equal(read_npz(folder / "y.npz")["output"], left * -2)
     np.savez(folder / "x.npz", right=left[:3], left=left)
     refused(cli("infer", "--input", "x.npz"), 1, "left 5, right 3")
     np.save(folder / "x.npy", left)
@@ -342,13 +345,13 @@ def test_a_batch_axis_that_is_not_the_first_is_put_back(cli: Cli, folder: Path) 
     array = np.arange(20, dtype=np.float32).reshape(4, 5)
     np.save(folder / "x.npy", array)
     assert cli("infer", "--input", "x.npy", "--batch", 2, "--output", "y.npz").exit_code == 0
-    assert np.array_equal(np.load(folder / "y.npz")["output"], -array.T), "one row a sample, the batch first"
+    assert np.array_equal(read_npz(folder / "y.npz")["output"], -array.T), "one row a sample, the batch first"
 
 
 def test_random_samples_depend_on_seed_and_index_only(cli: Cli, engine: Path, folder: Path) -> None:
     for name, args in {"a": ("--count", 3), "b": ("--count", 7), "c": ("--count", 3, "--seed", 1)}.items():
         assert cli("infer", "--input", "random", "--output", f"{name}.npz", *args).exit_code == 0
-    a, b, c = (np.load(folder / f"{name}.npz")["output"] for name in "abc")
+    a, b, c = (read_npz(folder / f"{name}.npz")["output"] for name in "abc")
     np.testing.assert_allclose(a, b[:3], rtol=1e-5)
     assert not np.allclose(a, c)
 
@@ -406,6 +409,7 @@ def test_images_are_read_a_bounded_distance_ahead(photo_engine: Path, folder: Pa
     assert len(opened) == 200
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_samples(cli: Cli, engine: Path, folder: Path) -> None:
     def peak(count: int) -> int:
         tracemalloc.start()
@@ -419,6 +423,7 @@ def test_memory_does_not_grow_with_the_number_of_samples(cli: Cli, engine: Path,
     assert many < few + 1_000_000, "1,800 more inputs are 1.4 MB, and their names 0.2 MB"
 
 
+@pytest.mark.filterwarnings("ignore:Image size")  # as the command has it
 def test_skipped_items_keep_their_place(photo_engine: Path, folder: Path, photos: Path) -> None:
     target = broken_images(photos, folder / "mixed")
     items = list(open_source(str(target), load(photo_engine, "engine").sidecar))
@@ -455,7 +460,7 @@ def test_a_name_that_is_not_utf8_is_kept_in_every_format(
         assert result.exit_code == 0, result.output
     assert json.loads((folder / "p.jsonl").read_text())["file"] == r"a\xff.jpg"
     assert (folder / "p.csv").read_text().splitlines()[1].startswith(r"a\xff.jpg,")
-    (name,) = np.load(folder / "p.npz")["file"].tolist()
+    (name,) = read_npz(folder / "p.npz")["file"].tolist()
     assert name == "a\udcff.jpg"
     assert (folder / "in" / name).is_file()
 
@@ -501,8 +506,8 @@ def test_brackets_in_paths_are_letters(cli: Cli, engine: Path, folder: Path) -> 
     assert (folder / "c[/b].ort.onnx").is_file()
 
 
+@pytest.mark.torch
 def test_images_for_a_model_of_two_inputs_say_so(cli: Cli, folder: Path, photos: Path) -> None:
-    pytest.importorskip("torch", reason="export needs torch")
     assert cli("export", "tests.support.zoo:two_in", "--dynamic").exit_code == 0
     assert cli("build", "--max", 2).exit_code == 0
     refused(cli("infer", "--input", photos), 2, "two_in has 2 inputs (image, ids); images can feed a model with one")

@@ -125,9 +125,11 @@ def test_a_cast_that_would_change_values_is_refused(engine: Path) -> None:
             loaded(np.full((2, 3, 8, 8), 0.1))
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("dtype", ["uint8", "int64"])
 def test_integers_for_an_input_of_floats_are_refused(engine: Path, dtype: str) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     samples = np.full((2, 3, 8, 8), 200, dtype)
     told = f"input is {dtype} and the engine takes float32"
     with trtbatch.load(engine) as loaded:
@@ -192,8 +194,10 @@ def _own(engine: Path) -> Any:
 # Tensors of other libraries.
 
 
+@pytest.mark.torch
 def test_a_torch_tensor_is_read_where_it_lies(engine: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     addresses: list[int] = []
     bind = OnnxRuntimeSession.bind
 
@@ -212,8 +216,10 @@ def test_a_torch_tensor_is_read_where_it_lies(engine: Path, folder: Path, monkey
     assert back.data_ptr() == found.ctypes.data
 
 
+@pytest.mark.torch
 def test_tensors_that_cannot_be_shared_say_why(engine: Path) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     with trtbatch.load(engine) as loaded:
         with pytest.raises(InputError, match=r"input can't be shared: .*detach"):
             loaded(torch.zeros(1, 3, 8, 8, requires_grad=True))
@@ -238,9 +244,11 @@ def test_a_gpu_tensor_for_an_engine_on_the_cpu_is_refused(engine: Path) -> None:
         loaded(OnGpu())
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "int64", "uint8", "bool"])
 def test_capsules_keep_type_shape_and_address(dtype: str) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     array = np.arange(6).reshape(2, 3).astype(dtype)
     made = dlpack.DeviceArray(array.ctypes.data, (2, 3), dtype, array, (dlpack.CPU, 0))
     np.testing.assert_array_equal(torch.from_dlpack(made).numpy(), array)

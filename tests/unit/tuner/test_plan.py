@@ -436,6 +436,7 @@ def test_what_cannot_be_kept_in_the_end_is_shown_all_the_same(
     assert json.loads((folder / "p.json").read_text())["saved"] is False
 
 
+@pytest.mark.slow
 def test_a_build_line_whose_onnx_file_is_gone_is_told(cli: Cli, engine: Path, folder: Path) -> None:
     (folder / "t.csv").write_text("batch,count\n3,5\n")
     line = ("plan", "engines/small.ort.onnx", "--traffic", "t.csv", "--no-save")

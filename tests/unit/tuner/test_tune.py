@@ -342,6 +342,7 @@ def test_no_budget_is_advised_where_no_upper_end_is_known() -> None:
     assert len(asked) == 1
 
 
+@pytest.mark.slow
 def test_who_follows_the_advice_finds_a_batch() -> None:
     """Of 200 noisy machines, on which the very figure of the first search fails often."""
     generator = np.random.default_rng(5)
@@ -674,6 +675,7 @@ def tuned_of(engine: Path, *args: object, **times: float) -> None:
     )
 
 
+@pytest.mark.slow
 def test_what_the_builds_times_rule_out_is_left_out_and_said(
     cli: Cli, engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -727,6 +729,7 @@ def test_times_of_a_busy_build_rule_nothing_out(cli: Cli, engine: Path, monkeypa
     assert "left out" not in result.output
 
 
+@pytest.mark.slow
 def test_times_of_another_machine_rule_nothing_out(cli: Cli, engine: Path) -> None:
     tuned_of(engine, b1=1e-6, b8=5_000.0)
     store.rewrite(load(engine, "engine"), device={"cpu": "another"})
@@ -923,6 +926,7 @@ def test_a_rewritten_sidecar_keeps_what_others_wrote(engine: Path) -> None:
     assert str(a_tuned(3)) == "batch 3 with 1 stream: 800 samples/s, p99 1 ms (asked: the largest throughput)"
 
 
+@pytest.mark.slow
 def test_the_sidecar_of_an_artifact_that_was_made_anew_is_left_alone(cli: Cli, engine: Path, folder: Path) -> None:
     artifact = load(engine, "engine")
     models.deep(folder / "small.onnx")

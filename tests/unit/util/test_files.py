@@ -59,6 +59,7 @@ def left(cwd: Path) -> Path:
     return folder
 
 
+@pytest.mark.process
 def test_what_a_killed_run_left_is_removed_by_the_next_and_told(tmp_path: Path, caplog: Any) -> None:
     caplog.set_level("INFO", "trtbatch")
     gone = left(tmp_path)
@@ -69,6 +70,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next_and_told(tmp_path: Path, 
     assert caplog.messages == [f"removed {gone}, which a run that was killed had left"]
 
 
+@pytest.mark.process
 def test_the_folder_of_a_living_process_stays(tmp_path: Path) -> None:
     with writing(tmp_path) as (process, theirs):
         with scratch(tmp_path / "a") as outer, scratch(tmp_path / "b") as inner:
@@ -81,6 +83,7 @@ def test_the_folder_of_a_living_process_stays(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.process
 def test_what_is_not_surely_abandoned_stays(tmp_path: Path) -> None:
     """A user's files of a like name, folders of another machine, and a version that was being replaced."""
     start = _machine_start()
@@ -145,6 +148,7 @@ def test_a_probe_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["link"]
 
 
+@pytest.mark.process
 def test_a_killed_command_leaves_nothing_for_long(cli: Cli, engine: Path, folder: Path) -> None:
     line = [sys.executable, "-m", "trtbatch", "infer", "--input", "random", "--count", str(10**8), "--output", "p.csv"]
     with subprocess.Popen(line, cwd=folder, env=child_environment(), stderr=subprocess.DEVNULL) as process:

@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 from tests.support import models
+from tests.support.arrays import read_npz
 from tests.support.messages import refused
 from trtbatch.core.rows import Limit, compare, named_rows, valid_only
 
@@ -59,7 +60,7 @@ def test_an_engine_that_differs_from_its_reference_is_found_row_by_row(cli: Cli,
     np.save(folder / "x.npy", samples)
     assert cli("infer", "--input", "x.npy", "--output", "saved.npz").exit_code == 0
     assert cli("verify", "--against", "saved.npz", "--input", "x.npy", "--batch", "1,8").exit_code == 0
-    saved = np.load(folder / "saved.npz")["output"]
+    saved = read_npz(folder / "saved.npz")["output"]
     saved[2] += 0.5
     saved[5, 0] = np.nan
     np.savez(folder / "other.npz", output=saved)
@@ -77,7 +78,7 @@ def test_an_engine_that_differs_from_its_reference_is_found_row_by_row(cli: Cli,
 
 def test_rtol_and_atol_replace_the_limit(cli: Cli, engine: Path, folder: Path) -> None:
     assert cli("infer", "--input", "random", "--count", 4, "--output", "s.npz").exit_code == 0
-    saved = np.load(folder / "s.npz")["output"]
+    saved = read_npz(folder / "s.npz")["output"]
     np.savez(folder / "s.npz", output=saved + np.float32(0.01))
     line = ("verify", "--against", "s.npz", "--input", "random", "--seed", 42, "--batch", 4)
     assert cli(*line).exit_code == 1
@@ -85,8 +86,8 @@ def test_rtol_and_atol_replace_the_limit(cli: Cli, engine: Path, folder: Path) -
     assert cli(*line, "--atol", 0.005, "--rtol", 0).exit_code == 1
 
 
+@pytest.mark.torch
 def test_photographs_can_be_the_samples(cli: Cli, folder: Path, photos: Path) -> None:
-    pytest.importorskip("torch", reason="export needs torch")
     assert cli("export", "tests.support.zoo:photos", "--dynamic").exit_code == 0
     assert cli("build", "--max", 4, "--opt", 4).exit_code == 0
     result = cli("verify", "--input", photos, "--against", "torch")
@@ -95,8 +96,8 @@ def test_photographs_can_be_the_samples(cli: Cli, folder: Path, photos: Path) ->
     assert "tests.support.zoo:photos" in result.output
 
 
+@pytest.mark.torch
 def test_torch_is_the_model_that_was_exported(cli: Cli, folder: Path) -> None:
-    pytest.importorskip("torch", reason="export needs torch")
     line = ("export", "squeezenet1_1", "--dynamic", "--weights", "random", "--seed", 5, "--input-shape", "3,64,64")
     assert cli(*line).exit_code == 0
     assert cli("build", "--max", 2).exit_code == 0
@@ -204,10 +205,10 @@ def test_few_samples_are_joined_by_random_ones(cli: Cli, folder: Path) -> None:
     assert "differ from the same samples run alone" in result.output
 
 
+@pytest.mark.torch
 def test_saved_rows_are_compared_with_their_own_samples(cli: Cli, folder: Path, photos: Path) -> None:
     import shutil
 
-    pytest.importorskip("torch", reason="export needs torch")
     assert cli("export", "tests.support.zoo:photos", "--dynamic").exit_code == 0
     assert cli("build", "--max", 8, "--opt", 8).exit_code == 0
     shutil.copytree(photos, folder / "in")
@@ -218,7 +219,7 @@ def test_saved_rows_are_compared_with_their_own_samples(cli: Cli, folder: Path, 
     refused(
         cli("verify", "--against", "s.npz", "--input", "in"), 1, "row 0 of the saved", "astronaut.png", "camera.png"
     )
-    saved = np.load(folder / "s.npz")["output"]
+    saved = read_npz(folder / "s.npz")["output"]
     np.savez(folder / "t.npz", output=saved[:8], input=np.zeros((3, 3, 16, 16), np.float32))
     refused(cli("verify", "--against", "t.npz"), 1, "the numbers of samples differ")
     np.savez(folder / "t.npz", output=np.float32(3))
@@ -235,7 +236,7 @@ def test_outputs_that_a_reference_lacks_are_said_to_be(cli: Cli, folder: Path) -
     models.passed_through(folder / "m.onnx")
     assert cli("build", "m.onnx", "--max", 4).exit_code == 0
     assert cli("infer", "--input", "random", "--count", 4, "--output", "s.npz").exit_code == 0
-    np.savez(folder / "t.npz", same=np.load(folder / "s.npz")["same"])
+    np.savez(folder / "t.npz", same=read_npz(folder / "s.npz")["same"])
     result = cli("verify", "--against", "t.npz", "--input", "random")
     assert result.exit_code == 0
     assert "holds no 'negated': that output is not compared" in result.output
