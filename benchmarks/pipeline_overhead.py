@@ -61,7 +61,7 @@ def measure(options: argparse.Namespace, file: Path) -> dict[str, Any]:
     rounds: list[tuple[float, float]] = []
     with open_engine(artifact) as engine:
         opened: Any = engine
-        session = opened._session
+        session = opened._session  # noqa: SLF001
         bare(session, file, spec.name, options.batch)
         last = ours(engine, file, options.batch)
         for turn in range(options.rounds):

@@ -114,7 +114,7 @@ class ProfilesResult(Run):
 
 
 @dataclass(frozen=True)
-class _Rounds:
+class Rounds:
     """The median of each round of each that took part, and the rounds that are bad."""
 
     ms: tuple[tuple[float, ...], ...]
@@ -157,7 +157,7 @@ def duel(request: BenchRequest, against: Path) -> DuelResult:
                 request.progress(f"batch {batch}: {mode}, the two in turns", None)
                 loops = [stand.loop(batch, mode) for stand in (a, b)]
                 timed[mode] = loops[0].timed
-                rounds = _take_turns([lambda loop=loop: loop for loop in loops], request, watch)  # type: ignore[misc]
+                rounds = take_turns([lambda loop=loop: loop for loop in loops], request, watch)  # type: ignore[misc]
                 lines.append(_duel_line(batch, mode, a, b, rounds))
     return DuelResult(
         a=Contender(**Contender.fields_of(ours)),
@@ -189,7 +189,7 @@ def _modes_of_both(a: Stand, b: Stand, batch: int) -> Sequence[str]:
     return ours
 
 
-def _duel_line(batch: int, mode: str, a: Stand, b: Stand, rounds: _Rounds) -> DuelLine:
+def _duel_line(batch: int, mode: str, a: Stand, b: Stand, rounds: Rounds) -> DuelLine:
     return DuelLine(
         batch=batch,
         mode=mode,
@@ -228,8 +228,8 @@ def compare_profiles(request: BenchRequest) -> ProfilesResult:
                 request.progress(f"batch {batch}: {mode}, {len(holding)} profiles in turns", None)
                 turns = [_on_profile(stand, batch, mode, index) for index in holding]
                 timed[mode] = turns[0]().timed
-                rounds = _take_turns(turns, request, watch)
-                lines.append(_profile_line(batch, mode, sidecar, holding, rounds))
+                rounds = take_turns(turns, request, watch)
+                lines.append(profile_line(batch, mode, sidecar, holding, rounds))
     return ProfilesResult(
         **Run.of(artifact, timed, _settings(request)),
         gpu=_gpu_state(request, artifact),
@@ -242,7 +242,7 @@ def _on_profile(stand: Stand, batch: int, mode: str, profile: int) -> Callable[[
     return lambda: stand.loop(batch, mode, profile)
 
 
-def _profile_line(batch: int, mode: str, sidecar: Sidecar, holding: Sequence[int], rounds: _Rounds) -> ProfileLine:
+def profile_line(batch: int, mode: str, sidecar: Sidecar, holding: Sequence[int], rounds: Rounds) -> ProfileLine:
     profiles, differ = sidecar.profiles, sidecar.backend == "tensorrt"
     places = range(len(holding))
     fastest = min(places, key=rounds.median)
@@ -259,7 +259,7 @@ def _profile_line(batch: int, mode: str, sidecar: Sidecar, holding: Sequence[int
     )
 
 
-def _take_turns(prepare: Sequence[Callable[[], Loop]], request: BenchRequest, watch: ClockWatch) -> _Rounds:
+def take_turns(prepare: Sequence[Callable[[], Loop]], request: BenchRequest, watch: ClockWatch) -> Rounds:
     """Time each in every round, forwards and backwards in turn."""
     rule = _turn_rule(request)
     medians: list[list[float]] = [[] for _ in prepare]
@@ -272,7 +272,7 @@ def _take_turns(prepare: Sequence[Callable[[], Loop]], request: BenchRequest, wa
             medians[index].append(float(np.median(samples.kept(samples.ms))))
             if samples.throttled and turn not in bad:
                 bad.append(turn)
-    return _Rounds(tuple(rounded(each) for each in medians), tuple(bad))
+    return Rounds(tuple(rounded(each) for each in medians), tuple(bad))
 
 
 def _turn_rule(request: BenchRequest) -> StopRule:

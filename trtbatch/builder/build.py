@@ -81,7 +81,7 @@ def build(request: BuildRequest) -> Artifact:
     target = request.output or ENGINES / f"{stem_of(source.path, request)}{builder.suffix}"
     refuse_target(target, source.path, builder.suffix)
     several = request.tries > 1 and builder.name == "tensorrt"
-    make = _build_best if request.precision == "best" else _build_again if several else _build_one
+    make = _build_best if request.precision == "best" else build_again if several else _build_one
     with files.scratch(target) as folder:
         files.require_space(target, source.sidecar.artifact.bytes)
         made = make(request, builder, source, target, folder)
@@ -121,7 +121,7 @@ def _build_best(request: BuildRequest, builder: Builder, source: Artifact, targe
     return Artifact(chosen.path, replace(chosen.sidecar, precision_asked="best", build=facts))
 
 
-def _build_again(request: BuildRequest, builder: Builder, source: Artifact, target: Path, folder: Path) -> Artifact:
+def build_again(request: BuildRequest, builder: Builder, source: Artifact, target: Path, folder: Path) -> Artifact:
     """Build several times, tactics timed anew, and keep the fastest engine.
 
     Raises:

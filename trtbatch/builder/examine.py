@@ -207,7 +207,7 @@ def _accuracy(session: Session, sidecar: Sidecar, what: Examination) -> Accuracy
     limit = None if what.tolerance is None else Limit(what.tolerance)
     expected = _in_turn(wanted, sidecar.outputs, batch, rows)
     results = compare_outputs(session.fetch(), expected, batch, sidecar.outputs, sidecar.precision, limit)
-    others = _other_profiles(session, sidecar, drawn, wanted, rows, limit)
+    others = examine_other_profiles(session, sidecar, drawn, wanted, rows, limit)
     _tell_constant(wanted, sidecar.outputs, what.name)
     some = rows if sidecar.is_dynamic else batch
     overflow = _overflow(sidecar, inputs, some, what) if "fp16" in what.products.values() else None
@@ -255,7 +255,7 @@ def _in_turn(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], batch: in
     return {spec.name: np.ascontiguousarray(_part(arrays[spec.name], spec, turns)) for spec in known}
 
 
-def _other_profiles(
+def examine_other_profiles(
     session: Session,
     sidecar: Sidecar,
     inputs: Mapping[str, Array],

@@ -31,7 +31,7 @@ _ENDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGH
 """Signals that end a command, by the exit code 128 + number, with nothing half-written."""
 
 
-_COMMANDS = {
+COMMANDS = {
     "export": "Export a torch model to ONNX, and prove that its batch axis is what it says.",
     "export-preprocessor": "Write a model's preprocessing as a network of its own, which makes one sample of an image "
     "of any size.",
@@ -56,7 +56,7 @@ class _Commands(MutableMapping[str, Any]):
     """The subcommands by name, each made when it is asked for: to make them all takes longer than ``--help`` may."""
 
     def __init__(self) -> None:
-        self._made: dict[str, Any] = dict.fromkeys(_COMMANDS)
+        self._made: dict[str, Any] = dict.fromkeys(COMMANDS)
 
     def __getitem__(self, name: str) -> Any:
         if self._made[name] is None:
@@ -99,7 +99,7 @@ class _Group(TyperGroup):
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """The names, and what each does."""
         with formatter.section("Commands"):
-            formatter.write_dl(list(_COMMANDS.items()))
+            formatter.write_dl(list(COMMANDS.items()))
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **options: Any) -> Any:  # type: ignore[override]
         """Click's own errors (an unknown option, a number out of range) in the words of all others."""

@@ -164,7 +164,7 @@ def _one_of(**asked: bool) -> None:
 
 def _show(result: TuneResult) -> None:
     console = out()
-    console.print(fitting(console, *(_table(result, count) for count in range(len(_LESS) + 1))))
+    console.print(fitting(console, *(trials_table(result, count) for count in range(len(_LESS) + 1))))
     _show_chosen(console, result)
     for line in _notes(result):
         console.print(line, style="dim", markup=False)
@@ -174,7 +174,7 @@ _LESS = ("runs", "p50 ms", "95 %", "profile", "streams", "95 % ")
 """Columns that a narrow terminal does without, in this order; the interval of the latency, which decides, goes last."""
 
 
-def _table(result: TuneResult, without: int = 0) -> Table:
+def trials_table(result: TuneResult, without: int = 0) -> Table:
     """The table of what was measured; `without` so many of :data:`_LESS`. Streams stay where several were tried."""
     from rich.table import Table
 
@@ -198,10 +198,10 @@ def _cells(trial: Trial, result: TuneResult) -> dict[str, str]:
         "streams": str(trial.streams),
         "profile": str(result.profiles[trial.profile]),
         "samples/s": _rate(trial.samples_per_s.value),
-        "95 %": _range(trial.samples_per_s, _rate),
+        "95 %": interval_text(trial.samples_per_s, _rate),
         "p50 ms": f"{trial.median_ms:.4g}",
         f"p{result.settings['percentile']:g} ms ": f"{trial.latency_ms.value:.4g}",
-        "95 % ": _range(trial.latency_ms, _ms),
+        "95 % ": interval_text(trial.latency_ms, ms_text),
         "runs": str(trial.runs),
         "": _remark(trial, result),
     }
@@ -232,11 +232,11 @@ def _rate(value: float) -> str:
     return rate(value)
 
 
-def _ms(value: float) -> str:
+def ms_text(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _range(interval: Interval, words: Callable[[float], str]) -> str:
+def interval_text(interval: Interval, words: Callable[[float], str]) -> str:
     """``4.1–4.4``, or ``over 4.1``, ``up to 4.4``, ``not known`` where there were too few runs for an end."""
     below, above = interval.low > 0, interval.high < float("inf")
     if below and above:
@@ -249,15 +249,15 @@ def _range(interval: Interval, words: Callable[[float], str]) -> str:
 _UNKNOWN = "not known"
 
 
-def _latency(trial: Trial, percentile: str) -> str:
+def latency_text(trial: Trial, percentile: str) -> str:
     """``p99 4.1–4.4 ms``, or ``p99 not known from 5 runs``."""
-    known = _range(trial.latency_ms, _ms)
+    known = interval_text(trial.latency_ms, ms_text)
     return f"{percentile} {known} from {trial.runs} runs" if known == _UNKNOWN else f"{percentile} {known} ms"
 
 
 def _throughput(trial: Trial) -> str:
     """``900–1,100 samples/s``, or ``samples/s not known from 5 runs``."""
-    known = _range(trial.samples_per_s, _rate)
+    known = interval_text(trial.samples_per_s, _rate)
     return f"samples/s {known} from {trial.runs} runs" if known == _UNKNOWN else f"{known} samples/s"
 
 
@@ -269,11 +269,11 @@ def _show_chosen(console: Console, result: TuneResult) -> None:
             "chosen",
             f"batch {chosen.batch}, {_streams(chosen.streams)}, profile {chosen.profile} "
             f"({result.profiles[chosen.profile]}): {_rate(chosen.samples_per_s.value)} samples/s, {percentile} "
-            f"{_ms(chosen.latency_ms.value)} ms",
+            f"{ms_text(chosen.latency_ms.value)} ms",
         ),
         (
             "sure",
-            f"to 95 %, from {chosen.runs} fresh runs after the search: {_latency(chosen, percentile)}, "
+            f"to 95 %, from {chosen.runs} fresh runs after the search: {latency_text(chosen, percentile)}, "
             f"{_throughput(chosen)}",
         ),
         *(("alike", _alike(result)) for _ in result.alike[:1]),
@@ -299,7 +299,7 @@ def _cost(chosen: Trial, other: Trial, percentile: str) -> str:
     """``batch 32: +4.1 % throughput, +61.0 % latency (p99 …)``."""
     rate = other.samples_per_s.value / chosen.samples_per_s.value - 1
     time = other.latency_ms.value / chosen.latency_ms.value - 1
-    return f"batch {other.batch}: {rate:+.1%} throughput, {time:+.1%} latency ({_latency(other, percentile)})"
+    return f"batch {other.batch}: {rate:+.1%} throughput, {time:+.1%} latency ({latency_text(other, percentile)})"
 
 
 def _streams(count: int) -> str:

@@ -194,7 +194,7 @@ def split_batch(batch: int, profiles: Sequence[Profile], times: Mapping[int, flo
         whole, rest = divmod(batch, common)
         return [common] * whole + [rest] * (rest > 0)
     whole = max(0, -((min(common * largest, SEARCHED) - batch) // common))
-    return sorted([common] * whole + _least(batch - whole * common, cost), reverse=True)
+    return sorted([common] * whole + fastest_pieces(batch - whole * common, cost), reverse=True)
 
 
 def _add_padding(cost: NDArray[np.float64], profiles: Sequence[Profile]) -> None:
@@ -206,7 +206,7 @@ def _add_padding(cost: NDArray[np.float64], profiles: Sequence[Profile]) -> None
     cost[:] = cost[places[np.searchsorted(places, np.arange(len(cost)))]]
 
 
-def _least(batch: int, cost: NDArray[np.float64]) -> list[int]:
+def fastest_pieces(batch: int, cost: NDArray[np.float64]) -> list[int]:
     """The pieces of a batch that take the least time, by dynamic programming.
 
     Args:

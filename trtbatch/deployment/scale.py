@@ -296,14 +296,14 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayError as error:
-        problem, fix = _reason(error)
+        problem, fix = failure_reason(error)
         raise ExecutionError(f"the Ray job failed: {problem}", fix) from error
     finally:
         context.enable_progress_bars = bars
         logger.setLevel(level)
 
 
-def _reason(error: Exception) -> tuple[str, str]:
+def failure_reason(error: Exception) -> tuple[str, str]:
     """Problem and fix of the last exception that a task's traceback ends with; Ray adds advice of its own after it.
 
     Of an error of ours the text alone comes back, ``module.Class: problem; fix``.

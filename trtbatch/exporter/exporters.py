@@ -56,7 +56,7 @@ def refuse_opset(opset: int, exporter: Exporter) -> None:
     newest = int(optional.require("onnx", "export a model").defs.onnx_opset_version())
     if opset > newest:
         raise UsageError(f"opset {opset} doesn't exist; the newest that onnx here knows is {newest}", "pass --opset 17")
-    installed = _tensorrt_version()
+    installed = tensorrt_version()
     read = compat.max_opset(installed) if installed else None
     if read is not None and opset > read:
         raise UsageError(
@@ -65,7 +65,7 @@ def refuse_opset(opset: int, exporter: Exporter) -> None:
         )
 
 
-def _tensorrt_version() -> str | None:
+def tensorrt_version() -> str | None:
     """Version of the TensorRT in reach: by its metadata, else (a bare folder on the path) by importing it."""
     version = optional.version("tensorrt")
     if version is None and optional.is_installed("tensorrt"):

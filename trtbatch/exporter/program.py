@@ -152,7 +152,7 @@ def _sample_inputs(entry: str, data: bytes) -> tuple[Any, ...] | None:
         return None
     fix = f"save it again with tensors as its example inputs, or {_TRUST}"
     try:
-        _check_size(entry, torch._C.PyTorchFileReader(io.BytesIO(data)), len(data))
+        _check_size(entry, torch._C.PyTorchFileReader(io.BytesIO(data)), len(data))  # noqa: SLF001
         loaded = torch.load(io.BytesIO(data), weights_only=True)
     except _RefusedError:
         raise
@@ -211,8 +211,8 @@ def _check_target(text: str) -> None:
     aten = re.fullmatch(r"torch\.ops\.aten\.(\w+)\.(\w+)", text, re.ASCII)
     if aten:
         overload = getattr(getattr(torch.ops.aten, aten[1], None), aten[2], None)
-        if isinstance(overload, torch._ops.OpOverload) and aten[1] != "from_file":  # it opens a file by its name
-            schema = overload._schema  # aten::save(t item, str filename) and its like have no tensor
+        if isinstance(overload, torch._ops.OpOverload) and aten[1] != "from_file":  # it opens a file by its name  # noqa: SLF001
+            schema = overload._schema  # aten::save(t item, str filename) and its like have no tensor  # noqa: SLF001
             if any("Tensor" in str(each.type) for each in (*schema.arguments, *schema.returns)):
                 return
     if not _SYMBOLIC.fullmatch(text):

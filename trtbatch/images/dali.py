@@ -358,7 +358,7 @@ class DaliReader:
 
     def _make(self) -> None:
         if self._pipeline is not None:
-            self._pipeline._shutdown()
+            self._pipeline._shutdown()  # noqa: SLF001
         self._pipeline = pipeline(self._preprocessing, self._spec, self._batch, self._device, self._next_batch)
         self._pipeline.build()
 
@@ -437,7 +437,7 @@ class DaliReader:
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._files.close()
         if self._pipeline is not None:
-            self._pipeline._shutdown()
+            self._pipeline._shutdown()  # noqa: SLF001
             self._pipeline = None
 
     def _gather(self, images: Iterator[Item], sizes: Iterable[int]) -> Iterator[ImageBatch]:
@@ -543,7 +543,7 @@ class _Files:
 
     def close(self) -> None:
         if self._pipeline is not None:
-            self._pipeline._shutdown()
+            self._pipeline._shutdown()  # noqa: SLF001
             self._pipeline = None
 
 

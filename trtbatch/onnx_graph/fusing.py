@@ -125,10 +125,10 @@ def _found(target: Path, source: Artifact, layout: Layout) -> Artifact | None:
         raise UsageError(f"{target} is in the way: it was exported so", f"build that: trtbatch build {target}")
     recipe = artifact.sidecar.preprocessing
     same = recipe is not None and recipe.fused == layout and store.still_made_from(artifact, source)
-    return artifact if same and _is_looked_up(artifact.path) else None
+    return artifact if same and is_looked_up(artifact.path) else None
 
 
-def _is_looked_up(path: Path) -> bool:
+def is_looked_up(path: Path) -> bool:
     """Whether a fused file's prefix is written as this release writes it."""
     return any(node.name == f"{PREFIX}/Gather" for node in load_onnx(path).graph.node)
 

@@ -93,7 +93,7 @@ def run_modelopt(
     file = work / "request.json"
     file.write_text(json.dumps(order), encoding="utf-8")
     log = folder / "modelopt.log"
-    code, output = _run(
+    code, output = run_converter(
         [python, str(Path(__file__).with_name("modelopt_worker.py")), str(file)], work, environment, log
     )
     answer = _answer(output)
@@ -109,7 +109,7 @@ def run_modelopt(
     return made, answer["converted"]
 
 
-def _run(line: Sequence[str], cwd: Path, environment: Mapping[str, str], log: Path) -> tuple[int, bytes]:
+def run_converter(line: Sequence[str], cwd: Path, environment: Mapping[str, str], log: Path) -> tuple[int, bytes]:
     """Exit code and output of a process that ends when this one does: its standard input then closes."""
     pipe = subprocess.PIPE
     with (

@@ -112,7 +112,7 @@ def convert(source: Artifact, request: ConversionRequest, drawn: Sequence[Tensor
     """
     model = load_onnx(source.path)
     refuse_reduced(model, source.path.name)
-    kept = _kept(model, request.keep_fp32, source.path.name)
+    kept = kept_nodes(model, request.keep_fp32, source.path.name)
     kept |= {node.name for node in model.graph.node if node.name.startswith(f"{PREFIX}/")}
     sampled = replace(source.sidecar, inputs=tuple(drawn or source.sidecar.inputs))
     samples, words = _samples(sampled, request)
@@ -163,7 +163,7 @@ def refuse_reduced(model: Any, name: str) -> None:
         )
 
 
-def _kept(model: Any, names: Sequence[str], file: str) -> set[str]:
+def kept_nodes(model: Any, names: Sequence[str], file: str) -> set[str]:
     """The nodes that ``--keep-fp32`` names: by name, by shell pattern, or by operator.
 
     Raises:

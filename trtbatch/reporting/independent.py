@@ -28,7 +28,7 @@ BLOCK_TIMES = 8.0
 """Blocks are long enough where they have so many times the samples that are worth one independent one; the error of
 shorter ones is raised in proportion. (Found by simulation: see the coverage in the tests.)"""
 
-_STUDENT = {5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+STUDENT = {5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 """97.5 % points of Student's t by degrees of freedom, from the tables."""
 
 
@@ -72,7 +72,7 @@ def ratio_of_medians(a_ms: Milliseconds, b_ms: Milliseconds) -> Ratio:
     ratio = float(np.median(b_ms)) / float(np.median(a_ms))
     if blocks < MIN_BLOCKS:
         return Ratio(ratio, 0.0, inf, blocks, "UNCLEAR")
-    reach = _STUDENT[blocks - 1] * sqrt(_squared_error(a_ms) + _squared_error(b_ms))
+    reach = STUDENT[blocks - 1] * sqrt(_squared_error(a_ms) + _squared_error(b_ms))
     low, high = exp(log(ratio) - reach), exp(log(ratio) + reach)
     return Ratio(ratio, low, high, blocks, verdict_of(low, high))
 

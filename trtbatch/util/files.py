@@ -187,7 +187,7 @@ def _private(parent: Path) -> Iterator[Path]:
 
 def _private_folder(parent: Path) -> tuple[Path, int | None]:
     """A new folder, and the descriptor that holds its lock; None where it can't be locked, and so is never removed."""
-    start = _machine_start()
+    start = machine_start()
     for _ in range(3 if start else 0):  # another process may take it for abandoned before it is locked
         folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{start}-", dir=parent))
         lock = _lock(folder)
@@ -200,7 +200,7 @@ def _private_folder(parent: Path) -> tuple[Path, int | None]:
 
 def _remove_abandoned(parent: Path) -> None:
     """Remove private folders whose process is gone."""
-    start = _machine_start()
+    start = machine_start()
     for folder in parent.glob(f"{_PREFIX}{start}-????????") if start else ():
         lock = _lock(folder)
         if lock is None:
@@ -228,7 +228,7 @@ def _lock(folder: Path) -> int | None:
 
 
 @cache
-def _machine_start() -> str:
+def machine_start() -> str:
     """A name for the time since this machine was started; empty where it has none (only Linux does)."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()[:8]

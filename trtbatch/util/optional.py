@@ -10,7 +10,7 @@ from trtbatch.errors import MissingPackageError
 
 __all__ = ["is_installed", "require", "version"]
 
-_EXTRAS = {
+EXTRAS = {
     "torch": "export",
     "torchvision": "export",
     "onnxscript": "export",
@@ -38,8 +38,8 @@ def require(module: str, purpose: str) -> ModuleType:
         MissingPackageError: the package isn't installed, or doesn't import.
     """
     top = module.partition(".")[0]
-    package = next((name for name in _EXTRAS if f"{module}.".startswith(f"{name}.")), top)  # nvidia holds many packages
-    extra = _EXTRAS.get(package)
+    package = next((name for name in EXTRAS if f"{module}.".startswith(f"{name}.")), top)  # nvidia holds many packages
+    extra = EXTRAS.get(package)
     install = f"pip install 'trtbatch[{extra}]' (in a clone: '.[{extra}]')" if extra else f"pip install {package}"
     try:
         return importlib.import_module(module)

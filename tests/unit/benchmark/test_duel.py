@@ -138,7 +138,7 @@ def test_they_take_turns_and_rounds_of_changing_clocks_are_left_out(monkeypatch:
         return lambda: Loop(name, "", lambda count: Taken(np.ones(count)))
 
     monkeypatch.setattr(duel_module, "collect", collect)
-    rounds = duel_module._take_turns([prepared("A"), prepared("B")], BenchRequest(None, [1]), ClockWatch())
+    rounds = duel_module.take_turns([prepared("A"), prepared("B")], BenchRequest(None, [1]), ClockWatch())
     assert "".join(order) == "ABBA" * (duel_module.ROUNDS // 2)
     assert rounds.bad == (0,)
     assert rounds.ms[1][0] == 18.0
@@ -150,9 +150,9 @@ def test_on_a_gpu_the_fastest_profile_is_named(engine: Path) -> None:
     sidecar = replace(
         store.load(engine, "engine").sidecar, backend="tensorrt", profiles=(Profile(1, 1, 4), Profile(2, 8, 8))
     )
-    line = duel_module._profile_line(4, "graph", sidecar, (0, 1), duel_module._Rounds(((2.0,) * 20, (1.0,) * 20), ()))
+    line = duel_module.profile_line(4, "graph", sidecar, (0, 1), duel_module.Rounds(((2.0,) * 20, (1.0,) * 20), ()))
     assert (line.fastest, line.widest, line.ms) == (1, 1, {"0": 2.0, "1": 1.0})
-    other = duel_module._profile_line(4, "graph", sidecar, (0, 1), duel_module._Rounds(((1.0,) * 20, (2.0,) * 20), ()))
+    other = duel_module.profile_line(4, "graph", sidecar, (0, 1), duel_module.Rounds(((1.0,) * 20, (2.0,) * 20), ()))
     assert (other.fastest, other.widest) == (0, 1)
     assert other.relative is not None
     assert other.relative.ratio == 2.0
@@ -167,6 +167,6 @@ def test_on_a_gpu_the_fastest_profile_is_named(engine: Path) -> None:
 
 
 def test_nothing_is_clear_where_most_rounds_are_bad() -> None:
-    rounds = duel_module._Rounds(((1.0,) * 20, (2.0,) * 20), tuple(range(11)))
+    rounds = duel_module.Rounds(((1.0,) * 20, (2.0,) * 20), tuple(range(11)))
     assert rounds.compare(0, 1).verdict == "UNCLEAR"
     assert rounds.compare(0, 1).rounds == 20

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import models
 from trtbatch.backends.onnxruntime import OnnxRuntimeBuilder
-from trtbatch.builder.build import _build_again
+from trtbatch.builder.build import build_again
 from trtbatch.builder.candidates import Try, fastest_try
 from trtbatch.builder.request import BuildRequest, source_of
 from trtbatch.errors import RowsError
@@ -37,7 +37,7 @@ def test_each_build_is_measured_and_one_is_kept(folder: Path) -> None:
     """On ONNX Runtime's builder, whose engines are as real, though all alike."""
     path = models.classifier(folder / "m.onnx")
     request = BuildRequest(path, batches=(1, 4), tries=3)
-    made = _build_again(request, OnnxRuntimeBuilder(), source_of(request), folder / "m.ort.onnx", folder)
+    made = build_again(request, OnnxRuntimeBuilder(), source_of(request), folder / "m.ort.onnx", folder)
     tries = made.sidecar.build["tries"]
     assert len(tries) == 3
     assert all(set(each["ms"]) == {"1", "4"} for each in tries)
@@ -53,7 +53,7 @@ def test_where_every_build_is_wrong_the_last_says_why(folder: Path, caplog: pyte
     path = models.reshaped_to(folder / "m.onnx", 1)
     request = BuildRequest(path, tries=2)
     with caplog.at_level(logging.WARNING), pytest.raises(RowsError):
-        _build_again(request, OnnxRuntimeBuilder(), source_of(request), folder / "m.ort.onnx", folder)
+        build_again(request, OnnxRuntimeBuilder(), source_of(request), folder / "m.ort.onnx", folder)
     assert "build 1 of 2 is out" in caplog.text
 
 

@@ -55,8 +55,8 @@ def test_help_imports_no_more_than_it_needs(folder: Path) -> None:
 
 
 def test_the_list_of_commands_says_what_each_says_of_itself(cli: Cli) -> None:
-    assert set(app_module._COMMANDS) == {name.split()[0] for name in COMMANDS}
-    for name, words in app_module._COMMANDS.items():
+    assert set(app_module.COMMANDS) == {name.split()[0] for name in COMMANDS}
+    for name, words in app_module.COMMANDS.items():
         command = get_command(app_module.app).commands[name]  # type: ignore[attr-defined]
         assert " ".join((command.help or "").split("\n\n")[0].split()) == words
         assert " ".join(words.split()[:3]) in cli("--help").output

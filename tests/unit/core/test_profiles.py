@@ -143,13 +143,13 @@ def test_a_rest_that_needs_padding_costs_what_its_padding_costs() -> None:
 )
 def test_a_huge_batch_is_split_quickly(profiles: list[Profile], monkeypatch: pytest.MonkeyPatch) -> None:
     searched: list[int] = []
-    least = profiles_module._least
+    least = profiles_module.fastest_pieces
 
     def counted(batch: int, cost: Any) -> list[int]:
         searched.append(batch)
         return least(batch, cost)
 
-    monkeypatch.setattr(profiles_module, "_least", counted)
+    monkeypatch.setattr(profiles_module, "fastest_pieces", counted)
     pieces = split_batch(MAX_BATCH, profiles, {1: 1.0, 32: 8.0})
     assert sum(pieces) == MAX_BATCH
     assert pieces == sorted(pieces, reverse=True)

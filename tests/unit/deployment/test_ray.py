@@ -21,7 +21,7 @@ from tests.support import models
 from tests.support.labels import CLASSES, PREPROCESSING
 from tests.support.messages import refused
 from trtbatch.deployment.rayresults import claim, refuse_taken
-from trtbatch.deployment.scale import RayRequest, _reason, infer_with_ray
+from trtbatch.deployment.scale import RayRequest, failure_reason, infer_with_ray
 from trtbatch.deployment.store import open_store
 from trtbatch.errors import ExecutionError, InputError, UsageError
 from trtbatch.onnx_graph.run import OnnxReference
@@ -305,9 +305,9 @@ def test_our_own_errors_in_a_task_keep_problem_and_fix() -> None:
     ours = ValueError(
         "a\nTraceback\ntrtbatch.errors.InputError: x is bad; mend it; or else\nray.exceptions.Error: advice"
     )
-    assert _reason(ours) == ("x is bad", "mend it; or else; what is done stays")
-    assert _reason(ValueError("a\nKeyError: 'b; c'\nadvice"))[0] == "KeyError: 'b; c'"
-    assert _reason(ValueError("what"))[0] == "ValueError: what"
+    assert failure_reason(ours) == ("x is bad", "mend it; or else; what is done stays")
+    assert failure_reason(ValueError("a\nKeyError: 'b; c'\nadvice"))[0] == "KeyError: 'b; c'"
+    assert failure_reason(ValueError("what"))[0] == "ValueError: what"
 
 
 # On a cluster.

@@ -455,11 +455,11 @@ def test_a_number_behind_static_is_told_where_it_goes(cli: Cli) -> None:
 
 
 def test_an_opset_that_the_tensorrt_in_reach_cannot_read_names_both(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporters, "_tensorrt_version", lambda: "8.6.1")
+    monkeypatch.setattr(exporters, "tensorrt_version", lambda: "8.6.1")
     result = cli("export", "tests.support.zoo:small", "--opset", 18)
     assert result.exit_code == 2
     assert "opset 18 is too new for TensorRT 8.6.1, which reads up to 17" in result.output
-    monkeypatch.setattr(exporters, "_tensorrt_version", lambda: "11.5.0")
+    monkeypatch.setattr(exporters, "tensorrt_version", lambda: "11.5.0")
     assert cli("export", "tests.support.zoo:small", "--opset", 18).exit_code == 0
 
 

@@ -62,9 +62,7 @@ def test_the_fused_file_agrees_with_the_one_that_it_was_made_from(
     assert np.array_equal(recipe.normalise_batch(images), floats)
     again = fuse(source, layout, tmp_path)
     assert again.sidecar.created == fused.sidecar.created  # found, not made
-    monkeypatch.setattr(
-        "trtbatch.onnx_graph.fusing._is_looked_up", lambda path: False
-    )  # as an earlier release wrote it
+    monkeypatch.setattr("trtbatch.onnx_graph.fusing.is_looked_up", lambda path: False)  # as an earlier release wrote it
     assert fuse(source, layout, tmp_path).sidecar.created != fused.sidecar.created
 
 

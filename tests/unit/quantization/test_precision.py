@@ -56,7 +56,7 @@ def the_same_is_not_converted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     It is imported once, here, where no test has changed the environment of its process: that takes longer than to
     convert.
     """
-    own, path = converter._run, os.environ.get("PYTHONPATH")
+    own, path = converter.run_converter, os.environ.get("PYTHONPATH")
 
     def run(line: list[str], cwd: Path, environment: dict[str, str], log: Path) -> tuple[int, bytes]:
         given = {path: content(path) for path in sorted(cwd.rglob("*")) if path.is_file()}
@@ -81,7 +81,7 @@ def the_same_is_not_converted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
             (cwd / name).write_bytes(data)
         return 0, output
 
-    monkeypatch.setattr(converter, "_run", run)
+    monkeypatch.setattr(converter, "run_converter", run)
 
 
 def content(path: Path) -> bytes:
@@ -198,7 +198,7 @@ def test_random_calibration_is_a_loud_warning_that_stays(cli: Cli, folder: Path,
 def test_what_is_kept_in_float32_stays_there(cli: Cli, folder: Path, model: Path) -> None:
     graph = onnx.load(str(model))
     for name, stays in (("Gemm", "/head"), ("/conv", "/conv"), ("/he*", "/head")):
-        assert precision._kept(graph, [name], "m.onnx") == {stays}
+        assert precision.kept_nodes(graph, [name], "m.onnx") == {stays}
     assert build(cli, "--precision", "fp16", "--keep-fp32", "/he*").exit_code == 0
     conversion = load(folder / "engines/m.fp16.onnx", "onnx").sidecar.conversion
     assert conversion is not None

@@ -82,10 +82,10 @@ def test_the_ends_of_the_interval_by_hand() -> None:
 
 def test_quantiles_of_student_are_those_of_scipy() -> None:
     stats = pytest.importorskip("scipy.stats")
-    from trtbatch.reporting.independent import _STUDENT
+    from trtbatch.reporting.independent import STUDENT
 
-    assert sorted(_STUDENT) == list(range(MIN_BLOCKS - 1, BLOCKS))
-    for freedom, point in _STUDENT.items():
+    assert sorted(STUDENT) == list(range(MIN_BLOCKS - 1, BLOCKS))
+    for freedom, point in STUDENT.items():
         assert point == pytest.approx(float(stats.t.ppf(0.975, freedom)), abs=5e-4)
 
 

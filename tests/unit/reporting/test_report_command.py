@@ -390,7 +390,7 @@ def test_pictures_are_the_same_every_time(cli: Cli, folder: Path) -> None:
 def test_without_matplotlib_nothing_is_written(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(folder / "a.json", timed(lambda b: 1.0))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr(optional, "_EXTRAS", optional._EXTRAS | {"matplotlib": "report"})
+    monkeypatch.setattr(optional, "EXTRAS", optional.EXTRAS | {"matplotlib": "report"})
     done = cli("report", "a.json", "--html", "r.html", "--png", "r.png")
     refused(done, 1, "matplotlib is needed to draw PNG charts, and isn't installed", "trtbatch[report]")
     assert [path.name for path in folder.iterdir()] == ["a.json"]

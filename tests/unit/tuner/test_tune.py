@@ -766,7 +766,7 @@ def test_the_table_does_without_columns_before_it_wraps(several: bool) -> None:
     shown = {}
     for width in (200, 120, 110, 100, 90, 80, 70, 64):
         console = Console(width=width, record=True, file=io.StringIO())
-        console.print(fitting(console, *(tune_command._table(result, count) for count in range(7))))
+        console.print(fitting(console, *(tune_command.trials_table(result, count) for count in range(7))))
         lines = [line for line in console.export_text().splitlines() if line.startswith(("│", "┃"))]
         assert len(lines) == 1 + len(result.trials), "no line is wrapped, none cut"
         assert "…" not in "".join(lines), "no line is wrapped, none cut"
@@ -796,8 +796,8 @@ def test_the_table_does_without_columns_before_it_wraps(several: bool) -> None:
 def test_an_end_that_is_not_known_is_words(ends: tuple[float, float], cell: str, sentence: str) -> None:
     interval = Interval(4.2, *ends)
     trial = Trial(4, 1, 0, 4.0, interval, interval, 5)
-    assert tune_command._range(interval, tune_command._ms) == cell
-    assert tune_command._latency(trial, "p99") == f"p99 {sentence}"
+    assert tune_command.interval_text(interval, tune_command.ms_text) == cell
+    assert tune_command.latency_text(trial, "p99") == f"p99 {sentence}"
 
 
 def test_an_interval_that_too_few_runs_give_is_said_in_words(

@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 
 from tests.support.processes import child_environment
-from trtbatch.util.files import ASIDE, _machine_start, atomic_file, probe, scratch
+from trtbatch.util.files import ASIDE, atomic_file, machine_start, probe, scratch
 
 Cli = Callable[..., Any]
 
-pytestmark = pytest.mark.skipif(not _machine_start(), reason="only Linux tells when a machine was started")
+pytestmark = pytest.mark.skipif(not machine_start(), reason="only Linux tells when a machine was started")
 
 WRITER = """
 import sys
@@ -86,7 +86,7 @@ def test_the_folder_of_a_living_process_stays(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_what_is_not_surely_abandoned_stays(tmp_path: Path) -> None:
     """A user's files of a like name, folders of another machine, and a version that was being replaced."""
-    start = _machine_start()
+    start = machine_start()
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "1.jpg").write_bytes(b"")
     (tmp_path / f".trtbatch-{start}-link1234").symlink_to(tmp_path / "photos", target_is_directory=True)
