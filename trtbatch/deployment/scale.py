@@ -139,7 +139,7 @@ def infer_with_ray(request: RayRequest, predictor: type[Any] = Predictor) -> Ray
     if result.before:
         note(f"{result.before} of {len(rows)} rows are in {request.output} already")
     if waiting:
-        with _muted(), _connected(request.address), _translated():
+        with _muted(), connected(request.address), _translated():
             claim(target, request.output, made_with)
             _run(request, artifact, source, target, kind, waiting, batch, predictor, result)
     wanted, there = [named(source, path, row) for path, row in rows], done_rows(target)
@@ -160,7 +160,7 @@ def _refuse_random(text: str) -> None:
 
 
 @contextlib.contextmanager
-def _connected(address: str) -> Iterator[None]:
+def connected(address: str) -> Iterator[None]:
     """Ray, started or connected to for the block, unless it is already."""
     ray = optional.require("ray", "predict on a cluster")
     if ray.is_initialized():

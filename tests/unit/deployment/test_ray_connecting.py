@@ -21,16 +21,16 @@ Cli = Callable[..., Any]
 
 SIGNALS = [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")]
 
+pytestmark = pytest.mark.ray
+
 PROGRAM = """
 import sys, time
 from trtbatch.deployment import scale
 from trtbatch.cli import app
 
-pytestmark = pytest.mark.ray
-
 def command():
     scale.CONNECT_S = {seconds}
-    with scale._connected({address!r}):
+    with scale.connected({address!r}):
         print("connected", flush=True)
         time.sleep(60)
 
@@ -94,7 +94,7 @@ def test_an_address_where_something_listens_that_says_nothing(silent: socket.soc
 def test_a_signal_while_ray_is_sought(silent: socket.socket, name: str, code: int, word: str) -> None:
     with connecting(f"127.0.0.1:{silent.getsockname()[1]}") as process:
         for _ in range(2):  # the first connection tries the address, the second is Ray's own
-            silent.accept()
+            silent.accept()[0].close()
         process.send_signal(signal.Signals[name])
         _, told = process.communicate(timeout=30)
     assert process.returncode == code, told
