@@ -13,6 +13,7 @@ from onnx import helper
 import trtbatch
 from tests.support import models
 from tests.support.processes import run_process
+from trtbatch.backends.tensorrt.buffers import DeviceMemory
 from trtbatch.errors import InputError, UsageError
 from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.runtime.dlpack import CUDA, DeviceArray
@@ -32,9 +33,9 @@ def on_gpu(array: NDArray[Any], offset: int = 0) -> DeviceArray:
     """A tensor on GPU 0, so many bytes from where memory begins; an open engine has made its context current."""
     import pycuda.driver as cuda
 
-    memory = cuda.mem_alloc(array.nbytes + offset)
-    cuda.memcpy_htod(int(memory) + offset, array)
-    return DeviceArray(int(memory) + offset, array.shape, str(array.dtype), memory)
+    memory = DeviceMemory(cuda, array.nbytes + offset)
+    cuda.memcpy_htod(memory.address + offset, array)
+    return DeviceArray(memory.address + offset, array.shape, str(array.dtype), memory)
 
 
 def to_host(tensor: DeviceArray) -> NDArray[Any]:
@@ -121,6 +122,7 @@ def test_a_batch_is_not_padded_on_the_gpu(folder: Path, tmp_path: Path) -> None:
         single = on_gpu(samples(1))
         with pytest.raises(InputError, match="batch 1 would have to be padded on the GPU; give 2 samples"):
             engine(single)
+        del single
 
 
 def test_an_output_frees_its_memory_when_nobody_shares_it(folder: Path) -> None:
