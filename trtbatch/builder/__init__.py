@@ -1,1 +1,1 @@
-"""What ``build`` does it with: the request, profiles and files, what the engine is seen to do."""
+"""Build engines from ONNX files and validate them."""

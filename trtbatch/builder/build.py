@@ -1,4 +1,4 @@
-"""ONNX → engine: which file, which profiles, the backend's builder, the rows checked, the sidecar written."""
+"""Build an engine from an ONNX file: plan its profiles, run the backend's builder, validate the engine, publish it."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ from trtbatch.util.serialization import encode
 __all__ = ["BuildRequest", "build"]
 
 _BITS_ORDER = ("int8", "fp8", "fp16", "bf16")
-"""Reduced precisions, the narrowest first: the one by which an engine of mixed types is called."""
+"""Reduced precisions, narrowest first. An engine of mixed types is named after the first one that it computes in."""
 
 
 def build(request: BuildRequest) -> Artifact:
-    """Build an engine; it appears only when it has run right at min, opt and max of every profile.
+    """Build an engine and publish it once it has run correctly at min, opt and max of every profile.
 
     Raises:
-        UsageError, ProfileError: the model and the profiles don't go together.
-        ArtifactError: no ONNX file, or a damaged one.
-        MissingPackageError: the backend, or ModelOpt, can't run here.
-        PrecisionError: the precision can't be had here, or was not realised.
+        UsageError, ProfileError: the request contradicts itself, or doesn't fit the model.
+        ArtifactError: the ONNX file is missing or damaged.
+        MissingPackageError: the backend or ModelOpt can't run here.
+        PrecisionError: the precision isn't available here, or the engine doesn't realize it.
         BuildError: the backend can't build the model.
-        RowsError: the engine is built and gives wrong rows.
+        RowsError: the engine gives wrong rows.
     """
     if is_preprocessor(request.onnx):
         return build_preprocessor(request)
@@ -89,10 +89,10 @@ def build(request: BuildRequest) -> Artifact:
 
 
 def _build_best(request: BuildRequest, builder: Builder, source: Artifact, target: Path, folder: Path) -> Artifact:
-    """Build in each precision that can be had here, and keep the fastest whose rows are near enough.
+    """Build in each precision that is available here, and return the fastest engine within the tolerance.
 
     Raises:
-        PrecisionError: none is.
+        PrecisionError: no engine is within the tolerance.
     """
     limit = candidates.TOLERANCE if request.tolerance is None else request.tolerance
     tried: list[Candidate] = []
@@ -122,10 +122,10 @@ def _build_best(request: BuildRequest, builder: Builder, source: Artifact, targe
 
 
 def build_again(request: BuildRequest, builder: Builder, source: Artifact, target: Path, folder: Path) -> Artifact:
-    """Build several times, tactics timed anew, and keep the fastest engine.
+    """Build several times, with the tactics timed anew, and return the fastest engine.
 
     Raises:
-        RowsError, BuildError: of the last, where none is right.
+        RowsError, PrecisionError, BuildError, ExecutionError: every build failed; this is the error of the last one.
     """
     tries: list[Try] = []
     made: list[Artifact | None] = []
@@ -153,7 +153,7 @@ def build_again(request: BuildRequest, builder: Builder, source: Artifact, targe
 
 
 def _weights(sidecar: Sidecar, source: Artifact, target: Path) -> Path:
-    """The ONNX file that an engine was built from, which holds its weights."""
+    """Return the ONNX file that an engine was built from, which holds its weights."""
     return source.path if sidecar.converted is None else target.with_name(sidecar.converted.file)
 
 
@@ -162,7 +162,7 @@ def _named(name: str, progress: Progress) -> Progress:
 
 
 def _build_one(request: BuildRequest, builder: Builder, source: Artifact, target: Path, folder: Path) -> Artifact:
-    """Build into `folder` and examine; the artifact lies there, and its sidecar is complete."""
+    """Build an engine in `folder` and validate it; return it with its complete sidecar."""
     started = time.perf_counter()
     inputs, outputs, profiles = plan_axes(
         source.path.name,
@@ -180,13 +180,15 @@ def _build_one(request: BuildRequest, builder: Builder, source: Artifact, target
     held, computes = kinds(graph), products(graph)
     conversion = typed.sidecar.conversion
     kept = set(conversion.kept) if conversion is not None else set()
-    # Without strong types int8 files leave their float layers to flags: half precision is allowed, but for those kept.
+    # Without strong typing, builder flags decide the precision of an int8 file's float layers: fp16 is allowed for all
+    # but the nodes that stay in float32.
     allowed = ("fp16",) if held == {"int8"} and not builder.typed_alone and conversion is not None else ()
     types = float_types(graph) if "fp16" in (*held, *allowed) else {}
-    types = {name: kind for name, kind in types.items() if not name.startswith(PREFIX)}  # one kernel, if left alone
+    # The nodes of the fused preprocessing become one kernel only if they have no types set.
+    types = {name: kind for name, kind in types.items() if not name.startswith(PREFIX)}
     if allowed:
         types = {name: kind for name, kind in types.items() if name in kept}
-    moved = product_bytes(graph, inputs)  # which changes the graph
+    moved = product_bytes(graph, inputs)  # last, since it changes the graph
     plan = BuildPlan(
         onnx=onnx,
         name=target.name,
@@ -243,10 +245,10 @@ def _build_one(request: BuildRequest, builder: Builder, source: Artifact, target
 def _show_plan(
     request: BuildRequest, builder: Builder, source: Artifact, profiles: tuple[Profile, ...], target: Path
 ) -> None:
-    """Say what is going to be built, where there is more than one profile, and which batch sizes are left out.
+    """Log the planned profiles and the batch sizes that no profile holds.
 
     Raises:
-        ProfileError: a batch size of interest that no profile holds.
+        ProfileError: no profile holds a batch size of interest.
     """
     for first, last in gaps(profiles):
         note(f"batch{f' {first} is' if first == last else f'es {first} to {last} are'} in no profile")
@@ -258,9 +260,10 @@ def _show_plan(
 
 
 def _timed_batches(request: BuildRequest, builder: Builder, profiles: tuple[Profile, ...]) -> tuple[int, ...]:
-    """The batch sizes to time after the build: of interest, else powers of two, and every profile's opt.
+    """Return the batch sizes to time after the build.
 
-    ONNX Runtime runs all profiles alike: there it is done where it was asked for.
+    These are the batch sizes of interest, or else powers of two and the opt of every profile. ONNX Runtime runs all
+    profiles alike, so an engine with one profile is timed there only at batch sizes of interest.
     """
     if request.batches:
         return request.batches
@@ -291,7 +294,7 @@ def _companions(made: Artifact) -> tuple[Path, ...]:
 def _typed(
     request: BuildRequest, builder: Builder, source: Artifact, inputs: tuple[TensorSpec, ...], target: Path
 ) -> tuple[Artifact, Artifact]:
-    """The ONNX file in the precision asked for, and the one that it was made from."""
+    """Return the ONNX file in the requested precision, and the file that it was converted from."""
     if source.sidecar.conversion is not None:
         return source, original_of(source)
     if request.precision not in CONVERTED:
@@ -311,7 +314,7 @@ def _typed(
 
 
 def _open_again(planned: TensorSpec, own: TensorSpec) -> TensorSpec:
-    """The spec with its axes as planned, the batch as the file has it: a conversion serves every batch."""
+    """Return the planned spec with the file's own batch axis, since a converted file serves every batch size."""
     if own.batch_axis is None:
         return planned
     shape = tuple(own.shape[axis] if axis == own.batch_axis else size for axis, size in enumerate(planned.shape))
@@ -319,7 +322,7 @@ def _open_again(planned: TensorSpec, own: TensorSpec) -> TensorSpec:
 
 
 def _as_typed(specs: tuple[TensorSpec, ...], typed: Artifact) -> tuple[TensorSpec, ...]:
-    """The specs with the types of the converted file."""
+    """Return the specs with the data types of the converted file."""
     types = {spec.name: spec.dtype for spec in (*typed.sidecar.inputs, *typed.sidecar.outputs)}
     return tuple(replace(spec, dtype=types.get(spec.name, spec.dtype)) for spec in specs)
 
@@ -359,5 +362,5 @@ def _sidecar(
 
 
 def _relative(source: Path, target: Path) -> str:
-    """Where the ONNX file lies, as seen from the engine's folder."""
+    """Return the path of the ONNX file relative to the engine's folder."""
     return os.path.relpath(source.resolve(), target.resolve().parent)

@@ -1,4 +1,4 @@
-"""Engines of one model in several precisions: each timed at its profiles' opt batches, and the fastest chosen."""
+"""Compare engines of one model: time each at the opt batches of its profiles, and choose the fastest."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from trtbatch.core.sidecar import Accuracy, Artifact
 __all__ = ["TOLERANCE", "Candidate", "Try", "fastest", "fastest_try", "timed"]
 
 TOLERANCE = 1e-2
-"""Largest L2-relative error of a row for ``--precision best``: what float16 is allowed, by :func:`rows.tolerance`."""
+"""Largest L2-relative error of a row for ``--precision best``: the limit of float16 in
+:func:`trtbatch.core.rows.tolerance`."""
 
 SECONDS = 0.5
-"""Of timed runs at each batch; stretched while the median isn't stable."""
+"""Seconds of timed runs at each batch size; more while the median isn't stable."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One precision that was tried.
+    """Result of one precision.
 
     Args:
-        refused: why it is out; None where it is in.
-        ms: median time of one run by batch size: of the build's own table, else in the engine's default mode.
-        accuracy: against the float32 file.
+        refused: why the precision was rejected; None if it was accepted.
+        ms: median time of one run in ms, by batch size; from the build's table, else in the engine's default mode.
+        accuracy: agreement with the float32 file.
     """
 
     precision: str
@@ -39,7 +40,7 @@ class Candidate:
 
     @property
     def ms_per_sample(self) -> float:
-        """Mean over the batches of time per sample; infinite for what is out."""
+        """Return the time per sample in ms, averaged over the batch sizes; infinite for a rejected precision."""
         if self.ms is None or self.refused is not None:
             return float("inf")
         return float(np.mean([time / int(batch) for batch, time in self.ms.items()]))
@@ -47,11 +48,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Try:
-    """One of several builds of the same engine.
+    """Result of one of several builds of the same engine.
 
     Args:
-        ms: time of one run by batch size, each on its fastest profile.
-        refused: why it is out; None where it is in.
+        ms: time of one run in ms, by batch size, each on its fastest profile.
+        refused: why the build was rejected; None if it was accepted.
     """
 
     build_seconds: float
@@ -60,10 +61,10 @@ class Try:
 
 
 def fastest_try(tries: Sequence[Try]) -> int:
-    """Index of the build with the least geometric mean of its times; of those that are out only where all are.
+    """Return the index of the build with the smallest geometric mean of its times.
 
-    Two builds differ by a few per cent, at some batches the one way and at others the other way: ratios count, so that
-    small batches count as much as large ones.
+    A rejected build is chosen only if all are rejected. Two builds differ by a few percent, in either direction at
+    different batch sizes. A geometric mean compares ratios, so small batches count as much as large ones.
     """
 
     def mean(index: int) -> float:
@@ -74,10 +75,11 @@ def fastest_try(tries: Sequence[Try]) -> int:
 
 
 def timed(name: str, artifact: Artifact, device: int, weights: Path) -> Candidate:
-    """Times of an engine at the opt batch of each of its profiles; `weights` as for `open_engine`.
+    """Return a candidate with the times of an engine at the opt batch of each profile.
 
-    The build's table has them where profiles were compared or batch sizes were named: whether it does is the same for
-    every candidate of a request, so that like is compared with like. Elsewhere the default mode is timed now.
+    The times come from the build's table if it holds all these batches, as it does if several profiles were compared or
+    batch sizes were named. This is the same for every candidate of a request, so the candidates are comparable.
+    Otherwise the engine's default mode is timed now. `weights` is passed to :func:`trtbatch.backends.open_engine`.
     """
     sidecar = artifact.sidecar
     opts = list(dict.fromkeys(profile.opt for profile in sidecar.profiles))
@@ -94,6 +96,6 @@ def timed(name: str, artifact: Artifact, device: int, weights: Path) -> Candidat
 
 
 def fastest(tried: Sequence[Candidate]) -> Candidate | None:
-    """The candidate with the least time per sample; None where all are out."""
+    """Return the candidate with the smallest time per sample, or None if all were rejected."""
     best = min(tried, key=lambda each: each.ms_per_sample, default=None)
     return best if best is not None and np.isfinite(best.ms_per_sample) else None

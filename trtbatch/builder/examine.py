@@ -1,4 +1,4 @@
-"""What a freshly built engine is seen to do: it runs, its rows are right, how near it comes, what it computes in."""
+"""Validate a built engine: run it, check its rows, measure its accuracy, and read the precisions of its layers."""
 
 from __future__ import annotations
 
@@ -36,29 +36,29 @@ __all__ = ["Examination", "Examined", "examine", "explained"]
 Array = NDArray[Any]
 
 ACCURACY_SAMPLES = 32
-"""So many samples are compared with the reference, which runs on the CPU; a larger batch takes them in turn."""
+"""Number of samples that are compared with the reference, which runs on the CPU; a larger batch repeats them."""
 
 _LOOK = "make the model treat each sample alone; to look at every row, build with --no-verify and run trtbatch verify"
 
 
 @dataclass(frozen=True)
 class Examination:
-    """What to look at.
+    """Settings of a validation.
 
     Args:
-        name: of the engine, for errors.
-        onnx: the file that the engine was built from.
-        reference: the file that it is to agree with.
-        products: what each product of the graph is to compute in.
-        asked: the precision that was asked for; None where none was.
-        allowed: precisions that layers may use though the graph doesn't say so.
-        kept: nodes to which that doesn't apply: they were to stay float32.
-        verify: whether rows and accuracy are checked; the engine is run either way.
+        name: name of the engine, for errors.
+        onnx: file that the engine was built from.
+        reference: file that the engine must agree with.
+        products: precision that each matrix product or convolution of the graph must compute in, by node name.
+        asked: requested precision; None if none was requested.
+        allowed: precisions that layers may use although the graph doesn't ask for them.
+        kept: nodes to which `allowed` doesn't apply, since they stay in float32.
+        verify: whether to check rows and accuracy; the engine runs either way.
         samples: folder, glob or file of samples for the accuracy; None draws random ones.
-        tolerance: largest L2-relative error per row; None is that of dtype and precision.
+        tolerance: largest L2-relative error of a row; None derives it from dtype and precision.
         device: number of the GPU.
-        batches: sizes to time on every profile that holds them.
-        progress: told what is being done.
+        batches: batch sizes to time on every profile that holds them.
+        progress: called with each step.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Examination:
 
 @dataclass(frozen=True)
 class Examined:
-    """What was seen: outputs as they are, accuracy, the layers' precisions, facts for the sidecar, and times."""
+    """Result of a validation: outputs as observed, accuracy, precisions of the layers, facts for the sidecar, times."""
 
     outputs: tuple[TensorSpec, ...]
     accuracy: Accuracy | None
@@ -88,12 +88,12 @@ class Examined:
 
 
 def examine(artifact: Artifact, what: Examination) -> Examined:
-    """Run the engine at min, opt and max of every profile, and look.
+    """Validate an engine at min, opt and max of every profile.
 
     Raises:
-        RowsError: wrong rows.
-        AccuracyError: rows that differ from the reference's.
-        PrecisionError: layers that compute in another precision than was asked for.
+        RowsError: rows are wrong.
+        AccuracyError: rows differ from those of the reference.
+        PrecisionError: layers compute in another precision than was requested.
     """
     sidecar = artifact.sidecar
     corners = sidecar.corners
@@ -118,12 +118,12 @@ def examine(artifact: Artifact, what: Examination) -> Examined:
 
 
 def _run_corners(session: Session, sidecar: Sidecar, what: Examination) -> None:
-    """Run every profile at its own min, opt and max, and look at the rows.
+    """Run every profile at its own min, opt and max, and check the rows.
 
-    On ONNX Runtime a profile is no more than a range: there each size is run once.
+    ONNX Runtime treats a profile as a range only, so each batch size runs once there.
 
     Raises:
-        RowsError: wrong rows.
+        RowsError: rows are wrong.
     """
     turns: list[tuple[int | None, int, tuple[int, ...]]]
     if sidecar.backend == "tensorrt":
@@ -143,10 +143,10 @@ def _run_corners(session: Session, sidecar: Sidecar, what: Examination) -> None:
 
 
 def _require_precision(found: Realised, what: Examination) -> None:
-    """Raise where a product computes in another precision than its node has.
+    """Raise if a product computes in another precision than its node asks for.
 
     Raises:
-        PrecisionError: naming products.
+        PrecisionError: names the products.
     """
     if what.asked is None:
         return
@@ -165,10 +165,10 @@ def _require_precision(found: Realised, what: Examination) -> None:
 
 
 def _refuse_rowless(outputs: tuple[TensorSpec, ...], name: str, onnx: Path, corners: list[int]) -> None:
-    """Warn of outputs that don't follow the batch; raise where none does and a node is found that fixes it.
+    """Warn of outputs without a batch axis; raise if all lack one and a node fixes the batch.
 
     Raises:
-        RowsError: naming the node.
+        RowsError: no output follows the batch size.
     """
     rowless = [spec for spec in outputs if spec.batch_axis is None]
     if len(rowless) == len(outputs) and corners[0] != corners[-1] and what_fixes_the_batch(onnx) is not None:
@@ -179,7 +179,7 @@ def _refuse_rowless(outputs: tuple[TensorSpec, ...], name: str, onnx: Path, corn
 
 
 def explained(error: TrtbatchError, onnx: Path) -> TrtbatchError:
-    """The error with the node that probably fixes the batch, where one is found."""
+    """Return the error with the node that probably fixes the batch, or the error itself if no such node is found."""
     culprit = what_fixes_the_batch(onnx, error.problem)
     if culprit is None:
         return error
@@ -190,10 +190,10 @@ def explained(error: TrtbatchError, onnx: Path) -> TrtbatchError:
 
 
 def _accuracy(session: Session, sidecar: Sidecar, what: Examination) -> Accuracy | None:
-    """Compare with the reference, on a batch of as many samples as are compared and one run holds.
+    """Compare an engine with its reference, on up to :data:`ACCURACY_SAMPLES` samples.
 
     Raises:
-        AccuracyError: a row is further from the reference than the tolerance.
+        AccuracyError: a row differs from the reference by more than the tolerance.
     """
     reference = OnnxFileReference(what.reference)
     batch = _compared_batch(sidecar.profiles)
@@ -231,15 +231,15 @@ def _accuracy(session: Session, sidecar: Sidecar, what: Examination) -> Accuracy
 
 
 def _compared_size(profile: Profile) -> int:
-    """The batch at which a profile is compared: the number of samples to compare, or the nearest that it takes."""
+    """Return the batch size to compare a profile at: of those it holds, the one nearest to :data:`ACCURACY_SAMPLES`."""
     return max(profile.min, min(profile.max, ACCURACY_SAMPLES))
 
 
 def _compared_batch(profiles: Sequence[Profile]) -> int:
-    """The largest batch, up to the number of samples to compare, that a profile holds, corner or not.
+    """Return the largest batch size up to :data:`ACCURACY_SAMPLES` that a profile can be compared at.
 
-    Where that would be a single sample it is the least that the other profiles hold: in a batch of one no row can be
-    another's.
+    If that is 1, it is the smallest size above 1 that another profile can be compared at: a batch of one sample can't
+    show that rows are mixed up.
     """
     sizes = sorted({_compared_size(profile) for profile in profiles})
     several = [size for size in sizes if size > 1]
@@ -247,7 +247,7 @@ def _compared_batch(profiles: Sequence[Profile]) -> int:
 
 
 def _in_turn(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], batch: int, rows: int) -> dict[str, Array]:
-    """A batch of the first samples of `rows`, which begin again where the batch is larger."""
+    """Return a batch that repeats the first `rows` samples as often as needed."""
     if batch == rows:
         return dict(arrays)
     turns = np.arange(batch) % rows
@@ -263,9 +263,9 @@ def examine_other_profiles(
     rows: int,
     limit: Limit | None,
 ) -> list[OutputResult]:
-    """Each profile but the one that ran, on a batch of the samples that it takes, against the same reference.
+    """Compare every profile of a TensorRT engine with the same reference.
 
-    A profile has kernels of its own: that one is near says nothing of the next.
+    Each profile has its own kernels, so the accuracy of one says nothing about the others.
     """
     if sidecar.backend != "tensorrt" or len(sidecar.profiles) == 1 or not sidecar.is_dynamic:
         return []
@@ -284,7 +284,7 @@ def examine_other_profiles(
 
 
 def _tell_constant(wanted: Mapping[str, Array], outputs: Sequence[TensorSpec], name: str) -> None:
-    """Warn where the reference gives every sample the same row: then no check can tell rows apart."""
+    """Warn if the reference gives every sample the same row, since no check can tell such rows apart."""
     for spec in outputs:
         if spec.name in wanted and spec.batch_axis is not None and spec.dtype.startswith("float"):
             rows = rows_of(wanted[spec.name], spec)
@@ -293,7 +293,7 @@ def _tell_constant(wanted: Mapping[str, Array], outputs: Sequence[TensorSpec], n
 
 
 def _samples(sidecar: Sidecar, what: Examination, batch: int) -> tuple[dict[str, Array], int, str]:
-    """A batch of samples, how many of them differ, and what they are."""
+    """Return a batch of samples, the number of distinct ones, and a description."""
     if what.samples is None:
         return random_inputs(sidecar.inputs, batch, seed=1), batch, _counted(batch, "random sample")
     wide = {"float16": "float32"}  # samples are float32, whatever the engine takes
@@ -313,16 +313,16 @@ def _counted(count: int, what: str) -> str:
 
 
 SCANNED = 4
-"""Samples at once in the search for overflows, where every tensor of the graph is kept."""
+"""Samples per run of the search for overflows, which keeps every tensor of the graph."""
 
 
 def _part(array: Array, spec: TensorSpec, samples: range | NDArray[np.int64]) -> Array:
-    """These samples of an input or output; the whole of one that has no batch axis."""
+    """Return the given samples of an input or output, or the whole array if it has no batch axis."""
     return array if spec.batch_axis is None else array.take(samples, axis=spec.batch_axis)
 
 
 def _overflow(sidecar: Sidecar, inputs: Mapping[str, Array], batch: int, what: Examination) -> Overflow | None:
-    """The first overflow on any of the samples."""
+    """Return the first overflow of float16 on any of the samples, or None."""
     search = OverflowSearch(what.onnx)
     step = SCANNED if sidecar.is_dynamic else batch
     for first in range(0, batch, step):
@@ -343,10 +343,10 @@ def _overflowing(problem: str, overflow: Overflow) -> AccuracyError:
 
 
 def _require_near(results: Sequence[OutputResult], what: Examination, overflow: Overflow | None) -> None:
-    """Raise where an output differs from the reference's.
+    """Raise if an output differs from that of the reference.
 
     Raises:
-        AccuracyError: with the row, its error and the limit, and the node that overflows, where one does.
+        AccuracyError: names the row, its error, the limit and the node that overflows, if any.
     """
     wrong = next((each for each in results if not each.passed), None)
     if wrong is None:
@@ -368,7 +368,7 @@ def _require_near(results: Sequence[OutputResult], what: Examination, overflow: 
 
 
 def _nearer(what: Examination) -> str:
-    """What brings rows nearer to the file's, of what wasn't done already."""
+    """Return the ways to bring the rows nearer to those of the file that the request didn't use yet."""
     ways = ["raise --tolerance"] if what.tolerance is not None else []
     if what.asked in ("int8", "fp8") and what.samples is None:
         ways.append("calibrate on real samples (--calibration)")
@@ -379,7 +379,10 @@ def _nearer(what: Examination) -> str:
 
 
 def _memory(engine: Engine, sidecar: Sidecar, largest: int) -> dict[str, Any]:
-    """Bytes that running needs: on the GPU weights, activations and bindings; on the CPU this process's peak."""
+    """Return the bytes that running takes.
+
+    On the GPU these are weights, activations and bindings, on the CPU the peak of this process.
+    """
     activations = getattr(engine, "activation_bytes", None)
     if activations is None:
         return {"peak_host_bytes": environment.peak_memory()}

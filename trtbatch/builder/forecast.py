@@ -1,4 +1,4 @@
-"""What a build with several profiles will take, from what is known of earlier ones."""
+"""Estimate the build time and plan size of an engine with several profiles from those of earlier builds."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from trtbatch.core.sidecar import Artifact, Sidecar
 __all__ = ["forecast"]
 
 _SHARE = {"fp16": 0.5, "bf16": 0.5, "int8": 0.25, "fp8": 0.25}
-"""Of the float32 weights' bytes that a precision keeps."""
+"""Share of the bytes of the float32 weights that a precision keeps."""
 
 
 def forecast(source: Artifact, precision: str | None, profiles: Sequence[Profile], folder: Path) -> str:
-    """Expected build time and plan size in words.
+    """Return the expected build time and plan size in words.
 
-    They follow from the newest TensorRT engine in `folder` that was built from the same file: the time is that of a
-    profile there, times the number of profiles (each is tuned by itself); the size grows by what a profile's
-    kernels took beyond the weights. Without such an engine only what is certain is said.
+    The estimate is based on the newest TensorRT engine in `folder` that was built from the same file. Each profile is
+    tuned separately, so the time is that of one profile there times the number of profiles. The size is that of the
+    weights plus, for each profile, what a profile's kernels took there. Without such an engine the text gives only the
+    ratio to the time of one profile and a lower bound of the size.
     """
     many, name = len(profiles), "profile" if len(profiles) == 1 else "profiles"
     weights = source.sidecar.artifact.bytes * _SHARE.get(precision or "", 1.0)
@@ -41,7 +42,7 @@ def forecast(source: Artifact, precision: str | None, profiles: Sequence[Profile
 
 
 def _earlier(source: Artifact, precision: str | None, folder: Path) -> Artifact | None:
-    """The newest engine of the same file, one of the same precision first."""
+    """Return the newest engine of the same file, of the same precision if there is one."""
     own = source.sidecar.artifact.sha256
     engines = store.listed("engine", folder, tell=lambda words: None)
     found = [artifact for artifact in engines if _is_of(artifact.sidecar, own)]

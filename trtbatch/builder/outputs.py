@@ -1,4 +1,4 @@
-"""Which outputs hold a row for each sample: seen by running an engine at two batch sizes."""
+"""Find the batch axis of each output by running an engine at two batch sizes."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ __all__ = ["observed"]
 Outputs = Mapping[str, NDArray[Any]]
 
 _COUNT = re.compile(r"(^|[_/.:-])(num|count|n)([_/.:-]|$)|num_?det|valid_?det|counts?$", re.IGNORECASE)
-"""Names under which detectors tell how many of their padded entries are valid (``num_detections``, ``num_dets``)."""
+"""Names of outputs with which detectors count the valid ones of their padded entries (``num_detections``,
+``num_dets``)."""
 
 
 def observed(
     session: Session, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], few: int, many: int
 ) -> tuple[TensorSpec, ...]:
-    """The outputs' specs as runs at two batch sizes show them, each on four draws of inputs.
+    """Return the specs of the outputs as runs at two batch sizes show them.
 
-    An axis that no name ties to the inputs' batch is the batch axis where it has the size of the batch in every
-    run. A declared batch axis stays: that it follows the batch is for the checks to find. Where `few` and
-    `many` are the same (a fixed batch), a declared batch axis of another size is none.
+    An undeclared axis is the batch axis if its size is the batch size in every run. A declared batch axis stays; the
+    row checks find whether it follows the batch. If `few` equals `many` (a fixed batch), a declared batch axis of
+    another size is dropped.
 
-    Detections padded to a fixed number are recognised by an integer output of one element a row that is named
-    like a count and never exceeds the second axis of the others: their ``counted_by`` is set.
+    Detections that are padded to a fixed number get ``counted_by``. They are recognized by an integer output with one
+    element per row that is named like a count and never exceeds the second axis of the other outputs.
     """
     if few != many and all(spec.batch_axis is not None and not _may_count(spec) for spec in outputs):
-        return tuple(outputs)  # all declared, and none to recognise
-    # Four draws each: a list of detections may have the batch's length once, by chance.
+        return tuple(outputs)  # every batch axis is declared, and no output can be a count
+    # Four draws each, since a list of detections may have the length of the batch by chance.
     runs = [(batch, _run(session, inputs, batch, seed)) for seed in range(4) for batch in dict.fromkeys((few, many))]
     specs = [_observed(spec, [(batch, run[spec.name].shape) for batch, run in runs]) for spec in outputs]
     count = next((spec for spec in specs if all(_is_count(spec, run[spec.name]) for _, run in runs)), None)
@@ -52,12 +53,12 @@ def _run(session: Session, inputs: Sequence[TensorSpec], batch: int, seed: int) 
 
 
 def _observed(spec: TensorSpec, seen: Sequence[tuple[int, tuple[int, ...]]]) -> TensorSpec:
-    """The spec, given the shapes that were seen at each batch size."""
+    """Return the spec that fits the shapes seen at each batch size."""
     ranks = {len(shape) for _, shape in seen}
     if len(ranks) > 1:
         return replace(spec, batch_axis=None)
     following = [axis for axis in range(ranks.pop()) if all(shape[axis] == batch for batch, shape in seen)]
-    if len({batch for batch, _ in seen}) == 1:  # a fixed batch: a size alone proves nothing new
+    if len({batch for batch, _ in seen}) == 1:  # one size alone can't prove a new batch axis
         return spec if spec.batch_axis in following else replace(spec, batch_axis=None)
     if spec.batch_axis is not None or not following:
         return spec

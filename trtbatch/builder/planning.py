@@ -1,4 +1,4 @@
-"""What is built of a model: its axes as asked for, the profiles, and the ONNX file with those axes."""
+"""Plan a build: the axes of the model, the profiles, and the ONNX file with these axes."""
 
 from __future__ import annotations
 
@@ -25,16 +25,18 @@ def plan_axes(
     static: int | None,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> tuple[Specs, Specs, tuple[Profile, ...]]:
-    """Specs and profiles as they will be built: shapes filled in, batch fixed where asked.
+    """Return the specs and profiles to build, with shapes filled in and the batch fixed if requested.
 
     Args:
-        name: of the ONNX file, for errors.
-        profiles: asked for; empty is 1:16:32 where the batch is open.
-        static: the one batch size asked for.
+        name: name of the ONNX file, for errors.
+        inputs: specs of the inputs, as the file has them.
+        outputs: specs of the outputs, as the file has them.
+        profiles: requested profiles; empty is 1:16:32 for an open batch axis.
+        static: the one requested batch size, if any.
         shapes: sizes of open axes other than the batch, by input.
 
     Raises:
-        UsageError, ProfileError: the model and what was asked for don't go together.
+        UsageError, ProfileError: the model and the request don't fit.
     """
     inputs = tuple(_filled(spec, shapes, name) for spec in inputs)
     unknown = set(shapes) - {spec.name for spec in inputs}
@@ -63,7 +65,7 @@ def plan_axes(
 def _fixed_profile(
     name: str, fixed: Mapping[str, int | None], profiles: tuple[Profile, ...], static: int | None
 ) -> Profile:
-    """The profile of a model whose batch is fixed in the file."""
+    """Return the profile of a model whose file has a fixed batch."""
     if len(set(fixed.values())) > 1:
         (first, a), (second, b) = list(fixed.items())[:2]
         raise ProfileError(f"{name}: inputs {first!r} and {second!r} have batches {a} and {b}", "export with one batch")
@@ -83,7 +85,7 @@ def _fixed_profile(
 
 
 def _filled(spec: TensorSpec, shapes: Mapping[str, tuple[int, ...]], where: str) -> TensorSpec:
-    """The spec with its open axes, the batch aside, set from ``--shape``."""
+    """Return the spec with its open axes, except the batch, set from ``--shape``."""
     given = shapes.get(spec.name)
     others = [axis for axis in range(len(spec.shape)) if axis != spec.batch_axis]
     if given is not None:
@@ -108,7 +110,10 @@ def _filled(spec: TensorSpec, shapes: Mapping[str, tuple[int, ...]], where: str)
 
 
 def prepared(path: Path, inputs: Specs, outputs: Specs, folder: Path) -> tuple[Path, bool]:
-    """The ONNX file with its axes as planned (the file itself where it has them), and whether weights lie beside."""
+    """Write the ONNX file with its planned axes; return its path and whether it has external weights.
+
+    If the file has these axes already, its own path is returned.
+    """
     onnx = optional.require("onnx", "prepare the ONNX file")
     model = load_onnx(path)
     external = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer)
@@ -130,7 +135,7 @@ def prepared(path: Path, inputs: Specs, outputs: Specs, folder: Path) -> tuple[P
         for dim, length in zip(info.type.tensor_type.shape.dim, spec.shape):
             if isinstance(length, int):
                 dim.dim_value = length
-    del model.graph.value_info[:]  # shapes inferred with the axes open
+    del model.graph.value_info[:]  # these shapes were inferred with open axes
     file = folder / "prepared.onnx"
     if external:
         onnx.load_external_data_for_model(model, str(path.parent))

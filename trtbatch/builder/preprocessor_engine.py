@@ -27,7 +27,7 @@ __all__ = ["ENGINE_SUFFIX", "build_preprocessor", "is_preprocessor", "size_range
 ENGINE_SUFFIX = ".pre.engine"
 
 _USUAL = (375, 500)
-"""Height and width that kernels are chosen for: the most frequent size in ImageNet."""
+"""Height and width that kernels are tuned for: the most frequent size in ImageNet."""
 
 _USED = {
     *("onnx", "backend", "workspace", "opt_level", "timing_cache", "keep_timings", "own_kernels", "timing_iterations"),
@@ -42,13 +42,13 @@ def is_preprocessor(path: Path | None) -> bool:
 
 
 def build_preprocessor(request: BuildRequest) -> Artifact:
-    """Build the engine of a ``.pre.onnx`` file; it appears once its pixels are compared with Pillow's.
+    """Build the engine of a ``.pre.onnx`` file and publish it once its pixels match Pillow's.
 
     Raises:
-        UsageError: an option that applies to models alone, or no TensorRT on this machine.
-        ArtifactError: no preprocessor, or a damaged one.
+        UsageError: an option applies only to models, or TensorRT isn't available here.
+        ArtifactError: the file is no preprocessor, or is damaged.
         BuildError: TensorRT can't build it.
-        RowsError: a pixel is more than 1 of 255 from Pillow's.
+        RowsError: a pixel differs from Pillow's by more than 1 of 255.
     """
     assert request.onnx is not None
     _refuse_options(request)
@@ -70,7 +70,7 @@ def build_preprocessor(request: BuildRequest) -> Artifact:
             outputs=(record.output,),
             profiles=(Profile(1, 1, 1),),
             ranges=(size_ranges(record),),
-            tf32=False,  # it may add 0.3 of 255, for which lanczos has no room (images/preprocessor.py)
+            tf32=False,  # TF32 may add an error of 0.3 of 255, too much for lanczos (images/preprocessor.py)
             **builder_settings(request, target.parent),
         )
         began = time.perf_counter()
@@ -90,7 +90,7 @@ def _refuse_options(request: BuildRequest) -> None:
 
 
 def size_ranges(record: PreprocessorRecord) -> dict[str, Range]:
-    """Return the shapes that the engine takes, by input: the smallest, those it is tuned for, and the largest."""
+    """Return the smallest, tuned and largest shape of each input."""
     most, (crop_height, crop_width) = record.max_size, record.recipe.crop
     sizes = (1, 1), (min(_USUAL[0], most), min(_USUAL[1], most)), (most, most)
     return {

@@ -1,4 +1,4 @@
-"""What to build: the request, what of it contradicts itself or can't be had, and the ONNX file that it means."""
+"""Define the build request, check it for contradictions, and find its ONNX file."""
 
 from __future__ import annotations
 
@@ -36,38 +36,38 @@ __all__ = [
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What to build, and how.
+    """Request to build an engine.
 
     Args:
-        onnx: None takes the newest in ``engines/`` that fits.
-        profiles: of the batch axis; empty is 1:16:32 for a dynamic model.
-        batches: sizes of interest: each must have a profile, and is timed on all that hold it; empty takes the
+        onnx: file to build; None takes the newest in ``engines/`` that fits.
+        profiles: profiles of the batch axis; empty is 1:16:32 for a dynamic model.
+        batches: batch sizes of interest: each must have a profile, and is timed on all that hold it; empty takes the
             powers of two.
         static: the one batch size to build for.
         backend: ``auto``, ``tensorrt`` or ``onnxruntime``.
         workspace: bytes that TensorRT's tactics may use; None is its own limit.
         opt_level: TensorRT's builder optimization level, 0 to 5.
-        timing_cache: read where usable, and written after the build; None is one beside the engine, by GPU and
-            TensorRT version.
-        keep_timings: whether there is a timing cache at all.
-        own_kernels: whether TensorRT's own tactics alone are tried, not those of cuDNN and cuBLAS.
-        timing_iterations: runs that the time of a tactic is averaged over; None is TensorRT's own number.
-        tries: how often the engine is built, the fastest being kept.
+        timing_cache: file to read if usable, and to write after the build; None is one in the engine's folder, named by
+            GPU and TensorRT version.
+        keep_timings: whether to use a timing cache at all.
+        own_kernels: whether to leave out the tactics of cuDNN and cuBLAS.
+        timing_iterations: runs over which the time of a tactic is averaged; None is TensorRT's own number.
+        tries: number of builds, of which the fastest engine is kept.
         shapes: sizes of the axes other than the batch, by input.
-        output: None is ``engines/NAME.engine`` (``engines/NAME.ort.onnx`` for ONNX Runtime).
-        verify: whether the rows are checked; the engine is run at min, opt and max either way.
-        precision: of :data:`trtbatch.quantization.precision.PRECISIONS`, or ``best``: the fastest within the tolerance;
-            None is what the file and the backend make of it (TF32 on TensorRT).
-        fuse_preprocess: layout of the uint8 images that the engine is to take; None leaves its input as it is.
+        output: path of the engine; None is ``engines/NAME.engine`` (``engines/NAME.ort.onnx`` for ONNX Runtime).
+        verify: whether to check the rows; the engine runs at min, opt and max either way.
+        precision: one of :data:`trtbatch.quantization.precision.PRECISIONS`, or ``best``: the fastest within the
+            tolerance; None leaves it to the file and the backend (TF32 on TensorRT).
+        fuse_preprocess: layout of the uint8 images that the engine takes; None leaves its input as it is.
         io_precision: type of the inputs and outputs; None keeps theirs.
-        keep_fp32: names of nodes or operators that stay float32.
-        calibration: folder, glob, ``.npy``, ``.npz``, or a number of random samples: for the ranges of int8 and fp8,
-            for what fp16 can't hold, and for the accuracy.
+        keep_fp32: names of nodes or operators that stay in float32.
+        calibration: folder, glob, ``.npy``, ``.npz``, or a number of random samples; sets the ranges of int8 and fp8,
+            finds what fp16 can't hold, and measures the accuracy.
         calibration_method: how ranges are chosen; None is entropy.
         tolerance: largest L2-relative error of a row against the ONNX file; None is that of the precision.
-        options: what else a TensorRT engine is to be.
+        options: further properties of a TensorRT engine.
         device: number of the GPU.
-        progress: told what is being done, and how far it is (0 to 1) where that is known.
+        progress: called with each step and its progress (0 to 1, None if unknown).
     """
 
     onnx: Path | None = None
@@ -98,10 +98,9 @@ class BuildRequest:
 
 
 def builder_settings(request: BuildRequest, folder: Path) -> dict[str, Any]:
-    """What a request says of how to build, whatever is built: fields of :class:`trtbatch.backends.base.BuildPlan`.
+    """Return the builder settings of a request, as fields of :class:`trtbatch.backends.base.BuildPlan`.
 
-    Args:
-        folder: of the engine, where the timing cache lies.
+    `folder` is that of the engine, where the timing cache lies.
     """
     return {
         "workspace": request.workspace,
@@ -116,7 +115,7 @@ def builder_settings(request: BuildRequest, folder: Path) -> dict[str, Any]:
 
 
 def note_unused(request: BuildRequest) -> None:
-    """Options that only TensorRT has, where they were given in vain."""
+    """Log the given options that have no effect on ONNX Runtime."""
     given = {
         "--workspace": request.workspace,
         "--opt-level": request.opt_level,
@@ -132,10 +131,10 @@ def note_unused(request: BuildRequest) -> None:
 
 
 def refuse_tries(request: BuildRequest) -> None:
-    """Raise where an engine that is to be built several times is to be something that excludes it.
+    """Raise if several builds are requested with an option that excludes them.
 
     Raises:
-        UsageError: naming the option.
+        UsageError: names the option.
     """
     if request.tries > 1 and request.timing_cache is not None:
         raise UsageError(
@@ -146,10 +145,10 @@ def refuse_tries(request: BuildRequest) -> None:
 
 
 def refuse_target(target: Path, source: Path, suffix: str) -> None:
-    """Raise where the engine would have the name of something else.
+    """Raise if the output path is the ONNX file itself, or has the wrong suffix.
 
     Raises:
-        UsageError: with the suffix that engines of this backend have.
+        UsageError: names the suffix of this backend's engines.
     """
     if target.resolve() == source.resolve():
         raise UsageError(f"--output {target} is the ONNX file itself", "write elsewhere with --output")
@@ -160,10 +159,10 @@ def refuse_target(target: Path, source: Path, suffix: str) -> None:
 
 
 def refuse_precision(request: BuildRequest, builder: Builder) -> None:
-    """Raise where what is asked of the precision contradicts itself, or can't be had here.
+    """Raise if the precision options contradict each other, or the precision isn't available here.
 
     Raises:
-        UsageError, PrecisionError: naming the option.
+        UsageError, PrecisionError: names the option.
     """
     name = request.precision
     builder.refuse(None if name == "best" else name, request.options, request.device)
@@ -183,7 +182,7 @@ def refuse_precision(request: BuildRequest, builder: Builder) -> None:
 
 
 def not_tried(name: str, request: BuildRequest, builder: Builder) -> str | None:
-    """Why a precision is no candidate here; None where it is one."""
+    """Return why ``--precision best`` skips a precision here, or None if it is tried."""
     try:
         builder.refuse(name, request.options, request.device)
     except PrecisionError as error:
@@ -194,10 +193,10 @@ def not_tried(name: str, request: BuildRequest, builder: Builder) -> str | None:
 
 
 def refuse_conversion_of(source: Artifact, request: BuildRequest) -> None:
-    """Raise where a file that is converted already is to be converted.
+    """Raise if a request asks to convert a file that is converted already.
 
     Raises:
-        UsageError: naming what was asked for in vain.
+        UsageError: names the options without effect.
     """
     conversion = source.sidecar.conversion
     own = conversion.precision if conversion is not None else ""
@@ -213,6 +212,7 @@ def refuse_conversion_of(source: Artifact, request: BuildRequest) -> None:
 
 
 def source_of(request: BuildRequest) -> Artifact:
+    """Return the ONNX artifact of a request: the named file, or the newest in ``engines/`` that fits."""
     path = request.onnx
     if path is None:
         dynamic = bool(request.profiles)
@@ -220,7 +220,7 @@ def source_of(request: BuildRequest) -> Artifact:
             "onnx",
             lambda s: s.conversion is None and (s.is_dynamic or not dynamic),
             _wanted(request),
-            prefer=lambda s: _can_be_static(s, request.static),  # where none can, the newest says why
+            prefer=lambda s: _can_be_static(s, request.static),  # if none can, the error comes from the newest
         )
         note(f"building the newest that fits: {artifact.path}")
     elif not files.sidecar_path(path).is_file():
@@ -234,7 +234,7 @@ def source_of(request: BuildRequest) -> Artifact:
 
 
 def _can_be_static(sidecar: Sidecar, static: int | None) -> bool:
-    """Whether a file can be built for this one batch size: its batch is open, or fixed at that."""
+    """Return whether a file can be built for this one batch size: its batch is open, or fixed at that size."""
     sizes = {spec.fixed_batch for spec in sidecar.inputs if spec.batch_axis is not None}
     return static is None or sizes in ({None}, {static})
 
@@ -244,7 +244,7 @@ def _wanted(request: BuildRequest) -> str:
 
 
 def foreign(path: Path) -> Artifact:
-    """An ONNX file that trtbatch didn't export: its own words are all there is."""
+    """Return the artifact of an ONNX file that trtbatch didn't export; its specs are read from the file."""
     model = load_onnx(path)
     inputs, outputs = read_specs(model, path.name)
     note(f"{path} has no sidecar: inputs and outputs are read from the file; preprocessing and classes are unknown")
@@ -253,6 +253,7 @@ def foreign(path: Path) -> Artifact:
 
 
 def stem_of(onnx: Path, request: BuildRequest) -> str:
+    """Return the stem of an engine's file name: that of the ONNX file, with batch size and precision."""
     stem = onnx.name.removesuffix(".onnx")
     if request.static is not None:
         stem = f"{stem.removesuffix('_dynamic')}_b{request.static}"
@@ -261,7 +262,7 @@ def stem_of(onnx: Path, request: BuildRequest) -> str:
 
 
 def original_of(converted: Artifact) -> Artifact:
-    """The float32 file of a converted one, where it is still there; else the converted one."""
+    """Return the float32 file of a converted one, or the converted one if the float32 file is gone."""
     record, sidecar = converted.sidecar.source, converted.sidecar
     path = converted.path.parent / (sidecar.source_path or "")
     if record is not None and path.is_file() and store.record_file(path).sha256 == record.sha256:

@@ -1,4 +1,4 @@
-"""After a build: each batch size timed on each profile that holds it, and the winner of each."""
+"""Time each batch size on each profile that holds it, after a build."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from trtbatch.errors import ExecutionError
 __all__ = ["time_profiles"]
 
 ROUNDS = 3
-"""In each round every profile has its turn, so that a drift of the clocks meets all of them alike."""
+"""Rounds of timing. Every profile runs once in each round, so a drift of the clocks affects all alike."""
 
 SECONDS = 0.03
-"""Of timed runs in each turn; stretched while the median isn't stable."""
+"""Seconds of timed runs per profile and round; more while the median isn't stable."""
 
 WARM_UP = 15.0
-"""Milliseconds of runs before each turn."""
+"""Milliseconds of runs before each timing."""
 
 
 def time_profiles(
     session: Session, sidecar: Sidecar, batches: Sequence[int], tell: Callable[[str], None] = lambda words: None
 ) -> tuple[Measured, ...]:
-    """Time every (profile, batch) pair that fits, briefly, as a CUDA graph where there can be one.
+    """Time every (profile, batch) pair that fits, as a CUDA graph if possible.
 
-    On ONNX Runtime a profile is a range that is allowed, and nothing else: each batch is timed once.
+    ONNX Runtime treats a profile as a range only, so each batch size is timed once there.
     """
     rows = []
     for batch in sorted(set(batches)):
@@ -48,7 +48,7 @@ def time_profiles(
 
 
 def _times(session: Session, sidecar: Sidecar, batch: int, profiles: Sequence[int]) -> dict[int, float]:
-    """Median over the rounds of the median time of one run, ms, by profile."""
+    """Return the median time of one run in ms, by profile: over the rounds, the median of each round's median."""
     inputs = random_inputs(sidecar.inputs, batch, seed=0)
     found: dict[int, list[float]] = {index: [] for index in profiles}
     for _ in range(ROUNDS):
@@ -60,11 +60,11 @@ def _times(session: Session, sidecar: Sidecar, batch: int, profiles: Sequence[in
 
 
 def _samples(session: Session) -> NDArray[np.float64]:
-    """Times of what is bound, ms, in the mode that adds least to the computing itself."""
+    """Return times of the bound batch in ms, in the mode with the least overhead."""
     modes = session.modes()
     if "graph" in modes:
         try:
             return measure(modes["graph"], None, SECONDS, WARM_UP)
-        except ExecutionError:  # it can't be captured: the session has said so, and does without from now on
+        except ExecutionError:  # capture failed: the session has logged it, and has no graph mode now
             modes = session.modes()
     return measure(modes.get("async") or next(iter(modes.values())), None, SECONDS, WARM_UP)
