@@ -1,1 +1,1 @@
-"""Check every row of an engine: against itself, and against a reference."""
+"""Check every row of an engine, against itself and against a reference."""

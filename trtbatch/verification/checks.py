@@ -1,15 +1,15 @@
-"""Are the rows right? The checks that need no reference, on any session; ``verify``, ``build`` and ``bench`` use them.
+"""Check the rows of an engine without a reference.
 
-* *written*: the output buffers are filled with two different byte patterns before two runs; an element that
-  keeps both was never written. (One pattern is not enough: it may be a legal value.)
+* *written*: the output buffers are filled with two different byte patterns before two runs; an element that keeps both
+  was never written. One pattern isn't enough, since it may be a legal value.
 * *repeatable*: the two runs agree.
 * *batch = singles*: row *i* of a batch equals sample *i* run alone.
 * *identical rows*: a batch of copies of one sample gives equal rows.
-* *permuted*: turning the samples round turns the rows round.
-* *isolated*: changing every other sample leaves the rows between them alone.
+* *permuted*: reversing the samples reverses the rows.
+* *isolated*: changing every other sample leaves the rows between them unchanged.
 
-An output without a batch axis (a scalar, a mean over the batch, a list of detections) is checked for *written*
-and *repeatable* only. Of detections padded to a fixed number, only the valid ones are looked at.
+Outputs without a batch axis (a scalar, a mean over the batch, a list of detections) are checked for *written* and
+*repeatable* only. Of detections that are padded to a fixed number, only the valid ones are checked.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _FIXED = "the batch axis is probably fixed in the model"
 
 @dataclass(frozen=True)
 class Finding:
-    """One failed check: what it was, which rows of which output (from 0), and the plain words."""
+    """Result of a failed check: its name, the output, the wrong rows (from 0) and an explanation."""
 
     check: str
     output: str
@@ -55,16 +55,16 @@ class Finding:
 
 
 class RowChecker:
-    """The checks on one session; single samples are run once and kept.
+    """Checks on one session. Each single sample runs once, and its rows are kept.
 
     Args:
-        session: what runs.
-        inputs, outputs: its specs.
-        precision: that the engine computes in; decides the tolerance with each output's dtype.
-        smallest: the smallest batch the engine takes; a "single" is a batch of that many copies.
-        largest: the largest batch that will be checked.
-        seed: of the random inputs.
-        pool: samples to use instead of random ones, at least `largest`.
+        session: session to check.
+        inputs, outputs: specs of the session.
+        precision: precision that the engine computes in; together with each output's dtype it sets the tolerance.
+        smallest: smallest batch size of the engine; a "single" is a batch of that many copies.
+        largest: largest batch size to check.
+        seed: seed of the random inputs.
+        pool: samples to use instead of random ones, at least ``largest + 1``.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class RowChecker:
         self._outputs = outputs
         self._precision = precision
         self._smallest = smallest
-        # One sample more than the largest batch, so that there is always another one to change to.
+        # One sample more than the largest batch, for the check that replaces samples.
         self._pool = dict(pool) if pool is not None else random_inputs(inputs, largest + 1, seed)
         self._singles: list[Outputs] = []
 
@@ -99,7 +99,7 @@ class RowChecker:
         seed: int = 0,
         pool: Mapping[str, Array] | None = None,
     ) -> RowChecker:
-        """The checker of an engine, as its sidecar describes it; `smallest` is that of all profiles where None."""
+        """Return the checker of an engine; None for `smallest` takes the smallest batch size of all profiles."""
         return cls(
             session,
             sidecar.inputs,
@@ -112,15 +112,15 @@ class RowChecker:
         )
 
     def inputs(self, batch: int) -> dict[str, Array]:
-        """The first `batch` samples of the pool."""
+        """Return the first `batch` samples of the pool."""
         return self._take(range(batch))
 
     def check(self, batch: int) -> list[Finding]:
-        """Everything that is wrong at this batch size; an empty list when nothing is."""
+        """Return all findings at a batch size; an empty list if every check passes."""
         first, outputs = self._run_poisoned(batch)
         findings = self._written(batch, first, outputs)
         if findings:
-            return findings  # what was never written can't be compared
+            return findings  # elements that were never written can't be compared
         first, outputs = (valid_only(each, self._outputs) for each in (first, outputs))
         rows = self._flat(outputs)
         findings = self._compare("repeatable", batch, rows, self._flat(first), _not_repeatable)
@@ -135,10 +135,10 @@ class RowChecker:
         return findings
 
     def require(self, batch: int, engine: str, fix: str) -> None:
-        """Raise where :meth:`check` finds something; `fix` is what to do about it.
+        """Raise if :meth:`check` has findings; `fix` is the advice of the error.
 
         Raises:
-            RowsError: with the first finding.
+            RowsError: names the first finding.
         """
         findings = self.check(batch)
         if findings:
@@ -177,11 +177,11 @@ class RowChecker:
         return findings
 
     def _flat(self, outputs: Outputs) -> Outputs:
-        """Each output as rows, ``(N, elements)``; one without a batch axis as a single row."""
+        """Return each output as rows, ``(N, elements)``; an output without a batch axis is a single row."""
         return {spec.name: as_rows(outputs[spec.name], spec) for spec in self._outputs}
 
     def _expected(self, indices: Sequence[int]) -> Outputs:
-        """The rows of these samples, each run alone."""
+        """Return the rows of these samples, each run alone."""
         while len(self._singles) <= max(indices):
             self._singles.append(self._flat(self._run(self._take([len(self._singles)] * self._smallest))))
         return {
@@ -191,7 +191,7 @@ class RowChecker:
         }
 
     def _isolated(self, batch: int, rows: Outputs) -> list[Finding]:
-        """Every other sample is exchanged for one from outside the batch; those between must not notice."""
+        """Return the findings after every other sample is replaced by one from outside the batch."""
         for parity in (0, 1):
             changed = [batch if index % 2 == parity else index for index in range(batch)]
             kept = [index for index in range(batch) if index % 2 != parity]
@@ -216,7 +216,7 @@ class RowChecker:
         wanted: Mapping[str, Array],
         explain: Callable[[Array, Array, list[int], str], str],
     ) -> list[Finding]:
-        """Findings of one check: the rows of each output against those that are wanted of it."""
+        """Return the findings of one check, which compares the rows of each output with the expected ones."""
         findings = []
         for spec in self._outputs:
             if spec.name not in wanted:
@@ -245,13 +245,10 @@ class RowChecker:
 
 
 def require_same_rows(what: str, found: Mapping[str, Array], wanted: Mapping[str, Array], sidecar: Sidecar) -> None:
-    """Raise where an engine gives other rows than in the run that was checked.
-
-    Args:
-        what: the engine and the way in which it ran.
+    """Raise if an engine's rows differ from those of the run that was checked; `what` names the engine and the mode.
 
     Raises:
-        RowsError: naming the output.
+        RowsError: names the output.
     """
     one, two = (valid_only(dict(outputs), sidecar.outputs) for outputs in (found, wanted))
     for spec in sidecar.outputs:
@@ -273,11 +270,17 @@ def require_slots(
     sidecar: Sidecar,
     overlapping: bool = True,
 ) -> None:
-    """Run every slot as it will be timed, after other inputs and into overwritten outputs, and check its rows.
+    """Run every slot as it will be timed, and check its rows.
+
+    Before that, each slot runs on other inputs and its outputs are overwritten, so stale results can't pass.
 
     Args:
-        what: the engine and the way in which it runs.
-        wanted: the outputs of the run that was checked.
+        what: the engine and the mode, for errors.
+        slots: slots to run.
+        batch: batch size.
+        inputs: samples of the run that was checked.
+        wanted: outputs of the run that was checked.
+        sidecar: sidecar of the engine.
         overlapping: whether all slots run at the same time.
 
     Raises:
@@ -333,7 +336,7 @@ def _not_isolated(bad: list[int]) -> str:
 
 
 def _not_singles(rows: Array, reference: Array, bad: list[int], error: str) -> str:
-    """What the wrong rows look like, and what makes such rows."""
+    """Return a description of the wrong rows and of their probable cause."""
     named = named_rows(bad)
     wrong, right = rows[bad], reference[bad]
     if not wrong.any():

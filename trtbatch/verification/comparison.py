@@ -1,4 +1,4 @@
-"""An engine's outputs against a reference's, output by output and row by row; ``verify`` and ``build`` use it."""
+"""Compare an engine's outputs with those of a reference, output by output and row by row."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class SampleResult:
-    """One row of one output against the reference; errors that aren't finite are the strings ``inf``, ``nan``."""
+    """Result of comparing one row of one output; errors that aren't finite are the strings ``inf`` and ``nan``."""
 
     sample: int
     max_abs: float | str
@@ -34,12 +34,12 @@ class SampleResult:
 
 @dataclass(frozen=True)
 class OutputResult:
-    """One output at one batch size against the reference.
+    """Result of comparing one output at one batch size.
 
     Args:
-        shape, reference_shape: where they differ, there are no rows to compare.
-        limit: what counts as equal.
-        top1_agreement: share of the samples with the same largest class; None where rows aren't class scores.
+        shape, reference_shape: if they differ, there are no rows to compare.
+        limit: largest difference that counts as equal.
+        top1_agreement: share of the samples with the same top class; None if rows aren't class scores.
     """
 
     batch: int
@@ -60,12 +60,9 @@ def compare_outputs(
     precision: str,
     limit: Limit | None = None,
 ) -> list[OutputResult]:
-    """Every output that the reference has, against it.
+    """Compare every output that the reference has.
 
-    Args:
-        outputs: the engine's specs.
-        precision: that the engine computes in; decides the limit with each output's dtype.
-        limit: what counts as equal, instead.
+    `precision` is that of the engine; together with each output's dtype it sets the limit, unless `limit` is given.
     """
     found, wanted = (valid_only(dict(each), outputs) for each in (found, wanted))
     return [
@@ -96,9 +93,10 @@ def _output(spec: TensorSpec, batch: int, found: Array, wanted: Array, limit: Li
 
 
 def _in_order(array: Array, spec: TensorSpec) -> Array:
-    """A list whose length the data decides (boxes that are left, places that aren't zero), sorted.
+    """Return a list whose length depends on the data (boxes, nonzero indices) in sorted order; other outputs unchanged.
 
-    ONNX gives such a list no order: suppression in TensorRT goes by score, in ONNX Runtime by class.
+    ONNX doesn't define the order of such a list: non-maximum suppression sorts by score in TensorRT and by class in
+    ONNX Runtime.
     """
     open_axes = [axis for axis, size in enumerate(spec.shape) if isinstance(size, str)]
     if spec.batch_axis is not None or len(open_axes) != 1 or array.ndim < 2 or not array.size:
@@ -122,5 +120,5 @@ def _sample(comparison: Comparison, index: int) -> SampleResult:
 
 
 def _number(value: float) -> float | str:
-    """JSON has no infinity and no NaN: their names instead."""
+    """Return the value for JSON, which has no infinity and no NaN: those become strings."""
     return float(f"{value:.6g}") if np.isfinite(value) else str(float(value))

@@ -1,4 +1,4 @@
-"""What an engine's outputs are compared with: ONNX Runtime on its ONNX file, torch on its model, saved outputs."""
+"""Provide the references of a comparison: ONNX Runtime on the ONNX file, torch on the model, or saved outputs."""
 
 from __future__ import annotations
 
@@ -28,25 +28,29 @@ Array = NDArray[Any]
 
 
 class Reference(Protocol):
-    """Outputs that are trusted, by name; the inputs are the first rows of one pool of samples."""
+    """Source of trusted outputs. The inputs are the first rows of one pool of samples."""
 
     @property
-    def label(self) -> str: ...
+    def label(self) -> str:
+        """Return the description of the reference."""
+        ...
 
-    def __call__(self, inputs: Mapping[str, Array], batch: int) -> dict[str, Array]: ...
+    def __call__(self, inputs: Mapping[str, Array], batch: int) -> dict[str, Array]:
+        """Return the outputs of a batch, by name."""
+        ...
 
 
 def open_reference(against: str, artifact: Artifact, trust_code: bool = False) -> Reference:
-    """The reference that ``--against`` names.
+    """Open the reference that ``--against`` names.
 
     Args:
         against: ``onnxruntime``, ``torch``, an ``.onnx`` or an ``.npz`` file.
+        artifact: the engine to compare.
         trust_code: whether a ``.pt2`` program may run the code that it holds.
 
     Raises:
-        UsageError: a name that is none of these.
-        ArtifactError: a sidecar or a preprocessor; the ONNX file is gone, or is not the one that the engine was built
-            from.
+        UsageError: the name is none of these.
+        ArtifactError: the file is a sidecar or a preprocessor; or the engine's ONNX file is missing or has changed.
     """
     if against == "onnxruntime":
         return OnnxFileReference(find_onnx(artifact))
@@ -65,10 +69,10 @@ def open_reference(against: str, artifact: Artifact, trust_code: bool = False) -
 
 
 def find_onnx(artifact: Artifact) -> Path:
-    """The float32 ONNX file that an engine was built from; its hash is checked.
+    """Return the float32 ONNX file that an engine was built from, after checking its hash.
 
     Raises:
-        ArtifactError: it is gone, or has changed.
+        ArtifactError: the file is missing or has changed.
     """
     if artifact.sidecar.source is None:
         raise ArtifactError(f"{artifact.path} doesn't say what it was built from", "pass --against FILE.onnx")
@@ -76,10 +80,10 @@ def find_onnx(artifact: Artifact) -> Path:
 
 
 def find_built(artifact: Artifact) -> Path:
-    """The ONNX file that the backend was given: the converted one where there is one; its hash is checked.
+    """Return the ONNX file that the backend was given (a converted one, if any), after checking its hash.
 
     Raises:
-        ArtifactError: it is gone, or has changed.
+        ArtifactError: the file is missing or has changed.
     """
     record = artifact.sidecar.converted or artifact.sidecar.source
     if record is None:
@@ -88,13 +92,15 @@ def find_built(artifact: Artifact) -> Path:
 
 
 def _find(artifact: Artifact, record: FileRecord, otherwise: str) -> Path:
-    """The file of a record that an engine's sidecar has.
+    """Return the file of a record in an engine's sidecar.
 
     Args:
-        otherwise: what else can be done, as the end of a sentence.
+        artifact: the engine.
+        record: name, size and hash of the file.
+        otherwise: another way out, as the end of the error's advice.
 
     Raises:
-        ArtifactError: it is gone, or has changed.
+        ArtifactError: the file is missing or has changed.
     """
     folder, name = artifact.path.parent, record.file
     there = (folder / (artifact.sidecar.source_path or name)).parent / name
@@ -112,7 +118,7 @@ def _find(artifact: Artifact, record: FileRecord, otherwise: str) -> Path:
 
 
 class OnnxFileReference:
-    """ONNX Runtime on the CPU, in float32 as the file has it."""
+    """Reference by ONNX Runtime on the CPU, in the precision of the file."""
 
     def __init__(self, path: Path) -> None:
         self.label = f"ONNX Runtime {optional.version('onnxruntime') or ''} on {path}"
@@ -122,10 +128,11 @@ class OnnxFileReference:
 
     @property
     def is_dynamic(self) -> bool:
-        """Whether it takes any number of samples."""
+        """Return whether the file takes any number of samples."""
         return all(spec.batch_axis is not None and spec.fixed_batch is None for spec in self._inputs)
 
     def __call__(self, inputs: Mapping[str, Array], batch: int) -> dict[str, Array]:
+        """Return the outputs of a batch; see :class:`Reference`."""
         fixed = next((spec.fixed_batch for spec in self._inputs if spec.fixed_batch not in (None, batch)), None)
         if fixed is not None:
             raise UsageError(
@@ -145,7 +152,7 @@ class OnnxFileReference:
 
 
 class _Torch:
-    """The model that was exported, made again."""
+    """Reference by the exported torch model, which is loaded again."""
 
     def __init__(self, artifact: Artifact, trust_code: bool) -> None:
         record = artifact.sidecar.model
@@ -164,6 +171,7 @@ class _Torch:
         self.label = f"torch {optional.version('torch')} on {record.origin} ({record.weights})"
 
     def __call__(self, inputs: Mapping[str, Array], batch: int) -> dict[str, Array]:
+        """Return the outputs of a batch; see :class:`Reference`."""
         torch = optional.require("torch", "run the model")
         examples = self._model.example(2)
         inputs = unfused_inputs(inputs, self._preprocessing)
@@ -176,7 +184,7 @@ class _Torch:
 
 
 class SavedReference:
-    """Outputs saved before, as ``infer --output FILE.npz`` writes them: row i belongs to sample i."""
+    """Reference by outputs that ``infer --output FILE.npz`` saved: row i belongs to sample i."""
 
     def __init__(self, path: Path, artifact: Artifact) -> None:
         sidecar = artifact.sidecar
@@ -206,19 +214,19 @@ class SavedReference:
                 warn(f"{path} holds no {spec.name!r}: that output is not compared")
 
     def require_rows(self, batch: int) -> None:
-        """Raise where there are fewer rows than a batch wants.
+        """Raise if a batch needs more rows than there are.
 
         Raises:
-            UsageError: with both numbers.
+            UsageError: names both numbers.
         """
         if batch > self.count:
             raise UsageError(f"{self.label} are fewer than batch {batch}", f"pass --batch up to {self.count}")
 
     def require_samples(self, names: Sequence[str], batch: int) -> None:
-        """Raise where the samples of a batch aren't those that the rows were made from, by name.
+        """Raise if the samples of a batch aren't those of the saved rows, by name.
 
         Raises:
-            InputError: with the first that differs.
+            InputError: names the first sample that differs, or the number of samples.
         """
         for index, (own, other) in enumerate(zip(self._names, names)):
             if own != other:
@@ -230,6 +238,7 @@ class SavedReference:
             raise InputError(f"{self.label}, and {len(names)} samples in --input", "pass the --input of all of them")
 
     def __call__(self, inputs: Mapping[str, Array], batch: int) -> dict[str, Array]:
+        """Return the outputs of a batch; see :class:`Reference`."""
         self.require_rows(batch)
         return {
             name: np.moveaxis(rows[:batch], 0, self._specs[name].batch_axis or 0) for name, rows in self._rows.items()

@@ -1,4 +1,4 @@
-"""Is every sample of every batch right? An engine against a reference, row by row, and against itself."""
+"""Verify every sample of every batch: compare an engine with a reference, row by row, and with itself."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class VerifyRequest:
-    """What to verify, and against what.
+    """Request to verify an engine.
 
     Args:
-        engine: None takes the newest in ``engines/`` that runs here.
-        against: ``onnxruntime``, ``torch``, an ``.onnx`` or ``.npz`` file, ``none``; None is ONNX Runtime where
-            the ONNX file is still there.
-        batches: None is min, opt and max of every profile.
+        engine: engine to verify; None takes the newest in ``engines/`` that runs here.
+        against: ``onnxruntime``, ``torch``, an ``.onnx`` or ``.npz`` file, or ``none``; None is ONNX Runtime if the
+            ONNX file is available.
+        batches: batch sizes; None is min, opt and max of every profile.
         input: samples to use, as for ``infer``; None draws random ones.
         rtol, atol: numpy's element-wise limits, instead of the tolerance of dtype and precision.
         device: number of the GPU.
-        trust_code: whether the ``.pt2`` program that the reference torch loads may run the code that it holds.
-        progress: told what is being done.
+        trust_code: whether the ``.pt2`` program of the torch reference may run the code that it holds.
+        progress: called with each step.
     """
 
     engine: Path | None
@@ -60,12 +60,13 @@ class VerifyRequest:
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """Everything that was compared and checked.
+    """Result of all comparisons and checks.
 
     Args:
-        reference: what it was compared with; None where nothing was at hand.
-        checks: the names of the checks without a reference, each run at every batch.
-        findings: what failed of them; `explanations` says it in words, the fixing node included.
+        reference: description of the reference; None if there was none.
+        checks: names of the checks without a reference, each run at every batch size.
+        findings: failed checks.
+        explanations: the findings in words, and the node that fixes the batch, if one is found.
     """
 
     engine: str
@@ -90,8 +91,8 @@ def verify(request: VerifyRequest) -> VerifyResult:
     """Compare an engine with a reference and with itself; wrong rows are a result, not an exception.
 
     Raises:
-        ProfileError: a batch outside every profile.
-        UsageError, InputError, ArtifactError: the reference or the samples can't be had.
+        ProfileError: a batch is outside every profile.
+        UsageError, InputError, ArtifactError: the reference or the samples aren't available.
     """
     artifact = resolve_engine(request.engine, request.batches or ())
     sidecar = artifact.sidecar
@@ -145,12 +146,12 @@ def _reference(request: VerifyRequest, artifact: Artifact) -> Reference | None:
 
 
 def _pool(request: VerifyRequest, sidecar: Sidecar, reference: Reference | None, count: int) -> dict[str, Array]:
-    """`count` samples: those of the saved reference or of ``--input`` first, random ones after them.
+    """Return `count` samples: those of the saved reference or of ``--input`` first, then random ones.
 
-    Never the same sample twice: rows that leak into each other show only where they differ.
+    No sample appears twice: rows that leak into each other show only where samples differ.
 
     Raises:
-        UsageError, InputError: samples that aren't those of the saved outputs.
+        UsageError, InputError: the samples aren't those of the saved outputs.
     """
     fresh = random_inputs(sidecar.inputs, count, request.seed)
     saved = reference if isinstance(reference, SavedReference) else None
@@ -169,7 +170,7 @@ def _pool(request: VerifyRequest, sidecar: Sidecar, reference: Reference | None,
 def _topped_up(
     given: Mapping[str, Array], fresh: Mapping[str, Array], sidecar: Sidecar, count: int
 ) -> dict[str, Array]:
-    """The given samples, up to `count`, and fresh ones behind them where they are fewer."""
+    """Return the given samples, cut to `count` or filled up with fresh ones."""
     pool = {}
     missing = 0
     for spec in sidecar.inputs:
@@ -203,7 +204,7 @@ def _against(
 
 
 def _tell_numbers_that_are_none(outputs: Sequence[OutputResult]) -> None:
-    """Warn of NaN and infinities in rows that are equal to the reference's: right, and of no use."""
+    """Warn of NaN and infinities in rows that equal the reference's: correct, but useless."""
     for each in outputs:
         strange = sum(1 for row in each.rows if row.passed and (row.nan or row.inf))
         if strange:
@@ -214,7 +215,7 @@ def _tell_numbers_that_are_none(outputs: Sequence[OutputResult]) -> None:
 
 
 def _explanations(findings: Sequence[Finding], artifact: Artifact) -> list[str]:
-    """Each finding in words; where rows are missing, the node that fixes the batch, if the ONNX file is at hand."""
+    """Return each finding in words, and the node that fixes the batch, if the ONNX file is at hand."""
     if not findings:
         return []
     lines = [str(finding) for finding in findings]
