@@ -1,1 +1,1 @@
-"""What ``bench`` and ``tune`` time with: loops, their stop, the GPU's clocks, two engines in turns."""
+"""Time engines: timing loops, stopping rule, clock checks, and paired comparisons."""

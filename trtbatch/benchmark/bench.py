@@ -1,6 +1,6 @@
-"""Time per batch size: rows checked first, warm-up per shape, tight loops, every raw sample kept.
+"""Time an engine at each batch size: check the rows, warm up per shape, run tight loops, keep every raw sample.
 
-The loops themselves are in :mod:`trtbatch.benchmark.loops`; comparisons of engines and of profiles in
+The loops are in :mod:`trtbatch.benchmark.loops`, the comparisons of engines and profiles in
 :mod:`trtbatch.benchmark.duel`.
 """
 
@@ -26,29 +26,29 @@ from trtbatch.util.statistics import Summary, bound_by, summarize
 __all__ = ["THROTTLED", "BatchResult", "BenchRequest", "BenchResult", "bench", "measure", "rounded"]
 
 THROTTLED = "throttled"
-"""The verdict on a line of which more than half the samples are bad."""
+"""Verdict on a result with more bad samples than good ones."""
 
 
 @dataclass(frozen=True)
 class BatchResult:
-    """One batch size in one mode.
+    """Result of one batch size in one mode.
 
     Args:
-        shapes: of every input and output, as executed.
-        profile: index of the optimization profile that ran it.
-        samples_per_s: batch over median time.
-        speedup: samples/s over those of `speedup_over`, the smallest batch measured in this mode.
-        summary: of the samples that aren't bad; of all where more than half are.
+        shapes: executed shape of every input and output.
+        profile: index of the optimization profile that ran the batch.
+        samples_per_s: batch size over median time.
+        speedup: samples/s over those of `speedup_over`, the smallest batch size measured in this mode.
+        summary: figures of the samples that aren't bad; of all if more than half are bad.
         samples_ms: every raw sample, in order.
         verdict: ``stable``, ``throttled``, or what was not reached.
-        bound: ``enqueue-bound``, ``copy-bound``, ``memory-bound``, ``compute-bound``; None where that isn't known.
-        enqueue_ms: median CPU time of a launch, where launches are asynchronous.
-        parts_ms: medians of ``h2d``, ``gpu`` and ``d2h``, each run alone, where batches are copied.
-        memory_ms: that moving what the products read and write takes at the full bandwidth of the GPU's memory; None
-            where that isn't known.
-        window: batches that one sample is the mean of.
-        bad: ``(first, end)`` of the ranges of samples in which the GPU's clocks didn't hold.
-        faults: why they are bad.
+        bound: ``enqueue-bound``, ``copy-bound``, ``memory-bound`` or ``compute-bound``; None if unknown.
+        enqueue_ms: median CPU time of a launch; None if launches are synchronous.
+        parts_ms: medians of ``h2d``, ``gpu`` and ``d2h``, each run alone; empty if batches aren't copied.
+        memory_ms: time that the GPU's memory takes at full bandwidth for what the products read and write; None if
+            unknown.
+        window: number of batches that one sample is the mean of.
+        bad: ``(first, end)`` of the ranges of samples in which the GPU's clocks changed or were limited.
+        faults: reasons why these samples are bad.
     """
 
     batch: int
@@ -73,7 +73,7 @@ class BatchResult:
 
 @dataclass(frozen=True)
 class BenchResult(Run):
-    """A whole run: what was timed, on what, and the figures."""
+    """Result of a whole run: what was timed, on what, and the figures."""
 
     gpu_before: dict[str, Any]
     gpu_after: dict[str, Any]
@@ -86,9 +86,9 @@ def bench(request: BenchRequest) -> BenchResult:
     """Check the rows at each batch size, then time it.
 
     Raises:
-        ProfileError: a batch outside every profile; nothing has run.
-        UsageError: an unknown mode or profile, or an option that doesn't fit the modes.
-        RowsError: wrong rows; no figure is given.
+        ProfileError: a batch is outside every profile; nothing has run.
+        UsageError: a mode or profile is unknown, or an option doesn't fit the modes.
+        RowsError: rows are wrong; there are no figures.
     """
     refuse_modes(request)
     artifact = resolve_engine(request.engine, request.batches)
@@ -122,7 +122,7 @@ def _measure(
 ) -> BatchResult:
     samples = collect(loop, request.rule, request.warmup, watch)
     parts = loop.parts()
-    recorded = rounded(samples.ms)  # the figures are of the record, so that whoever reads that gets the same ones
+    recorded = rounded(samples.ms)  # figures of the rounded samples can be computed again from the record
     summary = summarize(samples.kept(np.asarray(recorded)), request.percentiles, request.max_noise)
     enqueue = float(np.median(samples.kept(samples.enqueue_ms))) if samples.enqueue_ms.size else None
     return BatchResult(
@@ -148,14 +148,14 @@ def _measure(
 
 
 def _bound(summary: Summary, enqueue: float | None, parts: dict[str, float], memory: float | None) -> str | None:
-    """What bounds a line; None for synchronous calls, of which only the whole is known."""
+    """Return what limits the speed; None for synchronous calls, of which only the total time is known."""
     if parts:
         return bound_by(parts["gpu"], parts_ms=parts, memory_ms=memory)
     return None if enqueue is None else bound_by(summary.median, enqueue_ms=enqueue, memory_ms=memory)
 
 
 def memory_ms(sidecar: Sidecar, batch: int, bandwidth: float | None) -> float | None:
-    """Time that the GPU's memory takes for a batch at `bandwidth`, bytes a second; None where either isn't known."""
+    """Return the time in ms that the GPU's memory takes for a batch at `bandwidth` bytes/s; None if unknown."""
     moved = sidecar.build.get("product_bytes")
     if bandwidth is None or not isinstance(moved, dict):
         return None
@@ -163,7 +163,7 @@ def memory_ms(sidecar: Sidecar, batch: int, bandwidth: float | None) -> float | 
 
 
 def rounded(values: Milliseconds | Sequence[float]) -> tuple[float, ...]:
-    """Times for the record, to six digits."""
+    """Return times rounded to six significant digits, for the record."""
     return tuple(float(f"{value:.6g}") for value in values)
 
 

@@ -1,4 +1,4 @@
-"""Did the GPU's clocks hold while something was timed? NVML is asked between runs; nothing is ever set."""
+"""Watch the GPU's clocks between timed runs, through NVML; nothing is ever set."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ REASONS = {
     0x40: "hardware thermal slowdown",
     0x80: "power brake",
 }
-"""Bits of NVML's clock event reasons under which a GPU is slower than it could be (``nvml.h``,
-``nvmlClocksEventReason…``). The others, idle, a clock that somebody has set, and sync boost, are no fault of a run."""
+"""Bits of NVML's clock event reasons that make a GPU slower than it could be (``nvml.h``, ``nvmlClocksEventReason…``).
+The other reasons (idle, a clock set by a user, sync boost) are no fault of a run."""
 
 CLOCK_LIMIT = 0.05
-"""Largest relative change of the SM clock over a chunk of samples that still belong together."""
+"""Largest relative change of the SM clock over a chunk of samples that still counts as constant."""
 
 
 @dataclass(frozen=True)
 class ClockState:
-    """What a GPU runs at: its SM clock in MHz, and NVML's reasons, as bits, for not running faster."""
+    """State of a GPU: its SM clock in MHz, and NVML's reasons, as bits, for not running faster."""
 
     sm_mhz: int
     reasons: int
 
 
 def fault(before: ClockState | None, after: ClockState | None) -> str | None:
-    """Why samples taken between two looks at the clocks are bad; None where they aren't, or nothing is known."""
+    """Return why samples between two clock states are bad; None if they aren't, or if nothing is known."""
     if before is None or after is None:
         return None
     held = [name for bit, name in REASONS.items() if after.reasons & bit]
@@ -45,10 +45,10 @@ def fault(before: ClockState | None, after: ClockState | None) -> str | None:
 
 
 class ClockWatch:
-    """NVML, kept open for one GPU: to open it for every question takes longer than to ask.
+    """Watch of one GPU's clocks. NVML stays open, since opening it takes longer than a query.
 
     Args:
-        device: number of the GPU; None watches nothing, as does a machine without NVML.
+        device: number of the GPU; None watches nothing, and neither does a machine without NVML.
     """
 
     def __init__(self, device: int | None = None) -> None:
@@ -61,18 +61,19 @@ class ClockWatch:
                 self.close()
 
     def look(self) -> ClockState | None:
-        """The clocks now; None where NVML doesn't say."""
+        """Return the clocks now; None if NVML doesn't tell."""
         nvml = self._nvml
         if nvml is None:
             return None
         try:
             clock = nvml.nvmlDeviceGetClockInfo(self._handle, nvml.NVML_CLOCK_SM)
             return ClockState(int(clock), int(nvml.nvmlDeviceGetCurrentClocksEventReasons(self._handle)))
-        except (nvml.NVMLError, AttributeError):  # this GPU or this NVML doesn't answer: it won't the next time
+        except (nvml.NVMLError, AttributeError):  # this GPU or NVML release lacks the query, so never ask again
             self.close()
             return None
 
     def close(self) -> None:
+        """Close NVML."""
         if self._nvml is not None:
             self._nvml.nvmlShutdown()
             self._nvml = None

@@ -1,8 +1,8 @@
-"""Which is faster: one engine against another, or each profile of an engine against the others.
+"""Compare engines or profiles in pairs: one engine against another, or each profile of an engine against the others.
 
-Those that are compared take turns, round after round (A B, B A, A B …), so that whatever drifts, clocks, heat, a
-neighbour's load, is the same for all. The number of rounds is fixed beforehand: one that stops as soon as the answer
-suits finds a difference where there is none.
+The compared loops take turns, round after round (A B, B A, A B …), so that drifts of clocks, heat or other load affect
+all alike. The number of rounds is fixed beforehand: to stop as soon as there is a clear answer would find differences
+where there are none.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from trtbatch.util.statistics import Relative, compare_rounds
 __all__ = ["ROUNDS", "DuelLine", "DuelResult", "ProfileLine", "ProfilesResult", "compare_profiles", "duel"]
 
 ROUNDS = 20
-"""Turns of each. The 95 % interval of the median of 20 lies between the 6th smallest and the 6th largest."""
+"""Rounds of a comparison. The 95 % interval of the median of 20 lies between the 6th smallest and the 6th largest."""
 
 SETTLE_MS = 5.0
-"""Milliseconds of runs before each turn but the first, which has the whole warm-up: caches and clocks change hands."""
+"""Milliseconds of runs before each turn, to settle caches and clocks; the first turn has the whole warm-up."""
 
 MIN_RUNS = 3
-"""Samples in a turn, at least."""
+"""Smallest number of samples in a turn."""
 
 
 @dataclass(frozen=True)
 class DuelLine:
-    """One batch size in one mode, A against B; times in ms per batch, medians.
+    """Comparison of two engines at one batch size in one mode; times are medians in ms per batch.
 
     Args:
-        profile_a, profile_b: indices of the profiles that ran it.
+        profile_a, profile_b: indices of the profiles that ran the batch.
         ms_a, ms_b: medians over the rounds.
         relative: A's time over B's.
-        rounds_a, rounds_b: the median of each round, in order.
-        bad: rounds in which the GPU's clocks didn't hold; they aren't in the figures.
+        rounds_a, rounds_b: median of each round, in order.
+        bad: rounds in which the GPU's clocks changed or were limited; the figures leave them out.
     """
 
     batch: int
@@ -65,7 +65,7 @@ class DuelLine:
 
 @dataclass(frozen=True)
 class DuelResult:
-    """Two engines, batch by batch."""
+    """Result of comparing two engines at each batch size."""
 
     a: Contender
     b: Contender
@@ -82,16 +82,15 @@ class DuelResult:
 
 @dataclass(frozen=True)
 class ProfileLine:
-    """One batch size in one mode, on every profile that holds it; times in ms per batch, medians.
+    """Comparison of the profiles that hold one batch size, in one mode; times are medians in ms per batch.
 
     Args:
-        ms: by index of the profile.
-        fastest: index of the profile with the least time; None on ONNX Runtime, where a profile is a range that is
-            allowed, and nothing else.
+        ms: times by index of the profile.
+        fastest: index of the fastest profile; None on ONNX Runtime, which treats a profile as a range only.
         widest: index of the profile, of these, that holds the most batch sizes.
-        relative: the widest one's time over the fastest one's; None where no profile is the fastest.
-        rounds_ms: the median of each round, by index of the profile.
-        bad: rounds in which the GPU's clocks didn't hold; they aren't in the figures.
+        relative: the widest profile's time over that of the fastest; None if no profile is the fastest.
+        rounds_ms: median of each round, by index of the profile.
+        bad: rounds in which the GPU's clocks changed or were limited; the figures leave them out.
     """
 
     batch: int
@@ -106,7 +105,7 @@ class ProfileLine:
 
 @dataclass(frozen=True)
 class ProfilesResult(Run):
-    """Every profile of an engine, batch by batch."""
+    """Result of comparing the profiles of an engine at each batch size."""
 
     gpu: dict[str, Any]
     lines: tuple[ProfileLine, ...]
@@ -115,33 +114,34 @@ class ProfilesResult(Run):
 
 @dataclass(frozen=True)
 class Rounds:
-    """The median of each round of each that took part, and the rounds that are bad."""
+    """Median of each round of each loop, and the bad rounds."""
 
     ms: tuple[tuple[float, ...], ...]
     bad: tuple[int, ...]
 
     def good(self, index: int) -> list[float]:
-        """The rounds of one that count; all where more than half are bad."""
+        """Return the rounds of one loop that count: those that aren't bad, or all if more than half are bad."""
         bad = self.bad if 2 * len(self.bad) <= len(self.ms[index]) else ()
         return [ms for turn, ms in enumerate(self.ms[index]) if turn not in bad]
 
     def median(self, index: int) -> float:
+        """Return the median of the rounds of one loop that count."""
         return float(np.median(self.good(index)))
 
     def compare(self, one: int, other: int) -> Relative:
-        """One against another; nothing is clear where more than half of the rounds are bad."""
+        """Return one loop against another; the verdict is UNCLEAR if more than half of the rounds are bad."""
         relative = compare_rounds(self.good(one), self.good(other))
         throttled = 2 * len(self.bad) > len(self.ms[one])
         return replace(relative, verdict="UNCLEAR") if throttled else relative
 
 
 def duel(request: BenchRequest, against: Path) -> DuelResult:
-    """The engine of the request, A, against another, B; the rows of both are checked first.
+    """Compare the engine of the request, A, with another, B, after checking the rows of both.
 
     Raises:
-        ProfileError: a batch that one of them doesn't take; nothing has run.
-        UsageError: a mode that one of them doesn't have.
-        RowsError: wrong rows of one of them.
+        ProfileError: one of them doesn't take a batch; nothing has run.
+        UsageError: one of them lacks a mode.
+        RowsError: one of them gives wrong rows.
     """
     refuse_modes(request)
     ours, theirs = resolve_engine(request.engine, request.batches), resolve_engine(against)
@@ -174,10 +174,10 @@ def duel(request: BenchRequest, against: Path) -> DuelResult:
 
 
 def _modes_of_both(a: Stand, b: Stand, batch: int) -> Sequence[str]:
-    """The modes to compare in.
+    """Return the modes to compare in.
 
     Raises:
-        UsageError: none was named, and the engines' defaults differ.
+        UsageError: no mode was named, and the engines' defaults differ.
     """
     ours, theirs = a.modes(batch), b.modes(batch)
     if list(ours) != list(theirs):
@@ -205,12 +205,12 @@ def _duel_line(batch: int, mode: str, a: Stand, b: Stand, rounds: Rounds) -> Due
 
 
 def compare_profiles(request: BenchRequest) -> ProfilesResult:
-    """Every profile that holds a batch size, timed at it.
+    """Compare all profiles that hold a batch size, at each batch size of the request.
 
     Raises:
-        ProfileError: a batch outside every profile; nothing has run.
-        UsageError: an unknown mode, or a profile that is forced.
-        RowsError: wrong rows.
+        ProfileError: a batch is outside every profile; nothing has run.
+        UsageError: a mode is unknown, or the request forces a profile.
+        RowsError: rows are wrong.
     """
     refuse_modes(request)
     if request.profile is not None:
@@ -238,7 +238,7 @@ def compare_profiles(request: BenchRequest) -> ProfilesResult:
 
 
 def _on_profile(stand: Stand, batch: int, mode: str, profile: int) -> Callable[[], Loop]:
-    """What puts a batch onto a profile, for its turn: one session serves all, and holds one at a time."""
+    """Return what prepares a batch on a profile for its turn; one session serves all, and holds one at a time."""
     return lambda: stand.loop(batch, mode, profile)
 
 
@@ -260,7 +260,7 @@ def profile_line(batch: int, mode: str, sidecar: Sidecar, holding: Sequence[int]
 
 
 def take_turns(prepare: Sequence[Callable[[], Loop]], request: BenchRequest, watch: ClockWatch) -> Rounds:
-    """Time each in every round, forwards and backwards in turn."""
+    """Time each loop in every round, in alternating order."""
     rule = _turn_rule(request)
     medians: list[list[float]] = [[] for _ in prepare]
     bad: list[int] = []
@@ -276,7 +276,7 @@ def take_turns(prepare: Sequence[Callable[[], Loop]], request: BenchRequest, wat
 
 
 def _turn_rule(request: BenchRequest) -> StopRule:
-    """A round's share of the runs or of the time; a turn never goes on until it is stable."""
+    """Return the stop rule of a turn: its share of the runs or of the time, stable or not."""
     if request.iterations is not None:
         return StopRule(max(1, round(request.iterations / ROUNDS)))
     slice_s = request.min_time / ROUNDS

@@ -1,8 +1,9 @@
-"""The timing loops, when they stop, and which of their samples are bad.
+"""Run the timing loops, decide when they stop, and mark bad samples.
 
 *Wall*: a clock around each synchronous call (``execute_v2``, ``run``, ``latency``). *Event*: CUDA events before and
-after each launch on a busy stream (``async``, ``graph``); the host waits for the launch before last, so that the next
-one is already queued. *Throughput*: batches in flight on several lanes; what is timed is the pace at which they end.
+after each launch on a busy stream (``async``, ``graph``); the host waits for the launch before the last one, so that
+the next one is already queued. *Throughput*: batches in flight on several lanes; the result is the mean time between
+their ends.
 """
 
 from __future__ import annotations
@@ -44,17 +45,17 @@ QUEUE_DEPTH = 2
 
 MIN_ITERATIONS = 10
 TIME_OUT = 3.0
-"""Times ``min_time``, after which an unstable measurement is ended and called so."""
+"""Multiple of ``min_time`` after which an unstable measurement ends and is reported as unstable."""
 
 CHUNK_S = 0.05
-"""Seconds of runs between looks at the time and at the GPU's clocks."""
+"""Seconds of runs between checks of the time and of the GPU's clocks."""
 
 WINDOW_MS = 5.0
-"""Least length of a window of throughput. Batches that end in pairs have intervals of two lengths, and their median
-would be one of the two; the mean over several rounds of all lanes is the pace."""
+"""Smallest length of a window of throughput in ms. Batches that end in pairs have intervals of two lengths, and the
+median of the intervals is one of the two. The mean over several rounds of all lanes is the true pace."""
 
 PARTS_RUNS = 30
-"""Runs whose copies and compute are timed apart."""
+"""Runs in which copies and compute are timed separately."""
 
 
 def _none() -> Milliseconds:
@@ -63,7 +64,7 @@ def _none() -> Milliseconds:
 
 @dataclass(frozen=True)
 class Taken:
-    """Samples in ms, in order; beside them, where launches are asynchronous, the CPU time of each launch."""
+    """Samples in ms, in order, and the CPU time of each launch if launches are asynchronous."""
 
     ms: Milliseconds
     enqueue_ms: Milliseconds = field(default_factory=_none)
@@ -71,14 +72,14 @@ class Taken:
 
 @dataclass(frozen=True)
 class Loop:
-    """Something prepared, that is timed as often as asked.
+    """Prepared loop that takes samples on demand.
 
     Args:
         name: the mode.
-        timed: what one sample covers, in words.
-        take: runs, and gives so many samples.
-        window: batches that one sample is the mean of.
-        parts: medians, in ms, of ``h2d``, ``gpu`` and ``d2h``; empty where they aren't known.
+        timed: description of what one sample covers.
+        take: runs the loop and returns the given number of samples.
+        window: number of batches that one sample is the mean of.
+        parts: returns the medians, in ms, of ``h2d``, ``gpu`` and ``d2h``; empty if unknown.
     """
 
     name: str
@@ -90,15 +91,15 @@ class Loop:
 
 @dataclass(frozen=True)
 class StopRule:
-    """When there are enough samples.
+    """Rule for when there are enough samples.
 
     Args:
-        iterations: exactly so many; None goes by time and noise.
+        iterations: exact number of samples; None goes by time and noise.
         min_time: seconds of runs, at least.
-        time_out: seconds after which it ends, stable or not.
-        max_noise: of the median, that is stable.
-        least: samples, at least.
-        patience: seconds after which it does with fewer than these, but for :data:`MIN_ITERATIONS`.
+        time_out: seconds after which the measurement ends, stable or not.
+        max_noise: largest noise of the median that counts as stable.
+        least: number of samples, at least.
+        patience: seconds after which :data:`MIN_ITERATIONS` samples are enough.
     """
 
     iterations: int | None = None
@@ -111,13 +112,13 @@ class StopRule:
 
 @dataclass(frozen=True)
 class Samples:
-    """Everything that was measured.
+    """All samples of a measurement.
 
     Args:
         ms: every sample, in order.
-        enqueue_ms: the CPU time of each launch; empty where launches are synchronous.
-        bad: ``(first, end)`` of the ranges of samples in which the GPU's clocks didn't hold.
-        faults: why they are bad, each reason once.
+        enqueue_ms: CPU time of each launch; empty if launches are synchronous.
+        bad: ``(first, end)`` of the ranges of samples in which the GPU's clocks changed or were limited.
+        faults: reasons why these are bad, each reason once.
     """
 
     ms: Milliseconds
@@ -127,11 +128,14 @@ class Samples:
 
     @property
     def throttled(self) -> bool:
-        """More than half of the samples are bad: then those that aren't are no better guide than all."""
+        """Return whether more than half of the samples are bad.
+
+        The good samples are then no better guide than all of them.
+        """
         return 2 * sum(end - first for first, end in self.bad) > self.ms.size
 
     def kept(self, values: Milliseconds) -> Milliseconds:
-        """Of `values`, one per sample, those of samples that aren't bad; all where it is throttled."""
+        """Return those of `values`, one per sample, that belong to good samples; all if the run is throttled."""
         if not self.bad or self.throttled or not values.size:
             return values
         keep = np.ones(values.size, np.bool_)
@@ -141,17 +145,17 @@ class Samples:
 
 
 def measure(mode: Mode, iterations: int | None, min_time: float, warmup_ms: float) -> Milliseconds:
-    """Timed runs of what is bound, in ms.
+    """Return times of runs of the bound batch, in ms.
 
-    Either exactly `iterations`, or at least `min_time` seconds and :data:`MIN_ITERATIONS`, and on until the
-    measurement is stable or :data:`TIME_OUT` times `min_time` have passed.
+    There are exactly `iterations`, or else at least `min_time` seconds of runs and :data:`MIN_ITERATIONS` samples, and
+    more until the measurement is stable or :data:`TIME_OUT` times `min_time` have passed.
     """
     rule = StopRule(iterations, min_time, TIME_OUT * min_time)
     return collect(mode_loop(mode), rule, warmup_ms, ClockWatch()).ms
 
 
 def collect(loop: Loop, rule: StopRule, warmup_ms: float, watch: ClockWatch) -> Samples:
-    """Warm up, then take samples until the rule is met; between chunks the GPU's clocks are looked at."""
+    """Warm up, then take samples until the rule is met; the GPU's clocks are checked between chunks."""
     seconds = _warm_up(loop, warmup_ms) * loop.window
     chunk = int(np.clip(CHUNK_S / max(seconds, 1e-6), 1, 1000))
     taken: list[Taken] = []
@@ -184,7 +188,7 @@ def _is_stable(samples: Samples, max_noise: float) -> bool:
 
 
 def _samples(taken: Sequence[Taken], faults: Sequence[str | None]) -> Samples:
-    """The chunks joined; neighbouring bad ones are one range."""
+    """Return the chunks joined, with adjacent bad ones as one range."""
     ends = np.cumsum([part.ms.size for part in taken]).tolist()
     bad: list[tuple[int, int]] = []
     for first, end, why in zip([0, *ends], ends, faults):
@@ -199,7 +203,7 @@ def _samples(taken: Sequence[Taken], faults: Sequence[str | None]) -> Samples:
 
 
 def _warm_up(loop: Loop, warmup_ms: float) -> float:
-    """Run for `warmup_ms`, three times at least; returns seconds per batch at the end."""
+    """Run for `warmup_ms` and at least three times; return seconds per batch at the end."""
     begun = time.perf_counter()
     runs = 0
     while runs < 3 or (time.perf_counter() - begun) * 1e3 < warmup_ms:
@@ -209,11 +213,10 @@ def _warm_up(loop: Loop, warmup_ms: float) -> float:
 
 
 def mode_loop(mode: Mode, flush: Callable[[], None] | None = None) -> Loop:
-    """The loop of one of a session's own modes.
+    """Return the loop of one of a session's own modes.
 
-    Args:
-        flush: called before each launch, outside of what is timed: it evicts the L2 cache. For a synchronous mode
-            it must have waited for the end of that.
+    `flush` evicts the L2 cache before each launch and isn't timed. For a synchronous mode it must wait until that is
+    done.
     """
     timed = mode.timed if flush is None else f"{mode.timed}, the L2 cache flushed before each"
     if mode.new_event is None:
@@ -223,13 +226,13 @@ def mode_loop(mode: Mode, flush: Callable[[], None] | None = None) -> Loop:
 
 
 def latency_loop(slot: Slot) -> Loop:
-    """Host to host, one batch at a time: what a caller waits for who has one batch. `slot` is prepared."""
+    """Return the loop over one batch at a time, from host memory to host memory. `slot` must be prepared."""
     timed = "one batch from host memory to host memory, synchronous, wall time per call"
     return Loop("latency", timed, lambda count: Taken(_wall_times(slot.run, count, None)), 1, lambda: _parts(slot))
 
 
 def throughput_loop(lanes: Sequence[Slot]) -> Loop:
-    """Host to host, every lane kept busy, so that copies and compute overlap. The lanes are prepared."""
+    """Return the loop that keeps every lane busy, so that copies and compute overlap. The lanes must be prepared."""
     rounds = 2 * len(lanes)
     pace = float(np.mean(_paces(lanes, 2, rounds)))
     window = rounds * max(1, int(np.ceil(WINDOW_MS / max(pace * rounds, 1e-6))))
@@ -242,8 +245,8 @@ def throughput_loop(lanes: Sequence[Slot]) -> Loop:
 
 
 def _parts(slot: Slot) -> dict[str, float]:
-    """Medians of what copies and compute of a batch take apart, in ms."""
-    first = slot.parts()  # the first one makes events
+    """Return the medians in ms of the copies and the compute of a batch, each timed alone."""
+    first = slot.parts()  # not kept: the first call creates the events
     if not first:
         return {}
     runs = [slot.parts() for _ in range(PARTS_RUNS)]
@@ -251,7 +254,7 @@ def _parts(slot: Slot) -> dict[str, float]:
 
 
 def _wall_times(launch: Callable[[], object], count: int, flush: Callable[[], None] | None) -> Milliseconds:
-    """Wall time of each of `count` synchronous launches, in ms."""
+    """Return the wall time of each of `count` synchronous launches, in ms."""
     clock = time.perf_counter_ns
     nanoseconds = np.empty(count, np.int64)
     for index in range(count):
@@ -266,7 +269,7 @@ def _wall_times(launch: Callable[[], object], count: int, flush: Callable[[], No
 def _event_times(
     launch: Callable[[], None], new_event: Callable[[], Event], count: int, flush: Callable[[], None] | None
 ) -> Taken:
-    """GPU time between the events around each of `count` asynchronous launches, and each launch's CPU time, in ms."""
+    """Return the GPU time between the events around each asynchronous launch, and its CPU time, in ms."""
     clock = time.perf_counter_ns
     ring: list[tuple[Event, Event]] = [(new_event(), new_event()) for _ in range(QUEUE_DEPTH)]
     milliseconds = np.empty(count, np.float64)
@@ -289,14 +292,14 @@ def _event_times(
 
 
 def _paces(lanes: Sequence[Slot], count: int, window: int) -> Milliseconds:
-    """Mean time per batch, in ms, over each of `count` windows of consecutive batches, all lanes in flight."""
+    """Return the mean time per batch, in ms, over each of `count` windows of consecutive batches in all lanes."""
     clock = time.perf_counter_ns
     marks = np.empty(count + 1, np.int64)
     turns = itertools.cycle(lanes)
     for lane in lanes:
         lane.submit()
     for index in range(count + 1):
-        for _ in range(window if index else len(lanes)):  # a first round of all lanes isn't timed: the pipe fills
+        for _ in range(window if index else len(lanes)):  # the first round fills the pipeline, untimed
             lane = next(turns)
             lane.wait()
             lane.submit()

@@ -1,4 +1,4 @@
-"""What to time: the request that ``bench`` and its comparisons share, and what of it can't be done."""
+"""Define the request of ``bench`` and its comparisons, and check it."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ __all__ = ["LATENCY", "MOST_STREAMS", "SLOT_MODES", "THROUGHPUT", "BenchRequest"
 LATENCY, THROUGHPUT = "latency", "throughput"
 
 SLOT_MODES = (LATENCY, THROUGHPUT)
-"""The modes that are made of slots, on every backend; the others are a session's own."""
+"""Modes that run on slots, on every backend; the others are a session's own."""
 
 MOST_STREAMS = 64
-"""More are taken for a typing error."""
+"""Largest number of streams; more are taken for a typing error."""
 
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """What to time, and how.
+    """Request to time an engine.
 
     Args:
-        engine: None takes the newest in ``engines/`` that runs here.
-        batches: batch sizes, in the order to be measured.
-        modes: None is the backend's default, ``execute_v2`` or ``run``; others are ``async``, ``graph``, ``latency``
-            and ``throughput``.
-        iterations: exactly so many samples of each; None goes by time. A sample of throughput is a window.
-        min_time: seconds of timed runs of each, at least; up to `time_out` while not stable.
+        engine: engine to time; None takes the newest in ``engines/`` that runs here.
+        batches: batch sizes, in the order of measurement.
+        modes: ``execute_v2``, ``run``, ``async``, ``graph``, ``latency`` or ``throughput``; None is the backend's
+            default, ``execute_v2`` or ``run``.
+        iterations: exact number of samples per result; None goes by time. A sample of throughput is a window.
+        min_time: seconds of timed runs per result, at least; up to `time_out` while not stable.
         warmup: milliseconds of runs before, for each shape.
-        percentiles: beside the median, 0 to 100.
+        percentiles: percentiles to report next to the median, 0 to 100.
         device: number of the GPU.
-        progress: told what is being done.
-        max_noise: half width of the median's 95 % interval, relative to it, that is stable.
+        progress: called with each step.
+        max_noise: largest half width of the median's 95 % interval, relative to the median, that counts as stable.
         time_out: seconds; None is three times `min_time`.
-        streams: sessions that run side by side, for throughput; :data:`MOST_STREAMS` at the most.
+        streams: sessions that run at the same time, for throughput; at most :data:`MOST_STREAMS`.
         cuda_graphs: whether slots may run as CUDA graphs.
-        flush_l2: evict the L2 cache before each launch, for the session's own modes on a GPU.
-        profile: the optimization profile to run on; None is each batch's fastest.
+        flush_l2: whether to evict the L2 cache before each launch, for the session's own modes on a GPU.
+        profile: optimization profile to run on; None is the fastest one for each batch.
     """
 
     engine: Path | None
@@ -66,13 +66,13 @@ class BenchRequest:
 
     @property
     def rule(self) -> StopRule:
-        """When there are enough samples."""
+        """Return the rule for when there are enough samples."""
         time_out = TIME_OUT * self.min_time if self.time_out is None else self.time_out
         return StopRule(self.iterations, self.min_time, time_out, self.max_noise)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the figures, for the record."""
+        """Return the settings that decide the figures, for the record."""
         rule = self.rule
         return {
             "iterations": rule.iterations,
@@ -89,11 +89,11 @@ class BenchRequest:
 
 
 def refuse_batches(request: BenchRequest, sidecar: Sidecar, name: str) -> None:
-    """Raise where an engine, or the one profile that is to run, doesn't take a batch.
+    """Raise if the engine, or the one profile to run on, doesn't hold a batch.
 
     Raises:
         UsageError: there is no such profile.
-        ProfileError: naming the batches.
+        ProfileError: names the batches.
     """
     refuse_outside(sidecar.profiles, request.batches, name)
     if request.profile is None:
@@ -110,10 +110,10 @@ def refuse_batches(request: BenchRequest, sidecar: Sidecar, name: str) -> None:
 
 
 def refuse_modes(request: BenchRequest) -> None:
-    """Raise where modes and options contradict each other, as far as that shows without an engine.
+    """Raise if modes and options contradict each other, as far as that shows without an engine.
 
     Raises:
-        UsageError: naming the option.
+        UsageError: names the option.
     """
     modes = request.modes
     if modes is not None and not modes:

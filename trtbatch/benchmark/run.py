@@ -1,4 +1,4 @@
-"""What every result of timing begins with: which engine was timed, how, and on what."""
+"""Define the fields that every timing result begins with: the engine, the settings, the machine."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["Contender", "Run"]
 
 @dataclass(frozen=True)
 class Contender:
-    """An engine that was timed.
+    """Engine under test.
 
     Args:
-        precision: as realised.
-        tools: with which it was built.
+        precision: the realized precision.
+        tools: versions that built the engine.
     """
 
     engine: str
@@ -32,7 +32,7 @@ class Contender:
 
     @staticmethod
     def fields_of(artifact: Artifact) -> dict[str, Any]:
-        """The fields, for what has more of them."""
+        """Return the fields as keyword arguments, for subclasses with more of them."""
         sidecar = artifact.sidecar
         return {
             "engine": artifact.path.name,
@@ -46,13 +46,13 @@ class Contender:
 
 @dataclass(frozen=True)
 class Run(Contender):
-    """One engine, how it was timed, and on what.
+    """Engine under test, how it was timed, and on what.
 
     Args:
-        timed: what one sample is, in words, by mode or number of streams.
-        settings: as requested.
-        device: for which the engine was built.
-        environment: the machine and the versions that timed it.
+        timed: description of what one sample covers, by mode or number of streams.
+        settings: settings of the request.
+        device: device that the engine was built for.
+        environment: the machine and the versions that timed the engine.
     """
 
     timed: dict[str, str]
@@ -63,7 +63,7 @@ class Run(Contender):
 
     @staticmethod
     def of(artifact: Artifact, timed: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields, now, for a result that has more of them."""
+        """Return the fields as keyword arguments, as of now, for results with more of them."""
         return {
             **Contender.fields_of(artifact),
             "timed": dict(timed),

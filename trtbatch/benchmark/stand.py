@@ -1,6 +1,6 @@
-"""An engine ready to be timed: opened, its rows checked, and a loop for each of its modes.
+"""Prepare an engine for timing: open it, check its rows, and make a loop for each of its modes.
 
-Whatever is timed is run once before, in the very way that it is timed, and gives the rows of the run that was checked.
+Before it is timed, each mode runs once in exactly that way, and must give the rows of the run that was checked.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class _Checked:
-    """A batch of the checked samples, and what a plain run makes of it."""
+    """Batch of checked samples, and the outputs of a plain run of it."""
 
     batch: int
     inputs: dict[str, Array]
@@ -39,7 +39,7 @@ def open_stand(artifact: Artifact, request: BenchRequest) -> Iterator[Stand]:
     """Open the engine and the sessions that the request needs.
 
     Raises:
-        UsageError: a mode that the engine doesn't have, or no cache to be flushed.
+        UsageError: the engine lacks a mode, or there is no cache to flush.
     """
     with ExitStack() as stack:
         engine = stack.enter_context(open_engine(artifact, request.device))
@@ -50,10 +50,12 @@ def open_stand(artifact: Artifact, request: BenchRequest) -> Iterator[Stand]:
 
 
 class Stand:
-    """One engine, its sessions, and the samples that its rows were checked with.
+    """Test harness of one engine: its sessions, and the samples that its rows were checked with.
 
     Args:
-        sessions: of the engine; all of them run throughput, and the first one everything else.
+        artifact: the engine.
+        sessions: sessions of the engine; all of them run throughput, and the first one runs everything else.
+        request: settings of the timing.
     """
 
     def __init__(self, artifact: Artifact, sessions: Sequence[Session], request: BenchRequest) -> None:
@@ -77,13 +79,13 @@ class Stand:
         )
 
     def refuse_request(self) -> None:
-        """Raise where the engine can't be timed as asked.
+        """Raise if the engine can't be timed as requested.
 
         Raises:
-            UsageError: naming the mode, with those that there are, or the option.
+            UsageError: names the unknown mode and the known ones, or the option.
         """
         session, wanted = self._sessions[0], self._request.modes
-        session.bind(self._checker.inputs(self._request.batches[0]))  # which modes there are depends on the shapes
+        session.bind(self._checker.inputs(self._request.batches[0]))  # the modes depend on the shapes
         names = (*session.modes(), *SLOT_MODES)
         unknown = [name for name in wanted or () if name not in names]
         if unknown:
@@ -97,7 +99,7 @@ class Stand:
         """Check the rows at every batch size.
 
         Raises:
-            RowsError: with the first finding.
+            RowsError: names the first finding.
         """
         name, path = self.artifact.path.name, self.artifact.path
         for batch in self._request.batches:
@@ -105,32 +107,31 @@ class Stand:
             self._checker.require(batch, name, f"its numbers would mean nothing; see trtbatch verify {path}")
 
     def modes(self, batch: int) -> Sequence[str]:
-        """The modes asked for, or the engine's default at this batch size."""
+        """Return the requested modes, or the engine's default at this batch size."""
         if self._request.modes is not None:
             return self._request.modes
         self._plain_run(batch)
         return [next(iter(self._sessions[0].modes()))]
 
     def profile_of(self, batch: int) -> int:
-        """Index of the profile that runs a batch size."""
+        """Return the index of the profile that runs a batch size."""
         if self._request.profile is not None:
             return self._request.profile
         return self.sidecar.profile_for(batch) or 0
 
     def shapes(self, batch: int) -> dict[str, list[int]]:
-        """Of every input and output, as executed."""
+        """Return the executed shape of every input and output."""
         checked = self._plain_run(batch)
         return {name: list(array.shape) for name, array in (checked.inputs | checked.outputs).items()}
 
     def loop(self, batch: int, mode: str, profile: int | None = None) -> Loop:
-        """The loop of a mode, with everything in place; until the next call of it.
+        """Return the loop of a mode, ready to run; it is valid until the next call.
 
-        Args:
-            profile: to run on; None is the request's.
+        `profile` is the one to run on; None is that of the request.
 
         Raises:
-            RowsError: what is timed gives other rows than the run that was checked.
-            UsageError: no such mode at this batch size.
+            RowsError: the mode gives other rows than the run that was checked.
+            UsageError: there is no such mode at this batch size.
         """
         checked = self._plain_run(batch)
         self._use(self._request.profile if profile is None else profile)
@@ -145,7 +146,7 @@ class Stand:
             session.use_profile(profile)
 
     def _plain_run(self, batch: int) -> _Checked:
-        """Inputs and outputs of a batch, those of the last one kept."""
+        """Return inputs and outputs of a batch; those of the last batch are kept."""
         if self._checked is None or self._checked.batch != batch:
             session = self._sessions[0]
             self._use(self._request.profile)
@@ -169,7 +170,7 @@ class Stand:
         return mode_loop(mode, self._flush(session, mode))
 
     def _flush(self, session: Session, mode: Mode) -> Callable[[], None] | None:
-        """What evicts the cache before a launch, and for a synchronous mode waits until that is done."""
+        """Return what evicts the cache before a launch; for a synchronous mode it also waits until that is done."""
         flush = session.flush
         if not self._request.flush_l2 or flush is None:
             return None
@@ -194,7 +195,7 @@ class Stand:
         return latency_loop(lanes[0]) if name == LATENCY else throughput_loop(lanes)
 
     def _lanes(self, name: str) -> Sequence[Slot]:
-        """The slots that a mode keeps busy, those of different sessions next to each other; made once."""
+        """Return the slots that a mode keeps busy, made once. Neighbors belong to different sessions."""
         if not self._slots:
             self._slots.append(self._sessions[0].slot())
         if name == THROUGHPUT and len(self._slots) == 1:
