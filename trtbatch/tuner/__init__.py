@@ -1,1 +1,1 @@
-"""Which batch size, with how many streams, on which profiles."""
+"""Choose batch sizes, numbers of streams and optimization profiles by measurement."""

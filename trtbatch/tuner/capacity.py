@@ -1,4 +1,4 @@
-"""The largest batch that an engine runs on this machine: by doubling, then by halving what is left."""
+"""Find the largest batch that an engine runs on this machine, by doubling and then bisection."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from trtbatch.runtime.pipeline import SPARE
 __all__ = ["Largest", "attempt", "find_largest"]
 
 _OF_MEMORY = ("memory", "alloc")
-"""Words by which an error is of memory: pycuda's, TensorRT's, ONNX Runtime's and numpy's all have one of them."""
+"""Words of out-of-memory errors: those of pycuda, TensorRT, ONNX Runtime and numpy all contain one of them."""
 
 
 @dataclass(frozen=True)
 class Largest:
-    """What was found.
+    """Result of the search for the largest batch.
 
     Args:
-        batch: the largest that ran.
-        bound: ``profile`` where no profile holds more; ``memory`` where more runs out of it; ``error`` where more
-            fails in another way.
-        refused: the smallest batch that didn't run; None where all did.
-        reason: its error.
+        batch: largest batch size that ran.
+        bound: ``profile`` if no profile holds more, ``memory`` if more runs out of memory, ``error`` if more fails
+            otherwise.
+        refused: smallest batch size that failed; None if all ran.
+        reason: error of that batch.
         tried: every batch size that was run, in order, and whether it ran.
     """
 
@@ -43,14 +43,15 @@ class Largest:
 
 
 def find_largest(sizes: Sequence[int], run: Callable[[int], str | None]) -> Largest:
-    """The largest of the sizes that runs, taken for granted that all smaller ones do too.
+    """Return the largest of the sizes that runs, assuming that all smaller ones run too.
 
     Args:
         sizes: allowed batch sizes, ascending.
-        run: runs a batch; None where that went well, else what went wrong.
+        run: runs a batch; returns None on success, else the error.
 
     Raises:
-        ExecutionError: not even the smallest runs; or the one found doesn't, once more, after larger ones have failed.
+        ExecutionError: not even the smallest size runs; or the size found fails when it runs again after larger ones
+            failed.
     """
     failures: dict[int, str] = {}
     tried: list[tuple[int, bool]] = []
@@ -76,7 +77,7 @@ def find_largest(sizes: Sequence[int], run: Callable[[int], str | None]) -> Larg
         good, bad = (middle, bad) if runs(middle) else (good, middle)
     if bad == len(sizes):
         return Largest(sizes[good], "profile", tried=tuple(tried))
-    if not runs(good):  # an error can break more than the session that met it
+    if not runs(good):  # an error can break more than its own session
         raise ExecutionError(
             f"batch {sizes[good]} ran, and after the failure of batch {sizes[bad]} it doesn't: {failures[sizes[good]]}",
             "free memory, and search again",
@@ -87,9 +88,9 @@ def find_largest(sizes: Sequence[int], run: Callable[[int], str | None]) -> Larg
 
 
 def attempt(engine: Engine, sidecar: Sidecar, batch: int, cuda_graphs: bool = True) -> str | None:
-    """Run a batch for real in a fresh session, with the slots that ``infer`` has; what went wrong, or None.
+    """Run a batch in a fresh session with as many slots as ``infer`` has; return the error, or None on success.
 
-    The session is closed whatever happens, so that a batch that didn't fit leaves nothing behind.
+    The session is always closed, so a batch that didn't fit leaves nothing behind.
     """
     try:
         sample = random_inputs(sidecar.inputs, 1, seed=0)
@@ -110,7 +111,7 @@ def attempt(engine: Engine, sidecar: Sidecar, batch: int, cuda_graphs: bool = Tr
 
 
 def _repeat(slot: Slot, batch: int, sample: dict[str, NDArray[Any]]) -> None:
-    """One sample, over and over, written straight into the slot: a batch beside it would need its memory twice."""
+    """Write one sample repeatedly into a slot; a separate batch would need the memory twice."""
     room = slot.prepare(batch)
     for name, array in sample.items():
         np.copyto(room[name], array)

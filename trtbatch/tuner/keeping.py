@@ -1,4 +1,4 @@
-"""What a search has found, in the engine's sidecar: whether it can be kept there is seen first, and nothing is lost."""
+"""Save the result of a search to the engine's sidecar, after checking that it can be written."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["keep", "refuse_unkeepable", "refuse_unkept"]
 
 
 def refuse_unkeepable(artifact: Artifact) -> None:
-    """Raise, before anything is measured, where the sidecar can't be written.
+    """Raise, before anything is measured, if the sidecar can't be written.
 
     Raises:
-        TrtbatchError: the fix names ``--no-save``.
+        TrtbatchError: the advice names ``--no-save``.
     """
     try:
         files.probe(files.sidecar_path(artifact.path))
@@ -29,7 +29,7 @@ _FIX = "pass --no-save to leave the sidecar as it is (--json keeps the result), 
 
 
 def keep(artifact: Artifact, **fields: Any) -> str:
-    """Write fields into the sidecar; why that couldn't be done, empty where it was."""
+    """Write fields to the sidecar; return why that failed, or an empty string on success."""
     try:
         store.rewrite(artifact, **fields)
     except OSError as error:
@@ -40,10 +40,10 @@ def keep(artifact: Artifact, **fields: Any) -> str:
 
 
 def refuse_unkept(reason: str) -> None:
-    """Raise, after the result is shown, where it couldn't be kept.
+    """Raise, after the result is shown, if saving it failed.
 
     Raises:
-        TrtbatchError: it wasn't.
+        TrtbatchError: names the reason.
     """
     if reason:
         problem = f"the result above is whole, and isn't kept in the engine's sidecar: {reason}"

@@ -1,14 +1,15 @@
-"""Which K opts serve a traffic in the least time: dynamic programming over sorted candidates. Pure.
+"""Select the K opts that serve a traffic in the least time, by dynamic programming over sorted candidates.
 
-Each request runs on the fastest of the chosen profiles that hold it. Where the time of a batch never falls as the opt
-grows, that is the one with the next larger opt, and the choice falls apart into intervals of batch sizes: with
-*f(k, j)* the least time of all requests up to candidate *j* on *k* profiles of which the largest is *j*,
+Each request runs on the fastest of the selected profiles that hold it. If the time of a batch never falls as the opt
+grows, that is the profile with the next larger opt, and the selection splits into intervals of batch sizes.
+
+Let *f(k, j)* be the least time of all requests up to candidate *j* on *k* profiles of which the largest is *j*:
 
     f(k, j) = min over i < j of f(k − 1, i) + cost of the requests over candidate i, up to j, on j
 
-(the same recurrence as that of one-dimensional k-medians, Hassin and Tamir, Improved complexity bounds for location
-problems on the real line, Operations Research Letters 10, 1991). Where measured times do fall, every set is tried if
-the candidates are few, and otherwise the recurrence is used and said to be an assumption.
+This is the recurrence of one-dimensional k-medians (Hassin and Tamir, Improved complexity bounds for location problems
+on the real line, Operations Research Letters 10, 1991). If measured times do fall, every set is tried when there are
+few candidates. Otherwise the recurrence is used, and reported as an assumption.
 """
 
 from __future__ import annotations
@@ -28,15 +29,16 @@ __all__ = ["FEW", "Choice", "Costs", "best_choices", "most_frequent", "powers"]
 Array = NDArray[np.float64]
 
 FEW = 15
-"""Candidates of which every set is tried: 32,767 at the most."""
+"""Largest number of candidates of which every set is tried: at most 32,767 sets."""
 
 
 class Costs:
-    """What a traffic costs on any set of opts.
+    """Cost of a traffic on any set of opts.
 
     Args:
-        counts: requests by batch size.
-        times: ms of these batch sizes on a profile of an opt, infinite where it doesn't hold them.
+        counts: number of requests by batch size.
+        times: returns the ms of the given batch sizes on the profile of an opt; infinite if the profile doesn't hold
+            them.
     """
 
     def __init__(self, counts: Mapping[int, int], times: Callable[[Sequence[int], int], Array]) -> None:
@@ -48,25 +50,27 @@ class Costs:
 
     @property
     def requests(self) -> int:
+        """Return the number of requests."""
         return sum(self.counts.values())
 
     def column(self, opt: int) -> Array:
-        """Total ms of each batch size's requests on one opt."""
+        """Return the total ms of each batch size's requests on one opt."""
         if opt not in self._columns:
             self._columns[opt] = self._times(self.batches, opt) * self._weights
         return self._columns[opt]
 
     def total(self, opts: Sequence[int]) -> float:
-        """ms of all requests, each on its fastest profile; infinite where a batch fits none."""
+        """Return the ms of all requests, each on its fastest profile; infinite if a batch fits none."""
         return float(np.min([self.column(opt) for opt in opts], axis=0).sum())
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The best set of at most K opts.
+    """Best set of at most K opts.
 
     Args:
-        slack: how far, relative to `total_ms` of the best set there is, this one may be from it; 0 where it is that.
+        slack: largest possible excess over the `total_ms` of the best possible set, relative to it; 0 if this is the
+            best one.
     """
 
     opts: tuple[int, ...]
@@ -78,9 +82,10 @@ Method = Literal["recurrence", "every set", "assumption"]
 
 
 def best_choices(costs: Costs, candidates: Sequence[int], most: int) -> tuple[list[Choice], Method]:
-    """The best choices of 1, 2, … `most` opts, as far as there are so many candidates; and how they were found.
+    """Return the best choices of 1, 2, … `most` opts, and the method that found them.
 
-    `candidates` includes the largest batch of the traffic, or a larger one.
+    There are at most as many choices as candidates. `candidates` includes the largest batch of the traffic, or a larger
+    one.
     """
     sizes = sorted(set(candidates))
     most = min(most, len(sizes))
@@ -94,10 +99,10 @@ def best_choices(costs: Costs, candidates: Sequence[int], most: int) -> tuple[li
 
 
 def _assumed(costs: Costs, sizes: Sequence[int], table: Array, most: int) -> list[Choice]:
-    """By the recurrence, though some times fall; with a bound on what that may cost.
+    """Return the choices of the recurrence although some times fall, each with a bound of its excess.
 
-    With each time replaced by the least on this opt *or a larger one* no time falls, and no set is dearer than it
-    was: the recurrence then gives a lower bound of the best total, and a second set to choose from.
+    Replace each time by the least on this opt *or a larger one*. Then no time falls, and no set costs more than before.
+    So the recurrence gives a lower bound of the best total, and a second set to choose from.
     """
     least = np.minimum.accumulate(table[::-1], axis=0)[::-1]
     least = np.where(np.isfinite(table), least, np.inf)
@@ -110,21 +115,21 @@ def _assumed(costs: Costs, sizes: Sequence[int], table: Array, most: int) -> lis
 
 
 def _grows(table: Array) -> bool:
-    """Whether no batch gets faster on a larger opt."""
+    """Return whether no batch gets faster on a larger opt."""
     earlier, later = table[:-1], table[1:]
     both = np.isfinite(earlier)
     return bool((later[both] >= earlier[both] * (1 - 1e-9)).all())
 
 
 def _recurrence(costs: Costs, sizes: Sequence[int], table: Array, most: int) -> list[tuple[tuple[int, ...], float]]:
-    """The best sets of 1 … `most` and their totals, if each batch runs on the next larger opt; see the module.
+    """Return the best sets of 1 … `most` opts and their totals if each batch runs on the next larger opt.
 
-    Args:
-        table: total ms of each batch size's requests (columns) on each candidate (rows).
+    The module's docstring has the recurrence. `table` holds the total ms of each batch size's requests (columns) on
+    each candidate (rows).
     """
     many = len(sizes)
-    held = np.searchsorted(costs.batches, sizes, side="right")  # of each candidate: batch sizes up to it
-    # share[i, j]: cost, on candidate j, of the requests over candidate i - 1 (i = 0: of all), up to j.
+    held = np.searchsorted(costs.batches, sizes, side="right")  # number of batch sizes up to each candidate
+    # share[i, j]: cost, on candidate j, of the requests above candidate i - 1 (all for i = 0) and up to j.
     share = np.full((many, many), np.inf)
     for j in range(many):
         sums = np.concatenate([[0.0], np.cumsum(table[j, : held[j]])])
@@ -136,7 +141,7 @@ def _recurrence(costs: Costs, sizes: Sequence[int], table: Array, most: int) -> 
     sets = []
     for count in range(most):
         if count:
-            totals = best[:-1, None] + share[1:, :]  # a row for the last but one candidate, a column for the last
+            totals = best[:-1, None] + share[1:, :]  # rows: last but one candidate, columns: last
             before.append(np.argmin(totals, axis=0))
             best = totals.min(axis=0)
         last = min(ends, key=lambda place: float(best[place]))
@@ -145,7 +150,7 @@ def _recurrence(costs: Costs, sizes: Sequence[int], table: Array, most: int) -> 
 
 
 def _traced(sizes: Sequence[int], before: Sequence[NDArray[np.int64]], last: int) -> tuple[int, ...]:
-    """The set that ends with a candidate, from the choices that were made on the way."""
+    """Return the set that ends with a candidate, from the argmins of each step."""
     places = [last]
     for choice in reversed(before):
         places.append(int(choice[places[-1]]))
@@ -153,12 +158,12 @@ def _traced(sizes: Sequence[int], before: Sequence[NDArray[np.int64]], last: int
 
 
 def most_frequent(counts: Mapping[int, int], many: int) -> tuple[int, ...]:
-    """The greedy set: the largest size, which must have room, and the most frequent ones; of equal ones the larger."""
+    """Return the greedy set: the largest size, which needs a profile, and the most frequent ones, larger ones first."""
     top = max(counts)
     others = sorted((size for size in counts if size != top), key=lambda size: (-counts[size], -size))
     return tuple(sorted([top, *others[: many - 1]]))
 
 
 def powers(counts: Mapping[int, int], many: int) -> tuple[int, ...]:
-    """The usual set: the powers of two up to the largest size, thinned out as ``build --profiles auto`` does."""
+    """Return the usual set: powers of two up to the largest size, thinned out like ``build --profiles auto``."""
     return tuple(profile.opt for profile in auto_profiles(powers_of_two(1, max(counts)), 1, many))

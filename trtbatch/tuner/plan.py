@@ -1,6 +1,6 @@
-"""The profiles that serve a traffic in the least time, from the measured times of an engine.
+"""Plan the profiles that serve a traffic in the least time, from the measured times of an engine.
 
-The model of times is in :mod:`trtbatch.tuner.timemodel`, the choice in :mod:`trtbatch.tuner.optchoice`.
+The latency model is in :mod:`trtbatch.tuner.timemodel`, the selection in :mod:`trtbatch.tuner.optchoice`.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from trtbatch.util.log import note, warn
 __all__ = ["ENOUGH", "MOST_TIMED", "PlanLine", "PlanRequest", "PlanResult", "plan", "plan_lines"]
 
 ENOUGH = 0.01
-"""The number of profiles that is proposed is the smallest whose time is within this of the best."""
+"""Largest relative excess over the best time; the proposal has the fewest profiles within it."""
 
 MOST_TIMED = 32
-"""Batch sizes of a traffic that are timed where the table lacks them, the most frequent first."""
+"""Largest number of the traffic's batch sizes that are timed if the table lacks them, the most frequent first."""
 
 _MOST_NAMED = 32
-"""Batch sizes that the build line names."""
+"""Largest number of batch sizes that the build command names."""
 
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What to plan for.
+    """Request to plan profiles.
 
     Args:
         traffic: CSV file with the header ``batch,count``.
-        engine: whose times decide; None takes the newest in ``engines/`` that runs here.
-        most: profiles at the most.
-        from_table: take the times of the sidecar alone; nothing is run.
-        save: write the plan into the engine's sidecar.
+        engine: engine whose times are used; None takes the newest in ``engines/`` that runs here.
+        most: largest number of profiles.
+        from_table: whether to use the times in the sidecar alone and run nothing.
+        save: whether to write the plan to the engine's sidecar.
         device: number of the GPU.
-        progress: told what is being done.
+        progress: called with each step.
     """
 
     traffic: Path
@@ -61,16 +61,16 @@ class PlanRequest:
 
 @dataclass(frozen=True)
 class PlanLine:
-    """The best choice of at most K profiles.
+    """Best choice of at most K profiles.
 
     Args:
-        profiles: how many were allowed.
-        opts: of those chosen.
-        total_ms: expected, of all requests.
-        ms_per_request: expected, in the mean.
-        greedy, usual: the set of the most frequent sizes, and that of powers of two, of as many profiles.
-        greedy_loss, usual_loss: how much longer they take, relative to `total_ms`.
-        slack: how far this may be from the best set there is; 0 where it is that.
+        profiles: number of allowed profiles, K.
+        opts: opts of the chosen profiles.
+        total_ms: expected time of all requests.
+        ms_per_request: expected mean time of a request.
+        greedy, usual: the most frequent sizes, and the powers of two, with as many profiles.
+        greedy_loss, usual_loss: their excess over `total_ms`, relative to it.
+        slack: largest possible excess over the best possible set; 0 if this is the best one.
     """
 
     profiles: int
@@ -86,16 +86,16 @@ class PlanLine:
 
 @dataclass(frozen=True)
 class PlanResult:
-    """A plan.
+    """Result of planning.
 
     Args:
-        lines: of 1, 2, … profiles.
-        chosen: the smallest number of them within :data:`ENOUGH` of the best.
-        method: how the choice was made.
-        by_batch_alone: the times tell nothing of profiles.
-        extrapolated: batch sizes of the traffic beyond every measured one.
-        command: builds the chosen ones.
-        unkept: why the sidecar couldn't be written, empty where it was or wasn't to be.
+        lines: best choices of 1, 2, … profiles.
+        chosen: the choice with the fewest profiles within :data:`ENOUGH` of the best.
+        method: how the choices were found.
+        by_batch_alone: whether the times depend on the batch alone, since no batch was measured on two profiles.
+        extrapolated: batch sizes of the traffic above the largest measured one.
+        command: command that builds the chosen profiles.
+        unkept: why the sidecar couldn't be written; empty if it was, or if saving wasn't requested.
     """
 
     engine: str
@@ -116,11 +116,11 @@ class PlanResult:
 
 
 def plan(request: PlanRequest) -> PlanResult:
-    """Choose the profiles, and write the plan into the engine's sidecar.
+    """Choose the profiles, and write the plan to the engine's sidecar.
 
     Raises:
-        UsageError: a traffic file that can't be read, naming line and value.
-        ArtifactError: no engine; with `from_table`, one without a table of times.
+        UsageError: the traffic file is invalid; names line and value.
+        ArtifactError: there is no engine; or, with `from_table`, no table of times.
         TrtbatchError: the sidecar can't be written; nothing has run.
     """
     if request.most < 1:
@@ -169,10 +169,10 @@ def plan(request: PlanRequest) -> PlanResult:
 
 
 def _refuse_fixed(artifact: Artifact) -> None:
-    """Raise where the file that an engine was built from holds one batch size, so that no profile can be added.
+    """Raise if the ONNX file of an engine has a fixed batch, so that no profile can be added.
 
     Raises:
-        UsageError: with that size.
+        UsageError: names the batch size.
     """
     named = hints.built_from(artifact)
     if artifact.sidecar.is_dynamic or not named or not Path(named[0]).is_file():
@@ -188,13 +188,13 @@ def _refuse_fixed(artifact: Artifact) -> None:
 
 
 def _timed(request: PlanRequest, artifact: Artifact, counts: Mapping[int, int]) -> tuple[Measured, ...]:
-    """The traffic's batch sizes that the table lacks and a profile holds, timed now; :data:`MOST_TIMED` at the most."""
+    """Time up to :data:`MOST_TIMED` batch sizes of the traffic that a profile holds and the table lacks."""
     sidecar = artifact.sidecar
     known = sidecar.times
     lacking = [size for size in counts if size not in known and pick_profile(sidecar.profiles, size) is not None]
     chosen = sorted(lacking, key=lambda size: (-counts[size], size))[:MOST_TIMED]
     if not known:
-        chosen += sidecar.corners  # a traffic beyond every profile would leave nothing to extrapolate from
+        chosen += sidecar.corners  # otherwise a traffic beyond every profile leaves no times at all
     if not chosen:
         return ()
     if known and not runs_here(sidecar.backend):
@@ -207,7 +207,7 @@ def _timed(request: PlanRequest, artifact: Artifact, counts: Mapping[int, int]) 
 
 
 def plan_lines(costs: Costs, measured: list[int], most: int) -> tuple[tuple[PlanLine, ...], Method]:
-    """The best choices of 1, 2, … `most` profiles; candidates are the traffic's sizes and the measured ones."""
+    """Return the best choices of 1, 2, … `most` profiles; candidates are the traffic's sizes and the measured ones."""
     choices, method = best_choices(costs, [*costs.batches, *measured], most)
     return tuple(_line(costs, count, choice) for count, choice in enumerate(choices, 1)), method
 
@@ -233,7 +233,7 @@ def _enough(lines: tuple[PlanLine, ...]) -> PlanLine:
 
 
 def _command(artifact: Artifact, profiles: tuple[Profile, ...], counts: Mapping[int, int]) -> str:
-    """The line that builds an engine with these profiles; it times the traffic's sizes too, where they aren't many."""
+    """Return the command that builds an engine with these profiles and, if they are few, times the traffic's sizes."""
     words = ["trtbatch", "build", *hints.built_from(artifact)]
     for profile in profiles:
         words += ["--profile", str(profile)]
@@ -243,7 +243,7 @@ def _command(artifact: Artifact, profiles: tuple[Profile, ...], counts: Mapping[
 
 
 def _tell_missing(artifact: Artifact) -> None:
-    """Warn where the build line can't run as it stands: its ONNX file isn't there, or isn't known."""
+    """Warn if the build command can't run as it is, because its ONNX file is missing or unknown."""
     source = artifact.sidecar.source
     named = hints.built_from(artifact)
     if not named:

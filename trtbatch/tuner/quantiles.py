@@ -1,4 +1,4 @@
-"""Confidence intervals of percentiles, by order statistics. Pure numpy."""
+"""Compute confidence intervals of percentiles by order statistics."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from trtbatch.core.sidecar import Interval
 __all__ = ["CONFIDENCE", "percentile_interval", "runs_needed"]
 
 CONFIDENCE = 0.95
-"""Of the intervals. Each end alone is missed in half of the rest: 2.5 % of cases."""
+"""Confidence of the intervals. The true value lies beyond each end in at most half of the rest, 2.5 % of cases."""
 
 
 def runs_needed(percentile: float) -> int:
-    """The fewest samples of which the largest lies above the percentile with enough confidence: 368 for p99.
+    """Return the fewest samples whose largest exceeds the percentile with enough confidence: 368 for p99.
 
-    All *n* samples lie below it with probability pⁿ, which must be 2.5 % at the most.
+    All *n* samples lie below the percentile with probability pⁿ, which must be at most 2.5 %.
     """
     return math.ceil(math.log((1 - CONFIDENCE) / 2) / math.log(percentile / 100))
 
 
 def percentile_interval(samples: NDArray[np.float64], percentile: float) -> Interval:
-    """A percentile of the samples, and an interval that holds the true one in 95 % of cases at least.
+    """Return a percentile of the samples, and an interval that holds the true one in at least 95 % of cases.
 
-    The number of *n* samples below the true percentile is binomial, Bin(n, p). The upper end is the *u*-th smallest
-    sample, *u* being the least with P(Bin ≤ u − 1) ≥ 97.5 %; the lower end is the *l*-th, *l* being the largest with
-    P(Bin ≤ l − 1) ≤ 2.5 %: exact, whatever the distribution of the samples, as long as they are independent (Conover,
-    Practical Nonparametric Statistics, 3rd edition, section 3.2). Where no such *u* or *l* exists that end is
-    infinite.
+    The number of *n* samples below the true percentile has the distribution Bin(n, p). The upper end is the *u*-th
+    smallest sample, for the least *u* with P(Bin ≤ u − 1) ≥ 97.5 %. The lower end is the *l*-th, for the largest *l*
+    with P(Bin ≤ l − 1) ≤ 2.5 %. This is exact for any distribution of independent samples (Conover, Practical
+    Nonparametric Statistics, 3rd edition, section 3.2). If there is no such *u* or *l*, that end is infinite.
 
     Args:
-        percentile: over 0 and below 100.
+        samples: independent samples, in any order.
+        percentile: above 0 and below 100.
 
     Raises:
         ValueError: there are no samples.
@@ -53,7 +53,7 @@ def percentile_interval(samples: NDArray[np.float64], percentile: float) -> Inte
 
 
 def _binomial_cdf(count: int, share: float) -> NDArray[np.float64]:
-    """P(Bin(count, share) ≤ k) for k = 0 … count; by logarithms, for the binomials are too large for floats."""
+    """Return P(Bin(count, share) ≤ k) for k = 0 … count, by logarithms, since binomials overflow floats."""
     steps = np.arange(1, count + 1, dtype=np.float64)
     factorials = np.concatenate([[0.0], np.cumsum(np.log(steps))])
     k = np.arange(count + 1)

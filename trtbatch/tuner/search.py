@@ -1,15 +1,14 @@
-"""Which batch size, with how many streams: the search, over whatever measures a pair of them. Pure.
+"""Search for the best batch size and number of streams, over any function that measures a pair of them.
 
-Every size of a coarse list is measured with every number of streams; then the gaps on both sides of the winner are
-halved until its neighbours are near. What wins is measured once more, from fresh samples, and the figures are those of
-that time: the best of many noisy measurements is partly the luckiest. What it is compared with, its neighbours and the
-best, is measured again in the same round, so that nothing is held against figures of an earlier, busier or cooler time.
-With a budget a choice must have met it both times, which also guards against hiccups that come in clumps, of which the
-one or the other measurement saw none.
+Every size of a coarse list is measured with every number of streams. Then the gaps on both sides of the winner are
+halved until its neighbors are near. The winner is measured again, and the figures are those of the fresh samples: the
+best of many noisy measurements is partly luck. Its neighbors and the best are measured again in the same round, so that
+no figure is compared with one from an earlier, busier or cooler time. With a budget, a choice must meet it both times.
+This also protects against hiccups that come in clumps, which one of the two measurements may miss.
 
-With a budget the choice is the largest throughput as measured, also where its interval overlaps with others': those are
-named (:meth:`Outcome.alike`), not taken. Intervals are wide where little was measured, and to take the smallest batch
-that can't be told from the best would give up more throughput the noisier the machine is.
+With a budget, the choice has the largest measured throughput, even if its interval overlaps with others. Those are
+reported (:meth:`Outcome.alike`), not chosen. Intervals are wide if little was measured, so choosing the smallest batch
+that can't be told from the best would give up more throughput on a noisier machine.
 """
 
 from __future__ import annotations
@@ -23,34 +22,34 @@ from trtbatch.core.sidecar import Interval
 __all__ = ["NEAR", "Goal", "Outcome", "Trial", "budget_for", "search"]
 
 NEAR = 0.02
-"""Of the best throughput: what is within this of it counts as good as it."""
+"""Relative distance to the best throughput that counts as equal to it."""
 
 FINEST = 16
-"""A gap is narrow enough at this part of the batch size: 1 up to 31, 2 up to 47, 4 at 64."""
+"""Divisor of the batch size that gives the width of a gap that is narrow enough: 1 up to 31, 2 up to 47, 4 at 64."""
 
 MOST_REFINED = 16
-"""Choices that are measured beside the coarse list, at the most."""
+"""Largest number of choices that are measured in addition to the coarse list."""
 
 
 MOST_ROUNDS = 3
-"""After so many rounds of the contenders, which noise may change each time, only what wins is measured again."""
+"""Rounds of measuring the contenders, which noise may change each time; then only the winner is measured again."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One batch size with one number of streams, as measured.
+    """Measurement of one batch size with one number of streams.
 
     Args:
         profile: index of the optimization profile.
-        median_ms: of the latency.
-        latency_ms: the percentile asked for.
+        median_ms: median latency.
+        latency_ms: the requested percentile of the latency.
         samples_per_s: throughput of the same load.
-        runs: batches whose latency was taken.
-        failed: why it doesn't run, or is left out, where that is so.
-        left_out: whether it wasn't tried: what is known of it rules it out.
-        confirmed: whether the measurement before this one, too, was within the budget, if there is one.
-        round: in which it was measured: 0 is the search, 1 and later ones are of contenders, side by side.
-        faults: why the GPU's clocks didn't hold.
+        runs: number of measured batches.
+        failed: why the choice doesn't run or was left out; None if it ran.
+        left_out: whether it wasn't tried, because known times rule it out.
+        confirmed: whether the previous measurement was within the budget too, if there is one.
+        round: round of the measurement: 0 is the search, later rounds measure contenders together.
+        faults: reasons why the GPU's clocks changed or were limited.
         latencies_ms: every raw sample.
     """
 
@@ -70,7 +69,7 @@ class Trial:
 
     @classmethod
     def failure(cls, batch: int, streams: int, profile: int, reason: str, left_out: bool = False) -> Trial:
-        """A choice that doesn't run, or that isn't tried."""
+        """Return the trial of a choice that doesn't run, or that isn't tried."""
         never = Interval(math.inf, -math.inf, math.inf)
         return cls(
             batch, streams, profile, math.inf, never, Interval(0.0, 0.0, 0.0), 0, failed=reason, left_out=left_out
@@ -79,26 +78,26 @@ class Trial:
 
 @dataclass(frozen=True)
 class Goal:
-    """What is wanted.
+    """Goal of a search.
 
     Args:
-        budget_ms: the largest throughput with the latency below this; None is the smallest batch, and of it the
-            fewest streams, within :data:`NEAR` of the largest throughput of all.
+        budget_ms: latency budget, within which the throughput should be the largest; None chooses the smallest batch,
+            and for it the fewest streams, within :data:`NEAR` of the largest throughput.
     """
 
     budget_ms: float | None = None
 
     def meets(self, trial: Trial) -> bool:
-        """Whether a choice counts: it runs, and the *upper* end of its latency's interval is below the budget."""
+        """Return whether a choice is valid: it runs, with the *upper* end of its latency interval below the budget."""
         return trial.failed is None and (self.budget_ms is None or trial.latency_ms.high < self.budget_ms)
 
     def fastest(self, trials: Sequence[Trial]) -> Trial | None:
-        """The largest throughput of those that count; of equal ones the smaller batch, then fewer streams."""
+        """Return the valid choice with the largest throughput; ties go to the smaller batch, then to fewer streams."""
         counting = [trial for trial in trials if self.meets(trial)]
         return min(counting, key=lambda each: (-each.samples_per_s.value, each.batch, each.streams), default=None)
 
     def choice(self, trials: Sequence[Trial]) -> Trial | None:
-        """What is to be used; None where nothing counts."""
+        """Return the choice to use; None if no choice is valid."""
         best = self.fastest(trials)
         if best is None or self.budget_ms is not None:
             return best
@@ -109,11 +108,11 @@ class Goal:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a search has found.
+    """Result of a search.
 
     Args:
-        trials: as last measured, by streams, then batch.
-        searched: the same as the search itself measured them, before any was measured again.
+        trials: trials as last measured, by streams, then batch.
+        searched: the same trials as the search measured them, before any was measured again.
     """
 
     trials: tuple[Trial, ...]
@@ -122,16 +121,16 @@ class Outcome:
     searched: tuple[Trial, ...] = ()
 
     def line(self, streams: int) -> tuple[Trial, ...]:
-        """The trials with so many streams that ran, by batch."""
+        """Return the trials that ran with this number of streams, by batch."""
         return _ran(self.trials, streams)
 
     def contenders(self) -> tuple[Trial, ...]:
-        """What the verdict compares: the choice, the best, and the neighbours of the choice; each once."""
+        """Return what the verdict compares, each once: the choice, the best, and the neighbors of the choice."""
         found = (self.chosen, self.best, *self.neighbours())
         return tuple({(each.streams, each.batch): each for each in found if each is not None}.values())
 
     def neighbours(self) -> tuple[Trial | None, Trial | None]:
-        """The next smaller and the next larger batch that were measured with the chosen number of streams."""
+        """Return the next smaller and the next larger batch measured with the chosen number of streams."""
         if self.chosen is None:
             return None, None
         line = self.line(self.chosen.streams)
@@ -139,11 +138,11 @@ class Outcome:
         return (line[place - 1] if place else None), (line[place + 1] if place + 1 < len(line) else None)
 
     def knee(self) -> Trial | None:
-        """Where throughput over latency is the largest, with the chosen number of streams.
+        """Return the trial with the largest throughput over latency, of those with the chosen number of streams.
 
-        Below it a larger batch gains more throughput, relatively, than it costs in latency; above it less. This is
+        Below it, a larger batch gains relatively more throughput than it costs in latency; above it, less. This is
         Kleinrock's *power* (Power and deterministic rules of thumb for probabilistic problems in computer
-        communications, ICC 1979); the latency is the median, which is less noisy than a high percentile. All figures
+        communications, ICC 1979). The latency is the median, which is less noisy than a high percentile. All figures
         are those of the search.
         """
         if self.chosen is None:
@@ -152,7 +151,7 @@ class Outcome:
         return max(line, key=lambda trial: (trial.samples_per_s.value / trial.median_ms, -trial.batch))
 
     def alike(self, goal: Goal) -> tuple[Trial, ...]:
-        """Of the others that count, those whose throughput's interval overlaps with the choice's."""
+        """Return the other valid trials whose throughput interval overlaps with that of the choice."""
         if self.chosen is None:
             return ()
         own, pair = self.chosen.samples_per_s, (self.chosen.batch, self.chosen.streams)
@@ -162,10 +161,10 @@ class Outcome:
         )
 
     def nearest(self) -> Trial | None:
-        """Of what runs, the choice with the least latency; None where nothing runs.
+        """Return the trial with the least latency; None if nothing runs.
 
-        Those whose percentile is known from above come first: of a few runs it is too small. Of the others the median
-        decides, which is better known.
+        Trials with a known upper end of their percentile come first, since few runs give too small a percentile. The
+        others are compared by the median, which is known better.
         """
         ran = [trial for trial in self.trials if trial.failed is None]
         return min(ran, key=_latency_known, default=None)
@@ -187,13 +186,14 @@ def search(
     goal: Goal,
     inside: Callable[[int], bool] | None = None,
 ) -> Outcome:
-    """Measure, refine, measure the contenders again side by side, choose.
+    """Measure the coarse list, refine it, measure the contenders again together, and choose.
 
     Args:
-        batches: the coarse list.
+        batches: coarse list of batch sizes.
         streams: numbers of batches in flight.
-        measure: of a batch size and a number of streams; called again for pairs that win, and for those beside them.
-        inside: whether a batch size between two others can be run; None keeps to the coarse list.
+        measure: measures a batch size with a number of streams; called again for winners and their neighbors.
+        goal: what to choose.
+        inside: returns whether a batch size between two others can run; None keeps to the coarse list.
     """
     found = _Found(measure)
     for count in sorted(set(streams)):
@@ -223,7 +223,7 @@ def search(
 
 
 class _Found:
-    """What has been measured, by streams and batch."""
+    """Measurements so far, by streams and batch."""
 
     def __init__(self, measure: Callable[[int, int], Trial]) -> None:
         self._measure = measure
@@ -252,17 +252,17 @@ def _sorted(by_pair: Mapping[tuple[int, int], Trial]) -> tuple[Trial, ...]:
 
 
 ADVICE_RUNS = 2
-"""Fresh measurements of a choice whose budget is to be advised: it will have to meet that twice."""
+"""Fresh measurements behind an advised budget, which the choice will have to meet twice."""
 
 ADVICE_MARGIN = 1.1
-"""Over the largest upper end of these: the next run's will lie around it, not below it."""
+"""Margin over the largest upper end of these, since the next run's end will vary around it."""
 
 
 def budget_for(trial: Trial, measure: Callable[[int, int], Trial]) -> float:
-    """A budget, in ms, that a choice meets nearly always, rounded up to two digits; infinite where no end is known.
+    """Return a budget, in ms, that a choice nearly always meets, rounded up to two digits.
 
-    Args:
-        measure: as :func:`search` has it, but to the end, whatever the latency.
+    It is infinite if the upper end of a latency is unknown. `measure` is that of :func:`search`, but measures to the
+    end whatever the latency.
     """
     first = trial.latency_ms
     known = first.high if math.isfinite(first.high) else first.value
@@ -276,13 +276,13 @@ def budget_for(trial: Trial, measure: Callable[[int, int], Trial]) -> float:
 
 
 def _next_probe(trials: Sequence[Trial], goal: Goal, inside: Callable[[int], bool]) -> tuple[int, int] | None:
-    """The middle of a gap beside the choice, or beside the best, that is still wide; (batch, streams)."""
+    """Return the (batch, streams) in the middle of a gap that is still wide, next to the choice or the best."""
     for centre in dict.fromkeys((goal.choice(trials), goal.fastest(trials))):
         if centre is None:
             continue
         sizes = sorted(trial.batch for trial in trials if trial.streams == centre.streams)
         place = sizes.index(centre.batch)
-        for low, high in ((place, place + 1), (place - 1, place)):  # the larger one first: there the throughput is
+        for low, high in ((place, place + 1), (place - 1, place)):  # the larger side first, where the throughput is
             if low < 0 or high >= len(sizes) or sizes[high] - sizes[low] <= max(1, centre.batch // FINEST):
                 continue
             middle = (sizes[low] + sizes[high]) // 2

@@ -1,14 +1,14 @@
-"""How long a batch takes on a profile that doesn't exist yet, from those that were measured. Pure.
+"""Predict how long a batch takes on a profile that doesn't exist yet, from measured profiles.
 
-A profile here is ``min:o:o``, tuned for its largest batch *o*, as ``build --profiles auto`` makes them; *t(b, o)* is
+A profile here is ``min:o:o``, tuned for its largest batch *o*, as ``build --profiles auto`` makes them. *t(b, o)* is
 the time of batch *b* on it.
 
-* On a measured profile it is piecewise-linear in *b* between the measured batches, and constant below the least.
-* Between two measured opts it is interpolated linearly in *o*, at the same *fullness* b / o on both: a full profile
-  lies between two full ones, one that runs half empty between two that do. (At the same *b* there would be nothing
-  to interpolate for a batch larger than the smaller opt.)
-* Below the smallest measured opt it is that profile's time: what a smaller one gains isn't known.
-* Beyond the largest one it grows in proportion to *o*, at the same fullness.
+* On a measured profile, *t* is piecewise linear in *b* between measured batches, and constant below the smallest.
+* Between two measured opts, *t* is interpolated linearly in *o*, at the same *fullness* b / o on both: a full profile
+  lies between two full ones, a half-full one between two half-full ones. (At the same *b* there would be nothing to
+  interpolate for a batch above the smaller opt.)
+* Below the smallest measured opt, *t* is the time on that profile, since the gain of a smaller one is unknown.
+* Above the largest measured opt, *t* grows in proportion to *o*, at the same fullness.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ Array = NDArray[np.float64]
 
 
 class TimeModel:
-    """Times of batches on profiles.
+    """Latency model of batches on profiles.
 
     Args:
-        curves: ms by batch size, by the opt of the profile that it was measured on.
+        curves: ms by batch size, by the opt of the profile that the batch was measured on.
 
     Raises:
         ArtifactError: nothing was measured.
@@ -44,9 +44,9 @@ class TimeModel:
             raise ArtifactError("the engine's sidecar has no measured times", "leave out --from-table")
         seen = [batch for curve in kept.values() for batch in curve]
         self.by_batch_alone = len(seen) == len(set(seen))
-        """No batch was measured on two profiles: nothing is known of what profiles do, and t(b, o) is t(b)."""
+        """Whether no batch was measured on two profiles; then profiles have no known effect, and t(b, o) is t(b)."""
         self.largest = max(seen)
-        """The largest batch that was measured."""
+        """Largest measured batch size."""
         if self.by_batch_alone:
             kept = {self.largest: dict(sorted(pair for curve in kept.values() for pair in curve.items()))}
         self._opts = list(kept)
@@ -57,7 +57,7 @@ class TimeModel:
 
     @classmethod
     def of(cls, profiles: Sequence[Profile], table: Sequence[Measured]) -> TimeModel:
-        """The model of an engine's table; of profiles with the same opt each batch has the faster one's time.
+        """Return the model of an engine's table; profiles with the same opt share the smaller time of each batch.
 
         Raises:
             ArtifactError: the table is empty.
@@ -72,17 +72,17 @@ class TimeModel:
 
     @property
     def sizes(self) -> list[int]:
-        """Batch sizes and opts that were measured."""
+        """Return the measured batch sizes and opts, ascending."""
         return sorted({*self._opts, *(int(batch) for batches, _ in self._curves.values() for batch in batches)})
 
     def times(self, batches: Sequence[int], opt: int) -> Array:
-        """ms of each batch on ``min:opt:opt``; a batch larger than `opt` has infinite time."""
+        """Return the ms of each batch on ``min:opt:opt``; infinite for batches above `opt`."""
         sizes = np.asarray(batches, np.float64)
         found = self._along(self._opts[0], sizes) if self.by_batch_alone else self._at(sizes, opt)
         return np.where(sizes <= opt, found, np.inf)
 
     def _at(self, sizes: Array, opt: int) -> Array:
-        """The times of a profile, for batches that it holds."""
+        """Return the times on a profile, for batches that it holds."""
         place = bisect_right(self._opts, opt)
         if place == 0:
             return self._along(self._opts[0], sizes)
@@ -95,7 +95,7 @@ class TimeModel:
         return (1 - share) * below + share * self._along(upper, sizes * upper / opt)
 
     def _along(self, opt: int, sizes: Array) -> Array:
-        """Times on one measured profile: proportional beyond its largest measured batch."""
+        """Return the times on one measured profile, in proportion to the batch above its largest measured one."""
         known, ms = self._curves[opt]
         found = np.asarray(np.interp(sizes, known, ms), np.float64)
         return np.where(sizes > known[-1], ms[-1] * sizes / known[-1], found)

@@ -1,4 +1,4 @@
-"""What batch sizes arrive, and how often: a CSV file with the header ``batch,count``."""
+"""Read a traffic, how often each batch size arrives: a CSV file with the header ``batch,count``."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from trtbatch.errors import UsageError
 __all__ = ["MOST_SIZES", "read_traffic"]
 
 MOST_SIZES = 2000
-"""Different batch sizes in one traffic: the choice of profiles takes memory and time with their square."""
+"""Largest number of batch sizes in a traffic, since choosing profiles takes memory and time with its square."""
 
 _HELP = "write a header batch,count and lines of two whole numbers, like 8,1200"
 
 
 def read_traffic(path: Path) -> dict[int, int]:
-    """Number of requests by batch size, ascending; lines of one size are added up, empty lines passed over.
+    """Return the number of requests by batch size, ascending; lines of one size are added, empty lines skipped.
 
     Raises:
-        UsageError: no such file; another header, or a line that isn't two whole numbers from 1 on, naming line and
+        UsageError: the file is missing, has another header, or a line isn't two positive integers; names line and
             value.
         OSError: the file can't be read.
     """
@@ -62,10 +62,10 @@ def read_traffic(path: Path) -> dict[int, int]:
 
 
 def _whole(text: str, name: str, where: str) -> int:
-    """A whole number from 1 on.
+    """Return a positive integer.
 
     Raises:
-        UsageError: anything else, with the value.
+        UsageError: names any other value.
     """
     text = text.strip()
     if not re.fullmatch(r"[0-9]{1,15}", text, re.ASCII) or int(text) < 1:

@@ -1,6 +1,6 @@
-"""The best batch size of an engine under a latency budget, or for throughput; or the largest that fits in memory.
+"""Find the best batch size of an engine under a latency budget or for throughput, or the largest one that fits.
 
-What is measured is defined in :mod:`trtbatch.load`, how it is searched in :mod:`trtbatch.tuner.search`.
+The measurement is defined in :mod:`trtbatch.tuner.underload`, the search in :mod:`trtbatch.tuner.search`.
 """
 
 from __future__ import annotations
@@ -34,35 +34,35 @@ from trtbatch.util.statistics import median_interval
 __all__ = ["PATIENCE", "TuneRequest", "TuneResult", "asked_for", "largest_batch", "tune"]
 
 PATIENCE = 30.0
-"""Times ``min_time``, after which a choice that still has too few runs for its percentile is ended, and called so."""
+"""Multiple of ``min_time`` after which a choice ends with too few runs for its percentile, which is reported."""
 
 PROBE = 20
-"""Runs after which a choice is given up whose *median* latency is over the budget already, with its interval."""
+"""Runs after which a choice is given up if the whole interval of its *median* latency is over the budget."""
 
 RULED_OUT = 2.0
-"""A batch size isn't tried whose time alone, as the build measured it, is more than so many times the budget. Where the
-smaller ones run faster now than the build said, on a machine that was busy then, its time counts as so much less."""
+"""Multiple of the budget: a batch size whose time in the build's table exceeds it isn't tried. If smaller batches run
+faster now than in the build, on a machine that was busy then, the time is scaled down by the same factor."""
 
 MOST_SIZES = 12
-"""Measured sizes of a table that the search begins with; of a longer one, evenly chosen ones."""
+"""Largest number of sizes of a table that the search begins with; a longer table is thinned out evenly."""
 
 
 @dataclass(frozen=True)
 class TuneRequest:
-    """What to search for.
+    """Request to tune an engine.
 
     Args:
-        engine: None takes the newest in ``engines/`` that runs here.
-        latency_ms: the budget; None searches for throughput alone.
-        percentile: of the latency, that must be under the budget; over 0 and below 100.
+        engine: engine to tune; None takes the newest in ``engines/`` that runs here.
+        latency_ms: latency budget; None searches for throughput alone.
+        percentile: percentile of the latency that must be under the budget; above 0 and below 100.
         streams: numbers of batches in flight to try.
-        batches: batch sizes to try, these alone; None takes the table's, or powers of two, and refines.
+        batches: batch sizes to try, and no others; None takes the table's, or powers of two, and refines them.
         min_time: seconds of load for each choice, at least.
-        warmup: milliseconds of load before.
-        save: write what is found into the engine's sidecar.
+        warmup: milliseconds of load before that.
+        save: whether to write the result to the engine's sidecar.
         device: number of the GPU.
         cuda_graphs: whether batches may run as CUDA graphs.
-        progress: told what is being done.
+        progress: called with each step.
     """
 
     engine: Path | None
@@ -80,7 +80,7 @@ class TuneRequest:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the figures, for the record."""
+        """Return the settings that decide the figures, for the record."""
         return {
             "latency_ms": self.latency_ms,
             "percentile": self.percentile,
@@ -95,18 +95,18 @@ class TuneRequest:
 
 @dataclass(frozen=True)
 class TuneResult(Run):
-    """What was measured, and what was chosen.
+    """Result of tuning: the measurements and the choice.
 
     Args:
-        asked: what was searched for, in words.
-        best: the largest throughput of those that count; with a budget that is what is chosen.
-        knee: where throughput over latency is the largest.
-        smaller, larger: the next batch sizes that were measured with as many streams.
-        trials: all that was measured.
-        alike: what counts too, and whose throughput's interval overlaps with the choice's.
+        asked: goal of the search, in words.
+        best: the valid trial with the largest throughput; with a budget it is the choice.
+        knee: the trial with the largest throughput over latency.
+        smaller, larger: the next batch sizes measured with the same number of streams.
+        trials: all measurements.
+        alike: other valid trials whose throughput interval overlaps with the choice's.
         timed: what a latency covers, by number of streams.
-        device: that it ran on.
-        unkept: why the sidecar couldn't be written, empty where it was or wasn't to be.
+        device: device of the run.
+        unkept: why the sidecar couldn't be written; empty if it was, or if saving wasn't requested.
     """
 
     asked: str
@@ -123,19 +123,19 @@ class TuneResult(Run):
 
 
 def asked_for(latency_ms: float | None, percentile: float) -> str:
-    """What is searched for, in words."""
+    """Return the goal of a search in words."""
     return "the largest throughput" if latency_ms is None else f"p{percentile:g} latency under {latency_ms:g} ms"
 
 
 def tune(request: TuneRequest) -> TuneResult:
-    """Search, and write what is found into the engine's sidecar.
+    """Search, and write the result to the engine's sidecar.
 
     Raises:
-        TrtbatchError: no batch size meets the budget; the nearest is named. Or the sidecar can't be written; nothing
-            has run.
-        ProfileError: a batch size outside every profile; nothing has run.
-        RowsError: wrong rows; nothing is chosen.
-        ExecutionError: nothing runs at all.
+        TrtbatchError: no batch size meets the budget; names the nearest. Or the sidecar can't be written; nothing has
+            run.
+        ProfileError: a batch size is outside every profile; nothing has run.
+        RowsError: rows are wrong; nothing is chosen.
+        ExecutionError: no batch size runs.
     """
     _refuse_numbers(request)
     artifact = resolve_engine(request.engine, request.batches or ())
@@ -166,10 +166,10 @@ def tune(request: TuneRequest) -> TuneResult:
 
 
 def _refuse_numbers(request: TuneRequest) -> None:
-    """Raise where the request's numbers make no sense.
+    """Raise if the request's numbers make no sense.
 
     Raises:
-        UsageError: naming the option.
+        UsageError: names the option.
     """
     if not 0 < request.percentile < 100:
         raise UsageError(f"--percentile {request.percentile:g} has no interval", "give a number over 0 and below 100")
@@ -181,7 +181,7 @@ def _refuse_numbers(request: TuneRequest) -> None:
 
 
 def _usual(sidecar: Sidecar) -> list[int]:
-    """Where a search begins: the sizes of the table, else the powers of two within the profiles."""
+    """Return the sizes that a search begins with: those of the table, or else powers of two within the profiles."""
     profiles = sidecar.profiles
     found = [size for size in sidecar.times if pick_profile(profiles, size) is not None]
     if not found:
@@ -194,7 +194,7 @@ def _usual(sidecar: Sidecar) -> list[int]:
 
 
 class _Bench:
-    """Measures one choice after the other."""
+    """Measurement of one choice after the other."""
 
     def __init__(self, request: TuneRequest, load: Load, watch: ClockWatch, known: Mapping[int, float]) -> None:
         self._request = request
@@ -207,7 +207,7 @@ class _Bench:
         self._count = 0
 
     def measure(self, batch: int, streams: int) -> Trial:
-        """A trial; one that doesn't run is a trial too, and the next one gets fresh sessions."""
+        """Measure a choice. One that fails gives a trial too, and the next one gets fresh sessions."""
         profile = self._load.sidecar.profile_for(batch) or 0
         if self._is_ruled_out(batch):
             return Trial.failure(batch, streams, profile, self._left_out[batch], left_out=True)
@@ -227,10 +227,10 @@ class _Bench:
         return Trial.failure(batch, streams, profile, reason)
 
     def _is_ruled_out(self, batch: int) -> bool:
-        """Whether a size needn't be tried; nothing is before the first one, the smallest, has run.
+        """Return whether a size needn't be tried; none is ruled out before the first and smallest has run.
 
-        The build's time is of one run alone, and a latency covers that run and more. A size that the build didn't time
-        is never left out, whatever those around it took.
+        The build's time covers one run alone, a latency covers that and more. A size that the build didn't time is
+        never left out, whatever its neighbors took.
         """
         time, budget = self._known.get(batch), self._request.latency_ms
         if batch in self._left_out or time is None or budget is None or math.isinf(self._pace):
@@ -241,10 +241,10 @@ class _Bench:
         return batch in self._left_out
 
     def _take(self, loop: Loop, streams: int) -> Samples:
-        """Latencies: enough for the percentile, unless even the median is over the budget.
+        """Return enough latencies for the percentile, or only a few if even the median is over the budget.
 
-        When it ends doesn't depend on whether the percentile meets the budget: to go on until it does would find
-        that it does. A choice is *given up* early only.
+        The end doesn't depend on whether the percentile meets the budget: going on until it does would find that it
+        does. A measurement ends early only to give up a choice.
         """
         request = self._request
         probe = collect(loop, StopRule(iterations=PROBE), request.warmup, self._watch)
@@ -259,7 +259,7 @@ class _Bench:
         return collect(loop, rule, 0.0, self._watch)
 
     def _trial(self, batch: int, streams: int, profile: int, samples: Samples) -> Trial:
-        """The figures of a choice; runs in which the clocks didn't hold stay in: a caller waits through them too."""
+        """Return the figures of a choice; runs at changed clocks stay in, since a caller waits through them too."""
         return Trial(
             batch=batch,
             streams=streams,
@@ -276,7 +276,7 @@ class _Bench:
 def _unmet(
     request: TuneRequest, outcome: Outcome, artifact: Artifact, measure: Callable[[int, int], Trial]
 ) -> TrtbatchError:
-    """Why nothing was chosen, and a budget that can be met: the nearest choice is measured anew, by `measure`."""
+    """Return the error that names the nearest choice and a budget that it can meet, after measuring it again."""
     nearest = outcome.nearest()
     if nearest is None:
         reason = next(trial.failed for trial in outcome.trials if not trial.left_out)
@@ -304,12 +304,12 @@ def _unmet(
 
 
 def _plainly(value: float) -> str:
-    """A number as ``--latency`` takes it: no exponent."""
+    """Return a number as ``--latency`` takes it: without an exponent."""
     return np.format_float_positional(value, trim="-")
 
 
 def _known_times(sidecar: Sidecar, device: Mapping[str, str]) -> dict[int, float]:
-    """The build's times by batch size, ms; none where the engine was built for another device."""
+    """Return the build's times in ms by batch size; empty if the engine was built for another device."""
     kind = "gpu" if sidecar.backend == "tensorrt" else "cpu"
     return sidecar.times if sidecar.device.get(kind) == device.get(kind) else {}
 
@@ -319,7 +319,7 @@ def _streams(count: int) -> str:
 
 
 def _device(sidecar: Sidecar, number: int) -> dict[str, str]:
-    """What it ran on; a hardware-compatible engine may have been built elsewhere."""
+    """Return the device of the run; a hardware-compatible engine may have been built on another one."""
     if sidecar.backend != "tensorrt":
         return {"cpu": environment.cpu_name()}
     name = environment.ask_nvml(lambda nvml: nvml.nvmlDeviceGetName(environment.nvml_handle(nvml, number)))
@@ -371,9 +371,9 @@ def largest_batch(
     cuda_graphs: bool = True,
     progress: Callable[[str, float | None], None] = lambda words, share: None,
 ) -> tuple[Artifact, Largest]:
-    """The largest batch of an engine's profiles that fits in memory: each is run for real.
+    """Return the largest batch of an engine's profiles that fits in memory, found by running batches.
 
-    As many batches are in flight as ``infer`` keeps, so that what is found can be used there.
+    As many batches are in flight as ``infer`` keeps, so the result can be used there.
 
     Raises:
         ExecutionError: not even the smallest batch runs.

@@ -1,10 +1,10 @@
-"""An engine under load: so many batches in flight, and how long each of them takes.
+"""Measure an engine under a closed-loop load: a number of batches in flight, and the latency of each.
 
-*Latency* is what a caller waits who hands over a batch that lies in host memory: from the submission to the end of the
-wait for the outputs in host memory. *Load* is a closed loop: each stream has one batch in flight, and gets the next
-one as soon as that has ended, as N callers would who each wait for their answer. *Throughput* is of that very load,
-samples that end per second. One thread submits and waits in turn; where ``submit`` runs to the end, as on the CPU,
-the callers stand in line: with N streams the latency is N times that of one, at the same throughput.
+*Latency* is what a caller waits for a batch that lies in host memory: from its submission to the end of the wait for
+its outputs in host memory. *Load* is a closed loop: each stream has one batch in flight, and gets the next one as soon
+as that ends, like N callers who each wait for their answer. *Throughput* is that of the same load, in finished samples
+per second. One thread submits and waits in turn. If ``submit`` runs to the end, as on the CPU, the callers queue up:
+with N streams the latency is N times that of one, at the same throughput.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ __all__ = ["Load", "load_loop", "throughput"]
 
 
 def load_loop(lanes: Sequence[Slot]) -> Loop:
-    """A batch in flight on every lane; a sample is the latency of one. The lanes are prepared."""
+    """Return the loop that keeps a batch in flight on every prepared lane; a sample is the latency of one batch."""
     streams = "1 batch" if len(lanes) == 1 else f"{len(lanes)} batches"
     timed = f"wall time of one batch from submission to end, from host memory to host memory, {streams} in flight"
     return Loop("load", timed, lambda count: Taken(_latencies(lanes, count)))
 
 
 def _latencies(lanes: Sequence[Slot], count: int) -> Milliseconds:
-    """Latency of each of `count` consecutive batches, in ms, all lanes in flight from before the first to the last."""
+    """Return the latency of each of `count` consecutive batches, in ms, with all lanes in flight throughout."""
     clock = time.perf_counter_ns
     begun = [0] * len(lanes)
     found = np.empty(count, np.int64)
@@ -42,7 +42,7 @@ def _latencies(lanes: Sequence[Slot], count: int) -> Milliseconds:
         begun[number] = clock()
         lane.submit()
     turns = itertools.cycle(range(len(lanes)))
-    for index in range(-len(lanes), count):  # the first round isn't kept: it began while the pipe was filling
+    for index in range(-len(lanes), count):  # the first round, which fills the pipeline, isn't kept
         number = next(turns)
         lane = lanes[number]
         lane.wait()
@@ -57,13 +57,13 @@ def _latencies(lanes: Sequence[Slot], count: int) -> Milliseconds:
 
 
 def throughput(latencies_ms: Milliseconds, batch: int, streams: int) -> Interval:
-    """Samples per second of a load, from the latencies of its batches in order.
+    """Return the samples per second of a load, from the latencies of its batches in order.
 
-    By Little's law (A proof for the queuing formula L = λW, Operations Research 9, 1961) the batches in flight are
-    the rate times the mean latency, and in this loop they are always `streams`. The figure is that of the median of
-    windows of consecutive batches, :data:`~trtbatch.benchmark.loops.WINDOW_MS` and two rounds of all lanes at least,
-    with its exact interval (:func:`trtbatch.util.statistics.median_interval`); of fewer than 6 windows it is infinitely
-    wide.
+    By Little's law (A proof for the queuing formula L = λW, Operations Research 9, 1961), the batches in flight are the
+    rate times the mean latency; in this loop they are always `streams`. The figure is that of the median of windows of
+    consecutive batches, each at least :data:`~trtbatch.benchmark.loops.WINDOW_MS` and two rounds of all lanes long,
+    with its exact interval (:func:`trtbatch.util.statistics.median_interval`). The interval of fewer than 6 windows is
+    infinite.
     """
     pace = float(latencies_ms.mean()) / streams
     window = 2 * streams * max(1, math.ceil(WINDOW_MS / max(2 * streams * pace, 1e-6)))
@@ -75,10 +75,14 @@ def throughput(latencies_ms: Milliseconds, batch: int, streams: int) -> Interval
 
 
 class Load:
-    """An opened engine, a session with one slot for each stream, and its rows, checked before anything is timed.
+    """Opened engine with one session and slot per stream, whose rows are checked before anything is timed.
 
     Args:
-        largest: the largest batch that will be asked for.
+        engine: the opened engine.
+        artifact: its artifact.
+        largest: largest batch size to measure.
+        cuda_graphs: whether batches may run as CUDA graphs.
+        seed: seed of the random inputs.
     """
 
     def __init__(self, engine: Engine, artifact: Artifact, largest: int, cuda_graphs: bool, seed: int) -> None:
@@ -95,14 +99,15 @@ class Load:
 
     @property
     def sidecar(self) -> Sidecar:
+        """Return the engine's sidecar."""
         return self._artifact.sidecar
 
     def loop(self, batch: int, streams: int) -> Loop:
-        """The loop of a batch size and a number of streams, with everything in place; until the next call of it.
+        """Return the loop of a batch size and a number of streams, ready to run; it is valid until the next call.
 
         Raises:
-            RowsError: wrong rows, or other ones under load.
-            ExecutionError: out of memory; :meth:`reset` before the next call.
+            RowsError: rows are wrong, or change under load.
+            ExecutionError: out of memory; call :meth:`reset` before the next call.
         """
         while len(self._lanes) < streams:
             session = self._stack.enter_context(self._engine.session(self._cuda_graphs))
@@ -137,7 +142,7 @@ class Load:
         return self._checker
 
     def reset(self) -> None:
-        """Close every session: the next loop opens fresh ones."""
+        """Close every session; the next loop opens fresh ones."""
         self._checker = None
         self._lanes, self._sessions = [], []
         self._stack.close()
