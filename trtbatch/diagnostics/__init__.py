@@ -1,1 +1,1 @@
-"""What artifacts and machines say of themselves."""
+"""Inspect machines, ONNX files and engines."""

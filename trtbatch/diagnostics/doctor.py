@@ -1,4 +1,4 @@
-"""What an engineer would check by hand on a machine that won't run engines: pure judgement over gathered facts."""
+"""Judge the gathered facts of a machine that won't run engines, as an engineer would check it by hand."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["Check", "examine"]
 Level = Literal["ok", "warning", "problem"]
 
 _CUDA_FAMILIES = ("libcudart", "libcublas")
-"""Families whose version is CUDA's own."""
+"""Families whose version is that of CUDA itself."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line: what was looked at, how it stands, and what mends it."""
+    """Result of one check: its subject, its level, the finding, and the fix."""
 
     what: str
     level: Level
@@ -28,7 +28,7 @@ class Check:
 
 
 def examine(facts: Facts) -> list[Check]:
-    """Every check that applies, in the order in which an engineer would go."""
+    """Return the results of all checks that apply, in the order in which an engineer would check."""
     checks: tuple[Callable[[Facts], Iterator[Check]], ...] = (
         _gpu,
         _driver,
@@ -83,7 +83,7 @@ def _driver(facts: Facts) -> Iterator[Check]:
 
 
 def _library_paths(facts: Facts) -> Iterator[Check]:
-    """Several versions of one library on LD_LIBRARY_PATH: the first wins, whichever is wanted."""
+    """Check for several versions of one library on LD_LIBRARY_PATH, of which the loader takes the first."""
     for family in FAMILIES:
         found = [library for library in facts.libraries if library.family == family]
         if not found:
@@ -107,7 +107,7 @@ def _library_paths(facts: Facts) -> Iterator[Check]:
 
 
 def _better(family: str, on_path: list[Library], facts: Facts) -> Library | None:
-    """The library that should come first on the path and doesn't: that of TensorRT's CUDA, else the newest."""
+    """Return the library that should come first on the path but doesn't: that of TensorRT's CUDA, else the newest."""
     if len(on_path) < 2:
         return None
     wanted = _wanted_version(family, facts)
@@ -117,7 +117,7 @@ def _better(family: str, on_path: list[Library], facts: Facts) -> Library | None
 
 
 def _wanted_version(family: str, facts: Facts) -> tuple[int, ...]:
-    """Leading version numbers that the installed TensorRT (else torch) asks for; empty where that isn't known."""
+    """Return the first version numbers that the installed TensorRT, or else torch, needs; empty if unknown."""
     if family == "libnvinfer":
         version = str(facts.probes.get("tensorrt", {}).get("version", ""))
         return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
@@ -139,7 +139,7 @@ def _reordered(path: tuple[str, ...], first: str) -> str:
 
 
 def _mapped(facts: Facts) -> Iterator[Check]:
-    """Which libraries importing TensorRT and pycuda really mapped."""
+    """Report which libraries an import of TensorRT and pycuda maps."""
     for package in ("tensorrt", "pycuda"):
         maps = facts.probes.get(package, {}).get("maps", [])
         used = [path for path in maps if any(f"/{family}.so" in path for family in FAMILIES)]
@@ -178,7 +178,7 @@ def _tensorrt(facts: Facts) -> Iterator[Check]:
 
 
 def _library_version(number: object) -> tuple[int, ...]:
-    """``getInferLibVersion``: 8600 is 8.6.0, 101600 is 10.16.0."""
+    """Return the version that ``getInferLibVersion`` encodes: 8600 is 8.6.0, 101600 is 10.16.0."""
     if not isinstance(number, int) or number <= 0:
         return ()
     if number >= 100_000:
@@ -193,14 +193,14 @@ def _import_fix(reason: str, fix: str) -> str:
 
 
 def _wheel_for(facts: Facts) -> str:
-    """The TensorRT wheel for this driver, and what goes with it."""
+    """Return the TensorRT wheel for this driver, and the packages that it needs."""
     if facts.driver_cuda is None:
         return wheel(None)
     return f"{wheel(_dotted(facts.driver_cuda))} pycuda cuda-bindings nvidia-ml-py"
 
 
 def _wheel_cuda(facts: Facts) -> int | None:
-    """The CUDA major of the TensorRT wheel, by the name of its package."""
+    """Return the CUDA major version of the TensorRT wheel, from the name of its package."""
     majors = [int(name[-2:]) for name in facts.packages if name.startswith("tensorrt-cu") and name[-2:].isdigit()]
     return majors[0] if len(set(majors)) == 1 else None
 

@@ -1,7 +1,7 @@
-"""The facts that ``doctor`` judges: driver, GPUs, CUDA and TensorRT libraries in search order, packages, tools.
+"""Gather the facts that ``doctor`` judges: driver, GPUs, CUDA and TensorRT libraries in search order, packages, tools.
 
-Gathering never raises: what can't be asked is None or empty. Imports that may crash happen in processes of
-their own.
+Gathering never raises: a fact that can't be queried is None or empty. Imports that may crash run in processes of their
+own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from trtbatch.util import environment, optional
 __all__ = ["FAMILIES", "Facts", "Gpu", "Library", "gather"]
 
 FAMILIES = ("libcudart", "libnvinfer", "libcublas", "libcudnn")
-"""Libraries of which a second version on the machine has cost people hours."""
+"""Libraries of which a second version on the machine often causes hard-to-find errors."""
 
 _PACKAGES = re.compile(
     r"torch|torchvision|onnx|onnxruntime(-gpu)?|numpy|pycuda|cuda-bindings|tensorrt([-_].*)?|nvidia-(cuda-runtime|cudnn"
@@ -53,10 +53,10 @@ _PROBES = {
 
 @dataclass(frozen=True)
 class Library:
-    """A shared library file: its family, version as its name tells it, and where the loader would find it.
+    """Shared library file: its family, its path, the version in its name, and where the loader would find it.
 
     Args:
-        place: ``LD_LIBRARY_PATH``, ``wheel`` or ``loader cache``; in the order of search.
+        place: ``LD_LIBRARY_PATH``, ``wheel`` or ``loader cache``, which is the order of search.
     """
 
     family: str
@@ -67,7 +67,7 @@ class Library:
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as NVML describes it; memory in MiB."""
+    """GPU as NVML describes it; memory in MiB."""
 
     name: str
     capability: str
@@ -79,13 +79,13 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a machine.
+    """Facts about a machine.
 
     Args:
-        driver_cuda: the newest CUDA that the driver can run, (major, minor).
-        libraries: all that were found, families in turn, each in search order.
-        probes: what an import of tensorrt, pycuda and torch told, by package; ``error`` where it failed.
-        nvcc, cuda_h, trtexec: paths; None where they aren't found.
+        driver_cuda: newest CUDA version that the driver can run, (major, minor).
+        libraries: all libraries found, by family, each family in search order.
+        probes: what importing tensorrt, pycuda and torch reported, by package; ``error`` if it failed.
+        nvcc, cuda_h, trtexec: paths; None if not found.
     """
 
     system: str = ""
@@ -104,7 +104,7 @@ class Facts:
 
 
 def gather() -> Facts:
-    """Ask everything."""
+    """Gather all facts about this machine."""
     from trtbatch.backends.tensorrt import sees_nvidia
 
     path = tuple(part for part in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if part)
@@ -156,7 +156,7 @@ def _ask(nvml: Any) -> tuple[str | None, tuple[int, int] | None, tuple[Gpu, ...]
 
 
 def _driver_of_proc() -> str | None:
-    """The driver's version from the kernel module's own file, where NVML isn't installed."""
+    """Return the driver's version from the kernel module's file, for machines without NVML."""
     try:
         found = re.search(r"\s(\d+\.\d+(\.\d+)?)\s", Path("/proc/driver/nvidia/version").read_text(encoding="utf-8"))
     except OSError:
@@ -193,7 +193,7 @@ def _found(family: str, file: str, place: str, seen: set[str]) -> Iterator[Libra
 
 
 def _version(path: str) -> tuple[int, ...]:
-    """``libcudart.so.12.4.127`` → (12, 4, 127); empty where the name tells nothing."""
+    """Return the version in a file name: (12, 4, 127) for ``libcudart.so.12.4.127``; empty if it has none."""
     match = re.search(r"\.so((?:\.\d+)+)$", path)
     return tuple(int(part) for part in match[1][1:].split(".")) if match else ()
 
@@ -214,13 +214,13 @@ def _packages() -> dict[str, str]:
             name = distribution.metadata["Name"]
             if name and _PACKAGES.fullmatch(name):
                 found[name.lower().replace("_", "-")] = distribution.version
-        except Exception:  # a damaged installation must not end the examination
+        except Exception:  # a damaged installation must not end the gathering
             continue
     return dict(sorted(found.items()))
 
 
 def _probe(name: str) -> dict[str, Any]:
-    """What a fresh process says of importing a package; ``{"error": …}`` where it fails or dies."""
+    """Return what importing a package in a fresh process reports; ``{"error": …}`` if that fails or crashes."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", _PROBES[name]], check=False, capture_output=True, text=True, timeout=120

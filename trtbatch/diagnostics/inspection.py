@@ -1,4 +1,4 @@
-"""What is in a file: an ONNX model's size and shape, an engine's sidecar beside what the engine itself says."""
+"""Inspect a file: an ONNX model's size and shapes, or an engine's sidecar next to what the engine itself reports."""
 
 from __future__ import annotations
 
@@ -23,21 +23,20 @@ from trtbatch.util import files, optional
 __all__ = ["Difference", "EngineReport", "Layer", "OnnxReport", "inspect_engine", "inspect_onnx"]
 
 UNTOLD = "—"
-"""Stands for what one side doesn't tell, such as ONNX Runtime the profiles."""
+"""Stands for a fact that one side doesn't report, like ONNX Runtime the profiles."""
 
 
 @dataclass(frozen=True)
 class OnnxReport:
-    """What an ONNX file says of itself.
+    """Contents of an ONNX file.
 
     Args:
-        parameters: elements of all weights.
-        macs: multiply-accumulates of convolutions and matrix products for one sample; None where a shape isn't
-            known.
-        bytes_moved: inputs, weights and outputs of every operator, each once, for one sample: an upper bound,
-            since fused operators keep what lies between them.
+        parameters: number of elements of all weights.
+        macs: multiply-accumulates of convolutions and matrix products for one sample; None if a shape is unknown.
+        bytes_moved: inputs, weights and outputs of every operator, each once, for one sample; an upper bound, since
+            fused operators don't store what lies between them. None if a shape is unknown.
         dynamic: whether a batch axis is open *and* nothing was found that fixes it.
-        fixed_by: the nodes and constants that probably fix it.
+        fixed_by: nodes and constants that probably fix it.
     """
 
     path: str
@@ -56,7 +55,7 @@ class OnnxReport:
 
 @dataclass(frozen=True)
 class Difference:
-    """A fact, as the sidecar has it and as the engine says it; `same` where they agree."""
+    """Fact as the sidecar records it and as the engine reports it."""
 
     what: str
     sidecar: str
@@ -64,12 +63,13 @@ class Difference:
 
     @property
     def same(self) -> bool:
+        """Return whether both agree, or only one side reports the fact."""
         return self.sidecar == self.engine or UNTOLD in (self.sidecar, self.engine)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of an engine, as its inspector tells it; precision and tactic where the build kept them."""
+    """Layer of an engine as its inspector reports it; precision and tactic only if the build kept them."""
 
     name: str
     kind: str
@@ -79,12 +79,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class EngineReport:
-    """An engine's sidecar beside what the engine itself says.
+    """Engine's sidecar next to what the engine itself reports.
 
     Args:
-        damaged: what is wrong with the file, where it isn't the one that the sidecar describes.
-        unopened: why the engine can't be asked here; None where it was.
-        layers: in order; empty where the backend tells none.
+        damaged: how the file differs from the one that the sidecar describes; None if it doesn't.
+        unopened: why the engine can't be opened here; None if it was.
+        layers: layers in order; empty if the backend reports none.
         precisions: share of the layers that compute in each precision.
     """
 
@@ -98,10 +98,10 @@ class EngineReport:
 
 
 def inspect_onnx(path: Path) -> OnnxReport:
-    """Read an ONNX file, its weights aside.
+    """Read an ONNX file without its weights.
 
     Raises:
-        ArtifactError: not an ONNX file, or a damaged one.
+        ArtifactError: the file is no ONNX file, or is damaged.
     """
     model = load_onnx(path)
     try:
@@ -130,7 +130,7 @@ def inspect_onnx(path: Path) -> OnnxReport:
 
 
 def _work(path: Path, model: Any, inputs: Iterable[TensorSpec], folder: Path) -> tuple[int | None, int | None]:
-    """Multiply-accumulates and bytes moved at batch 1, with every shape that follows from the inputs' resolved."""
+    """Return multiply-accumulates and bytes moved at batch 1, with the shapes inferred from those of the inputs."""
     onnx = optional.require("onnx", "read ONNX files")
     specs = {spec.name: spec.at(1) for spec in inputs}
     if any(not isinstance(size, int) for shape in specs.values() for size in shape):
@@ -142,22 +142,22 @@ def _work(path: Path, model: Any, inputs: Iterable[TensorSpec], folder: Path) ->
     try:
         kinds = {tensor.data_type for tensor in model.graph.initializer}
         external = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer)
-        # Of float16 the CPU's folding would make float32.
+        # Folding on the CPU would turn float16 into float32.
         if not external and onnx.TensorProto.FLOAT16 not in kinds:
             single = folder / "single.onnx"
             onnx.save(model, str(single))
             model = load_onnx(fold(single, folder))
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except Exception:  # whatever stops the inference: the figures are then unknown
+    except Exception:  # shape inference can fail in many ways: the figures are then unknown
         return None, None
     return macs_of(model), bytes_moved(model)
 
 
 def inspect_engine(path: Path) -> EngineReport:
-    """Read an engine's sidecar and, where it can be opened here, ask the engine itself.
+    """Read an engine's sidecar and, if the engine can be opened here, query the engine itself.
 
     Raises:
-        ArtifactError: no such engine, or no sidecar.
+        ArtifactError: there is no such engine, or no sidecar.
     """
     artifact = store.load(path, "engine")
     facts: tuple[Difference, ...] = ()
@@ -195,5 +195,5 @@ def _ask(artifact: Artifact) -> tuple[tuple[Difference, ...], tuple[Layer, ...]]
 
 
 def _shown(spec: TensorSpec) -> str:
-    """An open axis as engines tell it: only that it is open."""
+    """Return a spec as engines report it: open axes have no names, only ``?``."""
     return f"({', '.join(str(size) if isinstance(size, int) else '?' for size in spec.shape)}) {spec.dtype}"

@@ -1,4 +1,4 @@
-"""Describe a preprocessor file: its ONNX file by its metadata, its engine by its sidecar."""
+"""Describe a preprocessor file: an ONNX file by its metadata, an engine by its sidecar."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["PreprocessorReport", "inspect_preprocessor", "is_preprocessor_file"]
 
 @dataclass(frozen=True)
 class PreprocessorReport:
-    """Describe a preprocessor file.
+    """Contents of a preprocessor file.
 
     Args:
-        model: the artifact whose input it fills.
-        opset: of an ONNX file.
-        damaged: how the file differs from its sidecar's record, if it does.
-        sidecar: of an engine.
+        model: name of the artifact whose input it fills.
+        opset: opset of an ONNX file; None for an engine.
+        damaged: how the file differs from its sidecar's record; None if it doesn't.
+        sidecar: sidecar of an engine; None for an ONNX file.
     """
 
     path: str
@@ -49,10 +49,10 @@ def is_preprocessor_file(path: Path) -> bool:
 
 
 def inspect_preprocessor(path: Path) -> PreprocessorReport:
-    """Return what a preprocessor file says about itself.
+    """Return what a preprocessor file reports about itself.
 
     Raises:
-        ArtifactError: no preprocessor, or a damaged record.
+        ArtifactError: the file is no preprocessor, or its record is damaged.
     """
     artifact = _engine(path)
     if artifact is None:
