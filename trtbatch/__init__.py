@@ -1,19 +1,19 @@
-"""trtbatch: PyTorch vision models on TensorRT at any batch size.
+"""Run PyTorch vision models on TensorRT at any batch size.
 
-The stages, each a function of one request::
+Each stage is a function of one request::
 
     export(ExportRequest("resnet18", dynamic=True))     # torch → engines/resnet18_dynamic.onnx
     build(BuildRequest(profiles=(Profile(1, 16, 32),)))  # → engines/resnet18_dynamic.engine
-    infer(InferRequest(None, "PHOTOS/"))                 # → predictions
+    infer(InferRequest(None, "IMAGES/"))                 # → predictions
     bench(BenchRequest(None, parse_batches("1,2,4,...,32")))
     verify(VerifyRequest(None))                          # → every sample, right or wrong
 
-An engine as a function, of arrays, tensors or photographs, at any batch size::
+A loaded engine is a function of arrays or tensors at any batch size; its method ``predict`` takes images::
 
     with load("engines/resnet18_dynamic.engine") as engine:
         scores = engine(images)
 
-Importing the package imports none of torch, onnx, onnxruntime, tensorrt and pycuda: names are loaded when used.
+Importing the package imports none of torch, onnx, onnxruntime, tensorrt and pycuda: names are loaded on first use.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from trtbatch.util.version import __version__
 
-# From release 1.29 on, ONNX Runtime writes a device id into the user's cache folder and looks up a foreign host as soon
-# as it is loaded. Child processes inherit the variable. Who has set it keeps it: "0" switches telemetry on.
+# From release 1.29 on, ONNX Runtime writes a device id to the user's cache folder and looks up an external host when it
+# is loaded. Child processes inherit the variable. A value that is already set stays: "0" turns telemetry on.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
@@ -47,7 +47,7 @@ _HOMES = {
 }
 
 _MODULES = frozenset({"ray"})
-"""Reached as attributes too, so that a pipeline needs ``import trtbatch`` alone: ``trtbatch.ray.Predictor``."""
+"""Modules that are also attributes of the package: ``import trtbatch`` is enough for ``trtbatch.ray.Predictor``."""
 
 if TYPE_CHECKING:
     from trtbatch.benchmark.bench import BenchRequest, BenchResult

@@ -1,4 +1,4 @@
-"""``python -m trtbatch``."""
+"""Run the command line as ``python -m trtbatch``."""
 
 from trtbatch.cli import main
 

@@ -1,4 +1,4 @@
-"""The class for a Ray Data pipeline of your own: ``trtbatch.ray.Predictor``."""
+"""Export the class for custom Ray Data pipelines: ``trtbatch.ray.Predictor``."""
 
 from trtbatch.deployment.predictor import Predictor
 
