@@ -1,11 +1,11 @@
-"""The README's table: the batches of the V100 article beside this machine's GPU, in one command.
+"""Print the README's table: the V100 article's batch sizes on this machine's GPU.
 
     python -m benchmarks.article_table [ENGINE] [--json FILE]
     python -m benchmarks.article_table --from FILE
 
-Benchmarks the engine (the newest in engines/ by default) at the article's batch sizes and prints Markdown:
-the article's time for a whole batch on a V100, this GPU's, and both per sample, in ms. With ``--from`` it prints
-the table of a run that was kept.
+Times the engine (by default the newest in engines/) at the article's batch sizes and prints Markdown: the article's
+time for a whole batch on a V100, this GPU's, and both per sample, in ms. With ``--from`` it prints the table of a saved
+run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from benchmarks.summary import write
 from trtbatch.benchmark.bench import BenchRequest, BenchResult, bench
 
 ARTICLE_MS = {1: 1.57, 2: 1.67, 4: 1.78, 6: 2.67, 8: 2.81, 12: 3.83, 16: 4.80, 24: 6.43, 32: 8.65}
-"""resnet18 on a V100: ms for the whole batch, all time, as the article that this project began with gives them."""
+"""Time of resnet18 on a V100 by batch size, in ms for the whole batch, from the article that this project began with.
+"""
 
 
 def summary(result: BenchResult) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def summary(result: BenchResult) -> dict[str, Any]:
 
 
 def markdown(data: Mapping[str, Any]) -> str:
-    """The table, with what it was measured on above it."""
+    """Return the table, under a line that names what it was measured on."""
     device, environment, backend = data["device"], data["environment"], data["backend"]
     gpu = device.get("gpu") or device.get("cpu", "CPU")
     driver = f", driver {environment['driver']}" if environment.get("driver") else ""
@@ -71,6 +72,7 @@ def markdown(data: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engine", type=Path, nargs="?")
     parser.add_argument("--json", type=Path, help="the figures, and what they were measured on")

@@ -1,10 +1,9 @@
-"""What the ``bench`` loops add to a bare loop: both on one session, in turn, in one run.
+"""Measure what the ``bench`` loops add to a bare loop: both run on one session, in turns, in one process.
 
     python -m benchmarks.bench_overhead ENGINE [--batch 1,32] [--rounds 10] [--calls 400] [--output FILE]
 
-The bare loops are written out here: ``execute_v2`` with a clock around each call, and ``execute_async_v3`` and
-``cuGraphLaunch`` between two events, two launches in flight. Needs a GPU. Prints a table; the JSON holds its
-figures.
+This file contains the bare loops: ``execute_v2`` with a clock around each call, and ``execute_async_v3`` and
+``cuGraphLaunch`` between two events, two launches in flight. Needs a GPU. Prints a table; the JSON holds its figures.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from trtbatch.util import environment
 
 
 def bare_execute_v2(session: TensorRTSession, slot: TensorRTSlot, calls: int) -> float:
-    """Median ms of a bare loop over ``execute_v2``."""
-    slot.enqueue()  # gives the context the slot's shapes
+    """Return the median ms of a bare loop over ``execute_v2``."""
+    slot.enqueue()  # sets the slot's shapes in the context
     execute, bindings = slot.now.context.execute_v2, slot.now.pointers
     times = []
     for _ in range(calls):
@@ -41,15 +40,15 @@ def bare_execute_v2(session: TensorRTSession, slot: TensorRTSlot, calls: int) ->
 
 
 def bare_async(session: TensorRTSession, slot: TensorRTSlot, calls: int) -> float:
-    """Median ms between events around ``execute_async_v3``."""
-    slot.enqueue()  # gives the context the slot's shapes and addresses
+    """Return the median ms between events around ``execute_async_v3``."""
+    slot.enqueue()  # sets the slot's shapes and addresses in the context
     stream = session.contexts.computing.pycuda
     enqueue, handle = slot.now.context.execute_async_v3, stream.handle
     return between_events(stream, lambda: enqueue(handle), calls)
 
 
 def bare_graph(session: TensorRTSession, slot: TensorRTSlot, calls: int) -> float:
-    """Median ms between events around ``cuGraphLaunch``, of the graph that the slot has captured."""
+    """Return the median ms between events around ``cuGraphLaunch``, of the graph that the slot captured."""
     from cuda.bindings import driver
 
     slot.launch()
@@ -63,7 +62,7 @@ def bare_graph(session: TensorRTSession, slot: TensorRTSlot, calls: int) -> floa
 
 
 def between_events(stream: Any, launch: Callable[[], Any], calls: int) -> float:
-    """Median ms between pycuda's events around each launch, two launches in flight."""
+    """Return the median ms between pycuda's events around each launch, with two launches in flight."""
     import pycuda.driver as cuda
 
     marks = [(cuda.Event(), cuda.Event()) for _ in range(calls)]
@@ -81,7 +80,7 @@ BARE = {"execute_v2": bare_execute_v2, "async": bare_async, "graph": bare_graph}
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The table: medians over the rounds, and the median of the rounds' ratios."""
+    """Return the table: medians over the rounds, and the median of the rounds' ratios."""
     lines = ["| batch | mode | bare loop, ms | bench, ms | ratio |", "|---:|---|---:|---:|---:|"]
     for row in rows:
         lines.append(
@@ -91,6 +90,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engine", type=Path)
     parser.add_argument("--batch", default="1,32")
@@ -115,7 +115,7 @@ def main() -> None:
                 measure(mode, options.calls, 1.0, 500.0)
                 rounds = []
                 for turn in range(options.rounds):
-                    first = bare(session, slot, options.calls) if turn % 2 == 0 else None  # each goes first in turn
+                    first = bare(session, slot, options.calls) if turn % 2 == 0 else None  # alternate the order
                     ours = float(np.median(measure(mode, options.calls, 1.0, 0.0)))
                     rounds.append((bare(session, slot, options.calls) if first is None else first, ours))
                 ratio = float(np.median([ours / theirs for theirs, ours in rounds]))

@@ -1,10 +1,10 @@
-"""A model's first product on blocks of pixels: the same sums, of fewer and wider pixels.
+"""Rewrite a model's first convolution for blocks of pixels: the same sums, over fewer and wider pixels.
 
-A product whose step is two pixels reads three channels of each. TensorRT's layouts hold channels in eights (fp16) or
-thirty-twos (int8), and most of what it writes and reads in front of such a product is padding. Where the pixels that a
-step skips lie beside each other as channels (*space to depth*: a block of 2×2 pixels of 3 channels is one of 12), the
-step is one, the kernel covers half the rows and columns, and little is padding. Each weight meets the value that it met
-before; those that meet a pixel beside the kernel are zero.
+A convolution with a stride of two reads three channels of each pixel. TensorRT's layouts hold channels in groups of
+eight (fp16) or thirty-two (int8), so most of what is written and read before such a convolution is padding. *Space to
+depth* puts the pixels of a block next to each other as channels: 2×2 pixels of 3 channels become one pixel of 12. Then
+the stride is one, the kernel covers half the rows and columns, and little is padding. Each weight multiplies the same
+value as before. Weights for pixels outside the original kernel are zero.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Line:
-    """A product along one axis of an image.
+    """Convolution along one axis of an image.
 
     Args:
         size: pixels of the image.
@@ -38,13 +38,13 @@ class Line:
 
     @property
     def outputs(self) -> int:
+        """Return the number of outputs along the axis."""
         return (self.size + self.begin + self.end - self.kernel) // self.stride + 1
 
     def blocked(self, block: int, is_even: bool = False) -> Line | None:
-        """The same along blocks of so many pixels; None where blocks don't fit.
+        """Return the same convolution along blocks of pixels; None if blocks don't fit.
 
-        Args:
-            is_even: as much padding behind as before, for a kernel that has more zeros.
+        `is_even` makes the padding at the end as large as at the beginning, by a kernel with more zeros.
         """
         if self.size % block or self.stride % block:
             return None
@@ -59,11 +59,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Convolution:
-    """A product over an image.
+    """Convolution over an image.
 
     Args:
         weights: ``(M, C, kernel height, kernel width)``.
-        rows, columns: along each axis.
+        rows, columns: the convolution along each axis.
     """
 
     weights: Array
@@ -72,7 +72,7 @@ class Convolution:
 
     @property
     def attributes(self) -> dict[str, list[int]]:
-        """Those of ONNX's Conv."""
+        """Return the attributes of ONNX's Conv."""
         rows, columns = self.rows, self.columns
         return {
             "kernel_shape": [rows.kernel, columns.kernel],
@@ -82,10 +82,9 @@ class Convolution:
 
 
 def blocked(given: Convolution, block: tuple[int, int], is_even: bool = False) -> Convolution | None:
-    """The same product over blocks of pixels; None where they don't fit.
+    """Return the same convolution over blocks of pixels; None if blocks don't fit.
 
-    Args:
-        block: rows and columns; the channels of a block are those of its pixels, row after row, ``(row, column, C)``.
+    `block` is (rows, columns). The channels of a block are those of its pixels, row after row: ``(row, column, C)``.
     """
     rows, columns = given.rows.blocked(block[0], is_even), given.columns.blocked(block[1], is_even)
     if rows is None or columns is None:

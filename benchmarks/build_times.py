@@ -1,13 +1,13 @@
-"""How long an engine with several profiles takes to build, and whether a faster way gives as fast an engine.
+"""Measure how long building an engine with several profiles takes, and whether faster ways give as fast an engine.
 
     python -m benchmarks.build_times ONNX [--precision fp16] [--batch 1,2,4,8,16,32] [--ways one,own,...] [--json FILE]
 
 Every way but the last starts without a timing cache. Needs a GPU that nothing else uses. The ways:
 
-* one: a single profile, opt in the middle; own: the same without cuDNN's and cuBLAS's tactics; own8: that, each
-  tactic's time averaged over eight runs; level2: as one, at builder optimization level 2.
-* several: a profile for each batch, built the fastest of these ways that is nowhere more than 2 % slower than one.
-* cached: several once more, with the timing cache that it has left.
+* one: a single profile, with opt in the middle; own: the same without the tactics of cuDNN and cuBLAS; own8: like own,
+  with each tactic's time averaged over eight runs; level2: like one, at builder optimization level 2.
+* several: a profile for each batch, built in the fastest of these ways that is nowhere more than 2 % slower than one.
+* cached: like several, with the timing cache that it left.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def request(
     way: str, options: dict[str, Any], onnx: Path, precision: str, batches: list[int], folder: Path
 ) -> BuildRequest:
+    """Return the build request of a way."""
     several = way not in OPTIONS
     middle = Profile(min(batches), sorted(batches)[len(batches) * 2 // 3], max(batches))
     cache = folder / "times.timing"
@@ -54,14 +55,14 @@ def request(
 
 
 def fastest_way(rows: list[dict[str, Any]]) -> str:
-    """Of the ways to build a single profile, the quickest that is nowhere more than 2 % slower than ``one``."""
+    """Return the quickest way to build a single profile that is nowhere more than 2 % slower than ``one``."""
     base = rows[0]["ms"]
     as_fast = [row for row in rows if all(row["ms"][batch] <= 1.02 * ms for batch, ms in base.items())]
     return str(min(as_fast, key=lambda row: float(row["build_seconds"]))["way"])
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """A line for each way: seconds, over those of ``one``, MiB, and the measured ms per batch."""
+    """Return a line for each way: build time in s and relative to ``one``, MiB, and the measured ms per batch."""
     batches = list(rows[0]["ms"])
     base = next((row["build_seconds"] for row in rows if row["way"] == "one"), None)
     head = ["way", "profiles", "build, s", "× one", "MiB", *(f"batch {batch}, ms" for batch in batches)]
@@ -75,6 +76,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("onnx", type=Path)
     parser.add_argument("--precision", default="fp16")

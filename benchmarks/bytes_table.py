@@ -1,12 +1,12 @@
-"""What an input of bytes gains over one of floats: GPU time, and samples a second from host memory.
+"""Measure what an input of bytes gains over one of floats: GPU time, and samples/s from host memory.
 
     python -m benchmarks.bytes_table build [--model resnet18] [--calibration DIR] [--inputs float32,NHWC,NCHW]
                                         [--jobs 1]
     python -m benchmarks.bytes_table measure [--rounds 10] [--inputs float32,NHWC,NCHW] [--json FILE]
 
-``build`` makes, of ``engines/MODEL_dynamic.onnx``, engines of one profile 1:128:128: fp16 and int8, each with the
-float32 input and with uint8 images in both layouts. ``measure`` takes every ratio in one run, engines in turns, rows
-compared first. Needs a GPU that nothing else uses.
+``build`` makes engines with one profile 1:128:128 from ``engines/MODEL_dynamic.onnx``: fp16 and int8, each with a
+float32 input and with uint8 images in both layouts. ``measure`` compares the rows, then takes every ratio in one run
+with the engines in turns. Needs a GPU that nothing else uses.
 """
 
 from __future__ import annotations
@@ -41,11 +41,13 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
 
 
 def names(inputs: Sequence[str]) -> list[tuple[str, str, str]]:
-    """(engine, precision, input) of each."""
+    """Return (engine, precision, input) of each engine."""
     return [(f"{precision}-{layout}", precision, layout) for precision in PRECISIONS for layout in inputs]
 
 
 def build_all(model: str, calibration: str | None, inputs: Sequence[str], jobs: int) -> None:
+    """Build all engines, `jobs` at once."""
+
     def build_one(name: str, precision: str, layout: str) -> None:
         line = [sys.executable, "-m", "trtbatch", "build", f"engines/{model}_dynamic.onnx", "--precision", precision]
         line += [*LAYOUTS[layout], "--opt", str(BATCH), "--max", str(BATCH), "--output", f"engines/{name}.engine"]
@@ -61,10 +63,10 @@ def build_all(model: str, calibration: str | None, inputs: Sequence[str], jobs: 
 
 
 def require_same_rows(bench: Bench, precision: str, layouts: Sequence[str]) -> None:
-    """Bytes and the floats that they stand for must give the same rows.
+    """Raise if bytes and the floats that they stand for give different rows.
 
     Raises:
-        RowsError: naming the engine.
+        RowsError: names the engine.
     """
     plain, batch = f"{precision}-float32", 32
     session = bench.session(plain)
@@ -83,6 +85,7 @@ def require_same_rows(bench: Bench, precision: str, layouts: Sequence[str]) -> N
 
 
 def measure_all(rounds: int, inputs: Sequence[str]) -> dict[str, Any]:
+    """Return the figures of all engines, after checking their rows."""
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
         bench = Bench(stack, ENGINES)
@@ -121,6 +124,7 @@ def measure_all(rounds: int, inputs: Sequence[str]) -> dict[str, Any]:
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the table of the figures."""
     head = (
         "engine",
         "GPU, ms",
@@ -139,6 +143,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("build", "measure"))
     parser.add_argument("--model", default="resnet18")

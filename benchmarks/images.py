@@ -1,20 +1,20 @@
-"""Measure how fast folders of JPEG files become predictions, by both readers, against their bounds.
+"""Measure how fast folders of JPEG files become predictions, with both readers, against their bounds.
 
     python -m benchmarks.images ENGINE [--images 10000] [--folder DIR] [--rounds 3] [--threads 2,3,4]
                                 [--loads 0.75,0.9,1.0] [--host-images 3000] [--host-threads 8,16] [--json FILE]
 
-The folder is made first: JPEG files of 500×375 pixels and around, no two alike. Each way runs in a process of its own,
-two seconds apart, and the ways take turns.
+First the folder is made: JPEG files of about 500×375 pixels, no two alike. Each way runs in its own process, two
+seconds after the previous one, and the ways take turns.
 
-- *dali*: a DALI pipeline in pipeline mode that reads, decodes, resizes, crops and normalizes the files, with nothing
-  behind it, for each number of CPU threads and each share of the hardware decoder. Another one has run before it.
-- *infer*: ``infer --reader dali`` on the folder, to a CSV file. *broken*: the same, every hundredth file being broken.
-  *few*: a tenth of the folder, for the memory.
-- *threads*: reading, decoding, resizing and cropping alone, by Pillow in a pool of threads, as many as the host reader
-  has and as many as there are cores. *host*: ``infer --reader host`` on the same files.
+- *dali*: a DALI pipeline in pipeline mode that reads, decodes, resizes, crops and normalizes the files and does nothing
+  else, for each number of CPU threads and each share of the hardware decoder. Another pipeline runs first.
+- *infer*: ``infer --reader dali`` on the folder, to a CSV file. *broken*: the same with every hundredth file broken.
+  *few*: a tenth of the folder, to compare the memory.
+- *threads*: only reading, decoding, resizing and cropping, by Pillow in a pool of threads, for each number of threads.
+  *host*: ``infer --reader host`` on the same files.
 
-Rates are those of whole runs, without loading the engine and without making the pipelines. At the end the samples of
-both readers are compared, image by image.
+Rates are those of whole runs, without loading the engine or making the pipelines. At the end the samples of both
+readers are compared, image by image.
 """
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ from trtbatch.runtime.infer import InferRequest, infer
 from trtbatch.util import environment, optional
 
 BATCH, REST, WARM = 128, 2.0, 10
-"""Images a batch; seconds between the ways; batches that another pipeline runs before a bare one is timed."""
+"""Images per batch; seconds between the ways; batches that another pipeline runs before a bare one is timed."""
 
 EVERY = 100
-"""Of so many files one is broken."""
+"""One file of this many is broken."""
 
 GENERATED = 1000
-"""Images that the readers are compared on, beside the ten photographs."""
+"""Generated images that the readers are compared on, in addition to the ten photographs."""
 
 
-# The folder.
+# Making the folder.
 
 
 def picture(seed: int, height: int, width: int) -> NDArray[np.uint8]:
-    """Return an image with the frequencies of a photograph: noise of several sizes, added up."""
+    """Return an image with the spatial frequencies of a photograph: the sum of noise at several scales."""
     generator = np.random.default_rng(seed)
     total = np.zeros((height, width, 3))
     for cells in (2, 5, 12, 30, 80):
@@ -75,7 +75,7 @@ def picture(seed: int, height: int, width: int) -> NDArray[np.uint8]:
 
 
 def write_image(path: Path) -> None:
-    """Write the JPEG file that belongs to a name, ``000123.jpg``."""
+    """Write the JPEG file that belongs to a name like ``000123.jpg``."""
     index = int(path.stem)
     generator = np.random.default_rng(index)
     width, height = (int(length * generator.uniform(0.8, 1.2)) for length in (500, 375))
@@ -85,7 +85,7 @@ def write_image(path: Path) -> None:
 
 
 def make_folder(folder: Path, count: int) -> list[Path]:
-    """Return the images in `folder`, made where they are missing."""
+    """Return the images in `folder`; missing ones are made first."""
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{index:06d}.jpg" for index in range(count)]
     with ProcessPoolExecutor() as pool:
@@ -94,7 +94,7 @@ def make_folder(folder: Path, count: int) -> list[Path]:
 
 
 def broken(data: bytes, kind: int) -> bytes:
-    """Return a broken form of a JPEG file: truncated, text, empty, another format's start, or a header of 60,000²."""
+    """Return a JPEG file broken in one of five ways: truncated, text, empty, a PDF's start, or a header of 60,000²."""
     if kind == 4:
         at = data.index(b"\xff\xc0")
         return data[: at + 5] + (60000).to_bytes(2, "big") * 2 + data[at + 9 :]
@@ -102,7 +102,7 @@ def broken(data: bytes, kind: int) -> bytes:
 
 
 def make_broken(folder: Path, files: Sequence[Path]) -> list[str]:
-    """Make a folder of the same files in which every hundredth is broken; return their names."""
+    """Make a folder of the same files with every hundredth one broken; return the names of the broken files."""
     folder.mkdir(parents=True, exist_ok=True)
     names: list[str] = []
     for index, file in enumerate(files):
@@ -116,17 +116,17 @@ def make_broken(folder: Path, files: Sequence[Path]) -> list[str]:
     return names
 
 
-# The ways, each in a process of its own.
+# The ways, each in its own process.
 
 
 def bare_pipeline(folder: Path, count: int, threads: int, load_share: float) -> dict[str, Any]:
-    """Run a DALI pipeline as its users write it, with nothing behind it, from its first image to its last."""
-    users_pipeline(folder, threads, load_share, WARM)  # loads what DALI loads when it is first used
+    """Measure a DALI pipeline as its users write it, without a consumer, from its first image to its last."""
+    users_pipeline(folder, threads, load_share, WARM)  # loads what DALI loads on first use
     return {"images_per_s": count / users_pipeline(folder, threads, load_share, -(-count // BATCH))}
 
 
 def users_pipeline(folder: Path, threads: int, load_share: float, batches: int) -> float:
-    """Return the seconds that a new pipeline takes for some batches."""
+    """Return the seconds that a new pipeline takes for a number of batches."""
     dali, fn, types = (optional.require(f"nvidia.dali{part}", "measure") for part in ("", ".fn", ".types"))
     made = dali.Pipeline(BATCH, threads, 0, prefetch_queue_depth=3)
     with made:
@@ -151,7 +151,7 @@ def users_pipeline(folder: Path, threads: int, load_share: float, batches: int) 
 
 
 def predict(engine: Path, folder: Path, count: int, reader: str, output: Path) -> dict[str, Any]:
-    """Predict a folder to a CSV file."""
+    """Measure the prediction of a folder to a CSV file."""
     begun = time.perf_counter()
     result = infer(InferRequest(engine, str(folder), batch=BATCH, count=count, output=output, reader=reader))
     status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
@@ -167,7 +167,7 @@ def predict(engine: Path, folder: Path, count: int, reader: str, output: Path) -
 
 
 def pillow_in_threads(engine: Path, folder: Path, count: int, threads: int) -> dict[str, Any]:
-    """Read, decode, resize and crop in threads, and nothing else."""
+    """Measure reading, decoding, resizing and cropping in threads, and nothing else."""
     _, recipe = image_input(load(engine, "engine").sidecar)
     files = sorted(folder.iterdir())[:count]
     with ThreadPoolExecutor(threads) as pool:
@@ -215,18 +215,18 @@ def compare_readers(engine: Path, folder: Path, count: int) -> dict[str, Any]:
 
 
 def nearest(host: NDArray[Any], dali: NDArray[Any]) -> NDArray[np.bool_]:
-    """Whether the nearest row of the host's reader, by L2 distance, is the image's own."""
+    """Return for each row of DALI's reader whether the nearest host row, by L2 distance, is of the same image."""
     one, other = host.astype(np.float64), dali.astype(np.float64)
     squares = (other**2).sum(1)[:, None] + (one**2).sum(1)[None] - 2 * other @ one.T
     own: NDArray[np.bool_] = squares.argmin(1) == np.arange(len(other))
     return own
 
 
-# All of them, in turns.
+# Running all ways in turns.
 
 
 def in_process(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """Run one way in a process of its own, after a rest."""
+    """Run one way in its own process, after a pause."""
     time.sleep(REST)
     line = [sys.executable, "-m", "benchmarks.images", "--way", function.__name__, json.dumps([*map(str, arguments)])]
     done = subprocess.run(line, check=False, capture_output=True, text=True)
@@ -237,6 +237,7 @@ def in_process(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict
 
 
 def run_way(name: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Run the way of this name with arguments in text form."""
     paths = [Path(text) for text in arguments]
     if name == "bare_pipeline":
         return bare_pipeline(paths[0], int(arguments[1]), int(arguments[2]), float(arguments[3]))
@@ -248,7 +249,7 @@ def run_way(name: str, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def same_rows(clean: Path, other: Path, without: Sequence[str]) -> bool:
-    """Return whether a CSV file has the rows of another, but for those of some files, with the same best class."""
+    """Return whether two CSV files agree in names and best class of all rows except those of some files."""
     with clean.open(newline="") as one, other.open(newline="") as two:
         wanted = [row for row in csv.reader(one) if row[0] not in without]
         found = list(csv.reader(two))
@@ -258,7 +259,7 @@ def same_rows(clean: Path, other: Path, without: Sequence[str]) -> bool:
 
 
 def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Run all ways in turns; return their rates, and the figures that were asked for."""
+    """Run all ways in turns; return their rates, and the figures for the documentation."""
     folder, engine = options.folder / "whole", options.engine
     files = make_folder(folder, options.images)
     names = make_broken(options.folder / "broken", files)
@@ -309,12 +310,12 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 
 def spread(rates: Sequence[float]) -> str:
-    """Return the median of some rates, and their range."""
+    """Return the median of rates, and their range."""
     return f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Return the table of a result that the documentation shows."""
+    """Return the table that the documentation shows."""
     figures, rates, readers = result["figures"], result["images_per_s"], result["figures"]["readers"]
     rows = [
         ("`infer --reader dali`, to a CSV file, images/s", spread(rates["infer"])),
@@ -344,13 +345,14 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def best(ways: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> list[tuple[int, float]]:
-    """Return the three settings of DALI that were fastest in the first round: the others aren't run again."""
+    """Return the three settings of DALI that were fastest in the first round; only these run again."""
     settings = [(threads, share) for threads in options.threads for share in options.loads]
     rate = {each: ways[f"dali, {each[0]} threads, {each[1]} hardware"][0]["images_per_s"] for each in settings}
     return sorted(settings, key=lambda each: -rate[each])[:3]
 
 
 def main() -> None:
+    """Run the command line."""
     if sys.argv[1:2] == ["--way"]:
         print(json.dumps(run_way(sys.argv[2], json.loads(sys.argv[3]))))
         return

@@ -1,14 +1,17 @@
-"""What one engine with measured profiles reaches, against engines built for one batch, and against the hardware.
+"""Measure one engine with measured profiles against engines built for one batch size, and against the hardware.
 
     python -m benchmarks.performance build [--model resnet18] [--precision fp16] [--only NAME,...]
                                         [--auto-options='--own-kernels --tries 3']
     python -m benchmarks.performance measure [--rounds 12] [--json FILE]
 
-``build`` makes, of ``engines/MODEL_dynamic.onnx``, in ``engines/``: ``auto`` (``--profiles auto --max 32``, and the
-``--auto-options``), ``one`` (1:16:32), ``wide`` (1:64:64) and ``bN`` (``--static N``), each with timings of its own;
-``measure`` takes every ratio in one run, engines in turns. Needs a GPU that nothing else uses.
+``build`` makes these engines in ``engines/`` from ``engines/MODEL_dynamic.onnx``, each without a timing cache:
 
-The bare loop of graph launches, the bare copies and the bare clock are written out here.
+* ``auto``: ``--profiles auto --max 32`` and the ``--auto-options``
+* ``one``: 1:16:32; ``wide``: 1:64:64; ``bN``: ``--static N``
+
+``measure`` takes every ratio in one run, with the engines in turns. Needs a GPU that nothing else uses.
+
+This file contains the bare loop of graph launches and the bare copies.
 """
 
 from __future__ import annotations
@@ -40,11 +43,11 @@ STATIC = (1, 2, 4, 8, 16, 24, 32)
 NAMES = ("one", "auto", "wide", *(f"b{batch}" for batch in STATIC))
 MEMORY = {"auto_over_one_in_use": "without the CUDA context", "auto_over_one_process": "of the process"}
 SECONDS = 0.08
-"""Of each engine's turn in a round."""
+"""Seconds of each engine's turn in a round."""
 
 
 def options(name: str) -> tuple[str, ...]:
-    """Of ``trtbatch build``, for one of the engines."""
+    """Return the options of ``trtbatch build`` for one of the engines."""
     if name == "auto":
         return "--profiles", "auto", "--max", "32"
     if name == "one":
@@ -55,11 +58,12 @@ def options(name: str) -> tuple[str, ...]:
 
 
 def build_all(model: str, precision: str, names: Sequence[str], extra: Sequence[str]) -> None:
+    """Build the named engines; `extra` holds more options for ``auto``."""
     for name in names:
         line = [sys.executable, "-m", "trtbatch", "build", f"engines/{model}_dynamic.onnx", "--precision", precision]
         more: tuple[str, ...] = tuple(extra) if name == "auto" else ()
         if name != "auto":
-            more = (*more, "--no-verify")  # measure compares their rows with those of auto
+            more = (*more, "--no-verify")  # ``measure`` compares their rows with those of auto
         line += [*options(name), "--no-timing-cache", *more, "--output", f"engines/{name}.engine"]
         done = subprocess.run(line, check=False, capture_output=True, text=True)
         print(f"== {name}\n{done.stdout}{done.stderr}", flush=True)
@@ -67,7 +71,7 @@ def build_all(model: str, precision: str, names: Sequence[str], extra: Sequence[
 
 
 def medians(loops: dict[str, Loop], rounds: int, seconds: float = SECONDS) -> dict[str, list[float]]:
-    """The median ms of each loop in each round; every loop has its turn in a round, in alternating order."""
+    """Return the median ms of each loop in each round; the loops take turns, in alternating order."""
     sizes = {}
     for name, loop in loops.items():
         loop.take(20)
@@ -81,12 +85,12 @@ def medians(loops: dict[str, Loop], rounds: int, seconds: float = SECONDS) -> di
 
 
 def ratio(over: Sequence[float], under: Sequence[float]) -> float:
-    """Median over the rounds of the ratio in each."""
+    """Return the median over the rounds of the ratio in each."""
     return float(np.median(np.asarray(over) / np.asarray(under)))
 
 
 class Bench:
-    """Sessions of the engines, opened once."""
+    """Sessions of the engines, each opened once."""
 
     def __init__(self, stack: ExitStack, folder: Path) -> None:
         self._stack = stack
@@ -96,6 +100,7 @@ class Bench:
         self.artifacts: dict[str, Artifact] = {}
 
     def session(self, name: str) -> TensorRTSession:
+        """Return the session of an engine, which is opened on first use."""
         if name not in self._sessions:
             self.artifacts[name] = load(self._folder / f"{name}.engine", "engine")
             engine = self._stack.enter_context(open_engine(self.artifacts[name]))
@@ -106,23 +111,25 @@ class Bench:
         return self._sessions[name]
 
     def another(self, name: str) -> TensorRTSession:
-        """One more session of an engine."""
+        """Return one more session of an engine."""
         self.session(name)
         made = self._stack.enter_context(self._engines[name].session())
         assert isinstance(made, TensorRTSession)
         return made
 
     def inputs(self, name: str, batch: int) -> dict[str, Any]:
+        """Return random inputs of a batch."""
         self.session(name)
         return random_inputs(self.artifacts[name].sidecar.inputs, batch, seed=0)
 
     def graph(self, name: str, batch: int) -> Loop:
+        """Return the loop of graph launches at a batch size."""
         session = self.session(name)
         session.bind(self.inputs(name, batch))
         return mode_loop(session.modes()["graph"])
 
     def require_same_rows(self, names: Sequence[str], batch: int) -> None:
-        """Raise where engines give other rows for the same samples: then their times mean nothing."""
+        """Raise RowsError if engines give different rows for the same samples, since their times would mean nothing."""
         outputs = {}
         for name in names:
             session = self.session(name)
@@ -139,6 +146,7 @@ class Bench:
                     )
 
     def filled(self, session: TensorRTSession, name: str, batch: int) -> Any:
+        """Return a slot of a session, filled with a batch."""
         slot = session.slot()
         for key, array in slot.prepare(batch).items():
             array[...] = self.inputs(name, batch)[key]
@@ -146,7 +154,7 @@ class Bench:
 
 
 def profiles(bench: Bench, rounds: int) -> list[dict[str, Any]]:
-    """GPU time per batch of auto, of one, and of the engine built for that batch."""
+    """Return the GPU time per batch of ``auto``, of ``one``, and of the engine built for that batch size."""
     rows = []
     for batch in STATIC:
         if not (ENGINES / f"b{batch}.engine").is_file():
@@ -170,7 +178,7 @@ def profiles(bench: Bench, rounds: int) -> list[dict[str, Any]]:
 
 
 def bare_graph(bench: Bench, batch: int) -> Loop:
-    """A loop of ``cuGraphLaunch`` between events, two in flight, on a graph captured here."""
+    """Return a loop of ``cuGraphLaunch`` between events, two in flight, on a graph captured here."""
     import pycuda.driver as cuda
     from cuda.bindings import driver
 
@@ -202,6 +210,7 @@ def bare_graph(bench: Bench, batch: int) -> Loop:
 
 
 def against_bare(bench: Bench, rounds: int) -> list[dict[str, Any]]:
+    """Return the time of the graph mode over that of the bare loop."""
     rows = []
     for batch in (1, 32):
         ours = bench.graph("auto", batch)
@@ -212,7 +221,7 @@ def against_bare(bench: Bench, rounds: int) -> list[dict[str, Any]]:
 
 
 def latency(bench: Bench, rounds: int) -> dict[str, Any]:
-    """Host to host at batch 1 against GPU time and the two copies, each timed alone in the same rounds."""
+    """Return the latency at batch 1 over GPU time plus the two copies, each timed alone in the same rounds."""
     slot = bench.filled(bench.session("auto"), "auto", 1)
     slot.run()
     loop = latency_loop(slot)
@@ -232,7 +241,7 @@ def latency(bench: Bench, rounds: int) -> dict[str, Any]:
 
 
 def copy_ms(session: TensorRTSession, count: int) -> float:
-    """Median ms of a bare copy of so many page-locked bytes to the GPU."""
+    """Return the median ms of a bare copy of `count` page-locked bytes to the GPU."""
     import pycuda.driver as cuda
 
     host, device = cuda.pagelocked_empty(count, np.uint8), cuda.mem_alloc(count)
@@ -251,7 +260,7 @@ def copy_ms(session: TensorRTSession, count: int) -> float:
 
 
 def throughput(bench: Bench, rounds: int) -> dict[str, Any]:
-    """Batches of 64 in flight against the slower of a bare copy and of computing alone, in the same rounds."""
+    """Return the throughput at batch 64 against the slower of a bare copy and compute alone, in the same rounds."""
     batch, session = 64, bench.session("wide")
     bench.require_same_rows(("auto", "wide"), 32)
     count = sum(array.nbytes for array in bench.inputs("wide", batch).values())
@@ -276,7 +285,7 @@ def throughput(bench: Bench, rounds: int) -> dict[str, Any]:
 
 
 def two_streams(bench: Bench, rounds: int) -> dict[str, Any]:
-    """Two sessions on streams of their own against one, batch 1."""
+    """Return the throughput of two sessions on their own streams over that of one, at batch 1."""
     first, second = bench.session("auto"), bench.another("auto")
     single = [bench.filled(first, "auto", 1) for _ in range(first.in_flight)]
     both = [bench.filled(session, "auto", 1) for _ in range(first.in_flight) for session in (first, second)]
@@ -317,9 +326,10 @@ device.close()
 
 
 def memory() -> dict[str, Any]:
-    """Device memory in use, bytes, after every batch has run in every mode; each engine in a process of its own.
+    """Return the device memory in use, in bytes, after every batch size ran in every mode.
 
-    ``process`` is what the GPU holds for the process as a whole, ``in_use`` the same without the CUDA context.
+    Each engine runs in its own process. ``process`` is what the GPU holds for the whole process, ``in_use`` the same
+    without the CUDA context.
     """
     found = {}
     for name in ("one", "auto"):
@@ -336,6 +346,7 @@ def memory() -> dict[str, Any]:
 
 
 def builds(bench: Bench) -> dict[str, Any]:
+    """Return build times and engine sizes from the sidecars."""
     there = [name for name in NAMES if (ENGINES / f"{name}.engine").is_file()]
     seconds = {name: load(ENGINES / f"{name}.engine", "engine").sidecar.build["build_seconds"] for name in there}
     sizes = {name: load(ENGINES / f"{name}.engine", "engine").sidecar.artifact.bytes for name in ("one", "auto")}
@@ -343,6 +354,7 @@ def builds(bench: Bench) -> dict[str, Any]:
 
 
 def measure_all(rounds: int) -> dict[str, Any]:
+    """Return all figures; a step that fails is recorded as failed."""
     with ExitStack() as stack:
         bench = Bench(stack, ENGINES)
         steps: dict[str, Callable[[], Any]] = {
@@ -359,7 +371,7 @@ def measure_all(rounds: int) -> dict[str, Any]:
             began = time.perf_counter()
             try:
                 found[name] = step()
-            except Exception as error:  # the other figures are still worth having
+            except Exception as error:  # keep the figures of the other steps
                 found[name] = {"failed": f"{type(error).__name__}: {error}"}
             print(name, f"{time.perf_counter() - began:.0f} s", flush=True)
         auto = bench.artifacts["auto"].sidecar
@@ -368,7 +380,7 @@ def measure_all(rounds: int) -> dict[str, Any]:
 
 
 def markdown(data: dict[str, Any]) -> str:
-    """The figures: what, reached, wanted."""
+    """Return the tables of the figures."""
     lines = [
         "| batch | auto, ms | built for it, ms | 1:16:32, ms | auto / built for it | auto / 1:16:32 |",
         f"|{'---:|' * 6}",
@@ -403,6 +415,7 @@ def markdown(data: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("build", "measure"))
     parser.add_argument("--model", default="resnet18")

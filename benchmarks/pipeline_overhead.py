@@ -1,9 +1,9 @@
-"""What ``infer``'s pipeline adds to a bare ``InferenceSession.run`` loop on the CPU: whole loops, in turn, in one run.
+"""Measure what ``infer``'s pipeline adds to a bare ``InferenceSession.run`` loop on the CPU, in turns, in one run.
 
     python -m benchmarks.pipeline_overhead ENGINE [--batch 32] [--batches 12] [--rounds 15] [--output FILE]
 
-Both run over one memory-mapped .npy file of random samples, on the same ONNX Runtime session, with its options and
-threads. The bare loop hands slices of the map to the session and drops what comes back. Prints the medians and the
+Both loops read one memory-mapped .npy file of random samples and use the same ONNX Runtime session, with its options
+and threads. The bare loop passes slices of the map to the session and drops the outputs. Prints the medians and the
 median of the rounds' ratios; the JSON holds the same.
 """
 
@@ -28,7 +28,7 @@ from trtbatch.util import environment
 
 
 def save_samples(path: Path, spec: TensorSpec, count: int) -> None:
-    """Seeded random samples, written through a map: they needn't fit in memory."""
+    """Write seeded random samples through a memory map, since they may not fit in memory."""
     shape = tuple(int(size) for size in spec.at(count))
     made = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(spec.dtype), shape=shape)
     for index in range(count):
@@ -37,7 +37,7 @@ def save_samples(path: Path, spec: TensorSpec, count: int) -> None:
 
 
 def bare(session: Any, file: Path, name: str, batch: int) -> float:
-    """Seconds of the loop that one writes first."""
+    """Return the seconds of the simplest loop."""
     samples = np.load(file, mmap_mode="r")
     begun = time.perf_counter()
     for first in range(0, len(samples), batch):
@@ -46,7 +46,7 @@ def bare(session: Any, file: Path, name: str, batch: int) -> float:
 
 
 def ours(engine: Any, file: Path, batch: int) -> InferResult:
-    """The same through the pipeline; its seconds and how busy its stages were are in the result."""
+    """Run the same samples through the pipeline; the result has its seconds and how busy its stages were."""
     source = ArraySource(file, engine.sidecar.inputs, None)
     result = InferResult("", "", "")
     with open_sink(None, engine.sidecar) as sink:
@@ -55,6 +55,7 @@ def ours(engine: Any, file: Path, batch: int) -> InferResult:
 
 
 def measure(options: argparse.Namespace, file: Path) -> dict[str, Any]:
+    """Return the figures of both loops."""
     artifact = load(options.engine, "engine")
     (spec,) = artifact.sidecar.inputs
     save_samples(file, spec, options.batch * options.batches)
@@ -65,7 +66,7 @@ def measure(options: argparse.Namespace, file: Path) -> dict[str, Any]:
         bare(session, file, spec.name, options.batch)
         last = ours(engine, file, options.batch)
         for turn in range(options.rounds):
-            first = bare(session, file, spec.name, options.batch) if turn % 2 == 0 else None  # each first in turn
+            first = bare(session, file, spec.name, options.batch) if turn % 2 == 0 else None  # alternate the order
             last = ours(engine, file, options.batch)
             theirs = bare(session, file, spec.name, options.batch) if first is None else first
             rounds.append((theirs, last.seconds))
@@ -86,6 +87,7 @@ def measure(options: argparse.Namespace, file: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engine", type=Path)
     parser.add_argument("--batch", type=int, default=32)

@@ -1,14 +1,14 @@
-"""Time and error of one model in several precisions, in one run: fp32, TF32, fp16, int8 against fp32 on the CPU.
+"""Measure time and error of one model in several precisions in one run: fp32, TF32, fp16, int8 against fp32 on the CPU.
 
     python -m benchmarks.precision_table build MODEL [--precision fp32,tf32,fp16,int8] [--max 128]
                                             [--keep-fp32 NODE|OP …]
     python -m benchmarks.precision_table measure MODEL… [--batch 1,32,128] [--rounds 3] [--json FILE]
     python -m benchmarks.precision_table show FILE
 
-``build`` exports nothing: ``engines/MODEL_dynamic.onnx`` must be there. It builds an engine for each precision, and
-verifies every row at batch 1, 7 and 32 against ONNX Runtime on the float32 file; ``--keep-fp32`` is for int8 alone.
-``measure`` times all engines of a
-model in turn, round after round (GPU time, as CUDA graphs), and prints a table; ``show`` prints that of a kept run.
+``build`` doesn't export: ``engines/MODEL_dynamic.onnx`` must exist. It builds an engine for each precision, and
+verifies every row at batch 1, 7 and 32 against ONNX Runtime on the float32 file. ``--keep-fp32`` applies to int8 only.
+``measure`` times all engines of a model in turns, round after round (GPU time, as CUDA graphs), and prints a table.
+``show`` prints the table of a saved run.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ MODE = "graph"
 
 
 def engine_of(model: str, precision: str) -> Path:
+    """Return the path of the engine of a model in a precision."""
     return Path("engines") / f"{model}_dynamic.{precision}.engine"
 
 
 def build_all(model: str, precisions: Sequence[str], largest: int, kept: Sequence[str]) -> int:
-    """Build and verify; the verdict lies beside each engine. Returns how many precisions failed."""
+    """Build and verify; save the verdict next to each engine. Return how many precisions failed."""
     failures = 0
     for precision in precisions:
         request = BuildRequest(
@@ -67,7 +68,7 @@ def build_all(model: str, precisions: Sequence[str], largest: int, kept: Sequenc
 
 
 def worst(verdict: VerifyResult) -> dict[str, Any]:
-    """The largest error of any row of any batch, and the least agreement of the best class."""
+    """Return the largest error of any row of any batch, and the mean agreement of the top class."""
     rows = [row for output in verdict.outputs for row in output.rows]
     return {
         "passed": verdict.passed,
@@ -79,7 +80,7 @@ def worst(verdict: VerifyResult) -> dict[str, Any]:
 
 
 def time_model(model: str, precisions: Sequence[str], batches: Sequence[int], rounds: int) -> list[dict[str, Any]]:
-    """A row for each engine: median ms at every batch, error, size. The engines take turns."""
+    """Return median ms at every batch, error and size of each engine. The engines take turns."""
     precisions = [name for name in precisions if engine_of(model, name).with_suffix(".verdict").is_file()]
     with ExitStack() as stack:
         sessions = {}
@@ -110,7 +111,7 @@ def time_model(model: str, precisions: Sequence[str], batches: Sequence[int], ro
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """A line for each model and precision: time at each batch, error and agreement of the verified rows."""
+    """Return a line for each model and precision: time at each batch, and error and agreement of the verified rows."""
     batches = sorted({int(batch) for row in rows for batch in row["ms"]})
     heads = [*(f"batch {batch}: ms" for batch in batches), "images/s", "MiB", "error", "top-1"]
     lines = [f"| model | precision | {' | '.join(heads)} |", f"|---|---|{'---:|' * len(heads)}"]
@@ -126,6 +127,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     building = commands.add_parser("build")

@@ -1,12 +1,13 @@
-"""What bytes at a model's input cost the GPU, by how the arithmetic that makes floats of them is written in the graph.
+"""Measure what bytes at a model's input cost the GPU, by how the graph converts them to floats.
 
     python -m benchmarks.prefix_table [--only "NAME;..."] [--batch 128] [--rounds 8] [--jobs 1]
                                    [--engines DIR] [--build-only] [--json FILE]
 
-Builds engines of a stem alone (the first layers of a ResNet, of random weights), one for each way to write the prefix,
-in fp16 and, with quantized products, in int8; runs them in turns, and lists what each engine's layers take. ``floats``
-is the stem that is given floats: what the others are measured against. ``bound`` computes no mean and no deviation, and
-so gives other numbers: no prefix can be cheaper. Needs a GPU that nothing else uses, and about ten seconds an engine.
+Builds engines of a stem alone (the first layers of a ResNet, with random weights), one for each way to write the
+prefix, in fp16 and, with quantized convolutions, in int8. Runs them in turns, and lists the times of each engine's
+layers. ``floats`` is the stem with an input of floats, which the others are compared with. ``bound`` leaves out mean
+and deviation, so its results are wrong, but no prefix can be cheaper. Needs a GPU that nothing else uses, and about ten
+seconds per engine.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ TRANSPOSE = (0, 3, 1, 2)
 HALF, SINGLE = np.float16, np.float32
 EPSILON = 1e-5
 INPUT_SCALE, INNER_SCALE = 0.02, 0.05
-"""Of quantized activations: 127 of them are the largest value."""
+"""Scales of quantized activations; the largest value is 127 times the scale."""
 
 
 @dataclass
 class Graph:
-    """Nodes and constants as they come."""
+    """Nodes and constants of a graph under construction."""
 
     batch: int
     side: int
@@ -58,28 +59,33 @@ class Graph:
     generator: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
     def constant(self, array: Any, dtype: Any = np.float32) -> str:
+        """Add a constant and return its name."""
         name = f"constant_{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.asarray(array, dtype), name))
         return name
 
     def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        """Add a node and return the name of its output."""
         output = f"{operator.lower()}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, list(inputs), [output], f"/{output}", **attributes))
         return output
 
     def cast(self, value: str, dtype: Any) -> str:
+        """Add a Cast node and return the name of its output."""
         return self.add("Cast", value, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
     def normalised(self, value: str, shape: Sequence[int], dtype: Any) -> str:
+        """Add nodes that subtract the mean and divide by the deviation; return the name of the output."""
         value = self.add("Sub", value, self.constant(MEAN.reshape(shape), dtype))
         return self.add("Mul", value, self.constant((1 / DEVIATION).reshape(shape), dtype))
 
     def quantized(self, value: str, scale: float) -> str:
+        """Add nodes that quantize and dequantize; return the name of the output."""
         given = self.constant(scale), self.constant(0, np.int8)
         return self.add("DequantizeLinear", self.add("QuantizeLinear", value, *given), *given)
 
     def merged(self, value: str, block: tuple[int, int], shape: Sequence[int]) -> str:
-        """NHWC images as blocks of pixels, NCHW: the pixels of a block lie beside each other as its channels."""
+        """Turn NHWC images into NCHW blocks of pixels: the pixels of a block become its channels."""
         _, height, width, channels = shape
         rows, columns = height // block[0], width // block[1]
         between = np.array([-1, rows, block[0], columns, block[1] * channels])
@@ -93,22 +99,25 @@ Prefix = Callable[[Graph, str], str]
 
 
 def last(dtype: Any) -> Prefix:
-    """Normalised as images lie, NHWC, then transposed."""
+    """Return the prefix that normalizes NHWC images and then transposes."""
     return lambda g, x: g.add("Transpose", g.normalised(g.cast(x, dtype), (1, 1, 1, 3), dtype), perm=TRANSPOSE)
 
 
 def first(dtype: Any) -> Prefix:
-    """Transposed, then normalised."""
+    """Return the prefix that transposes and then normalizes."""
     return lambda g, x: g.normalised(g.add("Transpose", g.cast(x, dtype), perm=TRANSPOSE), (1, 3, 1, 1), dtype)
 
 
 def planar(dtype: Any) -> Prefix:
-    """Of images that lie as NCHW."""
+    """Return the prefix that normalizes NCHW images."""
     return lambda g, x: g.normalised(g.cast(x, dtype), (1, 3, 1, 1), dtype)
 
 
 def product(channels: int, dtype: Any) -> Prefix:
-    """A product of 1×1, which may give more channels than the image has: TensorRT's layouts hold four or eight."""
+    """Return the prefix that normalizes by a 1×1 convolution.
+
+    It may give more channels than the image has, since TensorRT's layouts hold four or eight.
+    """
 
     def prefix(graph: Graph, image: str) -> str:
         weights, shift = np.zeros((channels, 3, 1, 1)), np.zeros(channels)
@@ -121,26 +130,24 @@ def product(channels: int, dtype: Any) -> Prefix:
 
 
 def padded(graph: Graph, image: str) -> str:
-    """Four channels, the last of them zero, before the transpose."""
+    """Normalize NHWC images, add a fourth channel of zeros, and transpose."""
     value = graph.normalised(graph.cast(image, np.float16), (1, 1, 1, 3), np.float16)
     none = graph.constant(np.zeros((graph.batch, graph.side, graph.side, 1)), np.float16)
     return graph.add("Transpose", graph.add("Concat", value, none, axis=3), perm=TRANSPOSE)
 
 
 def bare(dtype: Any) -> Prefix:
+    """Return the prefix that only casts and transposes."""
     return lambda g, x: g.add("Transpose", g.cast(x, dtype), perm=TRANSPOSE)
 
 
 def then(prefix: Prefix, dtype: Any) -> Prefix:
+    """Return a prefix followed by a cast."""
     return lambda g, x: g.cast(prefix(g, x), dtype)
 
 
 def blocks(block: tuple[int, int], dtype: Any, inner: Callable[[Graph, str], str] = lambda g, x: x) -> Prefix:
-    """Normalised as images lie, then as blocks of pixels.
-
-    Args:
-        inner: what is done between.
-    """
+    """Return the prefix that normalizes NHWC images and makes blocks of pixels; `inner` runs in between."""
 
     def prefix(graph: Graph, image: str) -> str:
         value = graph.normalised(graph.cast(image, dtype), (1, 1, 1, 3), dtype)
@@ -150,7 +157,10 @@ def blocks(block: tuple[int, int], dtype: Any, inner: Callable[[Graph, str], str
 
 
 def pairs(dtype: Any, inner: Callable[[Graph, str], str] = lambda g, x: x) -> Prefix:
-    """Two pixels of a row as one, which lie so already, then transposed."""
+    """Return the prefix that takes two pixels of a row as one, and then transposes.
+
+    The pixels of a pair are adjacent in memory already. `inner` runs before the transpose.
+    """
 
     def prefix(graph: Graph, image: str) -> str:
         whole = np.array([-1, graph.side, graph.side // 2, 6])
@@ -163,7 +173,7 @@ def pairs(dtype: Any, inner: Callable[[Graph, str], str] = lambda g, x: x) -> Pr
 
 
 def widened(prefix: Prefix, channels: int, wanted: int, dtype: Any) -> Prefix:
-    """With more channels, as many as the layout holds, by a product of 1×1."""
+    """Return a prefix with channels added by a 1×1 convolution, up to the number that the layout holds."""
 
     def wider(graph: Graph, image: str) -> str:
         weights = graph.constant(np.eye(wanted, channels)[..., None, None], dtype)
@@ -173,14 +183,14 @@ def widened(prefix: Prefix, channels: int, wanted: int, dtype: Any) -> Prefix:
 
 
 def batch_norm(graph: Graph, value: str, dtype: Any) -> str:
-    """Normalised by one node, which TensorRT reads as a scale for each channel."""
+    """Normalize by one BatchNormalization node, which TensorRT reads as a scale for each channel."""
     variance = DEVIATION**2 - EPSILON
     given = [graph.constant(each, dtype) for each in (np.ones(3), np.zeros(3), MEAN, variance)]
     return graph.add("BatchNormalization", value, *given, epsilon=EPSILON)
 
 
 def scaled(graph: Graph, value: str, dtype: Any) -> str:
-    """The same by one product of each channel with itself alone."""
+    """Normalize by one depthwise 1×1 convolution."""
     given = [graph.constant(each, dtype) for each in ((1 / DEVIATION)[:, None, None, None], -MEAN / DEVIATION)]
     return graph.add("Conv", value, *given, kernel_shape=[1, 1], group=3)
 
@@ -189,19 +199,22 @@ Step = Callable[[Graph, str, Any], str]
 
 
 def planar_by(step: Step, dtype: Any) -> Prefix:
+    """Return the prefix that applies a step to NCHW images."""
     return lambda g, x: step(g, g.cast(x, dtype), dtype)
 
 
 def first_by(step: Step, dtype: Any) -> Prefix:
+    """Return the prefix that transposes and then applies a step."""
     return lambda g, x: step(g, g.add("Transpose", g.cast(x, dtype), perm=TRANSPOSE), dtype)
 
 
 def looked_up(shape: Sequence[int], dtype: Any, is_last: bool, is_late: bool = False) -> Prefix:
-    """What a byte becomes is read off a table.
+    """Return the prefix that looks up the value of each byte in a table.
 
     Args:
-        shape: along which the channels lie.
-        is_last: whether they lie last, and are transposed afterwards.
+        shape: shape of the channel offsets, which sets the axis of the channels.
+        dtype: type of the values.
+        is_last: whether the channels are last, and are transposed afterwards.
         is_late: whether the images are transposed first.
     """
 
@@ -218,26 +231,23 @@ def looked_up(shape: Sequence[int], dtype: Any, is_last: bool, is_late: bool = F
 
 
 TABLES = (np.arange(256)[:, None] - MEAN) / DEVIATION
-"""What each byte becomes, ``(256, 3)``."""
+"""Value of each byte by channel, ``(256, 3)``."""
 
 
 def by_elements(graph: Graph, image: str, dtype: Any) -> str:
-    """Looked up in a table for each channel, in one go: NHWC images, as they lie."""
+    """Look up NHWC images as they are in the tables of all channels at once."""
     index = graph.add("Reshape", graph.cast(image, np.int32), graph.constant(np.array([-1, 3]), np.int64))
     value = graph.add("GatherElements", graph.constant(TABLES, dtype), index, axis=0)
     return graph.add("Reshape", value, graph.constant(np.array([-1, graph.side, graph.side, 3]), np.int64))
 
 
 def looked_up_by_elements(dtype: Any) -> Prefix:
+    """Return the prefix that looks up all channels at once and then transposes."""
     return lambda g, x: g.add("Transpose", by_elements(g, x, dtype), perm=TRANSPOSE)
 
 
 def looked_up_by_channel(dtype: Any, axis: int) -> Prefix:
-    """Looked up in a table for each channel, and put together as planes.
-
-    Args:
-        axis: of the channels.
-    """
+    """Return the prefix that looks up each channel along `axis` in its own table and joins the planes."""
 
     def prefix(graph: Graph, image: str) -> str:
         value, planes = graph.cast(image, np.int32), []
@@ -253,7 +263,7 @@ def looked_up_by_channel(dtype: Any, axis: int) -> Prefix:
 
 
 def as_is(dtype: Any, step: Step | None = None, is_planar: bool = False) -> Prefix:
-    """A table that gives the byte itself, then transposed, then normalised."""
+    """Return the prefix that looks up the byte itself, then transposes, then normalizes."""
 
     def prefix(graph: Graph, image: str) -> str:
         value = graph.add("Gather", graph.constant(np.arange(256), dtype), graph.cast(image, np.int32), axis=0)
@@ -267,13 +277,16 @@ def as_is(dtype: Any, step: Step | None = None, is_planar: bool = False) -> Pref
 
 
 def with_ones(graph: Graph, image: str) -> str:
-    """Planes of bytes as they are, and one of ones: the mean is part of the first product, and so is the deviation."""
+    """Append a plane of ones to the planes of bytes.
+
+    Mean and deviation are folded into the first convolution.
+    """
     ones = graph.constant(np.ones((graph.batch, 1, graph.side, graph.side)), HALF)
     return graph.add("Concat", graph.cast(image, HALF), ones, axis=1)
 
 
 def multiplied(is_left: bool, dtype: Any) -> Prefix:
-    """Transposed by a product with a matrix that scales each channel."""
+    """Return the prefix that scales each channel by a matrix product, and transposes before (`is_left`) or after it."""
 
     def prefix(graph: Graph, image: str) -> str:
         shape = graph.constant(np.array([-1, graph.side**2, 3]), np.int64)
@@ -290,7 +303,7 @@ def multiplied(is_left: bool, dtype: Any) -> Prefix:
 
 
 def summed(dtype: Any) -> Prefix:
-    """Transposed by a sum over all channels, of which one counts."""
+    """Return the prefix that transposes by a sum over all channels, of which all but one are masked."""
 
     def prefix(graph: Graph, image: str) -> str:
         shape = graph.constant(np.array([-1, 1, graph.side, graph.side, 3]), np.int64)
@@ -302,7 +315,7 @@ def summed(dtype: Any) -> Prefix:
 
 
 def sliced(dtype: Any) -> Prefix:
-    """Channel by channel, put together as planes."""
+    """Return the prefix that slices out each channel, normalizes it, and joins the planes."""
 
     def prefix(graph: Graph, image: str) -> str:
         value, planes = graph.cast(image, dtype), []
@@ -318,7 +331,7 @@ def sliced(dtype: Any) -> Prefix:
 
 
 def filtered(dtype: Any) -> Prefix:
-    """Transposed by a product over lines of one channel, three columns to a pixel, which scales too."""
+    """Return the prefix that transposes and scales by a convolution over one channel with three columns per pixel."""
 
     def prefix(graph: Graph, image: str) -> str:
         shape = graph.constant(np.array([-1, 1, graph.side, 3 * graph.side]), np.int64)
@@ -333,7 +346,10 @@ def filtered(dtype: Any) -> Prefix:
 
 
 def lines(dtype: Any) -> Prefix:
-    """As one channel, whose columns are all channels of all pixels: nothing is transposed."""
+    """Return the prefix that gives one channel, whose columns are all channels of all pixels.
+
+    Nothing is transposed.
+    """
 
     def prefix(graph: Graph, image: str) -> str:
         value = graph.normalised(graph.cast(image, dtype), (1, 1, 1, 3), dtype)
@@ -347,13 +363,14 @@ class Way:
     """One way to write the prefix.
 
     Args:
-        layout: of uint8 images; None is floats, NCHW.
-        channels: that it gives.
-        is_quantized: whether it quantizes what it gives itself.
-        block: rows and columns of the pixels that it gives as one.
-        is_even: whether the product over them has as much padding behind as before.
-        is_line: whether it gives one channel, of three columns a pixel.
-        folded: ``shift`` or ``scale``: what of the normalisation is left to the first product.
+        prefix: adds the nodes of the prefix.
+        layout: layout of the uint8 images; None is an input of floats, NCHW.
+        channels: number of channels of the output.
+        is_quantized: whether the prefix quantizes its own output.
+        block: rows and columns of the pixels that become one.
+        is_even: whether the convolution over blocks has as much padding at the end as at the beginning.
+        is_line: whether the output is one channel with three columns per pixel.
+        folded: the part of the normalization that the first convolution does: ``shift``, ``scale`` or both.
     """
 
     prefix: Prefix
@@ -370,10 +387,12 @@ PAIR, BLOCK = (1, 2), (2, 2)
 
 
 def requantized(graph: Graph, value: str) -> str:
+    """Quantize with the scale of the input."""
     return graph.quantized(value, INPUT_SCALE)
 
 
 def requantized_in_fp32(graph: Graph, value: str) -> str:
+    """Quantize with the scale of the input, in float32."""
     return graph.quantized(graph.cast(value, SINGLE), INPUT_SCALE)
 
 
@@ -466,7 +485,7 @@ WAYS: dict[str, Way] = {
         blocks(BLOCK, HALF, requantized_in_fp32), channels=12, block=BLOCK, is_quantized=True
     ),
 }
-"""The first word is what the stem computes in."""
+"""Ways by name; the first word is the precision of the stem."""
 
 PRECISIONS = ("fp16", "int8")
 
@@ -486,18 +505,18 @@ SHOWN = tuple(
         "planar, looked up as it is, one node",
     )
 )
-"""Ways whose figures are kept; of the others the fastest is, and which ones can't be built."""
+"""Ways whose figures are saved. Of the others, only the fastest and those that can't be built are saved."""
 
 
 def square(graph: Graph, channels: int, size: int, side: int, stride: int) -> Convolution:
-    """A product with random weights over images of so many rows and columns."""
+    """Return a convolution with random weights over square images."""
     weights = graph.generator.standard_normal((CHANNELS, channels, size, size)) / size**2
     line = Line(side, size, stride, size // 2, size // 2)
     return Convolution(weights, line, line)
 
 
 def over_what_comes(given: Convolution, way: Way) -> Convolution:
-    """The same product over what a way gives; weights of channels that it adds, which are zero, are zero."""
+    """Return the same convolution over the output of a way; the weights of added channels, which are zero, are zero."""
     if way.folded:
         weights = given.weights / DEVIATION[:, None, None]
         shift = -(weights * MEAN[:, None, None]).sum(axis=1, keepdims=True)
@@ -515,6 +534,7 @@ def over_what_comes(given: Convolution, way: Way) -> Convolution:
 
 
 def convolution(graph: Graph, value: str, made: Convolution, is_int8: bool) -> str:
+    """Add a convolution with its ReLU, with quantized weights for int8; return the name of the output."""
     weights = made.weights
     dtype = SINGLE if is_int8 else HALF
     given = graph.constant(weights, dtype)
@@ -528,7 +548,7 @@ def convolution(graph: Graph, value: str, made: Convolution, is_int8: bool) -> s
 
 
 def stem(name: str, batch: int, side: int) -> Any:
-    """The ONNX model of one of the ways."""
+    """Return the ONNX model of a way."""
     way, is_int8 = WAYS[name], name.startswith("int8")
     graph = Graph(batch, side)
     value = way.prefix(graph, "image")
@@ -549,7 +569,10 @@ def stem(name: str, batch: int, side: int) -> Any:
 
 
 def layer_times(path: Path, inputs: Any, runs: int = 8) -> list[tuple[str, float]]:
-    """Median ms of each of an engine's layers, by TensorRT's profiler; layers run apart take longer than in a graph."""
+    """Return the median ms of each of an engine's layers, by TensorRT's profiler.
+
+    Layers take longer under the profiler than in a CUDA graph.
+    """
     trt: Any = optional.require("tensorrt", "time layers")
     cuda: Any = optional.require("pycuda.driver", "time layers")
     found: dict[str, list[float]] = {}
@@ -573,7 +596,7 @@ def layer_times(path: Path, inputs: Any, runs: int = 8) -> list[tuple[str, float
 
 
 def built(name: str, batch: int, folder: Path) -> Artifact | str:
-    """The engine of a way, or why there is none."""
+    """Return the engine of a way, or why it can't be built."""
     file = folder / f"{name.replace(' ', '-').replace(',', '')}.onnx"
     if file.with_suffix(".engine").exists():
         return load(file.with_suffix(".engine"), "engine")
@@ -581,19 +604,19 @@ def built(name: str, batch: int, folder: Path) -> Artifact | str:
     request = BuildRequest(file, backend="tensorrt", own_kernels=True, verify=False, output=file.with_suffix(".engine"))
     try:
         return build(request)
-    except Exception as error:  # TensorRT builds some of them not at all, which is worth knowing
+    except Exception as error:  # TensorRT can't build some of them: report that and go on
         print(name, "can't be built:", error, flush=True)
         return str(error)
 
 
 def build_all(names: Sequence[str], batch: int, jobs: int, folder: Path) -> dict[str, Artifact | str]:
-    """By way."""
-    with ThreadPoolExecutor(jobs) as pool:  # each build is a process of its own
+    """Return the engines by name of the way, built `jobs` at once."""
+    with ThreadPoolExecutor(jobs) as pool:  # each build runs in its own process
         return dict(zip(names, pool.map(lambda name: built(name, batch, folder), names)))
 
 
 def measure(artifacts: Mapping[str, Artifact | str], batch: int, rounds: int) -> list[dict[str, Any]]:
-    """A row for each way that could be built."""
+    """Return a row for each way; those that can't be built have no figures."""
     rows: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
         loops: dict[str, Loop] = {}
@@ -638,7 +661,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """A line for each way."""
+    """Return the table with a line for each way."""
     lines = ["| stem, prefix | GPU, ms | more than floats, ms |", "|---|---:|---:|"]
     for row in rows:
         figures = "can't be built | –" if "failed" in row else f"{row['ms']:.4f} | {row['more_ms']:+.4f}"
@@ -647,6 +670,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=";".join(WAYS), help="names of ways, with a semicolon between")
     parser.add_argument("--batch", type=int, default=128)

@@ -1,12 +1,11 @@
-"""How much faster several GPUs predict than one, by ``infer --ray``.
+"""Measure how much faster several GPUs predict than one, with ``infer --ray``.
 
     python -m benchmarks.scale_table ENGINE [--actors 2] [--samples 16384] [--batch 128] [--rounds 3] [--json FILE]
     python -m benchmarks.scale_table run ENGINE INPUT --actors K     # one of the runs, for the other
 
-Arrays of random samples are written first, 1,024 to a file. Then, in turns and each in a process of its own, one actor
-and ``--actors`` of them predict all of them, each actor with a GPU where the engine is TensorRT's. The rate is that
-from the first block of results of as many as there are actors to the last: Ray's start and the loading of engines
-aside.
+First writes arrays of random samples, 1,024 per file. Then one actor and ``--actors`` of them predict all samples, in
+turns, each run in its own process; each actor has a GPU if the engine is TensorRT's. The rate of K actors counts from
+the K-th block of results to the last one, which leaves out Ray's start and the loading of engines.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ ROWS_OF_A_FILE = 1024
 
 
 def write_samples(folder: Path, sidecar: Sidecar, count: int) -> None:
-    """``.npy`` files of samples of the one input."""
+    """Write ``.npy`` files of samples of the one input."""
     folder.mkdir(parents=True, exist_ok=True)
     name = sidecar.inputs[0].name
     for number, first in enumerate(range(0, count, ROWS_OF_A_FILE)):
@@ -47,12 +46,13 @@ def write_samples(folder: Path, sidecar: Sidecar, count: int) -> None:
 
 
 def steady_rate(marks: Sequence[tuple[float, int]], actors: int) -> float:
-    """Rows a second from mark number `actors` to the last, of marks ``(seconds, rows done)``.
+    """Return the rows/s from mark number `actors` to the last, of marks ``(seconds, rows done)``.
 
-    The first results of several actors come together: counted from the first of them, the others' would take no time.
+    The first results of several actors arrive together. A rate from the first mark on would count the others' rows
+    without their time.
 
     Raises:
-        ValueError: no mark after that one, or no time between them.
+        ValueError: there is no later mark, or no time between the two.
     """
     if len(marks) <= actors or marks[-1][0] <= marks[actors - 1][0]:
         raise ValueError(f"{len(marks)} blocks of results are too few for a rate: give more --samples")
@@ -61,6 +61,7 @@ def steady_rate(marks: Sequence[tuple[float, int]], actors: int) -> float:
 
 
 def run(engine: Path, folder: str, actors: int, batch: int) -> dict[str, Any]:
+    """Run one prediction with Ray; return its rate and its counts."""
     marks: list[tuple[float, int]] = []
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as output:
@@ -84,6 +85,7 @@ def run(engine: Path, folder: str, actors: int, batch: int) -> dict[str, Any]:
 
 
 def in_a_process(engine: Path, folder: Path, actors: int, batch: int) -> dict[str, Any]:
+    """Run one prediction in its own process."""
     line = [sys.executable, "-m", "benchmarks.scale_table", "run", engine, folder, "--actors", actors, "--batch", batch]
     root = str(Path(__file__).resolve().parent.parent)
     around = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
@@ -95,6 +97,7 @@ def in_a_process(engine: Path, folder: Path, actors: int, batch: int) -> dict[st
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """Return the figures of all runs."""
     sidecar = load(given.engine, "engine").sidecar
     folder = Path(tempfile.mkdtemp(prefix="samples-", dir=Path.cwd()))
     try:
@@ -123,7 +126,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def markdown(data: dict[str, Any]) -> str:
-    """A line for each number of actors."""
+    """Return the table with a line for each number of actors."""
     lines = ["| actors | samples/s | / one |", "|---:|---:|---:|"]
     for actors, runs in data["rounds"].items():
         over = 1.0 if actors == "1" else data["several_over_one"]
@@ -132,6 +135,7 @@ def markdown(data: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engine", help="or `run`")
     parser.add_argument("others", nargs="*", help=argparse.SUPPRESS)

@@ -1,7 +1,7 @@
-"""The form in which results are committed: what was run, on what, and the figures that the documentation shows.
+"""Write results in the form that is committed: what was run, on what, and the figures that the documentation shows.
 
-Raw samples and rounds aren't in it: whoever doubts a figure measures again. A file is at most 5 KB, which
-``tests/project/test_readme.py`` checks.
+Raw samples and rounds are left out; to check a figure, measure it again. A file has at most 5 KB, which
+``tests/test_readme.py`` checks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["machine", "text", "write"]
 
 
 def machine() -> dict[str, Any]:
-    """Return the GPU that runs engines here, driver, commit and versions."""
+    """Return the GPU that runs engines here, the driver, the commit and the versions."""
     device: dict[str, str] = {}
     if tensorrt.obstacle() is None:
         from trtbatch.backends.tensorrt.buffers import device_facts
@@ -33,7 +33,7 @@ def text(data: Mapping[str, Any]) -> str:
 
 
 def write(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a result."""
+    """Write a result to a file."""
     path.write_text(text(data), encoding="utf-8")
 
 
