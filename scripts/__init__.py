@@ -1,0 +1,1 @@
+"""Set up, test and measure the project."""

@@ -1,4 +1,4 @@
-"""Copy ten photographs of scikit-image's wheel into a folder: ``photos.py FOLDER``."""
+"""Copy ten photographs from scikit-image's wheel to a folder: ``photos.py FOLDER``."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ PHOTOS = (
     "retina.jpg",
     "rocket.jpg",
 )
-"""In the order of their names; camera and coins are grey."""
+"""File names in alphabetical order; camera and coins are grayscale."""
 
 
 def copy_photos(target: Path) -> None:
-    """Copy them to `target`, made where it is missing."""
+    """Copy the photographs to `target`, which is created if missing."""
     target.mkdir(parents=True, exist_ok=True)
     for name in PHOTOS:
         shutil.copy(Path(skimage.__file__).parent / "data" / name, target / name)

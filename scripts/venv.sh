@@ -1,13 +1,14 @@
-# Sourced by the other scripts, in the repository root: makes virtual environments there.
+# Makes virtual environments in the repository root. The other scripts source this file there.
 
-# make_venv REQUIREMENT…: .venv with this checkout and what it asks for. PYTHON names another interpreter.
+# make_venv REQUIREMENT…: makes .venv with this checkout and the requirements. PYTHON names another interpreter.
 make_venv() {
     new_venv .venv "${PYTHON:-python3}" PYTHON
     echo "installing $* into .venv (a few minutes and 6 GB the first time: torch comes with CUDA)"
     install_fast .venv "$@"
 }
 
-# new_venv FOLDER PYTHON VARIABLE: an environment of that interpreter, unless FOLDER is one; VARIABLE names another.
+# new_venv FOLDER PYTHON VARIABLE: makes an environment of that interpreter, unless FOLDER is one already. The error
+# message names VARIABLE as the way to choose another interpreter.
 new_venv() {
     if ! "$2" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
         echo "error: $2 is not a Python 3.10 or newer" >&2
@@ -21,16 +22,16 @@ new_venv() {
     fi
 }
 
-# install_into FOLDER REQUIREMENT…: this checkout, with what it asks for.
+# install_into FOLDER REQUIREMENT…: installs this checkout and the requirements.
 install_into() {
-    # Modules are compiled when they are first used, unless nothing may be written then.
+    # Python compiles modules on first use, unless it may not write bytecode.
     local compile=--no-compile
     [ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || compile=--compile
     "$1/bin/pip" install --quiet --disable-pip-version-check "$compile" --editable "${@:2}"
 }
 
-# install_fast FOLDER REQUIREMENT…: as install_into, by uv where pip can have it: about twice as fast.
-# uv doesn't see packages that another environment shares: share_packages needs install_into.
+# install_fast FOLDER REQUIREMENT…: like install_into, by uv if pip can install it; about twice as fast.
+# uv doesn't see the packages that another environment shares, so share_packages needs install_into.
 install_fast() {
     "$1/bin/pip" install --quiet --disable-pip-version-check uv 2> /dev/null || { install_into "$@"; return; }
     local compile=--no-compile-bytecode
@@ -41,7 +42,8 @@ install_fast() {
     ) || install_into "$@"
 }
 
-# pip_settings FOLDER: pip's indexes, constraints and certificates, as commands that hand them to uv, which has its own.
+# pip_settings FOLDER: prints commands that pass pip's indexes, constraints and certificates to uv, which doesn't read
+# pip's settings.
 pip_settings() {
     "$1/bin/pip" config list | "$1/bin/python" -c '
 import ast, shlex, sys
@@ -53,7 +55,7 @@ variables = {
     "constraint": "UV_CONSTRAINT",
     "cert": "SSL_CERT_FILE",
 }
-print("export UV_INDEX_STRATEGY=unsafe-best-match")  # the newest release of all indexes, as pip takes it
+print("export UV_INDEX_STRATEGY=unsafe-best-match")  # the newest release of all indexes, like pip
 for line in sys.stdin:
     name, _, value = line.strip().partition("=")
     variable = variables.get(name.rpartition(".")[2])
@@ -63,18 +65,18 @@ for line in sys.stdin:
 '
 }
 
-# share_packages FROM TO: the environment in TO finds in FROM, of the same Python, what it doesn't have itself.
-# pip takes that for installed; where it needs another version, it installs that in TO, and TO's own comes first.
+# share_packages FROM TO: lets the environment in TO import packages of FROM, which has the same Python.
+# pip counts these as installed. If it needs another version, it installs that in TO, where it takes precedence.
 share_packages() {
     local packages='import sysconfig; print(sysconfig.get_path("purelib"))'
     "$1/bin/python" -c "$packages" > "$("$2/bin/python" -c "$packages")/shared.pth"
 }
 
-# find_python MAJOR.MINOR: an interpreter of that version, on PATH or pyenv's; fails where there is none.
+# find_python MAJOR.MINOR: prints an interpreter of that version, from PATH or pyenv; fails if there is none.
 find_python() {
     local each
     for each in "python$1" "${HOME:-}/.pyenv/versions/$1"*/bin/python; do
-        # It has to start, too: pyenv puts a stand-in on PATH for versions that it doesn't activate.
+        # The interpreter must also start: pyenv puts shims on PATH for versions that aren't active.
         if "$each" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$1')" 2> /dev/null; then
             echo "$each"
             return
