@@ -20,8 +20,7 @@ from benchmarks.summary import write
 from trtbatch.benchmark.bench import BenchRequest, BenchResult, bench
 
 ARTICLE_MS = {1: 1.57, 2: 1.67, 4: 1.78, 6: 2.67, 8: 2.81, 12: 3.83, 16: 4.80, 24: 6.43, 32: 8.65}
-"""Time of resnet18 on a V100 by batch size, in ms for the whole batch, from the article that this project began with.
-"""
+"""Time of resnet18 on a V100 by batch size, in ms per batch, from the article that this project began with."""
 
 
 def summary(result: BenchResult) -> dict[str, Any]:

@@ -54,7 +54,7 @@ EVERY = 100
 """One file of this many is broken."""
 
 GENERATED = 1000
-"""Generated images that the readers are compared on, in addition to the ten photographs."""
+"""Generated images that the readers are compared on, in addition to the ten of scikit-image."""
 
 
 # Making the folder.
@@ -179,7 +179,7 @@ def pillow_in_threads(engine: Path, folder: Path, count: int, threads: int) -> d
 
 
 def compare_readers(engine: Path, folder: Path, count: int) -> dict[str, Any]:
-    """Compare the samples of both readers, and the engine's outputs, on photographs and generated images."""
+    """Compare the samples of both readers, and the engine's outputs, on scikit-image's and generated images."""
     from trtbatch import load as load_engine
 
     spec, recipe = image_input(load(engine, "engine").sidecar)

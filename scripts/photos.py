@@ -1,4 +1,4 @@
-"""Copy ten photographs from scikit-image's wheel to a folder: ``photos.py FOLDER``."""
+"""Copy ten images from scikit-image's wheel to a folder: ``photos.py FOLDER``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PHOTOS = (
 
 
 def copy_photos(target: Path) -> None:
-    """Copy the photographs to `target`, which is created if missing."""
+    """Copy the images to `target`, which is created if missing."""
     target.mkdir(parents=True, exist_ok=True)
     for name in PHOTOS:
         shutil.copy(Path(skimage.__file__).parent / "data" / name, target / name)

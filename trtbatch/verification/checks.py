@@ -286,7 +286,7 @@ def require_slots(
     Raises:
         RowsError: as :func:`require_same_rows`.
     """
-    others = {name: array.reshape(-1)[::-1].reshape(array.shape) for name, array in inputs.items()}  # of the same range
+    others = {name: array.reshape(-1)[::-1].reshape(array.shape) for name, array in inputs.items()}  # same value range
     for slot in slots:
         fill_slot(slot, batch, others)
         for output in slot.run().values():
