@@ -21,6 +21,7 @@ from trtbatch.benchmark.stand import Stand, open_stand
 from trtbatch.core.sidecar import Accuracy, Sidecar
 from trtbatch.onnx_graph.workload import ProductBytes
 from trtbatch.util import environment
+from trtbatch.util.notebook import html_table
 from trtbatch.util.statistics import Summary, bound_by, summarize
 
 __all__ = ["THROTTLED", "BatchResult", "BenchRequest", "BenchResult", "bench", "measure", "rounded"]
@@ -80,6 +81,17 @@ class BenchResult(Run):
     batches: tuple[BatchResult, ...]
     accuracy: Accuracy | None = None
     format_version: int = 1
+
+    def __repr__(self) -> str:
+        times = ", ".join(f"{line.batch}: {line.summary.median:.4g}" for line in self.batches)
+        return f"BenchResult({self.engine!r}, ms by batch {times})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [line.batch, line.mode, f"{line.summary.median:.4g}", f"{line.samples_per_s:,.0f}", line.verdict]
+            for line in self.batches
+        ]
+        return html_table(self.engine, ["batch", "mode", "ms", "samples/s", "verdict"], rows)
 
 
 def bench(request: BenchRequest) -> BenchResult:

@@ -26,6 +26,7 @@ from trtbatch.builder.request import (
     refuse_precision,
     refuse_target,
     refuse_tries,
+    refuse_values,
     source_of,
     stem_of,
 )
@@ -62,6 +63,7 @@ def build(request: BuildRequest) -> Artifact:
         BuildError: the backend can't build the model.
         RowsError: the engine gives wrong rows.
     """
+    refuse_values(request)
     if is_preprocessor(request.onnx):
         return build_preprocessor(request)
     builder = choose_builder(request.backend)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,16 +12,18 @@ from trtbatch.backends import warn_of_random
 from trtbatch.backends.base import Builder, BuilderOptions
 from trtbatch.core import hints, store
 from trtbatch.core.batches import Profile
+from trtbatch.core.profiles import MAX_PROFILES, plan_auto
 from trtbatch.core.sidecar import Artifact, ModelRecord, Sidecar
 from trtbatch.errors import PrecisionError, UsageError
 from trtbatch.onnx_graph.read import load_onnx, opset_of, read_specs
-from trtbatch.quantization.precision import CONVERTED, QUANTIZED, is_random
+from trtbatch.quantization.precision import CONVERTED, PRECISIONS, QUANTIZED, is_random
 from trtbatch.util import files
 from trtbatch.util.log import note
 
 __all__ = [
     "BuildRequest",
     "builder_settings",
+    "choose_profiles",
     "foreign",
     "not_tried",
     "note_unused",
@@ -29,6 +32,7 @@ __all__ = [
     "refuse_precision",
     "refuse_target",
     "refuse_tries",
+    "refuse_values",
     "source_of",
     "stem_of",
 ]
@@ -95,6 +99,60 @@ class BuildRequest:
     options: BuilderOptions = field(default_factory=BuilderOptions)
     device: int = 0
     progress: Callable[[str, float | None], None] = lambda words, share: None
+
+
+def choose_profiles(
+    smallest: int | None,
+    opt: int | None,
+    largest: int | None,
+    static: int | None,
+    profiles: Literal["auto"] | Sequence[Profile | str],
+    batches: Sequence[int],
+    most: int | None = None,
+) -> tuple[Profile, ...]:
+    """Return the profiles of the batch axis that a build is asked for; none leaves them to the model.
+
+    Args:
+        smallest, opt, largest: corners of one profile.
+        static: the one batch size to build for.
+        profiles: profiles, or ``auto``: one for each batch size of interest.
+        batches: batch sizes of interest.
+        most: largest number of profiles that ``auto`` makes; None is :data:`trtbatch.core.profiles.MAX_PROFILES`.
+
+    Raises:
+        UsageError: the arguments contradict each other.
+        ProfileError: a corner or a profile makes no sense.
+    """
+    if static is not None and static < 1:
+        raise UsageError(f"--static {static} is not a batch size", "give 1 or more")
+    if profiles == "auto":
+        given = [name for name, value in (("--opt", opt), ("--static", static)) if value]
+        if given:
+            raise UsageError(f"--profiles auto chooses what {given[0]} says", "give one of them")
+        return plan_auto(smallest, largest, batches, MAX_PROFILES if most is None else most)
+    if most is not None:
+        raise UsageError("--max-profiles goes with --profiles auto", "give both, or leave it out")
+    corners = any(value is not None for value in (smallest, opt, largest))
+    ways = [
+        way for way, used in (("--static", static), ("--min/--opt/--max", corners), ("--profile", profiles)) if used
+    ]
+    if len(ways) > 1:
+        raise UsageError(f"{' and '.join(ways)} say the same thing twice", "give one of them")
+    if corners:
+        return (Profile.complete(smallest, opt, largest),)
+    return tuple(dict.fromkeys(Profile.parse(each) if isinstance(each, str) else each for each in profiles))
+
+
+def refuse_values(request: BuildRequest) -> None:
+    """Raise if a precision is unknown or a tolerance is infinite.
+
+    Raises:
+        UsageError: naming it.
+    """
+    if request.precision is not None and request.precision not in (*PRECISIONS, "best"):
+        raise UsageError(f"--precision {request.precision!r} is none", f"pass one of {', '.join(PRECISIONS)}, best")
+    if request.tolerance is not None and not math.isfinite(request.tolerance):
+        raise UsageError(f"--tolerance {request.tolerance} lets everything pass", "give a finite number from 0 on")
 
 
 def builder_settings(request: BuildRequest, folder: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -175,116 +174,57 @@ def command(
 
     The file appears complete or not at all.
     """
-    from trtbatch.backends.base import BuilderOptions
-    from trtbatch.builder.build import BuildRequest, build
-    from trtbatch.core.batches import parse_batches
+    import trtbatch
     from trtbatch.errors import UsageError
 
-    sizes = tuple(parse_batches(batch)) if batch is not None else ()
     if no_timing_cache and timing_cache is not None:
         raise UsageError("--timing-cache and --no-timing-cache contradict each other", "give one of them")
     if layout is not None and not fuse_preprocess:
         raise UsageError("--layout is that of uint8 images", "pass --fuse-preprocess with it")
-    if profiles is None and max_profiles is not None:
-        raise UsageError("--max-profiles goes with --profiles auto", "give both, or leave it out")
-    if profiles == "auto":
-        chosen = _auto(min_, opt, max_, static, profile or [], sizes, max_profiles)
-    else:
-        chosen = _profiles(min_, opt, max_, static, profile or [])
+    if profiles == "auto" and profile:
+        raise UsageError("--profiles auto chooses what --profile says", "give one of them")
     with show_progress() as (_, report):
-        artifact = build(
-            BuildRequest(
-                onnx=onnx,
-                profiles=chosen,
-                batches=sizes,
-                static=static,
-                backend=backend,
-                workspace=None if workspace is None else parse_bytes(workspace),
-                opt_level=opt_level,
-                timing_cache=timing_cache,
-                keep_timings=not no_timing_cache,
-                own_kernels=own_kernels,
-                timing_iterations=timing_iterations,
-                tries=tries,
-                shapes=dict(_shape(text) for text in shape or []),
-                output=output,
-                verify=verify,
-                precision=_precision(precision),
-                io_precision=io_precision,
-                fuse_preprocess=(layout or "NHWC") if fuse_preprocess else None,
-                keep_fp32=tuple(dict.fromkeys(keep_fp32 or [])),
-                calibration=calibration,
-                calibration_method=calibration_method,
-                tolerance=_finite(tolerance),
-                options=BuilderOptions(
-                    version_compatible=version_compatible,
-                    hardware_compatible=hardware_compatible,
-                    aux_streams=aux_streams,
-                    sparsity=sparsity,
-                    refit=refit,
-                    strip_weights=strip_weights,
-                    weight_streaming=weight_streaming,
-                ),
-                device=device,
-                progress=report,
-            )
+        artifact = trtbatch.build(
+            onnx,
+            min=min_,
+            opt=opt,
+            max=max_,
+            static=static,
+            profiles=profiles or profile or (),
+            max_profiles=max_profiles,
+            batches=batch or (),
+            backend=backend,
+            precision=precision,
+            io_precision=io_precision,
+            keep_fp32=keep_fp32 or (),
+            calibration=calibration,
+            calibration_method=calibration_method,
+            tolerance=tolerance,
+            fuse_preprocess=(layout or "NHWC") if fuse_preprocess else None,
+            shapes=dict(_shape(text) for text in shape or []),
+            verify=verify,
+            tries=tries,
+            workspace=None if workspace is None else parse_bytes(workspace),
+            opt_level=opt_level,
+            timing_cache=timing_cache,
+            keep_timings=not no_timing_cache,
+            own_kernels=own_kernels,
+            timing_iterations=timing_iterations,
+            version_compatible=version_compatible,
+            hardware_compatible=hardware_compatible,
+            aux_streams=aux_streams,
+            sparsity=sparsity,
+            refit=refit,
+            strip_weights=strip_weights,
+            weight_streaming=weight_streaming,
+            output=output,
+            device=device,
+            progress=report,
         )
     if artifact.sidecar.kind == "preprocessor":
         _show_preprocessor(artifact)
     else:
         _show(artifact)
-
-
-def _precision(text: str | None) -> str | None:
-    from trtbatch.errors import UsageError
-    from trtbatch.quantization.precision import PRECISIONS
-
-    if text is not None and text not in (*PRECISIONS, "best"):
-        raise UsageError(f"--precision {text!r} is none", f"pass one of {', '.join(PRECISIONS)}, best")
-    return text
-
-
-def _finite(tolerance: float | None) -> float | None:
-    from trtbatch.errors import UsageError
-
-    if tolerance is not None and not math.isfinite(tolerance):
-        raise UsageError(f"--tolerance {tolerance} lets everything pass", "give a finite number from 0 on")
-    return tolerance
-
-
-def _profiles(
-    min_: int | None, opt: int | None, max_: int | None, static: int | None, texts: list[str]
-) -> tuple[Any, ...]:
-    from trtbatch.core.batches import Profile
-    from trtbatch.errors import UsageError
-
-    corners = [value for value in (min_, opt, max_) if value is not None]
-    ways = [way for way, used in (("--static", static), ("--min/--opt/--max", corners), ("--profile", texts)) if used]
-    if static is not None and static < 1:
-        raise UsageError(f"--static {static} is not a batch size", "give 1 or more")
-    if len(ways) > 1:
-        raise UsageError(f"{' and '.join(ways)} say the same thing twice", "give one of them")
-    if corners:
-        return (Profile.complete(min_, opt, max_),)
-    return tuple(dict.fromkeys(Profile.parse(text) for text in texts))
-
-
-def _auto(
-    min_: int | None,
-    opt: int | None,
-    max_: int | None,
-    static: int | None,
-    texts: list[str],
-    batches: tuple[int, ...],
-    most: int | None,
-) -> tuple[Any, ...]:
-    from trtbatch.core.profiles import MAX_PROFILES, plan_auto
-    from trtbatch.errors import UsageError
-
-    given = [name for name, value in (("--opt", opt), ("--static", static), ("--profile", texts)) if value]
-    if given:
-        raise UsageError(f"--profiles auto chooses what {given[0]} says", "give one of them")
-    return plan_auto(min_, max_, batches, MAX_PROFILES if most is None else most)
 
 
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:

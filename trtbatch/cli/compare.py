@@ -32,15 +32,14 @@ def command(
     Two runs also differ by the state of the machine: what is known of that is warned of. bench --against tells
     smaller differences.
     """
+    import trtbatch
     from trtbatch.reporting import gatereport
-    from trtbatch.reporting.gate import compare_results
-    from trtbatch.reporting.results import read_result
     from trtbatch.util.files import refuse_outputs
     from trtbatch.util.log import warn
 
     limit = None if fail_if_slower is None else _share(fail_if_slower)
     refuse_outputs((json_, ".json", "--json"), inputs=[a, b])
-    comparison = compare_results(read_result(a), read_result(b), (str(a), str(b)), limit)
+    comparison = trtbatch.compare(a, b, fail_if_slower=limit)
     unjudged = limit is not None and not comparison.failures and bool(comparison.unjudged)
     console = out()
     if markdown:

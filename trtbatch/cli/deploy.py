@@ -57,20 +57,18 @@ def triton(
     Other versions of the model stay where they are. With --from-images there are two more models: NAME_images, the
     ensemble that takes encoded images, and NAME_preprocessing, DALI's part of it.
     """
-    from trtbatch.deployment.triton import TritonRequest, deploy
+    import trtbatch
     from trtbatch.deployment.tritonbatching import parse_delay
 
-    done = deploy(
-        TritonRequest(
-            engine=engine,
-            repository=repository,
-            name=name,
-            instances=instances,
-            max_queue_delay=None if max_queue_delay is None else parse_delay(max_queue_delay),
-            version=version,
-            force=force,
-            from_images=from_images,
-        )
+    done = trtbatch.deploy_triton(
+        engine,
+        repository=repository,
+        name=name,
+        instances=instances,
+        max_queue_delay_us=None if max_queue_delay is None else parse_delay(max_queue_delay),
+        version=version,
+        force=force,
+        from_images=from_images,
     )
     console = out()
     console.print(f"[bold]{plain(str(done.folder))}[/] (version {done.version})")

@@ -17,10 +17,10 @@ def command(
         str,
         typer.Argument(help="A torchvision name (resnet18), package.module:factory, or a .pt2 file.", metavar="MODEL"),
     ],
-    dynamic: Annotated[bool, typer.Option("--dynamic", help="A dynamic batch axis: any batch size.")] = False,
-    static: Annotated[
-        bool, typer.Option("--static", help="One fixed batch size, that of --batch (the default).")
+    dynamic: Annotated[
+        bool, typer.Option("--dynamic", help="A dynamic batch axis: any batch size (the default).")
     ] = False,
+    static: Annotated[bool, typer.Option("--static", help="One fixed batch size, that of --batch.")] = False,
     batch: Annotated[int | None, typer.Option(min=1, help="Batch size of a static export. \\[default: 1]")] = None,
     input_shape: Annotated[
         str | None, typer.Option(metavar="C,H,W", help="Shape of one sample. \\[default: the model's own]")
@@ -58,21 +58,17 @@ def command(
     A dynamic export is accepted only after ONNX Runtime has run it at batches 1, 2, 3 and 7 and every row
     agrees with torch.
     """
+    import trtbatch
     from trtbatch.errors import UsageError
-    from trtbatch.exporter.export import ExportRequest, export
     from trtbatch.exporter.proof import PROOF_BATCHES
 
     if dynamic and static:
         problem = "--dynamic and --static contradict each other"
         raise UsageError(problem, "give --dynamic for any batch, or --static --batch N for one")
-    if dynamic and batch is not None:
-        raise UsageError("--batch is for a static export; --dynamic takes any batch", "leave out --batch, or --dynamic")
-    if layout is not None and input_dtype != "uint8":
-        raise UsageError("--layout is that of uint8 images", "pass --input-dtype uint8 with it")
-    request = ExportRequest(
-        model=model,
-        dynamic=dynamic,
-        batch=batch or 1,
+    artifact = trtbatch.export(
+        model,
+        dynamic=not static,
+        batch=batch,
         input_shape=None if input_shape is None else parse_shape(input_shape),
         opset=opset,
         exporter=exporter,
@@ -81,14 +77,13 @@ def command(
         input_names=parse_names(input_names),
         output_names=parse_names(output_names),
         input_dtype=input_dtype,
-        layout=layout or "NHWC",
+        layout=layout,
         output=output,
         trust_code=trust_code,
     )
-    artifact = export(request)
     sidecar = artifact.sidecar
     console = out()
-    proof = f"batches {', '.join(map(str, PROOF_BATCHES))}" if dynamic else f"batch {request.batch}"
+    proof = f"batches {', '.join(map(str, PROOF_BATCHES))}" if not static else f"batch {batch or 1}"
     console.print(f"[bold]{plain(str(artifact.path))}[/]  {size(sidecar.artifact.bytes)}, opset {sidecar.model.opset}")
     for label, specs in (("input", sidecar.inputs), ("output", sidecar.outputs)):
         for spec in specs:

@@ -99,7 +99,7 @@ def command(
         return
     _refuse_options({"--concurrency": concurrency is not None, "--format": format_ is not None}, "goes with --ray")
 
-    from trtbatch.runtime.infer import InferRequest, infer
+    import trtbatch
 
     with show_progress("{task.fields[rate]}") as (bar, _):
         task = bar.tasks[0].id
@@ -109,23 +109,21 @@ def command(
             elapsed = bar.tasks[0].elapsed or 1e-9
             bar.update(task, completed=done, total=total, rate=f"{done / elapsed:,.0f} images/s")
 
-        result = infer(
-            InferRequest(
-                engine=engine,
-                input=input_,
-                batch=_batch(batch),
-                count=count,
-                seed=seed,
-                output=None if output is None else Path(output),
-                topk=topk,
-                strict=strict,
-                device=device,
-                cuda_graphs=not no_cuda_graph,
-                reader=reader,
-                preprocessor=preprocessor,
-                trace=trace,
-                progress=progress,
-            )
+        result = trtbatch.infer(
+            engine,
+            input=input_,
+            batch=_batch(batch),
+            count=count,
+            seed=seed,
+            output=output,
+            topk=topk,
+            strict=strict,
+            reader=reader,
+            preprocessor=preprocessor,
+            cuda_graphs=not no_cuda_graph,
+            trace=trace,
+            device=device,
+            progress=progress,
         )
     _show(result)
     if result.skipped:

@@ -26,21 +26,19 @@ def command(
 
     The exit code is 1 where the sidecar and the engine differ.
     """
-    from trtbatch.core.hints import build_line, refuse_other_file
+    import trtbatch
+    from trtbatch.core.hints import build_line
     from trtbatch.core.sidecar import Artifact
     from trtbatch.core.store import is_engine
-    from trtbatch.diagnostics.inspection import inspect_engine, inspect_onnx
-    from trtbatch.diagnostics.preprocessor_report import inspect_preprocessor, is_preprocessor_file
+    from trtbatch.diagnostics.preprocessor_report import is_preprocessor_file
     from trtbatch.errors import ArtifactError, UsageError
     from trtbatch.util.serialization import encode
 
-    refuse_other_file(file, None)
     preprocessor = is_preprocessor_file(file)
     engine = is_engine(file)
     if open_ and engine:
         raise UsageError(f"--open shows ONNX graphs, and {file} is an engine", "name the ONNX file")
-    inspect = inspect_preprocessor if preprocessor else inspect_engine if engine else inspect_onnx
-    report: Any = inspect(file)
+    report: Any = trtbatch.inspect(file)
     if json_:
         print(json.dumps(encode(report), indent=1, ensure_ascii=False))
     elif preprocessor:

@@ -35,14 +35,22 @@ def command(
 
     Times come from the engine's table; batch sizes of the traffic that it lacks are timed first.
     """
+    import trtbatch
     from trtbatch.tuner.keeping import refuse_unkept
-    from trtbatch.tuner.plan import PlanRequest, plan
     from trtbatch.util.files import refuse_outputs
     from trtbatch.util.jsonfile import write_record
 
     refuse_outputs((json_, ".json", "--json"), inputs=[traffic])
     with show_progress() as (_, progress):
-        result = plan(PlanRequest(traffic, engine, max_profiles, from_table, not no_save, device, progress))
+        result = trtbatch.plan(
+            engine,
+            traffic=traffic,
+            max_profiles=max_profiles,
+            from_table=from_table,
+            save=not no_save,
+            device=device,
+            progress=progress,
+        )
     console = out()
     console.print(_table(result))
     for line in _words(result):

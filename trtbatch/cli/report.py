@@ -60,8 +60,7 @@ def command(
     Without an option, the table and a small chart are printed. The knee, from where larger batches buy less, is
     marked in all of them.
     """
-    from trtbatch.reporting.results import read_result
-    from trtbatch.reporting.series import ARTICLE_MODEL, series_of, shared
+    import trtbatch
     from trtbatch.util.files import refuse_outputs
 
     text = None if markdown is None or str(markdown) == PRINT else markdown
@@ -72,11 +71,8 @@ def command(
         (text, ".md", "--markdown"),
         inputs=results,
     )
-    read = [(str(path), read_result(path)) for path in results]
-    if article is None:
-        article = any(result.model.name == ARTICLE_MODEL for _, result in read)
-    series, title = series_of(read, article), shared(read)
-    written = _write(series, title, html, png, svg, text)
+    made = trtbatch.report(results, html=html, png=png, svg=svg, markdown=text, article=article)
+    series, title, written = made.series, made.title, made.written
     if text is None and markdown is not None:
         from trtbatch.reporting.overview import markdown as as_markdown
 
@@ -85,30 +81,6 @@ def command(
         _show(series, title)
     for path in written:  # what is printed may be on its way into a file
         (out() if markdown is None or text is not None else err()).print(f"[bold]{plain(str(path))}[/]")
-
-
-def _write(
-    series: Sequence[Series], title: str, html: Path | None, png: Path | None, svg: Path | None, text: Path | None
-) -> list[Path]:
-    """The files that were asked for; those that need matplotlib first, so that without it there are none."""
-    written = []
-    for path, kind in ((png, "png"), (svg, "svg")):
-        if path is not None:
-            from trtbatch.reporting.plot import write_plot
-
-            write_plot(series, title, path, kind)
-            written.append(path)
-    if html is not None:
-        from trtbatch.reporting.page import write_page
-
-        write_page(series, title, html)
-        written.append(html)
-    if text is not None:
-        from trtbatch.reporting.overview import write_markdown
-
-        write_markdown(series, title, text)
-        written.append(text)
-    return written
 
 
 def _show(series: Sequence[Series], title: str) -> None:

@@ -60,10 +60,10 @@ def command(
 
     Where no batch size meets the latency, the nearest is named, and the exit code is 1.
     """
-    from trtbatch.core.batches import parse_batches
+    import trtbatch
     from trtbatch.errors import UsageError
     from trtbatch.tuner.keeping import refuse_unkept
-    from trtbatch.tuner.tune import TuneRequest, largest_batch, tune
+    from trtbatch.tuner.tune import largest_batch
     from trtbatch.util.files import refuse_outputs
     from trtbatch.util.jsonfile import write_record
 
@@ -82,19 +82,18 @@ def command(
         unkept = ""
     else:
         with show_progress() as (_, progress):
-            request = TuneRequest(
-                engine=engine,
+            result = trtbatch.tune(
+                engine,
                 latency_ms=budget,
                 percentile=percentile,
                 streams=_streams_of(streams),
-                batches=None if batch is None else parse_batches(batch),
+                batches=batch or (),
                 min_time=min_time,
+                cuda_graphs=not no_cuda_graph,
                 save=not no_save,
                 device=device,
-                cuda_graphs=not no_cuda_graph,
                 progress=progress,
             )
-            result = tune(request)
         _show(result)
         record, unkept = result, result.unkept
     if json_ is not None:

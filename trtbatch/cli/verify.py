@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,31 +49,24 @@ def command(
     The default tolerance is an L2-relative error per row that follows the output's dtype and the engine's
     precision: 1e-4 for float32, 2e-3 where TensorRT computes in TF32, exact for integers.
     """
-    from trtbatch.core.batches import parse_batches
-    from trtbatch.errors import UsageError
+    import trtbatch
     from trtbatch.reporting import report
     from trtbatch.util.files import refuse_outputs
-    from trtbatch.verification.verify import VerifyRequest, verify
 
     read = [Path(name) for name in (input_, against) if name is not None]
     refuse_outputs((json_, ".json", "--json"), inputs=read)
-    for name, value in (("--rtol", rtol), ("--atol", atol)):
-        if value is not None and not math.isfinite(value):
-            raise UsageError(f"{name} {value} lets everything pass", "give a finite number from 0 on")
     with show_progress() as (_, progress):
-        result = verify(
-            VerifyRequest(
-                engine=engine,
-                against=against,
-                batches=None if batch is None else parse_batches(batch),
-                input=input_,
-                rtol=rtol,
-                atol=atol,
-                seed=seed,
-                device=device,
-                trust_code=trust_code,
-                progress=progress,
-            )
+        result = trtbatch.verify(
+            engine,
+            against=against,
+            batches=batch or (),
+            input=input_,
+            rtol=rtol,
+            atol=atol,
+            seed=seed,
+            trust_code=trust_code,
+            device=device,
+            progress=progress,
         )
     _show(result)
     if json_ is not None:

@@ -15,6 +15,7 @@ from trtbatch.core.preprocessing import Preprocessing
 from trtbatch.core.profiles import Measured, look_up
 from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import ArtifactError, TrtbatchError
+from trtbatch.util.notebook import html_table
 from trtbatch.util.serialization import RecordError, decode
 
 __all__ = [
@@ -294,6 +295,24 @@ class Artifact:
 
     path: Path
     sidecar: Sidecar
+
+    def __repr__(self) -> str:
+        return f"Artifact({str(self.path)!r}, {', '.join(self._facts().values())})"
+
+    def _repr_html_(self) -> str:
+        return html_table(str(self.path), ["", ""], self._facts().items())
+
+    def _facts(self) -> dict[str, str]:
+        """Return what tells this artifact from others, by name."""
+        sidecar = self.sidecar
+        facts = {}
+        if sidecar.backend is not None:
+            facts["backend"] = f"{sidecar.backend} {sidecar.precision_realised or ''}".rstrip()
+        if sidecar.profiles:
+            facts["profiles"] = f"profiles {', '.join(map(str, sidecar.profiles))}"
+        else:
+            facts["inputs"] = f"{', '.join(map(str, sidecar.inputs))}"
+        return {**facts, "weights": f"weights: {sidecar.model.weights}"}
 
 
 def read_sidecar(path: Path, make: str) -> Sidecar:

@@ -106,6 +106,10 @@ class Deployed:
     preprocessing: Path | None = None
     ensemble: Path | None = None
 
+    def __repr__(self) -> str:
+        more = "" if self.ensemble is None else f", from images: {str(self.ensemble)!r}"
+        return f"Deployed({str(self.folder)!r}, version {self.version}{more})"
+
 
 @dataclass(frozen=True)
 class _Model:

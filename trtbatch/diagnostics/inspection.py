@@ -19,6 +19,7 @@ from trtbatch.onnx_graph.read import FixedBatch, fixed_batch_nodes, load_onnx, o
 from trtbatch.onnx_graph.run import fold
 from trtbatch.onnx_graph.workload import bytes_moved, macs_of
 from trtbatch.util import files, optional
+from trtbatch.util.notebook import html_table
 
 __all__ = ["Difference", "EngineReport", "Layer", "OnnxReport", "inspect_engine", "inspect_onnx"]
 
@@ -51,6 +52,15 @@ class OnnxReport:
     dynamic: bool
     fixed_by: tuple[FixedBatch, ...]
     sidecar: Sidecar | None
+
+    def __repr__(self) -> str:
+        batch = "dynamic" if self.dynamic else "fixed"
+        return f"OnnxReport({self.path!r}, batch {batch}, {', '.join(map(str, self.inputs))})"
+
+    def _repr_html_(self) -> str:
+        rows = [["input", str(spec)] for spec in self.inputs] + [["output", str(spec)] for spec in self.outputs]
+        rows += [["batch", "dynamic" if self.dynamic else "fixed"], ["parameters", f"{self.parameters:,}"]]
+        return html_table(self.path, ["", ""], rows)
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,15 @@ class EngineReport:
     unopened: str | None
     layers: tuple[Layer, ...]
     precisions: dict[str, float]
+
+    def __repr__(self) -> str:
+        differing = [fact.what for fact in self.facts if not fact.same]
+        state = self.damaged or (f"differs in {', '.join(differing)}" if differing else "as its sidecar says")
+        return f"EngineReport({self.path!r}, {state})"
+
+    def _repr_html_(self) -> str:
+        rows = [[fact.what, fact.sidecar, fact.engine] for fact in self.facts]
+        return html_table(self.path, ["", "sidecar", "engine"], rows)
 
 
 def inspect_onnx(path: Path) -> OnnxReport:

@@ -38,6 +38,9 @@ class PreprocessorReport:
     damaged: str | None
     sidecar: Sidecar | None
 
+    def __repr__(self) -> str:
+        return f"PreprocessorReport({self.path!r}, for {self.model}, {self.output})"
+
 
 def is_preprocessor_file(path: Path) -> bool:
     """Return whether a file is a preprocessor, by its sidecar or its own metadata."""

@@ -38,20 +38,20 @@ class ExportRequest:
     Args:
         model: torchvision name, ``package.module:factory`` or ``.pt2`` file.
         dynamic: whether the batch axis is open.
-        batch: the batch size of a static export.
+        batch: the batch size of a static export; None is 1.
         input_shape: of one sample; None takes the model's own.
         opset: None is 17 for torchscript, which TensorRT 8.6 reads, and 18 for dynamo, the least it writes.
         exporter: None is torchscript while torch carries it, else dynamo.
         weights: ``auto``, ``pretrained``, ``random`` or a file.
         input_dtype: ``uint8`` makes the preprocessing's arithmetic part of the model.
-        layout: of uint8 images.
+        layout: of uint8 images; None is ``NHWC``, as they are decoded.
         output: None is ``engines/NAME_dynamic.onnx`` or ``engines/NAME.onnx``.
         trust_code: load a ``.pt2`` file as torch does, with the code that it may hold.
     """
 
     model: str
-    dynamic: bool = False
-    batch: int = 1
+    dynamic: bool = True
+    batch: int | None = None
     input_shape: tuple[int, ...] | None = None
     opset: int | None = None
     exporter: Exporter | None = None
@@ -60,9 +60,14 @@ class ExportRequest:
     input_names: Sequence[str] = ()
     output_names: Sequence[str] = ()
     input_dtype: Literal["float32", "uint8"] = "float32"
-    layout: Layout = "NHWC"
+    layout: Layout | None = None
     output: Path | None = None
     trust_code: bool = False
+
+    @property
+    def axis(self) -> int | str:
+        """Size or name of the batch axis in the exported file."""
+        return BATCH_AXIS if self.dynamic else self.batch or 1
 
 
 def export(request: ExportRequest) -> Artifact:
@@ -74,13 +79,15 @@ def export(request: ExportRequest) -> Artifact:
         ExportError: the exporter failed, or rows of the exported file are wrong.
         TrtbatchError, OSError: the folder can't be written; nothing was downloaded.
     """
+    _refuse_contradictions(request)
     _refuse_output(request.output)
     exporter = choose_exporter(request.exporter)
     opset = request.opset if request.opset is not None else (17 if exporter == "torchscript" else 18)
     refuse_opset(opset, exporter)
     model = load_model(request.model, request.weights, request.seed, request.input_shape, request.trust_code)
     suffix = "_dynamic" if request.dynamic else ""
-    suffix += SUFFIXES[request.layout] if request.input_dtype == "uint8" else ""
+    layout = request.layout or "NHWC"
+    suffix += SUFFIXES[layout] if request.input_dtype == "uint8" else ""
     target = request.output or ENGINES / f"{_file_stem(model.name)}{suffix}.onnx"
     inputs = _input_specs(model, request)
     with files.scratch(target) as folder:
@@ -89,7 +96,7 @@ def export(request: ExportRequest) -> Artifact:
         outputs = _output_specs(model, reference, request, inputs)
         _refuse_mismatch(model, inputs, outputs)
         trace = Trace(model, exporter, opset, inputs, outputs)
-        companions = trace.write(TRACE_BATCH if request.dynamic else request.batch, made)
+        companions = trace.write(TRACE_BATCH if request.dynamic else request.batch or 1, made)
         prove(trace, made, reference)
         sidecar = Sidecar(
             kind="onnx",
@@ -116,7 +123,7 @@ def export(request: ExportRequest) -> Artifact:
             refuse_unfusable(sidecar, model.name)
             room = folder / "fused"
             room.mkdir()
-            made, sidecar, companions = write_fused(made, sidecar, request.layout, room / target.name)
+            made, sidecar, companions = write_fused(made, sidecar, layout, room / target.name)
         return store.publish(made, target, sidecar, companions)
 
 
@@ -153,6 +160,21 @@ def _refuse_mismatch(model: TorchModel, inputs: tuple[TensorSpec, ...], outputs:
         )
 
 
+def _refuse_contradictions(request: ExportRequest) -> None:
+    """Raise where arguments exclude each other.
+
+    Raises:
+        UsageError: naming them.
+    """
+    if request.dynamic and request.batch is not None:
+        raise UsageError(
+            f"--batch {request.batch} is for a static export; a dynamic one takes any batch",
+            f"leave out --batch, or pass --static --batch {request.batch}",
+        )
+    if request.layout is not None and request.input_dtype != "uint8":
+        raise UsageError("--layout is that of uint8 images", "pass --input-dtype uint8 with it")
+
+
 def _same_weights(model: TorchModel, asked: str) -> str:
     """The ``--weights`` that gets the same numbers again: what ``auto`` came to, for a torchvision model."""
     label = model.weights.partition(" ")[0]
@@ -186,7 +208,8 @@ def _run_torch(model: TorchModel, request: ExportRequest, trace: Trace, folder: 
         ModelError: it runs at none.
     """
     if not request.dynamic:
-        return {request.batch: model.run(request.batch)}
+        batch = request.batch or 1
+        return {batch: model.run(batch)}
     try:
         return {batch: model.run(batch) for batch in PROOF_BATCHES}
     except ModelError as error:
@@ -246,6 +269,5 @@ def _spec(
             "wrap the model so that one axis is the batch and the others are fixed",
         )
     axis = moved[0] if moved else None
-    size: int | str = BATCH_AXIS if request.dynamic else request.batch
-    shape = tuple(size if index == axis else length for index, length in enumerate(few.shape))
+    shape = tuple(request.axis if index == axis else length for index, length in enumerate(few.shape))
     return TensorSpec(name, few.dtype.name, shape, axis, value_range)

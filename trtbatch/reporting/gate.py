@@ -18,6 +18,7 @@ from trtbatch.errors import InputError
 from trtbatch.reporting.independent import ratio_of_medians
 from trtbatch.reporting.results import clean, kept_ms
 from trtbatch.reporting.series import gpu_of, version_of
+from trtbatch.util.notebook import html_table
 
 __all__ = ["Change", "Comparison", "Run", "compare_results"]
 
@@ -93,6 +94,18 @@ class Comparison:
     unstable_a: tuple[str, ...] = ()
     unstable_b: tuple[str, ...] = ()
     format_version: int = 1
+
+    def __repr__(self) -> str:
+        verdicts = ", ".join(f"{line.batch}: {line.verdict} {line.ratio:.3f}" for line in self.lines)
+        return f"Comparison({self.b.file!r} against {self.a.file!r}, by batch {verdicts})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [line.batch, line.mode, f"{line.ms_a:.4g}", f"{line.ms_b:.4g}", f"{line.ratio:.3f}", line.verdict]
+            for line in self.lines
+        ]
+        names = ["batch", "mode", "A, ms", "B, ms", "B/A", "B is"]
+        return html_table(f"A: {self.a.file}, B: {self.b.file}", names, rows)
 
     @property
     def failures(self) -> tuple[Change, ...]:

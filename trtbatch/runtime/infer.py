@@ -30,6 +30,7 @@ from trtbatch.runtime.sinks import BestClasses, Prediction, Sink, best_classes, 
 from trtbatch.runtime.sources import ImageSource, Skipped, Source, open_source
 from trtbatch.util import files
 from trtbatch.util.log import note, warn
+from trtbatch.util.notebook import html_table
 from trtbatch.util.trace import NO_TRACE, Recorder, open_trace
 
 if TYPE_CHECKING:
@@ -109,6 +110,15 @@ class InferResult:
     seconds: float = 0.0
     unscored: int = 0
     busy: dict[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        rate = self.samples / self.seconds if self.seconds else 0.0
+        skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
+        return f"InferResult({self.engine!r}, {self.samples} samples{skipped}, {rate:,.0f} samples/s)"
+
+    def _repr_html_(self) -> str:
+        rows = [[name, ", ".join(f"{each.name} {each.score:.1%}" for each in best)] for name, best in self.shown]
+        return html_table(repr(self), ["input", "predictions"], rows)
 
     @property
     def bound(self) -> str:

@@ -104,6 +104,13 @@ class LoadedEngine:
         self._session: Session = engine.session(cuda_graphs=cuda_graphs)
         self.sidecar: Sidecar = engine.sidecar
 
+    def __repr__(self) -> str:
+        sidecar = self.sidecar
+        device = sidecar.device.get("gpu") or sidecar.device.get("cpu") or sidecar.backend
+        state = "" if self._engine is not None else ", closed"
+        profiles = ", ".join(map(str, sidecar.profiles))
+        return f"LoadedEngine({sidecar.model.name!r}, {sidecar.precision}, profiles {profiles}, on {device}{state})"
+
     def __call__(self, inputs: Any = None, /, **named: Any) -> Any:
         """Run a batch of any size: ``engine(images)``, ``engine({"left": a, "right": b})`` or ``engine(left=a, …)``.
 

@@ -23,6 +23,7 @@ from trtbatch.tuner.optchoice import Choice, Costs, Method, best_choices, most_f
 from trtbatch.tuner.timemodel import TimeModel
 from trtbatch.tuner.traffic import read_traffic
 from trtbatch.util.log import note, warn
+from trtbatch.util.notebook import html_table
 
 __all__ = ["ENOUGH", "MOST_TIMED", "PlanLine", "PlanRequest", "PlanResult", "plan", "plan_lines"]
 
@@ -113,6 +114,14 @@ class PlanResult:
     saved: bool
     unkept: str = ""
     format_version: int = 1
+
+    def __repr__(self) -> str:
+        profiles = ", ".join(map(str, self.profiles))
+        return f"PlanResult({profiles} for {self.traffic.file}, {self.chosen.ms_per_request:.4g} ms per request)"
+
+    def _repr_html_(self) -> str:
+        rows = [[line.profiles, ", ".join(map(str, line.opts)), f"{line.ms_per_request:.4g}"] for line in self.lines]
+        return html_table(f"{self.traffic.file}, times of {self.engine}", ["profiles", "opts", "ms/request"], rows)
 
 
 def plan(request: PlanRequest) -> PlanResult:

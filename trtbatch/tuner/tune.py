@@ -29,6 +29,7 @@ from trtbatch.tuner.search import Goal, Outcome, Trial, budget_for, search
 from trtbatch.tuner.underload import Load, throughput
 from trtbatch.util import environment
 from trtbatch.util.log import note
+from trtbatch.util.notebook import html_table
 from trtbatch.util.statistics import median_interval
 
 __all__ = ["PATIENCE", "TuneRequest", "TuneResult", "asked_for", "largest_batch", "tune"]
@@ -120,6 +121,21 @@ class TuneResult(Run):
     alike: tuple[Trial, ...] = ()
     unkept: str = ""
     format_version: int = 1
+
+    def __repr__(self) -> str:
+        chosen = self.chosen
+        return (
+            f"TuneResult({self.engine!r}, batch {chosen.batch} with {chosen.streams} in flight: "
+            f"{chosen.samples_per_s.value:,.0f} samples/s, {chosen.latency_ms.value:.4g} ms)"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [each.batch, each.streams, f"{each.samples_per_s.value:,.0f}", f"{each.latency_ms.value:.4g}"]
+            for each in self.trials
+            if each.failed is None
+        ]
+        return html_table(f"{self.engine}: {self.asked}", ["batch", "in flight", "samples/s", "latency, ms"], rows)
 
 
 def asked_for(latency_ms: float | None, percentile: float) -> str:

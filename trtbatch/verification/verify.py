@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from trtbatch.onnx_graph.read import what_fixes_the_batch
 from trtbatch.runtime.sources import read_samples
 from trtbatch.util import environment
 from trtbatch.util.log import note, warn
+from trtbatch.util.notebook import html_table
 from trtbatch.verification.checks import CHECKS, Finding, RowChecker
 from trtbatch.verification.comparison import OutputResult, compare_outputs
 from trtbatch.verification.references import Reference, SavedReference, find_onnx, open_reference
@@ -86,6 +88,15 @@ class VerifyResult:
     created: str
     format_version: int = 1
 
+    def __repr__(self) -> str:
+        verdict = "right" if self.passed else "WRONG"
+        return f"VerifyResult({self.engine!r}, {verdict} at batch {', '.join(map(str, self.batches))})"
+
+    def _repr_html_(self) -> str:
+        rows = [[each.batch, each.output, "right" if each.passed else "WRONG"] for each in self.outputs]
+        rows += [[each.batch, each.output, each.message] for each in self.findings]
+        return html_table(f"{self.engine} against {self.reference}", ["batch", "output", "verdict"], rows)
+
 
 def verify(request: VerifyRequest) -> VerifyResult:
     """Compare an engine with a reference and with itself; wrong rows are a result, not an exception.
@@ -94,6 +105,9 @@ def verify(request: VerifyRequest) -> VerifyResult:
         ProfileError: a batch is outside every profile.
         UsageError, InputError, ArtifactError: the reference or the samples aren't available.
     """
+    for option, limit in (("--rtol", request.rtol), ("--atol", request.atol)):
+        if limit is not None and not math.isfinite(limit):
+            raise UsageError(f"{option} {limit} lets everything pass", "give a finite number from 0 on")
     artifact = resolve_engine(request.engine, request.batches or ())
     sidecar = artifact.sidecar
     name = artifact.path.name

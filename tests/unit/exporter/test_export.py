@@ -74,11 +74,19 @@ def test_both_exporters_prove_a_dynamic_batch(cli: Cli, folder: Path, exporter: 
 
 
 def test_a_static_export_has_its_batch_everywhere(cli: Cli, folder: Path) -> None:
-    assert cli("export", "tests.support.zoo:small", "--input-shape", "3x16x16").exit_code == 0
+    assert cli("export", "tests.support.zoo:small", "--static", "--input-shape", "3x16x16").exit_code == 0
     assert dims(folder / "engines" / "small.onnx") == {"input": [1, 3, 16, 16], "output": [1, 5]}
     assert cli("export", "tests.support.zoo:small", "--static", "--batch", 4, "--input-shape", "3,16,16").exit_code == 0
     assert dims(folder / "engines" / "small.onnx") == {"input": [4, 3, 16, 16], "output": [4, 5]}
     assert exported(folder, "small.onnx").inputs[0].fixed_batch == 4
+
+
+def test_the_batch_axis_is_dynamic_unless_static_is_asked_for(cli: Cli, folder: Path) -> None:
+    for options in ((), ("--dynamic",)):
+        assert cli("export", "tests.support.zoo:small", *options, "--input-shape", "3,16,16").exit_code == 0
+        assert [path.name for path in (folder / "engines").glob("*.onnx")] == ["small_dynamic.onnx"]
+    assert dims(folder / "engines" / "small_dynamic.onnx")["input"] == ["batch_size", 3, 16, 16]
+    refused(cli("export", "resnet18", "--batch", 4), 2, "--batch 4 is for a static export", "--static --batch 4")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +115,7 @@ def test_a_baked_batch_fails_and_leaves_nothing(cli: Cli, folder: Path, factory:
 
 
 def test_a_model_of_one_batch_size_is_exported_for_that(cli: Cli, folder: Path) -> None:
-    result = cli("export", "tests.support.zoo:eight", "--batch", 8, "--input-shape", "3,8,8")
+    result = cli("export", "tests.support.zoo:eight", "--static", "--batch", 8, "--input-shape", "3,8,8")
     assert result.exit_code == 0, result.output
     assert dims(folder / "engines" / "eight.onnx") == {"input": [8, 3, 8, 8], "output": [8, 5]}
     assert exported(folder, "eight.onnx").outputs[0].fixed_batch == 8
@@ -309,7 +317,7 @@ def test_unreachable_weights_are_random_with_a_loud_warning_or_an_error(
     assert "warning: RANDOM WEIGHTS" in done.stderr
     assert "squeezenet1_1-b8a52dc0.pth" in done.stderr
     assert "random (seed 0)" in done.stdout
-    (folder / "engines" / "squeezenet1_1.onnx").unlink()
+    (folder / "engines" / "squeezenet1_1_dynamic.onnx").unlink()
     done = cli(*line, "--weights", "pretrained")
     assert done.exit_code == 1
     assert "error: pretrained weights of squeezenet1_1 can't be had" in done.stderr
@@ -354,7 +362,7 @@ def test_paths_are_no_misspelt_names(cli: Callable[..., Any], folder: Path, mode
         (("tests.support.zoo:broken",), 1, "no such file: weights.bin"),
         (("tests.support.zoo:fails",), 1, "this model never runs"),
         (("nothing.pt2",), 2, "no such file"),
-        (("resnet18", "--dynamic", "--batch", 2), 2, "--batch is for a static export"),
+        (("resnet18", "--dynamic", "--batch", 2), 2, "--batch 2 is for a static export"),
         (("resnet18", "--dynamic", "--static"), 2, "--dynamic and --static contradict each other"),
         (("resnet18", "--static", "--dynamic", "--batch", 4), 2, "--dynamic and --static contradict each other"),
         (("resnet18", "--input-shape", "3,224"), 2, "3 channels"),

@@ -1,0 +1,117 @@
+"""The package's functions: their examples, their names and what they return."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import trtbatch
+from tests.support import models
+from tests.support.results import timed
+from trtbatch.core.store import load
+from trtbatch.errors import UsageError
+
+FUNCTIONS = [name for name in trtbatch.__all__ if inspect.isfunction(getattr(trtbatch, name))]
+
+NET = """
+import torch
+
+def net():
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 5))
+"""
+
+
+@pytest.fixture
+def examples(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A folder with what the examples name, and their variables."""
+    monkeypatch.syspath_prepend(str(folder))
+    models.classifier(folder / "model.onnx")
+    trtbatch.build("model.onnx", min=1, opt=4, max=8, backend="onnxruntime")
+    (folder / "traffic.csv").write_text("batch,count\n1,100\n8,10\n")
+    images = np.zeros((20, 3, 8, 8), np.float32)
+    return {"trtbatch": trtbatch, "images": images, "result": timed(lambda batch: 1.0 + batch, [1, 2, 3, 4])}
+
+
+def test_every_function_has_an_example_and_names_its_parameters() -> None:
+    for name in FUNCTIONS:
+        function = getattr(trtbatch, name)
+        told = inspect.getdoc(function) or ""
+        assert ">>> " in told, name
+        for parameter in inspect.signature(function).parameters:
+            assert f"    {parameter}: " in told, (name, parameter)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.torch] * (name == "export")) for name in FUNCTIONS]
+)
+def test_the_example_runs(name: str, examples: dict[str, Any], folder: Path) -> None:
+    (folder / "mymodels.py").write_text(NET)
+    finder, flags = doctest.DocTestFinder(recurse=False), doctest.NORMALIZE_WHITESPACE
+    (test,) = finder.find(getattr(trtbatch, name), name, globs=examples)
+    told: list[str] = []
+    doctest.DocTestRunner(optionflags=flags).run(test, out=told.append)
+    assert told == [], "".join(told)
+
+
+def test_all_names_are_there_and_no_others() -> None:
+    assert len(trtbatch.__all__) <= 18
+    for name in trtbatch.__all__:
+        assert getattr(trtbatch, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = trtbatch.nonsense
+
+
+def test_functions_can_be_imported_by_name() -> None:
+    from trtbatch import build, export
+
+    assert callable(build)
+    assert callable(export)
+
+
+def test_batches_are_numbers_or_text(examples: dict[str, Any], folder: Path) -> None:
+    found = trtbatch.verify("engines/model.ort.onnx", batches="1,2,4,8")
+    assert found.batches == (1, 2, 4, 8)
+    assert trtbatch.verify("engines/model.ort.onnx", batches=[2]).batches == (2,)
+
+
+def test_profiles_are_text_or_objects(examples: dict[str, Any], folder: Path) -> None:
+    (one,) = load(folder / "engines/model.ort.onnx", "engine").sidecar.profiles
+    made = trtbatch.build("model.onnx", profiles=["1:1:1", one], backend="onnxruntime", output=folder / "two.ort.onnx")
+    assert list(map(str, made.sidecar.profiles)) == ["1:1:1", "1:4:8"]
+    with pytest.raises(UsageError, match="say the same thing twice"):
+        trtbatch.build("model.onnx", static=4, max=8)
+
+
+def test_wrong_rows_are_a_result_and_its_words(examples: dict[str, Any], folder: Path) -> None:
+    models.first_row_only(folder / "wrong.onnx")
+    trtbatch.build("wrong.onnx", max=8, backend="onnxruntime", verify=False)
+    found = trtbatch.verify("engines/wrong.ort.onnx", batches=[4])
+    assert repr(found) == "VerifyResult('wrong.ort.onnx', WRONG at batch 4)"
+    assert "rows 1–3 are all zero" in found._repr_html_()
+
+
+def test_tables_of_notebooks_are_escaped_html(examples: dict[str, Any], folder: Path) -> None:
+    model = onnx.load(folder / "model.onnx")
+    model.graph.output[0].name = model.graph.node[-1].output[0] = "<b>"
+    onnx.save(model, folder / "odd.onnx")
+    shown = trtbatch.inspect("odd.onnx")._repr_html_()  # type: ignore[union-attr]
+    assert "&lt;b&gt;" in shown
+    assert "<b>" not in shown
+    result = trtbatch.bench("engines/model.ort.onnx", batches=[1], iterations=3)
+    for found in (
+        result,
+        trtbatch.compare(result, result),
+        trtbatch.report([result]),
+        trtbatch.inspect("engines/model.ort.onnx"),
+        trtbatch.infer("engines/model.ort.onnx", input="random", count=2),
+        trtbatch.plan("engines/model.ort.onnx", traffic="traffic.csv"),
+        load(folder / "engines/model.ort.onnx", "engine"),
+    ):
+        assert found._repr_html_().startswith("<table>"), found  # type: ignore[union-attr]
+        assert repr(found).startswith(type(found).__name__ + "("), found
