@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 
 import trtbatch
 from tests.support import models
+from tests.support.processes import child_environment
 from tests.support.results import timed
 from trtbatch.core.store import load
 from trtbatch.errors import UsageError
@@ -115,3 +118,30 @@ def test_tables_of_notebooks_are_escaped_html(examples: dict[str, Any], folder: 
     ):
         assert found._repr_html_().startswith("<table>"), found  # type: ignore[union-attr]
         assert repr(found).startswith(type(found).__name__ + "("), found
+
+
+@pytest.mark.torch
+@pytest.mark.process
+def test_the_library_leaves_the_process_as_it_was(folder: Path) -> None:
+    """Descriptors, filters of warnings, the path of modules, handlers of signals."""
+    (folder / "mymodels.py").write_text(NET)
+    code = """
+import os, signal, sys, warnings
+sys.path.insert(0, os.getcwd())
+import trtbatch
+def state():
+    handlers = signal.getsignal(signal.SIGTERM), sys.unraisablehook, sys.getswitchinterval()
+    return list(sys.path), list(warnings.filters), *handlers
+before, os.dup2 = state(), None
+trtbatch.export("mymodels:net", input_shape=(3, 8, 8))
+trtbatch.build(min=1, opt=4, max=8, backend="onnxruntime")
+trtbatch.bench(iterations=3)
+trtbatch.infer(input="random", count=5)
+assert state()[:1] == before[:1], "sys.path"
+assert state()[2:] == before[2:], "handlers"
+assert [each for each in state()[1] if each not in before[1] and "trtbatch" in str(each)] == []
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, env=child_environment(), timeout=120
+    )
+    assert done.returncode == 0, done.stderr

@@ -20,7 +20,9 @@ import typer
 from typer.core import TyperGroup
 
 from trtbatch.cli.console import STATE, show_error, show_notes
+from trtbatch.cli.quiet import hidden
 from trtbatch.errors import TrtbatchError, UsageError, from_os_error, unreadable
+from trtbatch.util.foreign import hide_output
 from trtbatch.util.signals import in_callback, send_again
 from trtbatch.util.text import shortened
 from trtbatch.util.version import __version__
@@ -246,6 +248,9 @@ def _root(
     ] = False,
 ) -> None:
     """PyTorch vision models on TensorRT at any batch size: export, build, infer, bench."""
+    hide_output(hidden)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does, so that a model file in this folder is found
 
 
 def main() -> NoReturn:

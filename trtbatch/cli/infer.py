@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from trtbatch.cli.console import Debug, Device, EngineFile, err, out, plain, show_progress
+from trtbatch.cli.quiet import quiet_ray
 
 __all__ = ["command"]
 
@@ -161,7 +162,7 @@ def _with_ray(
         raise UsageError("--ray needs --output DIR", "name a folder, or a URI such as s3://bucket/folder")
     if format_ not in (None, "parquet", "jsonl"):
         raise UsageError(f"--format {format_} is no format", "give parquet or jsonl")
-    with show_progress("{task.fields[rate]}") as (bar, _):
+    with show_progress("{task.fields[rate]}") as (bar, _), quiet_ray():
         task = bar.tasks[0].id
         bar.update(task, description="predicting")
         result = infer_with_ray(

@@ -16,7 +16,6 @@ Files are read and written by pyarrow, from where its file systems reach: this m
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import math
 import os
@@ -25,7 +24,6 @@ import signal
 import socket
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
@@ -43,6 +41,7 @@ from trtbatch.deployment.store import Kind, Store, list_rows, named, open_store
 from trtbatch.errors import ExecutionError, UsageError
 from trtbatch.runtime.sinks import refuse_topk
 from trtbatch.util import optional
+from trtbatch.util.foreign import foreign_output
 from trtbatch.util.log import note
 from trtbatch.util.text import shortened
 
@@ -139,7 +138,7 @@ def infer_with_ray(request: RayRequest, predictor: type[Any] = Predictor) -> Ray
     if result.before:
         note(f"{result.before} of {len(rows)} rows are in {request.output} already")
     if waiting:
-        with _muted(), connected(request.address), _translated():
+        with connected(request.address), _translated():
             claim(target, request.output, made_with)
             _run(request, artifact, source, target, kind, waiting, batch, predictor, result)
     wanted, there = [named(source, path, row) for path, row in rows], done_rows(target)
@@ -169,7 +168,7 @@ def connected(address: str) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ended = threading.Event()
     try:
-        with _quiet_backend():
+        with foreign_output(2):  # what Ray's C++ starts here keeps this standard error
             _connect(ray, address, ended)
         try:
             if threading.current_thread() is threading.main_thread():
@@ -180,50 +179,6 @@ def connected(address: str) -> Iterator[None]:
             ray.shutdown()
     finally:
         ended.set()
-
-
-_LEVEL = "RAY_BACKEND_LOG_LEVEL"
-
-
-@contextlib.contextmanager
-def _quiet_backend() -> Iterator[None]:
-    """Let Ray's C++, which is started in the block, print nothing on our terminal.
-
-    It prints its errors there, advice to Ray's own makers among them; what ends a task or the job is an exception too.
-    That it was told to be quiet it prints as well, so standard error leads nowhere meanwhile.
-    """
-    if _LEVEL in os.environ:  # somebody wants to see it
-        yield
-        return
-    os.environ[_LEVEL] = "fatal"
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # of a caller that has closed it
-            kept = os.dup(2)
-            stack.callback(os.close, kept)
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            stack.callback(os.close, nowhere)
-            os.dup2(nowhere, 2)
-            stack.callback(os.dup2, kept, 2)
-        yield
-
-
-@contextlib.contextmanager
-def _muted() -> Iterator[None]:
-    """Hide what Ray's threads print by Python's means.
-
-    It warns of its own future, and of how to write pipelines for it; what befalls tasks that it runs again it prints
-    among our results, on standard output.
-    """
-    with warnings.catch_warnings(), contextlib.redirect_stdout(_Nowhere()):
-        warnings.filterwarnings("ignore", module=r"ray(\.|$)")
-        yield
-
-
-class _Nowhere(io.TextIOBase):
-    """Takes text, and is never closed: threads of Ray's may outlive the block."""
-
-    def write(self, text: str) -> int:
-        return len(text)
 
 
 def _connect(ray: Any, address: str, ended: threading.Event) -> None:

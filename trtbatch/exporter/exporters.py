@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from trtbatch.errors import ExportError, MissingPackageError, UsageError
 from trtbatch.exporter.torchmodel import TorchModel, flatten_outputs
 from trtbatch.onnx_graph.read import load_onnx, opset_of
 from trtbatch.util import optional
+from trtbatch.util.foreign import foreign_output
 from trtbatch.util.log import note, warn
 
 __all__ = ["EXTERNAL_ABOVE", "Exporter", "Trace", "choose_exporter", "refuse_opset"]
@@ -122,7 +121,8 @@ def _run_exporter(trace: Trace, batch: int, path: Path) -> None:
             with (
                 torch.no_grad(),
                 _no_fast_attention(torch),
-                _silence(),
+                foreign_output(1),  # both exporters print pages when they fail, torchscript's from C++
+                foreign_output(2),
             ):
                 torch.onnx.export(module, tuple(example.values()), str(path), opset_version=trace.opset, **options)
         except Exception as error:
@@ -131,21 +131,6 @@ def _run_exporter(trace: Trace, batch: int, path: Path) -> None:
                 raise cause from None
             raise _exporter_failed(cause, trace.exporter) from error
     _show(caught)
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Both exporters print pages when they fail, torchscript's from C++: the reason is in the exception."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-        try:
-            with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-                yield
-        finally:
-            os.dup2(kept, 1)
-            os.close(kept)
 
 
 @contextlib.contextmanager

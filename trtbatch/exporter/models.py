@@ -201,13 +201,11 @@ def _from_factory(model: str, weights: str, seed: int, input_shape: tuple[int, .
 
 
 def _call_factory(module_name: str, attribute: str) -> Any:
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` does, so that a model file in this folder is found
     try:
         found = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"no module {error.name!r} (looked in {os.getcwd()} and on sys.path)", "write package.module:factory"
+            f"no module {error.name!r} on sys.path ({sys.path[0] or os.getcwd()}, …)", "write package.module:factory"
         ) from error
     except Exception as error:
         raise ModelError(f"importing {module_name} failed: {first_line(error)}", "mend the module") from error

@@ -294,9 +294,9 @@ def test_random_weights_follow_the_seed_and_are_never_silent(cli: Cli, folder: P
             cli("export", "squeezenet1_1", "--weights", "random", "--seed", seed, "--input-shape", "3,64,64").exit_code
             == 0
         )
-        hashes.append(exported(folder, "squeezenet1_1.onnx").artifact.sha256)
+        hashes.append(exported(folder, "squeezenet1_1_dynamic.onnx").artifact.sha256)
     assert hashes[0] == hashes[1] != hashes[2]
-    assert "warning: weights: random (seed 1)" in cli("build", "engines/squeezenet1_1.onnx").output
+    assert "warning: weights: random (seed 1)" in cli("build", "engines/squeezenet1_1_dynamic.onnx").output
 
 
 @pytest.fixture
