@@ -712,11 +712,15 @@ def deploy_triton(
     )
 
 
-def load(path: PathLike | None = None, *, device: int = 0, cuda_graphs: bool = True) -> LoadedEngine:
-    """Open an engine as a function of arrays, tensors or images.
+def load(path: PathLike | None = None, *, sessions: int = 1, device: int = 0, cuda_graphs: bool = True) -> LoadedEngine:
+    """Open an engine as a function of arrays, tensors or images, for one thread or many.
+
+    Arrays give arrays, tensors of torch and CuPy tensors of theirs, on the device of the inputs.
 
     Args:
         path: engine; None takes the newest in ``engines/`` that runs here.
+        sessions: number of calls that run at the same time; further ones wait. Each session has memory of its own for
+            activations and bindings on the GPU: as much as ``trtbatch build`` reported for one.
         device: number of the GPU.
         cuda_graphs: whether batches may run as CUDA graphs.
 
@@ -730,7 +734,7 @@ def load(path: PathLike | None = None, *, device: int = 0, cuda_graphs: bool = T
     """
     from trtbatch.runtime.loaded import load as run
 
-    return run(_path(path), device=device, cuda_graphs=cuda_graphs)
+    return run(_path(path), sessions=sessions, device=device, cuda_graphs=cuda_graphs)
 
 
 def _silent(step: str, share: float | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
@@ -188,6 +189,9 @@ class Engine(Protocol):
 
     def session(self, cuda_graphs: bool = True) -> Session:
         """A session; `cuda_graphs`: whether its slots may run as CUDA graphs, where there are any."""
+
+    def entered(self) -> AbstractContextManager[object]:
+        """Return the context in which a thread may use the engine's sessions, other than the one that made them."""
 
     def describe(self) -> Description:
         """What the engine itself says of its tensors, profiles and layers."""

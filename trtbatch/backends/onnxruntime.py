@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -112,6 +113,10 @@ class OnnxRuntimeEngine:
         if sorted(own) != sorted(known):
             here, there = (", ".join(sorted(each)) for each in (own, known))
             raise ArtifactError(f"{self._path} has the tensors {here}, its sidecar {there}", "run: trtbatch build")
+
+    def entered(self) -> AbstractContextManager[object]:
+        """Return a context that does nothing: ONNX Runtime runs in any thread."""
+        return nullcontext()
 
     def describe(self) -> Description:
         sides = (("input", self._session.get_inputs()), ("output", self._session.get_outputs()))

@@ -9,6 +9,7 @@ import re
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import InputError, UsageError
 from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.runtime import dlpack
-from trtbatch.runtime.loaded import LoadedEngine
 from trtbatch.util.files import sidecar_path
 from trtbatch.util.serialization import encode
 
@@ -168,27 +168,58 @@ def test_files_go_to_predict(engine: Path) -> None:
             loaded([[1.0], [1.0, 2.0]])
 
 
-def test_another_thread_loads_its_own(engine: Path, folder: Path) -> None:
-    found: list[Any] = []
+@pytest.mark.parametrize("sessions", [1, 3])
+def test_threads_share_an_engine_and_get_what_one_thread_gets(engine: Path, sessions: int) -> None:
+    with trtbatch.load(engine, sessions=sessions) as loaded:
+        given = [images(1 + index % 20, seed=index) for index in range(40)]
+        expected = [loaded(each) for each in given]
+        with ThreadPoolExecutor(8) as pool:
+            turns = [number for turn in range(10) for number in np.random.default_rng(turn).permutation(len(given))]
+            for number, found in zip(turns, pool.map(lambda number: loaded(given[number]), turns)):
+                np.testing.assert_array_equal(found, expected[number])
 
-    def work(loaded: LoadedEngine) -> None:
-        for act in (lambda: loaded(images(1)), loaded.close, lambda: _own(engine)):
-            try:
-                found.append(act())
-            except UsageError as error:
-                found.append(error.problem)
 
+def test_as_many_calls_run_at_once_as_there_are_sessions(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call waits for the others to have begun: with a session fewer they never would."""
+    for sessions in (1, 3):
+        meeting = threading.Barrier(sessions, timeout=20)
+        running, most = [0], [0]
+        run = OnnxRuntimeSession.run
+
+        def together(session: OnnxRuntimeSession, run: Any = run, meeting: Any = meeting) -> None:
+            running[0] += 1  # noqa: B023
+            most[0] = max(most[0], running[0])  # noqa: B023
+            meeting.wait()
+            run(session)
+            running[0] -= 1  # noqa: B023
+
+        with trtbatch.load(engine, sessions=sessions) as loaded, monkeypatch.context() as patch:
+            patch.setattr(OnnxRuntimeSession, "run", together)
+            with ThreadPoolExecutor(6) as pool:
+                list(pool.map(lambda index: loaded(images(2, seed=index)), range(6)))
+        assert most == [sessions]
+
+
+def test_it_is_closed_by_the_thread_that_loaded_it_once_calls_have_ended(engine: Path) -> None:
+    loaded = trtbatch.load(engine, sessions=2)
+    with ThreadPoolExecutor(8) as pool:
+        with pytest.raises(UsageError, match="was loaded by another thread; close it in that thread"):
+            pool.submit(loaded.close).result()
+        calls = [pool.submit(loaded, images(8, seed=index)) for index in range(200)]
+        loaded.close()
+        loaded.close()
+        ends = [call.exception() for call in calls]
+    assert all(end is None or (isinstance(end, UsageError) and end.problem.endswith("is closed")) for end in ends)
+    assert repr(loaded).endswith("2 sessions, closed)")
+    with pytest.raises(UsageError, match="is closed; load it again"):
+        loaded(images(1))
+    with pytest.raises(UsageError, match="sessions=0 is not a number of sessions; give 1 to 64"):
+        trtbatch.load(engine, sessions=0)
+
+
+def test_what_is_loaded_says_what_it_is(engine: Path) -> None:
     with trtbatch.load(engine) as loaded:
-        thread = threading.Thread(target=work, args=(loaded,))
-        thread.start()
-        thread.join()
-    assert found[:2] == ["small.ort.onnx was loaded by another thread"] * 2
-    np.testing.assert_allclose(found[2], oracle(folder, images(2)), rtol=1e-4, atol=1e-6)
-
-
-def _own(engine: Path) -> Any:
-    with trtbatch.load(engine) as loaded:
-        return loaded(images(2))
+        assert re.fullmatch(r"LoadedEngine\('small', fp32, profiles 1:4:8, on .+\)", repr(loaded))
 
 
 # Tensors of other libraries.
@@ -212,8 +243,29 @@ def test_a_torch_tensor_is_read_where_it_lies(engine: Path, folder: Path, monkey
     row = 3 * 8 * 8 * 4
     assert addresses == [tensor.data_ptr(), tensor.data_ptr() + 8 * row, tensor.data_ptr() + 16 * row]
     np.testing.assert_allclose(found, oracle(folder, images(20)), rtol=1e-4, atol=1e-6)
-    back = torch.from_dlpack(found)
-    assert back.data_ptr() == found.ctypes.data
+    assert isinstance(found, torch.Tensor), "tensors in, tensors out"
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int64"])
+def test_what_goes_in_as_a_tensor_comes_out_as_one(cli: Cli, folder: Path, dtype: str) -> None:
+    import torch
+
+    path = built(
+        cli,
+        folder,
+        lambda path: models.negated(path, getattr(TensorProto, {"float32": "FLOAT"}.get(dtype, dtype.upper()))),
+        "--max",
+        8,
+    )
+    array = np.arange(12).reshape(3, 4).astype(dtype)
+    with trtbatch.load(path) as loaded:
+        tensor, plain = loaded(torch.from_numpy(array)), loaded(array)
+        assert isinstance(plain, np.ndarray)
+        assert tensor.dtype == torch.from_numpy(array).dtype
+        np.testing.assert_array_equal(tensor.numpy(), plain)
+        by_name = loaded.run({"input": torch.from_numpy(array)})
+        assert torch.equal(by_name["output"], tensor)
 
 
 @pytest.mark.torch

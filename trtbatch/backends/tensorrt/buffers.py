@@ -8,7 +8,8 @@ Whatever is made here is freed by ``close()`` or ``free()``, in reverse order; t
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,15 @@ class Device:
         """Size of the GPU's L2 cache."""
         attribute = self._driver.device_attribute.L2_CACHE_SIZE
         return int(self._driver.Device(self.index).get_attribute(attribute))
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Make the context current in this thread for the block."""
+        self.enter_thread()
+        try:
+            yield
+        finally:
+            self.leave_thread()
 
     def enter_thread(self) -> None:
         """Make the context current in this thread too; :meth:`leave_thread` undoes it, in the same thread."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
@@ -21,6 +22,10 @@ class TensorRTEngine(DeserializedEngine):
     def row_writer(self) -> GpuRows:
         """Return what writes rows of input batches on this GPU from another thread."""
         return GpuRows(self.device)
+
+    def entered(self) -> AbstractContextManager[object]:
+        """Return the context in which the GPU's context is current in this thread."""
+        return self.device.entered()
 
     def session(self, cuda_graphs: bool = True) -> TensorRTSession:
         return TensorRTSession(self, cuda_graphs)
