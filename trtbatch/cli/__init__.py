@@ -1,4 +1,4 @@
-"""The command line: parse, call, print, exit code. Nothing else knows Typer."""
+"""Parse the command line, call the library, print and exit; only this package imports Typer."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ __all__ = ["main"]
 
 
 def main() -> NoReturn:
-    """Entry point of the command ``trtbatch``."""
+    """Run the command ``trtbatch``."""
     try:
         from trtbatch.cli.app import main as run
-    except KeyboardInterrupt:  # Ctrl-C while the imports run, before anything has begun
+    except KeyboardInterrupt:  # Ctrl-C during the imports, before any work
         sys.exit(130)
     run()

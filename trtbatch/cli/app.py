@@ -1,4 +1,4 @@
-"""The application: subcommands, and the one place where errors become two lines and an exit code."""
+"""Define the application: load the subcommands, and turn every error into two lines and an exit code."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ from trtbatch.util.version import __version__
 __all__ = ["app", "main"]
 
 _ENDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
-"""Signals that end a command, by the exit code 128 + number, with nothing half-written."""
+"""Signals that end a command with the exit code 128 + number, and what the last message calls them.
+
+No output is left half-written.
+"""
 
 
 COMMANDS = {
@@ -51,11 +54,11 @@ COMMANDS = {
     "fix.",
     "deploy": "Hand an engine to a server.",
 }
-"""Each with what it does: the first paragraph of its own help."""
+"""Subcommands, each with the first paragraph of its own help."""
 
 
 class _Commands(MutableMapping[str, Any]):
-    """The subcommands by name, each made when it is asked for: to make them all takes longer than ``--help`` may."""
+    """Subcommands by name, each made on first access: making all of them takes longer than ``--help`` may."""
 
     def __init__(self) -> None:
         self._made: dict[str, Any] = dict.fromkeys(COMMANDS)
@@ -79,7 +82,7 @@ class _Commands(MutableMapping[str, Any]):
 
 
 def _made(name: str) -> Any:
-    """A subcommand of its module's function ``command``, or of the application that the module has."""
+    """Return a subcommand: its module's Typer ``app`` where there is one, else one made of the function ``command``."""
     module = importlib.import_module(f"trtbatch.cli.{name.replace('-', '_')}")
     own = getattr(module, "app", None)
     if own is None:
@@ -91,20 +94,23 @@ def _made(name: str) -> Any:
 
 
 class _Group(TyperGroup):
-    """Runs a subcommand and maps what it raises: problem and fix, 2 for usage, 1 for failure, no traceback."""
+    """Group that runs a subcommand and reports its errors as problem and fix, without a traceback.
+
+    The exit code is 2 for usage and 1 for failure.
+    """
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         self.commands: Any = _Commands()
-        self.rich_markup_mode = None  # its help is a list of names, for which Rich isn't imported
+        self.rich_markup_mode = None  # the help is a plain list, so Rich needn't be imported
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """The names, and what each does."""
+        """Write the names of the commands, and what each does."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **options: Any) -> Any:  # type: ignore[override]
-        """Click's own errors (an unknown option, a number out of range) in the words of all others."""
+        """Run the command line, and report Click's errors (unknown options, numbers out of range) like all others."""
         if not options.pop("standalone_mode", True):
             return super().main(args, prog_name, **options, standalone_mode=False)
         try:
@@ -118,7 +124,7 @@ class _Group(TyperGroup):
             given = sys.argv[1:] if args is None else args
             context = getattr(error, "ctx", None)
             path = context.command_path if context is not None else self._named_in(given)
-            if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help, where that isn't shown already
+            if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help, empty once that is shown
                 with contextlib.suppress(BrokenPipeError):
                     print(message(), flush=True)
             elif (barred := _barred(message())) is not None:
@@ -131,7 +137,7 @@ class _Group(TyperGroup):
         sys.exit(code if isinstance(code, int) else 0)
 
     def _named_in(self, given: Sequence[str]) -> str:
-        """``trtbatch deploy triton``, of the command line: the parser doesn't say whose option it complains of."""
+        """Return the command's path, ``trtbatch deploy triton``, from the command line: the parser doesn't name it."""
         path, commands = "trtbatch", self.commands
         for word in given:
             if word not in commands:
@@ -140,7 +146,7 @@ class _Group(TyperGroup):
         return path
 
     def _output_option(self, ctx: Any) -> str | None:
-        """``--output``, where the command that runs has it."""
+        """Return ``--output`` where the running command has that option, else None."""
         command: Any = self.commands.get(ctx.invoked_subcommand or "")
         return "--output" if any("--output" in each.opts for each in getattr(command, "params", ())) else None
 
@@ -166,7 +172,7 @@ class _Group(TyperGroup):
                 self._fail(TrtbatchError(problem, "run it again with --debug, and report what it prints"), error)
 
     def _fail(self, error: TrtbatchError, cause: BaseException | None = None) -> NoReturn:
-        if STATE.signal is not None:  # a library turned the interrupt into an error of its own
+        if STATE.signal is not None:  # a library turned the interrupt into its own error
             raise SystemExit(128 + STATE.signal)
         if STATE.debug:
             raise cause or error.__cause__ or error
@@ -186,7 +192,7 @@ app = typer.Typer(
 
 
 def _barred(message: str) -> TrtbatchError | None:
-    """What stands in the place of the parser's complaint that it may not read a file; None of any other."""
+    """Return the error that replaces the parser's message about an unreadable file; None for other messages."""
     match = re.search(
         r"""\b(?:path|file|directory) ('.*'|".*") is not readable\.$""", message, re.IGNORECASE | re.DOTALL
     )
@@ -194,20 +200,20 @@ def _barred(message: str) -> TrtbatchError | None:
 
 
 def _with_value(message: str, given: Sequence[str]) -> str:
-    """A complaint about an option's value, with the value: the parser names the option alone."""
+    """Return a message about an option's value with the value added, because the parser names only the option."""
     match = re.match(r"Invalid value for '(--[a-z0-9-]+)[^']*': (?:Value error, )?", message)
     if match is None:
         return message
     option = match[1]
     joined = next((text.partition("=")[2] for text in given if text.startswith(f"{option}=")), None)
     pairs = list(itertools.pairwise(given))
-    after = next((value for name, value in reversed(pairs) if name == option), None)  # the last one counts
+    after = next((value for name, value in reversed(pairs) if name == option), None)  # the last occurrence counts
     value = joined if joined is not None else after
     return message if value is None else f"{option} {value}: {message[match.end() :]}"
 
 
 def _flag_given_a_value(message: str, given: Sequence[str]) -> str:
-    """What to write where a word too much follows an option without a value, as in ``--static 4``."""
+    """Return the fix for an extra word after an option that takes no value, as in ``--static 4``; else nothing."""
     match = re.match(r"Got unexpected extra arguments?(?:\(s\))? \((\S+)", message)
     word = match[1].rstrip(")") if match else None
     flag = next((before for before, after in itertools.pairwise(given) if after == word), "")
@@ -220,9 +226,10 @@ def _flag_given_a_value(message: str, given: Sequence[str]) -> str:
 
 
 def _allowed(error: Exception) -> str:
-    """The range of the number that the parser complains of; empty where it is something else."""
+    """Return the range of the number that the parser rejects; empty where it rejects something else."""
     parameter = getattr(error, "param", None)
-    holder = parameter if hasattr(parameter, "min") else getattr(parameter, "type", None)  # Typer before its own parser
+    # Typer releases without a parser of their own hold the range in the type.
+    holder = parameter if hasattr(parameter, "min") else getattr(parameter, "type", None)
     low, high = getattr(holder, "min", None), getattr(holder, "max", None)
     if low is None and high is None:
         return ""
@@ -254,9 +261,9 @@ def _root(
 
 
 def main() -> NoReturn:
-    """Entry point of the command ``trtbatch``."""
+    """Run the command ``trtbatch``."""
     logging.captureWarnings(False)
-    # Pillow warns from its limit on, and refuses at twice that; here the limit is an error that says so.
+    # Pillow warns above its pixel limit and refuses above twice that. The host reader refuses above the limit.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
     sys.unraisablehook = _ignored
     for number in _ENDS:
@@ -273,12 +280,12 @@ def main() -> NoReturn:
         print(f"{_ENDS[signal.Signals(STATE.signal)]}; nothing half-written is left", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)  # CPython kills itself by SIGINT at exit where the interrupt once passed through an exec()
+        os._exit(code)  # CPython kills itself by SIGINT at exit if an interrupt ever passed through an exec()
     sys.exit(code)
 
 
 def _ignored(found: sys.UnraisableHookArgs) -> None:
-    """Send a signal again that came where Python ignores what is raised: in a finalizer or a weak reference's callback.
+    """Send a signal again if it came where Python ignores exceptions: in a finalizer or a weak reference's callback.
 
     The import system has such callbacks.
     """

@@ -1,4 +1,4 @@
-"""``trtbatch bench``."""
+"""Define the command ``trtbatch bench``."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def command(
 
 
 def _show(console: Console, result: BenchResult | DuelResult | ProfilesResult) -> Sequence[str]:
-    """Print the tables; the notes that belong below."""
+    """Print the tables, and return the notes that belong below them."""
     from trtbatch.benchmark.duel import DuelResult, ProfilesResult
     from trtbatch.reporting import report
 
@@ -134,7 +134,7 @@ def _show(console: Console, result: BenchResult | DuelResult | ProfilesResult) -
 
 
 def _chart(console: Console, result: BenchResult | DuelResult | ProfilesResult) -> Sequence[str]:
-    """Samples/s over the batch size; nothing of comparisons, which are of differences too small to be drawn."""
+    """Return a chart of samples/s over the batch size; empty for comparisons: their differences are too small."""
     from trtbatch.benchmark.bench import BenchResult
     from trtbatch.reporting.charts import rate_chart
     from trtbatch.reporting.series import series_of
@@ -148,10 +148,10 @@ def _chart(console: Console, result: BenchResult | DuelResult | ProfilesResult) 
 def _refuse_contradictions(
     iterations: int | None, min_time: float | None, time_out: float | None, warmup: float
 ) -> None:
-    """Raise where options say different things about how long to go on.
+    """Refuse options that contradict each other about how long to measure, or that never end.
 
     Raises:
-        UsageError: naming them.
+        UsageError: the message names the options.
     """
     from trtbatch.errors import UsageError
 
@@ -171,10 +171,10 @@ def _refuse_contradictions(
 
 
 def _refuse_comparisons(profile: int | None, compare_profiles: bool, against: Path | None) -> None:
-    """Raise where two questions are asked at once.
+    """Refuse more than one of ``--against``, ``--compare-profiles`` and ``--profile``.
 
     Raises:
-        UsageError: naming both options.
+        UsageError: the message names two of them.
     """
     from trtbatch.errors import UsageError
 
@@ -192,7 +192,7 @@ def _refuse_comparisons(profile: int | None, compare_profiles: bool, against: Pa
 
 
 def _share(text: str) -> float:
-    """``1%`` or ``0.01``."""
+    """Parse a share of the median, ``1%`` or ``0.01``."""
     from trtbatch.errors import UsageError
 
     try:

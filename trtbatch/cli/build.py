@@ -1,4 +1,4 @@
-"""``trtbatch build``."""
+"""Define the command ``trtbatch build``."""
 
 from __future__ import annotations
 
@@ -282,7 +282,10 @@ def _profile_words(profiles: Any) -> str:
 
 
 def _times(sidecar: Any) -> str:
-    """Of each measured batch, with its profile where there are several; ``trtbatch inspect`` has the whole table."""
+    """Return the time of each measured batch, with its profile where there are several.
+
+    ``trtbatch inspect`` shows the whole table.
+    """
     several = len(sidecar.profiles) > 1
     rows = (
         f"{row.batch}: {row.ms:.3f}" + (f" on {sidecar.profiles[row.profile]}" if several else "")
@@ -296,7 +299,7 @@ def _shares(shares: dict[str, float]) -> str:
 
 
 def _candidates(tried: list[dict[str, Any]]) -> list[str]:
-    """A line for each precision that ``best`` tried."""
+    """Return a line for each precision that ``best`` tried."""
     lines = []
     for each in tried:
         if each.get("refused") is not None:
@@ -310,7 +313,7 @@ def _candidates(tried: list[dict[str, Any]]) -> list[str]:
 
 
 def _tries(tries: list[dict[str, Any]]) -> list[str]:
-    """A line for each build of several."""
+    """Return a line for each of several builds."""
     lines = []
     for number, each in enumerate(tries, 1):
         times = ", ".join(f"{batch}: {ms:.3f}" for batch, ms in each["ms"].items())

@@ -1,4 +1,4 @@
-"""``trtbatch compare``."""
+"""Define the command ``trtbatch compare``."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def command(
 
 
 def _share(text: str) -> float:
-    """``5%`` or ``0.05``.
+    """Parse a share of A's time, ``5%`` or ``0.05``.
 
     Raises:
-        UsageError: anything else; ``5`` might mean either.
+        UsageError: another form; ``5`` could mean either of them.
     """
     from trtbatch.errors import UsageError
 

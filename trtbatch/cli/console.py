@@ -1,4 +1,4 @@
-"""What the subcommands share: consoles, notes and warnings, progress, size and list options."""
+"""Provide what the subcommands share: consoles, notes, warnings, progress, and parsers of sizes and lists."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trtbatch.errors import TrtbatchError, UsageError
 from trtbatch.util.log import LOGGER
 from trtbatch.util.text import written
 
-if TYPE_CHECKING:  # Rich takes longer to import than --help may take
+if TYPE_CHECKING:  # importing Rich takes longer than --help may take
     from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table
@@ -49,7 +49,7 @@ class _State:
     debug: bool = False
     signal: int | None = None
     console: Console | None = None
-    """The one that a progress bar is drawn on: what is printed meanwhile goes above the bar."""
+    """Console of the running progress bar; messages printed on it go above the bar."""
 
 
 STATE = _State()
@@ -71,16 +71,16 @@ Device = Annotated[int, typer.Option("--device", min=0, metavar="N", help="Numbe
 
 
 def out() -> Console:
-    """Results: standard output. In a pipe or a file tables keep their full width."""
+    """Return the console for results, on standard output; in a pipe or a file, tables keep their full width."""
     from rich.console import Console
 
-    stream = sys.stdout or io.StringIO()  # None where the caller has closed it
+    stream = sys.stdout or io.StringIO()  # None where the caller closed it
     wide = not stream.isatty()
     return Console(file=stream, width=160 if wide else None, highlight=False, soft_wrap=wide, emoji=False)
 
 
 def err() -> Console:
-    """Everything else: standard error."""
+    """Return the console for everything but results, on standard error."""
     from rich.console import Console
 
     if STATE.console is not None:
@@ -89,7 +89,7 @@ def err() -> Console:
 
 
 def show_error(error: TrtbatchError) -> None:
-    """Two lines: problem and fix."""
+    """Print an error in two lines: problem and fix."""
     console = err()
     console.print(f"[bold red]error:[/] {plain(error.problem)}")
     console.print(f"[bold]fix:[/] {plain(error.fix)}")
@@ -99,15 +99,14 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def plain(text: str) -> str:
-    """Text for Rich, on one line, as it is: no markup, no terminal codes, no half of a character."""
+    """Return text as one line that Rich prints literally, without terminal codes or invalid characters."""
     from rich.markup import escape
 
     return escape(" ".join(written(_COLOURS.sub("", text)).split()))
 
 
 def fitting(console: Console, *tables: Table) -> Table:
-    """The first of tables, from the fullest to the briefest, for whose figures the console is wide enough; else the
-    last."""
+    """Return the first table that fits the console, of tables from fullest to briefest; the last where none fits."""
     from rich.measure import Measurement
 
     free = console.options.update(width=1000)
@@ -123,7 +122,7 @@ class _Handler(logging.Handler):
 
 @contextmanager
 def show_notes() -> Iterator[None]:
-    """Notes and warnings of the stages, on standard error."""
+    """Show notes and warnings of the stages on standard error."""
     handler = _Handler()
     before = LOGGER.level
     LOGGER.addHandler(handler)
@@ -137,7 +136,9 @@ def show_notes() -> Iterator[None]:
 
 @contextmanager
 def show_progress(*texts: str) -> Iterator[tuple[Progress, Callable[[str, float | None], None]]]:
-    """A spinner with words, a share where it is known, and the elapsed time; outside a terminal a line now and then.
+    """Show a spinner with a description, the share done where it is known, and the elapsed time.
+
+    Outside a terminal, print a line every :data:`EVERY` seconds instead.
 
     Args:
         texts: templates of further columns.
@@ -165,11 +166,11 @@ def show_progress(*texts: str) -> Iterator[tuple[Progress, Callable[[str, float 
 
 
 EVERY = 10.0
-"""Seconds between two lines of progress where no spinner can turn: few enough for a log, and a sign of life."""
+"""Seconds between two lines of progress outside a terminal: rare enough for a log, but a sign of life."""
 
 
 class _Lines:
-    """What is being done, as a line every :data:`EVERY` seconds: ``40 s: batch 8, 1 in flight``."""
+    """Print the current activity as a line every :data:`EVERY` seconds: ``40 s: batch 8, 1 in flight``."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -179,7 +180,7 @@ class _Lines:
         self._thread: threading.Thread | None = None
 
     def tell(self, words: str, share: float | None) -> None:
-        """The thread begins with the first words: who tells nothing has none."""
+        """Set the line to print. The first call starts the thread, so a command without progress has none."""
         self._words = words if share is None else f"{words}, {share:.0%}"
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
@@ -190,7 +191,7 @@ class _Lines:
             seconds = time.monotonic() - self._begun
             try:
                 self._console.print(f"[dim]{seconds:.0f} s:[/] {plain(self._words)}")
-            except (OSError, ValueError):  # standard error is closed: nobody reads it
+            except (OSError, ValueError):  # standard error is closed
                 return
 
     def close(self) -> None:
@@ -203,10 +204,10 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "
 
 
 def parse_bytes(text: str) -> int:
-    """``4GiB``, ``512MB``, ``1000`` in bytes.
+    """Parse a size, ``4GiB``, ``512MB`` or ``1000``, into bytes.
 
     Raises:
-        UsageError: anything else.
+        UsageError: the text isn't a size of 1 byte or more.
     """
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg]i?)?b?", text.strip().lower(), re.ASCII)
     value = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
@@ -216,10 +217,10 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
-    """``3,224,224`` or ``3x224x224``.
+    """Parse a shape, ``3,224,224`` or ``3x224x224``.
 
     Raises:
-        UsageError: anything else.
+        UsageError: the text isn't a shape of positive sizes.
     """
     parts = re.split(r"[,x×]", text.strip())
     if not all(re.fullmatch(r"[0-9]{1,9}", part.strip(), re.ASCII) and int(part) > 0 for part in parts):
@@ -228,12 +229,12 @@ def parse_shape(text: str) -> tuple[int, ...]:
 
 
 def parse_names(text: str | None) -> tuple[str, ...]:
-    """``a,b,c``."""
+    """Parse a list of names, ``a,b,c``."""
     return () if not text else tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def size(count: int) -> str:
-    """Bytes for people."""
+    """Format a number of bytes for people."""
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= scale:
             return f"{count / scale:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""``trtbatch deploy``."""
+"""Define the command ``trtbatch deploy``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``trtbatch doctor``."""
+"""Define the command ``trtbatch doctor``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``trtbatch export``."""
+"""Define the command ``trtbatch export``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``trtbatch export-preprocessor``."""
+"""Define the command ``trtbatch export-preprocessor``."""
 
 from __future__ import annotations
 

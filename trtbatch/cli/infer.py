@@ -1,4 +1,4 @@
-"""``trtbatch infer``."""
+"""Define the command ``trtbatch infer``."""
 
 from __future__ import annotations
 

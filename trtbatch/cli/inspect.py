@@ -1,4 +1,4 @@
-"""``trtbatch inspect``."""
+"""Define the command ``trtbatch inspect``."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _show_preprocessor(report: Any) -> None:
 
 
 def _layers(sidecar: Any) -> str:
-    """What the layers said that they compute in, where it isn't that alone."""
+    """Return the shares of the layers' precisions, as recorded by the build; empty where none are recorded."""
     shares = ", ".join(f"{share:.0%} {name}" for name, share in sidecar.layer_precisions.items())
     return f" (layers when it was built: {shares})" if shares else ""
 
@@ -183,7 +183,7 @@ def _show_engine(report: Any, layers: bool) -> None:
 
 
 def _times(sidecar: Any) -> Any:
-    """The measured batch sizes: profile, time, and what the next best profile would cost."""
+    """Return a table of the measured batch sizes: profile, time, and the extra time on the next best profile."""
     from rich.table import Table
 
     table = Table("batch", "profile", "ms", "ms/sample", "next best", title="times when it was built")

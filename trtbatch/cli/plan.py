@@ -1,4 +1,4 @@
-"""``trtbatch plan``."""
+"""Define the command ``trtbatch plan``."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _table(result: PlanResult) -> Table:
 
 
 def _words(result: PlanResult) -> list[str]:
-    """What the choice rests on."""
+    """Return the lines that explain the choice of profiles."""
     from trtbatch.tuner.plan import ENOUGH
 
     chosen = result.chosen

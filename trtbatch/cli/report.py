@@ -1,4 +1,4 @@
-"""``trtbatch report``."""
+"""Define the command ``trtbatch report``."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 __all__ = ["Command", "command"]
 
 PRINT = "-"
-"""The value of ``--markdown`` where no file is named."""
+"""Value of ``--markdown`` where no file is named."""
 
 
 class Command(TyperCommand):
-    """Lets ``--markdown`` stand alone: it has a file only where the next word ends in .md."""
+    """Command whose ``--markdown`` may stand alone: it takes a file only where the next word ends in .md."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments, with :data:`PRINT` after each ``--markdown`` that names no file."""
         return super().parse_args(ctx, _with_value(args))
 
 
@@ -79,7 +80,7 @@ def command(
         out().print(as_markdown(series, title), markup=False, soft_wrap=True, end="")
     elif not written:
         _show(series, title)
-    for path in written:  # what is printed may be on its way into a file
+    for path in written:  # the printed Markdown may be redirected into a file
         (out() if markdown is None or text is not None else err()).print(f"[bold]{plain(str(path))}[/]")
 
 

@@ -1,4 +1,4 @@
-"""``trtbatch tune``."""
+"""Define the command ``trtbatch tune``."""
 
 from __future__ import annotations
 
@@ -107,10 +107,10 @@ _MILLISECONDS = {"us": 1e-3, "µs": 1e-3, "μs": 1e-3, "ms": 1.0, "s": 1e3}
 
 
 def parse_latency(text: str) -> float:
-    """``5ms``, ``500us`` or ``0.005s`` in milliseconds.
+    """Parse a latency, ``5ms``, ``500us`` or ``0.005s``, into milliseconds.
 
     Raises:
-        UsageError: anything else, and zero.
+        UsageError: the text isn't a time, or the time is zero or at least 1,000,000 s.
     """
     from trtbatch.errors import UsageError
 
@@ -124,10 +124,10 @@ def parse_latency(text: str) -> float:
 
 
 def _streams_of(text: str) -> list[int]:
-    """``1,2,4``, in the grammar of batch lists.
+    """Parse numbers of streams, ``1,2,4``, in the grammar of batch lists.
 
     Raises:
-        UsageError: not numbers of streams.
+        UsageError: the text isn't a list of numbers from 1 to the most streams.
     """
     from trtbatch.benchmark.request import MOST_STREAMS
     from trtbatch.core.batches import parse_batches
@@ -145,10 +145,10 @@ def _streams_of(text: str) -> list[int]:
 
 
 def _one_of(**asked: bool) -> None:
-    """Raise unless exactly one question is asked.
+    """Refuse options unless they ask for exactly one search.
 
     Raises:
-        UsageError: none, or two.
+        UsageError: the options ask for none, or for several.
     """
     from trtbatch.errors import UsageError
 
@@ -170,11 +170,14 @@ def _show(result: TuneResult) -> None:
 
 
 _LESS = ("runs", "p50 ms", "95 %", "profile", "streams", "95 % ")
-"""Columns that a narrow terminal does without, in this order; the interval of the latency, which decides, goes last."""
+"""Columns that a narrow terminal leaves out, in this order. The interval of the latency is last: it decides."""
 
 
 def trials_table(result: TuneResult, without: int = 0) -> Table:
-    """The table of what was measured; `without` so many of :data:`_LESS`. Streams stay where several were tried."""
+    """Return the table of measurements, without the first `without` columns of :data:`_LESS`.
+
+    The column of streams stays where several numbers of streams were tried.
+    """
     from rich.table import Table
 
     title = f"{result.engine} · {result.backend} {result.precision} · asked: {result.asked}"
@@ -191,7 +194,7 @@ def trials_table(result: TuneResult, without: int = 0) -> Table:
 
 
 def _cells(trial: Trial, result: TuneResult) -> dict[str, str]:
-    """One line of the table, by column; the last one, of remarks, has no name."""
+    """Return one line of the table, by column; the last column, for remarks, has no name."""
     cells = {
         "batch": str(trial.batch),
         "streams": str(trial.streams),
@@ -236,7 +239,7 @@ def ms_text(value: float) -> str:
 
 
 def interval_text(interval: Interval, words: Callable[[float], str]) -> str:
-    """``4.1–4.4``, or ``over 4.1``, ``up to 4.4``, ``not known`` where there were too few runs for an end."""
+    """Format an interval, ``4.1–4.4``; too few runs for an end give ``over 4.1``, ``up to 4.4`` or ``not known``."""
     below, above = interval.low > 0, interval.high < float("inf")
     if below and above:
         return f"{words(interval.low)}–{words(interval.high)}"
@@ -249,13 +252,13 @@ _UNKNOWN = "not known"
 
 
 def latency_text(trial: Trial, percentile: str) -> str:
-    """``p99 4.1–4.4 ms``, or ``p99 not known from 5 runs``."""
+    """Format a latency, ``p99 4.1–4.4 ms`` or ``p99 not known from 5 runs``."""
     known = interval_text(trial.latency_ms, ms_text)
     return f"{percentile} {known} from {trial.runs} runs" if known == _UNKNOWN else f"{percentile} {known} ms"
 
 
 def _throughput(trial: Trial) -> str:
-    """``900–1,100 samples/s``, or ``samples/s not known from 5 runs``."""
+    """Format a throughput, ``900–1,100 samples/s`` or ``samples/s not known from 5 runs``."""
     known = interval_text(trial.samples_per_s, _rate)
     return f"samples/s {known} from {trial.runs} runs" if known == _UNKNOWN else f"{known} samples/s"
 
@@ -285,7 +288,10 @@ def _show_chosen(console: Console, result: TuneResult) -> None:
 
 
 def _alike(result: TuneResult) -> str:
-    """``not told apart by throughput: batch 12 (46.1–48.2 samples/s), batch 17 (…)``; the smaller ones first."""
+    """List the measurements whose throughput doesn't differ clearly from the choice's, smaller batches first.
+
+    ``not told apart by throughput: batch 12 (46.1–48.2 samples/s), batch 17 (…)``.
+    """
     one = result.chosen.streams
     others = (
         f"batch {each.batch}{'' if each.streams == one else f', {_streams(each.streams)}'} ({_throughput(each)})"
@@ -295,7 +301,7 @@ def _alike(result: TuneResult) -> str:
 
 
 def _cost(chosen: Trial, other: Trial, percentile: str) -> str:
-    """``batch 32: +4.1 % throughput, +61.0 % latency (p99 …)``."""
+    """Compare another batch size with the choice: ``batch 32: +4.1 % throughput, +61.0 % latency (p99 …)``."""
     rate = other.samples_per_s.value / chosen.samples_per_s.value - 1
     time = other.latency_ms.value / chosen.latency_ms.value - 1
     return f"batch {other.batch}: {rate:+.1%} throughput, {time:+.1%} latency ({latency_text(other, percentile)})"
@@ -306,7 +312,7 @@ def _streams(count: int) -> str:
 
 
 def _notes(result: TuneResult) -> Sequence[str]:
-    """What the columns mean, what wasn't known well enough, and where the result is."""
+    """Return notes on what the columns mean, what isn't known well enough, and where the result is."""
     from trtbatch.tuner.quantiles import runs_needed
 
     percentile = result.settings["percentile"]

@@ -1,4 +1,4 @@
-"""``trtbatch verify``."""
+"""Define the command ``trtbatch verify``."""
 
 from __future__ import annotations
 
