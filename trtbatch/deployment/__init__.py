@@ -1,1 +1,1 @@
-"""Several machines and servers: Ray Data's and Triton's work, prepared here."""
+"""Run engines on several machines with Ray Data, and write them as models of NVIDIA Triton."""

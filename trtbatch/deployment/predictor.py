@@ -1,4 +1,4 @@
-"""An engine in a pipeline of Ray Data's: one :class:`Predictor` in each actor.
+"""Run an engine in a Ray Data pipeline, with one :class:`Predictor` in each actor.
 
 ::
 
@@ -10,8 +10,8 @@
     )
     ds.drop_columns(["image"]).write_parquet("s3://bucket/classes/")
 
-This module needs no Ray: the class is called with dicts of arrays, wherever that is. ``trtbatch.deployment.scale`` is
-the whole pipeline, from files to files.
+This module needs no Ray: the class takes dicts of arrays from any caller. ``trtbatch.deployment.scale`` is the whole
+pipeline, from files to files.
 """
 
 from __future__ import annotations
@@ -45,42 +45,42 @@ Array = NDArray[Any]
 T = TypeVar("T")
 
 PIXELS = "pixels"
-"""Column of images that are resized and cropped already, ``(H, W, 3)`` uint8 each: see :func:`prepare`."""
+"""Column of images that are already resized and cropped, ``(H, W, 3)`` uint8 each; see :func:`prepare`."""
 
 IMAGE_COLUMNS = ("image", "bytes")
-"""Columns of images of any size, as ``ray.data.read_images`` and ``read_binary_files`` name them."""
+"""Columns of images of any size, named as by ``ray.data.read_images`` and ``read_binary_files``."""
 
 READY = "data"
-"""Column of a single input's rows, as ``ray.data.read_numpy`` names it."""
+"""Column of rows for a model with one input, named as by ``ray.data.read_numpy``."""
 
 
 class Predictor:
-    """Takes a batch of rows, and gives it back with predictions.
+    """Add predictions to batches of rows.
 
-    Rows are read from the first of these that the batch has:
+    A batch's rows come from the first of these columns that it has:
 
-    * columns named like the model's inputs, or ``data`` for a model with one: each row as the model takes it;
+    * columns named like the model's inputs, or ``data`` for a model with one input: each row as the model takes it;
     * ``pixels``: images resized and cropped by the model's preprocessing, ``(H, W, 3)`` uint8;
-    * ``image``: pixels ``(H, W, 3)`` or ``(H, W)`` uint8, of any sizes (an array of objects where they differ);
+    * ``image``: pixels ``(H, W, 3)`` or ``(H, W)`` uint8, of any sizes (an array of objects where the sizes differ);
     * ``bytes``: encoded files.
 
-    Where the first output is class scores, the columns ``class``, ``index`` and ``score`` are added, and with `topk`
-    over 1 the lists ``classes``, ``indices`` and ``scores``; every other output that is one row per sample is added
-    under its name. The column ``error`` is empty, or says why a row's image can't be used: its prediction is then
-    ``""``, -1 and NaN, and outputs NaN or 0. A row that comes with an error keeps it.
+    If the first output is class scores, the result has the columns ``class``, ``index`` and ``score``, and with `topk`
+    above 1 also the lists ``classes``, ``indices`` and ``scores``. Every other output with one row per sample becomes a
+    column of its name. The column ``error`` is empty, or says why a row's image can't be used. The row's prediction is
+    then ``""``, -1 and NaN, and its outputs are NaN or 0. A row that arrives with an error keeps the error.
 
-    The engine runs in a thread of its own, because an actor's threads change and the engine's mustn't.
+    The engine runs in its own thread: Ray calls an actor from changing threads, and an engine must stay in one.
 
     Args:
-        engine: path, on the machine of the actor.
-        topk: classes given for each row; all of them where the model has fewer.
-        device: number of the GPU; of those that Ray gives the actor.
-        drop: columns not to give back.
-        reader: of the columns ``image`` and ``bytes``: ``host``, ``dali``, or ``auto`` as :meth:`LoadedEngine.predict`.
+        engine: path on the actor's machine.
+        topk: number of classes for each row; all of them where the model has fewer.
+        device: number of the GPU, among those that Ray gives the actor.
+        drop: columns to leave out of the result.
+        reader: reader of ``image`` and ``bytes``: ``host``, ``dali`` or ``auto``, as in :meth:`LoadedEngine.predict`.
 
     Raises:
-        ArtifactError, MissingPackageError: as :func:`trtbatch.load`.
-        UsageError: a model whose outputs can't be columns, or `topk` below 1.
+        ArtifactError, MissingPackageError: as for :func:`trtbatch.load`.
+        UsageError: the model's inputs or outputs can't be columns, or `topk` is below 1.
     """
 
     def __init__(
@@ -105,15 +105,15 @@ class Predictor:
         self._engine: LoadedEngine = opened
         self._close = weakref.finalize(self, _close, self._thread, opened)
         self._close.atexit = False
-        atexit.register(self._close)  # registered after the engine's own, so called before it
+        atexit.register(self._close)  # registered after the engine's own handler, so called before it
         self.sidecar: Sidecar = opened.sidecar
         _refuse_columns(self.sidecar)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch with predictions.
+        """Return the batch with predictions.
 
         Raises:
-            InputError: no column holds the model's inputs, or one holds rows of another shape or integers for floats.
+            InputError: no column holds the model's inputs, or a column has another shape, or integers for floats.
             ExecutionError: the engine failed.
         """
         count = len(next(iter(batch.values()))) if batch else 0
@@ -124,14 +124,14 @@ class Predictor:
         return kept | self._columns(outputs, usable, count) | {"error": errors}
 
     def close(self) -> None:
-        """Free the engine; again does nothing."""
+        """Free the engine; a second call does nothing."""
         self._close()
         atexit.unregister(self._close)
 
     def _outputs(self, batch: Mapping[str, Any], errors: Array) -> Mapping[str, Array]:
-        """The outputs of the rows without an error; what can't be used is noted in `errors`."""
+        """Return the outputs of the rows without an error, and write the reasons of unusable rows into `errors`."""
         usable = np.flatnonzero(errors == "")
-        if not len(usable):  # of no rows, columns may have neither shape nor type
+        if not len(usable):  # without usable rows, columns may have neither shape nor type
             return {}
         ready = _ready(batch, self.sidecar)
         if ready is not None:
@@ -182,14 +182,13 @@ class Predictor:
 
 
 def prepare(batch: Mapping[str, Any], sidecar: Sidecar, errors: Array) -> Array:
-    """Photographs resized and cropped for a model: an array of objects, each ``(H, W, 3)`` uint8, or None.
+    """Return the images of a batch resized and cropped for a model: objects of ``(H, W, 3)`` uint8, or None.
 
-    Args:
-        errors: of each row; rows that have one are left alone, and those that can't be used get one.
+    Rows that have an entry in `errors` are skipped. Rows that can't be used get one.
 
     Raises:
         InputError: the batch has no column of images.
-        UsageError: the model takes none.
+        UsageError: the model takes no images.
     """
     _, preprocessing = image_input(sidecar)
     images = _image_column(batch, sidecar)
@@ -199,16 +198,16 @@ def prepare(batch: Mapping[str, Any], sidecar: Sidecar, errors: Array) -> Array:
             pixels[row] = preprocessing.pixels(open_image(_encoded(images[row])))
         except InputError as error:
             errors[row] = error.problem
-        except Exception as error:  # an image that opens may still not be one to resize
+        except Exception as error:  # an image that opens may still fail to resize
             errors[row] = shortened(str(error)) or type(error).__name__
     return pixels
 
 
 def _image_column(batch: Mapping[str, Any], sidecar: Sidecar) -> Array:
-    """The column of images.
+    """Return the column of images.
 
     Raises:
-        InputError: there is none.
+        InputError: the batch has no such column.
     """
     column = next((name for name in IMAGE_COLUMNS if name in batch), None)
     if column is None:
@@ -218,19 +217,19 @@ def _image_column(batch: Mapping[str, Any], sidecar: Sidecar) -> Array:
 
 
 def _encoded(image: Any) -> Any:
-    """An encoded file as bytes; anything else as it is."""
+    """Return an encoded file as bytes, and anything else unchanged."""
     return bytes(image) if isinstance(image, (bytearray, memoryview)) else image
 
 
 def is_scores(spec: TensorSpec) -> bool:
-    """Whether an output is class scores: ``(N, C)`` floats with C ≥ 2."""
+    """Return whether an output is class scores: ``(N, C)`` floats with C ≥ 2."""
     return spec.batch_axis == 0 and len(spec.shape) == 2 and spec.shape[1] != 1 and spec.dtype.startswith("float")
 
 
 def _ready(batch: Mapping[str, Any], sidecar: Sidecar) -> dict[str, Array] | None:
-    """The columns that are the model's inputs as they are, rows first; None where there are none.
+    """Return the columns that the model takes without preprocessing, rows first; None where the batch has none.
 
-    A column that is named like an input and holds images of another shape is left to be prepared.
+    A column that is named like an input and holds images of another shape needs preprocessing.
     """
     specs = sidecar.inputs
     names = {spec.name: spec.name for spec in specs}
@@ -254,7 +253,7 @@ def _ready(batch: Mapping[str, Any], sidecar: Sidecar) -> dict[str, Array] | Non
 
 
 def _dense(column: Any) -> Array | None:
-    """A column as one array; None where its rows differ in shape or aren't numbers."""
+    """Return a column as one array; None where its rows differ in shape or aren't numbers."""
     array = np.asarray(column)
     if array.dtype == object:
         rows = [np.asarray(row) for row in array]
@@ -265,10 +264,10 @@ def _dense(column: Any) -> Array | None:
 
 
 def _refuse_columns(sidecar: Sidecar) -> None:
-    """Raise where rows can't go in, or can't come out, as columns.
+    """Refuse a model whose inputs or outputs can't be columns of rows.
 
     Raises:
-        UsageError: with the tensor.
+        UsageError: an input has no batch axis, or an output's shape depends on the data.
     """
     for spec in sidecar.inputs:
         if spec.batch_axis is None:
@@ -280,23 +279,23 @@ def _refuse_columns(sidecar: Sidecar) -> None:
 
 
 def _text(value: Any) -> str:
-    """An error that a row came with; "" where there is none, however that is told."""
+    """Return the error that a row arrived with; "" for None, NaN and whatever else isn't text."""
     return value if isinstance(value, str) else ""
 
 
 def _objects(rows: Sequence[Any]) -> Array:
-    """An array of lists, not a table of their items."""
+    """Return an array of lists; numpy would make a table of their items."""
     column = np.empty(len(rows), dtype=object)
     column[:] = rows
     return column
 
 
 class _Thread:
-    """A thread that does what it is told, one thing after the other."""
+    """Thread that runs tasks one after the other."""
 
     def __init__(self) -> None:
         self._tasks: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
-        # A daemon: the interpreter would wait for any other before it lets the engine be closed.
+        # A daemon: the interpreter joins other threads at exit before the handler that closes the engine.
         self._thread = threading.Thread(target=self._work, args=(self._tasks,), name="trtbatch-engine", daemon=True)
         self._thread.start()
 
@@ -308,10 +307,10 @@ class _Thread:
                 done.set_result(act())
             except BaseException as error:
                 done.set_exception(error)
-            del task, act, done  # or the last result lives until the next task
+            del task, act, done  # else the last result stays in memory until the next task
 
     def run(self, act: Callable[[], T]) -> T:
-        """Do it in the thread, and wait; what it raises is raised here."""
+        """Run `act` in the thread and return its result; an exception of `act` is raised here."""
         if not self._thread.is_alive():
             raise UsageError("the predictor is closed", "make another")
         done: Future[T] = Future()
@@ -324,6 +323,6 @@ class _Thread:
 
 
 def _close(thread: _Thread, engine: LoadedEngine) -> None:
-    with contextlib.suppress(Exception):  # an actor that ends has nobody to tell
+    with contextlib.suppress(Exception):  # nobody sees the error of an ending actor
         thread.run(engine.close)
     thread.end()

@@ -1,4 +1,4 @@
-"""The folder of results: one file a block, complete or not there, and which rows it holds already."""
+"""Write Ray's results into a folder, one complete file per block, and find the rows that it holds."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ __all__ = ["audit", "claim", "done_rows", "refuse_file_name", "refuse_taken", "w
 Array = NDArray[Any]
 
 JOB = "_job.json"
-"""In the folder: what its rows were made with. Readers of folders pass over names that begin so."""
+"""File in the folder that records what its rows were made with; readers of folders skip names that begin with _."""
 
 
 _FILE_SUFFIXES = (".csv", ".json", ".jsonl", ".npy", ".npz", ".parquet")
 
 
 def refuse_file_name(target: Store, shown: str) -> None:
-    """Raise where a folder of results would be made under the name of a file; one that is there may go on.
+    """Refuse the name of a file for a folder of results, unless the folder exists.
 
     Raises:
-        UsageError: with a name to give.
+        UsageError: the name has a file's suffix; the message suggests another.
     """
     fs = optional.require("pyarrow.fs", "write files for Ray")
     stem, suffix = os.path.splitext(shown.rstrip("/"))
@@ -48,15 +48,16 @@ def refuse_file_name(target: Store, shown: str) -> None:
 
 
 def refuse_taken(target: Store, shown: str, made_with: Mapping[str, Any]) -> None:
-    """Raise where a folder can't take the rows of a job; nothing is written.
+    """Refuse a folder that can't take the rows of a job; leave the folder unchanged.
 
     Args:
-        shown: the folder, as it was named.
+        target: the folder.
+        shown: the folder's name as the user gave it.
         made_with: what the job's rows are made with.
 
     Raises:
-        UsageError: the folder holds rows of another job, or other files, or its name is none for pyarrow.
-        TrtbatchError: it can't be written.
+        UsageError: the folder holds rows of another job or other files, is a file, or has a name that isn't UTF-8.
+        TrtbatchError: the folder can't be written.
     """
     fs = optional.require("pyarrow.fs", "write files for Ray")
     if written(target.path) != target.path:
@@ -65,7 +66,7 @@ def refuse_taken(target: Store, shown: str, made_with: Mapping[str, Any]) -> Non
         raise UsageError(f"--output {shown} is a file", "name a folder")
     _refuse_unwritable(target, shown)
     if not _files(target):
-        return  # what a run has noted that came to nothing binds nobody
+        return  # the record of a run that wrote no rows doesn't count
     there = _noted(target)
     if there is None:
         raise UsageError(f"--output {shown} holds files of something else", "name another folder")
@@ -78,10 +79,10 @@ def refuse_taken(target: Store, shown: str, made_with: Mapping[str, Any]) -> Non
 
 
 def claim(target: Store, shown: str, made_with: Mapping[str, Any]) -> None:
-    """Make the folder, and note what its rows are made with; halves of files that a dead run has left are removed.
+    """Make the folder, record what its rows are made with, and remove partial files of dead runs.
 
     Raises:
-        UsageError, TrtbatchError: as :func:`refuse_taken`.
+        UsageError, TrtbatchError: as for :func:`refuse_taken`.
     """
     fs = optional.require("pyarrow.fs", "write files for Ray")
     refuse_taken(target, shown, made_with)
@@ -89,7 +90,7 @@ def claim(target: Store, shown: str, made_with: Mapping[str, Any]) -> None:
         target.system.create_dir(target.path, recursive=True)
         for each in target.system.get_file_info(fs.FileSelector(target.path)):
             if each.base_name.startswith((".part-", f".{JOB}.")):
-                target.system.delete_file(each.path)  # half a file, of a machine that stopped
+                target.system.delete_file(each.path)  # a partial file, from a machine that stopped
         if not _files(target):
             place = f"{target.path}/{JOB}"
             write_file(target.system, place, lambda stream: stream.write(json.dumps(dict(made_with)).encode()))
@@ -98,10 +99,10 @@ def claim(target: Store, shown: str, made_with: Mapping[str, Any]) -> None:
 
 
 def _refuse_unwritable(target: Store, shown: str) -> None:
-    """Raise where a folder on this machine can't be made, or takes no files; nothing of this stays.
+    """Refuse a folder on this machine that can't be made or written; leave the disk unchanged.
 
     Raises:
-        TrtbatchError: with the system's reason.
+        TrtbatchError: the folder can't be written; the message gives the system's reason.
     """
     if target.is_local:
         try:
@@ -118,7 +119,7 @@ def _unwritable(shown: str, error: OSError) -> TrtbatchError:
 
 
 def _noted(target: Store) -> dict[str, Any] | None:
-    """What the rows in a folder are made with; None where that isn't noted."""
+    """Return what the rows in a folder are made with; None where that isn't recorded."""
     fs = optional.require("pyarrow.fs", "read files for Ray")
     place = f"{target.path}/{JOB}"
     if target.system.get_file_info(place).type != fs.FileType.File:
@@ -128,7 +129,7 @@ def _noted(target: Store) -> dict[str, Any] | None:
 
 
 def _files(target: Store) -> list[str]:
-    """The files of results in a folder."""
+    """Return the paths of the result files in a folder."""
     fs = optional.require("pyarrow.fs", "read files for Ray")
     found = target.system.get_file_info(fs.FileSelector(target.path, allow_not_found=True))
     names = [each.path for each in found if each.type == fs.FileType.File and not each.base_name.startswith((".", "_"))]
@@ -136,14 +137,14 @@ def _files(target: Store) -> list[str]:
 
 
 class Done(NamedTuple):
-    """How often each row's name is in the output's files, and the names of those with an error."""
+    """Number of times that each row's name is in the output files, and the names of rows with an error."""
 
     names: Counter[str]
     failed: set[str]
 
 
 def done_rows(target: Store) -> Done:
-    """What is in the output's files."""
+    """Read the names of all rows in the output files, and which of them have an error."""
     parquet = optional.require("pyarrow.parquet", "read Parquet")
     done = Done(Counter(), set())
     for path in _files(target):
@@ -160,10 +161,10 @@ def done_rows(target: Store) -> Done:
 
 
 def audit(wanted: Sequence[str], found: Mapping[str, int], output: str) -> None:
-    """Every row once.
+    """Check that every row is in the output exactly once.
 
     Raises:
-        ExecutionError: a row is missing, or there twice.
+        ExecutionError: a row is missing or duplicated.
     """
     missing = [name for name in wanted if name not in found]
     doubled = [name for name in wanted if found.get(name, 0) > 1]
@@ -177,7 +178,7 @@ def audit(wanted: Sequence[str], found: Mapping[str, int], output: str) -> None:
 
 
 def write_rows(batch: Mapping[str, Any], target: Store, format: str) -> dict[str, Any]:
-    """One file of a block's rows, complete or not there; and how many rows it has."""
+    """Write a block's rows as one file, complete or not at all, and return the number of rows."""
     names = [str(name) for name in batch["path"]]
     failed = np.array([bool(error) for error in batch["error"]])
     if names:
@@ -189,7 +190,10 @@ def write_rows(batch: Mapping[str, Any], target: Store, format: str) -> dict[str
 
 
 def _table(batch: Mapping[str, Any], failed: NDArray[np.bool_]) -> Any:
-    """The rows with a type for every column, whatever is in it; nothing where a row failed, or didn't."""
+    """Return an Arrow table whose column types don't depend on the values.
+
+    The predicted classes of failed rows are null, and so are the errors of all other rows.
+    """
     pyarrow = optional.require("pyarrow", "write results")
     kinds = {
         "class": pyarrow.string(),
@@ -215,7 +219,7 @@ def _listed(value: Any) -> Any:
 
 
 def _nested(pyarrow: Any, array: Array) -> Any:
-    """Rows of numbers of any shape, as lists of fixed length in each other."""
+    """Return rows of numbers of any shape as nested lists of fixed length."""
     made = pyarrow.array(np.ascontiguousarray(array).reshape(-1))
     for size in array.shape[:0:-1]:
         made = pyarrow.FixedSizeListArray.from_arrays(made, size)
@@ -236,7 +240,7 @@ def _lines_of(table: Any) -> Callable[[Any], None]:
 
 
 def _finite(value: Any) -> Any:
-    """NaN and infinities, which JSON doesn't have, as strings."""
+    """Replace NaN and infinities, which JSON doesn't have, with strings."""
     if isinstance(value, dict):
         return {name: _finite(each) for name, each in value.items()}
     if isinstance(value, list):

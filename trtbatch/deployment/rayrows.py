@@ -1,4 +1,4 @@
-"""Rows of files, as the predictor takes them: what Ray's reading tasks do."""
+"""Read rows of files in Ray's tasks, in the form that the predictor takes."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ def read_rows(
 ) -> dict[str, Any]:
     """Return the rows of a block: names, errors, and the columns that the predictor takes.
 
-    Args:
-        encoded: whether images stay encoded, for the predictor's reader.
+    With `encoded`, images stay encoded, for the predictor's reader.
     """
     files = [each.decode("utf-8", "surrogateescape") for each in batch["file"]]
     numbers = [int(each) for each in batch["row"]]
@@ -39,7 +38,7 @@ def read_rows(
             return found | {"bytes": _files(source, files, found["error"])}
         _, preprocessing = image_input(sidecar)
         pixels = np.zeros((len(files), *preprocessing.crop, 3), np.uint8)
-        for index, path in enumerate(files):  # one file at a time: only the pixels are kept
+        for index, path in enumerate(files):  # one file at a time, so that only the pixels stay in memory
             errors = found["error"][index : index + 1]
             pixels[index] = _pixels({"bytes": _files(source, [path], errors)}, errors, sidecar)[0]
         return found | {PIXELS: pixels}
@@ -56,7 +55,7 @@ def read_rows(
 
 
 def _files(source: Store, files: Sequence[str], errors: Array) -> Array:
-    """The content of files; empty where one can't be read, which is noted in `errors`."""
+    """Return the contents of files; write into `errors` why a file can't be read, and return it empty."""
     held = np.empty(len(files), dtype=object)
     held[:] = b""
     for index, path in enumerate(files):
@@ -69,7 +68,7 @@ def _files(source: Store, files: Sequence[str], errors: Array) -> Array:
 
 
 def _pixels(columns: Mapping[str, Any], errors: Array, sidecar: Sidecar) -> Array:
-    """Images resized and cropped, in one array ``(N, H, W, 3)`` uint8; black where there is none."""
+    """Return images resized and cropped in one array, ``(N, H, W, 3)`` uint8; unusable images are black."""
     pixels = prepare(columns, sidecar, errors)
     _, preprocessing = image_input(sidecar)
     even = np.zeros((len(pixels), *preprocessing.crop, 3), np.uint8)
@@ -80,7 +79,7 @@ def _pixels(columns: Mapping[str, Any], errors: Array, sidecar: Sidecar) -> Arra
 
 
 def _npy(source: Store, path: str, rows: Sequence[int]) -> dict[str, Array]:
-    """Rows of an array file: from the first to the last of them is read, and no more."""
+    """Read rows of an array file; only the part from the first to the last of them is read."""
     with source.reading(path) as stream:
         shape, dtype = npy_header(stream)
         width = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
@@ -90,7 +89,7 @@ def _npy(source: Store, path: str, rows: Sequence[int]) -> dict[str, Array]:
 
 
 def _parquet(source: Store, path: str, rows: Sequence[int], sidecar: Sidecar) -> dict[str, Array]:
-    """Rows of a Parquet file, from the row groups that hold them: the model's inputs, or encoded images.
+    """Read rows of a Parquet file, the model's inputs or encoded images, from the row groups that hold them.
 
     Raises:
         InputError: the file has neither.

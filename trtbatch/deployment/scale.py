@@ -1,16 +1,16 @@
-"""``infer --ray``: files to files over a cluster, by Ray Data.
+"""Predict the rows of files on a Ray cluster, and write the results as files.
 
 ::
 
     rows of the input ──▶ read (tasks) ──▶ predict (one actor a GPU, or K on the CPU) ──▶ write (tasks) ──▶ DIR
 
-The rows are listed here, in order, and cut into blocks; everything else is done where Ray puts it. A block of results
-becomes one file, which appears complete and under a name that its rows decide: a task that Ray runs again
-writes the same file again. So what has a file is done. The next run into the same DIR takes only the rows that have
-none, whatever ended the run before.
+This process lists the rows in order and cuts them into blocks; Ray decides where everything else runs. Each block of
+results becomes one file, which appears complete. Its name depends only on its rows, so a task that Ray repeats writes
+the same file again. A row in a file is therefore done: the next run into the same DIR takes only the other rows,
+whatever ended the run before.
 
-Files are read and written by pyarrow, from where its file systems reach: this machine, ``s3://``, ``gs://``,
-``hdfs://``. Code, engine and local files must be at the same place on every node.
+pyarrow reads and writes the files on any of its file systems: this machine, ``s3://``, ``gs://``, ``hdfs://``. Code,
+engine and local files must have the same path on every node.
 """
 
 from __future__ import annotations
@@ -48,32 +48,35 @@ from trtbatch.util.text import shortened
 __all__ = ["RayRequest", "RayResult", "infer_with_ray"]
 
 BLOCK_ROWS = 512
-"""Rows of a block at the most, and so of an output file: what a crash may lose of each actor's work."""
+"""Rows of a full block, rounded up to whole batches, and so of an output file.
+
+A crash loses at most this much of each actor's work.
+"""
 
 CONNECT_S = 30.0
-"""Seconds that a cluster has to answer; one that is there takes two or three."""
+"""Seconds in which a cluster must answer; a running cluster takes two or three."""
 
 KNOCK_S = 10.0
-"""Of these, for a TCP connection."""
+"""Seconds of these for the TCP connection."""
 
 
 @dataclass(frozen=True)
 class RayRequest:
-    """What to predict, with which engine, on which cluster.
+    """Request to predict rows of files on a Ray cluster.
 
     Args:
-        engine: None takes the newest in ``engines/``.
+        engine: engine file; None takes the newest in ``engines/``.
         input: folder or file of images, ``.npy`` or ``.parquet``: a path, or a URI that pyarrow knows.
-        output: folder for the results, likewise.
+        output: folder for the results: a path, or a URI that pyarrow knows.
         address: ``local`` starts Ray on this machine for this run, ``auto`` takes the cluster that runs here, anything
-            else is the address of one.
-        batch: None is the engine's best.
-        concurrency: number of actors; None is one for each GPU, or for each node where the engine runs on the CPU.
-        format: of the files in `output`.
-        topk: classes given for each row; all of them where the model has fewer.
-        count: at most so many rows.
-        reader: of images: ``host``, ``dali``, or ``auto``: DALI where it is installed and the engine is TensorRT's.
-        progress: told the number of rows done, and of all; what it prints on standard output is not seen.
+            else is a cluster's address.
+        batch: batch size; None takes the engine's best.
+        concurrency: number of actors; None is one per GPU, or one per node where the engine runs on the CPU.
+        format: format of the files in `output`.
+        topk: number of classes for each row; all of them where the model has fewer.
+        count: most rows to predict; None is all.
+        reader: image reader: ``host``, ``dali``, or ``auto``: DALI where it is installed and the engine is TensorRT's.
+        progress: called with the number of rows done and of all rows; its standard output is hidden.
     """
 
     engine: Path | None
@@ -92,12 +95,12 @@ class RayRequest:
 
 @dataclass
 class RayResult:
-    """What was done.
+    """Result of a run: the output folder and numbers of rows.
 
     Args:
-        rows: predicted by this run, unusable ones included.
-        before: rows that earlier runs had done.
-        failed: of all these, the rows with an error.
+        rows: rows that this run predicted, unusable ones included.
+        before: rows that earlier runs had predicted.
+        failed: rows with an error, from this run and earlier ones.
     """
 
     output: str
@@ -110,13 +113,14 @@ def infer_with_ray(request: RayRequest, predictor: type[Any] = Predictor) -> Ray
     """Predict every row of `request.input` that has no result in `request.output` yet.
 
     Args:
-        predictor: what runs in the actors.
+        request: what to predict, and where.
+        predictor: class that runs in the actors.
 
     Raises:
         MissingPackageError: Ray isn't installed.
-        UsageError: an input that isn't there, an output folder of another job, or no cluster at the address.
-        InputError: rows that don't fit the engine.
-        ExecutionError: the job failed; what it has done stays, and the next run goes on from there.
+        UsageError: the input doesn't exist, the output folder is another job's, or no cluster is at the address.
+        InputError: the rows don't fit the engine.
+        ExecutionError: the job failed; its finished files stay, and the next run continues from them.
     """
     _refuse_random(request.input)
     optional.require("ray.data", "predict on a cluster")
@@ -148,10 +152,10 @@ def infer_with_ray(request: RayRequest, predictor: type[Any] = Predictor) -> Ray
 
 
 def _refuse_random(text: str) -> None:
-    """Raise for random samples, unless a file or folder has that name.
+    """Refuse random samples, unless a file or folder has that name.
 
     Raises:
-        UsageError: with what to do.
+        UsageError: `text` asks for random samples.
     """
     if text == "random" and not os.path.exists(text):
         fix = "leave out --ray, or name a folder or file of images, .npy or .parquet"
@@ -160,7 +164,7 @@ def _refuse_random(text: str) -> None:
 
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[None]:
-    """Ray, started or connected to for the block, unless it is already."""
+    """Start Ray or connect to it for the block, unless that is done already."""
     ray = optional.require("ray", "predict on a cluster")
     if ray.is_initialized():
         yield
@@ -172,7 +176,7 @@ def connected(address: str) -> Iterator[None]:
             _connect(ray, address, ended)
         try:
             if threading.current_thread() is threading.main_thread():
-                # Ray's C++ has put its own, which prints a stack, before Python's.
+                # Ray's C++ code has replaced Python's handler with one that prints a stack.
                 signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
             yield
         finally:
@@ -181,16 +185,63 @@ def connected(address: str) -> Iterator[None]:
         ended.set()
 
 
-def _connect(ray: Any, address: str, ended: threading.Event) -> None:
-    """Start Ray, or connect to it, in another thread: it may wait in C++ for minutes, where no signal is heard.
+_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 
-    In the main thread it would also put a handler of its own in the place of ours.
+
+@contextlib.contextmanager
+def _quiet_backend() -> Iterator[None]:
+    """Keep Ray's C++ code, which starts in the block, from printing on this process's terminal.
+
+    Ray prints errors there, some of them for its own developers; whatever ends a task or the job is an exception too.
+    Ray also prints that its log level was changed, so standard error is discarded in the block.
+    """
+    if _LEVEL in os.environ:  # the user has chosen a level
+        yield
+        return
+    os.environ[_LEVEL] = "fatal"
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # the caller has closed standard error
+            kept = os.dup(2)
+            stack.callback(os.close, kept)
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            stack.callback(os.close, nowhere)
+            os.dup2(nowhere, 2)
+            stack.callback(os.dup2, kept, 2)
+        yield
+
+
+@contextlib.contextmanager
+def _muted() -> Iterator[None]:
+    """Hide what Ray's threads print through Python.
+
+    Ray warns of its coming changes and gives advice on pipelines. It also prints the failures of tasks that it repeats
+    on standard output, among the results.
+    """
+    with warnings.catch_warnings(), contextlib.redirect_stdout(_Nowhere()):
+        warnings.filterwarnings("ignore", module=r"ray(\.|$)")
+        yield
+
+
+class _Nowhere(io.TextIOBase):
+    """Stream that discards text and is never closed, because Ray's threads may outlive the block."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+def _connect(ray: Any, address: str, ended: threading.Event) -> None:
+    """Start Ray or connect to it, in another thread.
+
+    Ray may wait in C++ for minutes, where the main thread couldn't handle signals. In the main thread Ray would also
+    replace this process's signal handlers.
 
     Args:
-        ended: keeps the thread until it is set; Linux ends Ray's processes with the thread that started them.
+        ray: the module ``ray``.
+        address: ``local``, ``auto`` or the address of a cluster.
+        ended: keeps the thread alive until set: Linux ends Ray's processes with the thread that started them.
 
     Raises:
-        UsageError: nothing at the address, or nothing that is Ray.
+        UsageError: nothing answers at the address, or something other than Ray does.
     """
     options = {"include_dashboard": False} if address == "local" else {}
     done: Future[None] = Future()
@@ -208,7 +259,7 @@ def _connect(ray: Any, address: str, ended: threading.Event) -> None:
     threading.Thread(target=work, name="trtbatch-ray", daemon=True).start()
     end = time.monotonic() + (math.inf if address == "local" else CONNECT_S)
     while not done.done() and time.monotonic() < end:
-        wait([done], 0.1)  # not for long: a signal that another thread was handed doesn't end it
+        wait([done], 0.1)  # short, because a signal delivered to another thread doesn't end the wait
     try:
         done.result(0)
     except Exception as error:
@@ -218,10 +269,10 @@ def _connect(ray: Any, address: str, ended: threading.Event) -> None:
 
 
 def _knock(address: str) -> None:
-    """Raise what the system says where nothing listens at ``HOST:PORT``; Ray would wait, and tell less.
+    """Check that something listens at ``HOST:PORT``; Ray would wait longer and report less.
 
     Raises:
-        ConnectionError: with what was tried.
+        ConnectionError: no TCP connection; the message gives host, port and the system's reason.
     """
     match = re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:([0-9]{1,5})", address)
     if match is None:
@@ -236,10 +287,10 @@ def _knock(address: str) -> None:
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
-    """Ray's errors as ours, and its own progress not on our terminal.
+    """Translate Ray's errors in the block, and hide Ray's progress bars and log.
 
     Raises:
-        ExecutionError: with what failed in a task.
+        ExecutionError: the job failed; the message says what failed in a task.
     """
     ray = optional.require("ray", "predict on a cluster")
     data = optional.require("ray.data", "predict on a cluster")
@@ -259,9 +310,9 @@ def _translated() -> Iterator[None]:
 
 
 def failure_reason(error: Exception) -> tuple[str, str]:
-    """Problem and fix of the last exception that a task's traceback ends with; Ray adds advice of its own after it.
+    """Return problem and fix from the last exception in a task's traceback; Ray adds its own advice after it.
 
-    Of an error of ours the text alone comes back, ``module.Class: problem; fix``.
+    An error of this package arrives as text only: ``module.Class: problem; fix``.
     """
     raised = re.findall(r"^(?!ray\.)\S*(?:Error|Exception)\b.*$", str(error), re.MULTILINE)
     last = raised[-1] if raised else f"{type(error).__name__}: {error}".splitlines()[0]
@@ -286,7 +337,7 @@ def _run(
     actors, needs = _actors(artifact.sidecar, request.concurrency)
     # Blocks of whole batches, and enough of them for every actor.
     size = batch * max(1, math.ceil(min(BLOCK_ROWS, len(rows) / actors) / batch))
-    # Paths as bytes: Arrow's text is UTF-8, which a file name need not be.
+    # Paths travel as bytes: Arrow's text is UTF-8, and a file name need not be.
     blocks = [
         pyarrow.table(
             {"file": [path.encode("utf-8", "surrogateescape") for path, _ in part], "row": [row for _, row in part]}
@@ -295,7 +346,7 @@ def _run(
     ]
     actors = min(actors, len(blocks))  # more would have nothing to do
     takes_images = kind == "images" or artifact.sidecar.preprocessing is not None
-    # DALI decodes where the engine is; Pillow's work is spread over all tasks that read.
+    # DALI decodes in the actors, on the engine's GPU; Pillow decodes in all reading tasks.
     encoded = takes_images and choose_reader(request.reader, artifact.sidecar) == "dali"
     reading = {"source": source, "kind": kind, "sidecar": artifact.sidecar, "encoded": encoded}
     settings = {
@@ -323,12 +374,12 @@ def _run(
 
 
 def _actors(sidecar: Sidecar, wanted: int | None) -> tuple[int, dict[str, Any]]:
-    """How many actors, and what Ray is to reserve for each.
+    """Return the number of actors, and the resources that Ray reserves for each.
 
-    None reserves a processor: actors on all of them would leave none to the tasks that read and write, for ever.
+    No actor reserves a CPU: actors on all CPUs would leave none to the reading and writing tasks, forever.
 
     Raises:
-        UsageError: a TensorRT engine, and no GPU in the cluster.
+        UsageError: the engine is TensorRT's, and the cluster has no GPU.
     """
     ray = optional.require("ray", "predict on a cluster")
     if sidecar.backend == "tensorrt":

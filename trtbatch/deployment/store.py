@@ -1,4 +1,4 @@
-"""Files for Ray's tasks, wherever pyarrow reaches: the rows that they hold, in order, and writing whole files."""
+"""List the rows of files and write whole files, on every file system that pyarrow reaches."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from trtbatch.util.text import shortened, written
 __all__ = ["Kind", "Store", "list_rows", "named", "npy_header", "open_store", "parquet_columns", "write_file"]
 
 Kind = Literal["images", "npy", "parquet"]
-"""What files are; of one image each, or of several rows."""
+"""Kinds of input files: an image file is one row, the others hold several."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """A place that pyarrow reaches: file system, path in it, and what precedes the path in a URI."""
+    """Location that pyarrow reaches: its file system, the path in it, and the URI's part before the path."""
 
     system: Any
     path: str
@@ -36,19 +36,19 @@ class Store:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is on the disks of this machine."""
+        """Return whether the location is on a disk of this machine."""
         return bool(self.system.type_name == "local")
 
     def reading(self, path: str) -> Any:
-        """A file that is open for reading, seekable, whatever bytes its name is of."""
+        """Open a file for reading, seekable; a local file's name may be any bytes."""
         return open(path, "rb") if self.is_local else self.system.open_input_file(path)
 
 
 def open_store(text: str, option: str) -> Store:
-    """The place that a path or URI names.
+    """Return the location that a path or URI names.
 
     Raises:
-        UsageError: a scheme that pyarrow has no file system for.
+        UsageError: the name is empty, or a URI that pyarrow can't open.
     """
     fs = optional.require("pyarrow.fs", "read and write files for Ray")
     if "://" not in text:
@@ -64,23 +64,28 @@ def open_store(text: str, option: str) -> Store:
 
 
 def _unreached(shown: str, error: Exception) -> UsageError:
-    """What pyarrow says of a URI that it can't follow; of one that it can, an error is the system's."""
+    """Return the error for a URI that pyarrow can't open.
+
+    An ``OSError`` comes from the file system of a known scheme; other errors mean that pyarrow doesn't know the scheme.
+    """
     known = isinstance(error, OSError)
     fix = "check the bucket's name, your permissions and the network" if known else "name a path, s3:// or gs://"
     return UsageError(f"{shown}: {shortened(str(error))}", fix)
 
 
 def named(source: Store, path: str, row: int) -> str:
-    """A row's name, as text: the path of its file, and its number where a file holds several."""
+    """Return a row's name as text: the path of its file, and its number where the file holds several rows."""
     return written(f"{source.prefix}{path}" if row < 0 else f"{source.prefix}{path}[{row}]")
 
 
 def list_rows(source: Store, sidecar: Sidecar, count: int | None) -> tuple[Kind, list[tuple[str, int]]]:
-    """Every row as (path, number in the file), in order; the number is -1 where the file is the row.
+    """Return the kind of the files, and every row as (path, number in the file), in order, at most `count`.
+
+    The number is -1 where the file is the row.
 
     Raises:
-        UsageError: nothing is there, or files of several kinds.
-        InputError: a folder without usable files, or a file whose rows don't fit the engine.
+        UsageError: nothing exists there, or the files are of several kinds.
+        InputError: the folder has no usable files, or the rows of a file don't fit the engine.
     """
     shown = f"--input {source.prefix}{source.path}"
     try:
@@ -111,9 +116,9 @@ def list_rows(source: Store, sidecar: Sidecar, count: int | None) -> tuple[Kind,
 
 
 def _local_files(root: str) -> list[str] | None:
-    """Regular files in and under a folder, links to nothing included, or the file itself; None where nothing is.
+    """Return the files in and under a folder, broken links included, or the file itself; None where neither exists.
 
-    Not by pyarrow, which knows names in UTF-8 only.
+    pyarrow can't list them, because it takes names in UTF-8 only.
     """
     if not os.path.isdir(root):
         return [root] if os.path.isfile(root) else None
@@ -155,11 +160,11 @@ def _kind(path: str) -> Kind | None:
 
 
 def _length(source: Store, path: str, kind: Kind, sidecar: Sidecar) -> int:
-    """Number of rows in a file, from its header.
+    """Return the number of rows in a file, from its header.
 
     Raises:
-        InputError: it can't be read, or its rows don't fit the engine.
-        UsageError: an array file for a model with several inputs, images for one that takes none.
+        InputError: the file can't be read, or its rows don't fit the engine.
+        UsageError: an array file for a model with several inputs, or images for a model that takes none.
     """
     try:
         with source.reading(path) as stream:
@@ -182,7 +187,7 @@ def _length(source: Store, path: str, kind: Kind, sidecar: Sidecar) -> int:
 
 
 def _refuse_array(path: str, shape: tuple[int, ...], dtype: np.dtype[Any], sidecar: Sidecar) -> None:
-    """Raise where an array's rows aren't the model's input; no rows are of any kind."""
+    """Refuse an array whose rows aren't the model's input; an array without rows may have any shape and type."""
     if len(sidecar.inputs) != 1:
         names = ", ".join(spec.name for spec in sidecar.inputs)
         raise UsageError(
@@ -206,7 +211,7 @@ def _row_shape(spec: TensorSpec) -> tuple[int, ...]:
 
 
 def parquet_columns(file: Any, sidecar: Sidecar, path: str) -> list[str]:
-    """The columns of a Parquet file that are read: the model's inputs, or encoded images.
+    """Return the columns to read from a Parquet file: the model's inputs, or encoded images.
 
     Raises:
         InputError: the file has neither.
@@ -222,7 +227,7 @@ def parquet_columns(file: Any, sidecar: Sidecar, path: str) -> list[str]:
 
 
 def _refuse_columns(path: str, schema: Any, sidecar: Sidecar) -> None:
-    """Raise where a column isn't a model's input: by its type, and its size where the type tells it."""
+    """Refuse a column that doesn't fit its input, by its type, and by its size where the type fixes it."""
     for spec in sidecar.inputs:
         kind, size = schema.field(spec.name).type, 1
         while (kind := getattr(kind, "storage_type", kind)) and hasattr(kind, "value_type"):
@@ -239,10 +244,10 @@ def _refuse_columns(path: str, schema: Any, sidecar: Sidecar) -> None:
 
 
 def npy_header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of an array file, whose rows follow.
+    """Return the shape and type of an array file, and leave the stream at its first row.
 
     Raises:
-        InputError: it holds objects, no rows, or is in Fortran's order.
+        InputError: the file holds Python objects, a single value, or rows in Fortran order.
     """
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -253,7 +258,11 @@ def npy_header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 
 def write_file(system: Any, place: str, write: Callable[[Any], Any]) -> None:
-    """Write under another name and rename; an object store shows an object when it is closed, and can't rename."""
+    """Write a file, complete or not at all.
+
+    Local and HDFS files are written under another name and renamed. An object store can't rename, but shows an object
+    only once it is closed.
+    """
     if system.type_name not in ("local", "hdfs"):
         with system.open_output_stream(place) as stream:
             write(stream)

@@ -1,4 +1,4 @@
-"""An engine as a model folder of NVIDIA Triton, its ``config.pbtxt`` derived from the sidecar.
+"""Write an engine as a model folder of NVIDIA Triton, with a ``config.pbtxt`` derived from the sidecar.
 
 ::
 
@@ -6,15 +6,15 @@
              labels.txt       where the classes are known
              VERSION/model.plan (TensorRT) or model.onnx (ONNX Runtime)
 
-Field names and their meaning are those of Triton's ``model_config.proto``. Triton batches along the first axis and
-from one request on, so that is what the engine must hold. One that was built for a single batch size is
-served at exactly that size, by ``max_batch_size: 0`` and shapes that include the batch.
+Field names and their meanings are those of Triton's ``model_config.proto``. Triton batches along the first axis, from
+batch 1 on, so the engine must hold these batches. An engine that was built for a single batch size is served at exactly
+that size, with ``max_batch_size: 0`` and shapes that include the batch.
 
-Of an ONNX Runtime engine the file from which it was built is served: the engine holds what this machine's release makes
-of it, operators of its own among them, which the releases in Triton's images refuse. Triton's optimises it again.
+For an ONNX Runtime engine, Triton serves the ONNX file that the engine was built from. The engine is the graph as this
+machine's release optimised it; it may hold internal operators that the releases in Triton's images refuse. Triton's
+release optimises the ONNX file again.
 
-With `from_images` two models are written beside it, which take encoded images
-(:mod:`trtbatch.deployment.tritonimages`).
+With `from_images`, two more models are written, which take encoded images (:mod:`trtbatch.deployment.tritonimages`).
 """
 
 from __future__ import annotations
@@ -59,24 +59,24 @@ _TYPES = {
 }
 
 _FILES = {"tensorrt": "model.plan", "onnxruntime": "model.onnx"}
-"""The name under which each of Triton's backends looks for its model."""
+"""File names under which Triton's backends look for their models."""
 
 
 @dataclass(frozen=True)
 class TritonRequest:
-    """What to deploy, and where.
+    """Request to deploy an engine to Triton.
 
     Args:
-        engine: None takes the newest in ``engines/`` that runs here.
-        repository: the folder that Triton is pointed at (``--model-repository``).
-        name: of the model; None is the sidecar's.
+        engine: engine file; None takes the newest in ``engines/`` that runs here.
+        repository: folder that Triton serves (its ``--model-repository``).
+        name: name of the model; None takes the sidecar's.
         instances: copies that run at the same time, on each GPU (TensorRT) or on the CPU; None takes the tuned number
             of streams, else 1.
         max_queue_delay: microseconds that a request may wait for others to share a batch with; None derives it from
-            the latency that was tuned for, else takes :data:`trtbatch.deployment.tritonbatching.DELAY`.
-        version: number of the model's version; the one that is served from now on.
-        force: whether a version that is there is replaced.
-        from_images: whether an ensemble that takes encoded images is written too.
+            the tuned latency budget, else takes :data:`trtbatch.deployment.tritonbatching.DELAY`.
+        version: number of the model's version, the only one that is served from now on.
+        force: whether to replace an existing version, even with other inputs, outputs or batch sizes.
+        from_images: whether to write an ensemble that takes encoded images too.
     """
 
     engine: Path | None
@@ -91,7 +91,7 @@ class TritonRequest:
 
 @dataclass(frozen=True)
 class Deployed:
-    """What was written: the model's folder and name, the text of its configuration, and how it batches.
+    """Written model: its folder and name, the text of its configuration, and its batching.
 
     Args:
         preprocessing: folder of DALI's model, where there is one.
@@ -113,12 +113,12 @@ class Deployed:
 
 @dataclass(frozen=True)
 class _Model:
-    """A model that is to be written.
+    """Model to write.
 
     Args:
-        target: its folder.
+        target: folder of the model.
         config: Triton's ``ModelConfig``.
-        fill: writes the files of its version into a folder; what it needs for a while goes two folders above.
+        fill: writes the files of a version into the version's folder; temporary files go two folders above it.
     """
 
     target: Path
@@ -127,12 +127,12 @@ class _Model:
 
 
 def deploy(request: TritonRequest) -> Deployed:
-    """Write a model folder, or the three of an ensemble; they appear complete, or not at all.
+    """Write a model folder, or the three of an ensemble, complete or not at all.
 
     Raises:
-        UsageError: a name that is no folder name, or a version that is there already.
-        ArtifactError: an engine that Triton can't serve, with the reason; a damaged file; the ONNX file that an ONNX
-            Runtime engine was built from is gone, or has changed.
+        UsageError: the name isn't a folder name, the version exists already, or the folder is of another model.
+        ArtifactError: Triton can't serve the engine, a file is damaged, or the ONNX file that an ONNX Runtime engine
+            was built from is missing or changed.
         MissingPackageError: Triton's protobuf definitions or DALI aren't installed, or DALI finds no GPU.
         TrtbatchError: the repository can't be written.
     """
@@ -165,28 +165,24 @@ def deploy(request: TritonRequest) -> Deployed:
 
 
 def _models(artifact: Artifact, config: Any, request: TritonRequest) -> list[_Model]:
-    """The engine's model, and those that stand before it.
-
-    Args:
-        config: of the engine's model.
-    """
+    """Return the engine's model with its `config`, and the models in front of it with `from_images`."""
     models = [_Model(request.repository / config.name, config, _engine_writer(artifact))]
     if request.from_images:
         images = image_models(artifact, config, request.version)
         before, ensemble = (request.repository / each.name for each in (images.preprocessing, images.ensemble))
         models += [
             _Model(before, images.preprocessing, lambda inner: (inner / PIPELINE).write_bytes(images.pipeline)),
-            _Model(ensemble, images.ensemble, lambda inner: None),  # Triton wants the version's folder all the same
+            _Model(ensemble, images.ensemble, lambda inner: None),  # Triton needs the version's folder, even empty
         ]
         note(images.release)
     return models
 
 
 def _engine_writer(artifact: Artifact) -> Callable[[Path], object]:
-    """Return what writes the served file of an engine into the folder of a version.
+    """Return a function that writes the served file of an engine into the folder of a version.
 
     Raises:
-        ArtifactError: the ONNX file that an ONNX Runtime engine was built from is gone, or has changed.
+        ArtifactError: the ONNX file that an ONNX Runtime engine was built from is missing or changed.
     """
     sidecar = artifact.sidecar
     file = _FILES[sidecar.backend or ""]
@@ -197,10 +193,10 @@ def _engine_writer(artifact: Artifact) -> Callable[[Path], object]:
 
 
 def _onnx_of(artifact: Artifact) -> Path:
-    """The ONNX file that an engine was built from, weights beside it and all.
+    """Return the ONNX file that an engine was built from, after a check of the file and its external weights.
 
     Raises:
-        ArtifactError: a file is gone, or has changed.
+        ArtifactError: a file is missing or changed.
     """
     path = find_built(artifact)
     if sidecar_path(path).is_file():
@@ -231,10 +227,10 @@ def _refuse_existing(target: Path, request: TritonRequest) -> None:
 
 
 def _refuse_other_model(target: Path, config: Any, artifact: Artifact, request: TritonRequest) -> None:
-    """Raise where clients of the model that is there couldn't talk to the new one.
+    """Refuse a model that the clients of the existing model couldn't use.
 
     Raises:
-        UsageError: other inputs, outputs or batch sizes than its configuration has, or one that can't be read.
+        UsageError: the existing configuration has other inputs, outputs or batch sizes, or can't be read.
     """
     file = target / "config.pbtxt"
     if request.force or not file.is_file():
@@ -249,7 +245,7 @@ def _refuse_other_model(target: Path, config: Any, artifact: Artifact, request: 
 
 
 def _others(target: Path, version: int) -> list[str]:
-    """The versions of a model that are there, but for this one."""
+    """Return the existing versions of a model other than `version`, ascending."""
     there = target.iterdir() if target.is_dir() else ()
     numbers = sorted(int(each.name) for each in there if each.name.isdigit() and each.is_dir())
     return [str(number) for number in numbers if number != version]
@@ -263,7 +259,7 @@ def _tell_unserved(target: Path, versions: Sequence[str]) -> None:
 
 
 def _tell_left_behind(repository: Path, config: Any) -> None:
-    """Warn of an ensemble that was written for an earlier engine of this name, with its preprocessing."""
+    """Warn of an ensemble in the repository that was written for an earlier engine of this name."""
     _, name = image_names(config.name)
     file = repository / name / "config.pbtxt"
     there = _read(file, type(config)) if file.is_file() else None
@@ -274,7 +270,7 @@ def _tell_left_behind(repository: Path, config: Any) -> None:
 
 
 def _read(file: Path, kind: type[Any]) -> Any | None:
-    """The configuration in a file; None where it is none."""
+    """Return the configuration in a file; None where the file isn't one."""
     text_format: Any = importlib.import_module("google.protobuf.text_format")
     try:
         return text_format.Parse(file.read_text(encoding="utf-8"), kind())
@@ -283,7 +279,7 @@ def _read(file: Path, kind: type[Any]) -> Any | None:
 
 
 def _differing(there: Any, config: Any) -> str:
-    """What clients see of two configurations and that differs, in words; empty where nothing does."""
+    """Return in words what differs for clients between two configurations; empty where nothing does."""
     for name, words in (("input", "other inputs"), ("output", "other outputs")):
         one, two = (
             [(each.name, each.data_type, list(each.dims)) for each in getattr(each_config, name)]
@@ -297,7 +293,7 @@ def _differing(there: Any, config: Any) -> str:
 
 
 def _write(models: Sequence[_Model], classes: Sequence[str], version: int) -> None:
-    """Write the folders of all models, then put them where they belong; what fails takes all of that back."""
+    """Write the folders of all models, then move them into place; a failure undoes all moves."""
     with ExitStack() as scratches, ExitStack() as undo:
         made = [scratches.enter_context(_made(model, classes, version)) for model in models]
         for folder, model in zip(made, models):
@@ -307,7 +303,7 @@ def _write(models: Sequence[_Model], classes: Sequence[str], version: int) -> No
 
 @contextmanager
 def _made(model: _Model, classes: Sequence[str], version: int) -> Iterator[Path]:
-    """The whole folder of a model, in a private one."""
+    """Yield the complete folder of a model, made in a private folder."""
     target = model.target
     with scratch(target / "config.pbtxt" if target.is_dir() else target) as folder:
         try:
@@ -328,21 +324,21 @@ def _fill(made: Path, model: _Model, classes: Sequence[str], version: int) -> No
         (made / LABELS).write_text("\n".join(lines) + "\n", encoding="utf-8")
     mask = os.umask(0)
     os.umask(mask)
-    for path in (made, inner):  # the scratch folder's own mode is the owner's alone, and Triton may be another user
+    for path in (made, inner):  # a private folder is for its owner only, and Triton may run as another user
         path.chmod(0o777 & ~mask)
 
 
 def _fill_onnx(path: Path, sidecar: Sidecar, target: Path, scratch_folder: Path) -> None:
-    """Copy an ONNX file, its axes as the engine has them, and the weights beside it."""
+    """Copy an ONNX file with the engine's axes, and its external weights."""
     path, _ = prepared(path, sidecar.inputs, sidecar.outputs, scratch_folder)
     shutil.copyfile(path, target)
-    for name in external_files(load_onnx(path)):  # it knows them by this name
+    for name in external_files(load_onnx(path)):  # the file refers to them by these names
         (target.parent / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path.parent / name, target.parent / name)
 
 
 def _place_model(made: Path, target: Path, version: int, undo: ExitStack) -> None:
-    """Put a whole folder where it belongs; `undo` takes what takes that back."""
+    """Move a complete folder into place, and register on `undo` how to move it back."""
     if target.is_dir():
         _replace(made, target, version, undo)
     else:
@@ -351,10 +347,10 @@ def _place_model(made: Path, target: Path, version: int, undo: ExitStack) -> Non
 
 
 def _replace(made: Path, target: Path, version: int, undo: ExitStack) -> None:
-    """Add a version to a model that is there; the configuration that names it comes last."""
+    """Add a version to an existing model; the configuration that names it comes last."""
     place, aside, before = target / str(version), made.parent / ASIDE, made.parent / ".before"
     if place.exists():
-        place.rename(aside)  # gone with the scratch folder
+        place.rename(aside)  # deleted with the private folder
         undo.callback(aside.rename, place)
     (made / str(version)).rename(place)
     undo.callback(place.rename, made / str(version))
@@ -385,10 +381,10 @@ def _tell_needs(sidecar: Sidecar) -> None:
 
 
 def refuse_unservable(artifact: Artifact) -> None:
-    """Raise where Triton can't serve an engine as it is.
+    """Refuse an engine that Triton can't serve as it is.
 
     Raises:
-        ArtifactError: with the reason.
+        ArtifactError: the message gives the reason.
     """
     name, sidecar = artifact.path.name, artifact.sidecar
 
@@ -421,7 +417,7 @@ def refuse_unservable(artifact: Artifact) -> None:
 
 
 def model_config(sidecar: Sidecar, name: str, request: TritonRequest) -> Any:
-    """Triton's ``ModelConfig`` for an engine, as its protobuf message.
+    """Return Triton's ``ModelConfig`` for an engine, a protobuf message.
 
     Raises:
         MissingPackageError: Triton's protobuf definitions aren't installed.
@@ -450,7 +446,7 @@ def model_config(sidecar: Sidecar, name: str, request: TritonRequest) -> Any:
 
 
 def _dims(spec: TensorSpec, sidecar: Sidecar) -> list[int]:
-    """The shape as Triton has it: without the batch, where Triton makes the batches."""
+    """Return a tensor's shape as Triton takes it: without the batch axis where Triton makes the batches."""
     return [int(size) for size in (spec.shape if one_size(sidecar) is not None else spec.shape[1:])]
 
 
@@ -459,7 +455,7 @@ def _describe(message: Any, spec: TensorSpec, sidecar: Sidecar) -> None:
     message.data_type = _type(message, spec)
     dims = _dims(spec, sidecar)
     message.dims.extend(dims or [1])
-    if not dims:  # Triton knows no shape without axes: one of size 1, which it takes off before the model sees it
+    if not dims:  # Triton has no shape without axes: give it one of size 1, which the empty reshape removes
         message.reshape.SetInParent()
 
 
@@ -468,7 +464,7 @@ def _type(message: Any, spec: TensorSpec) -> int:
 
 
 def _labelled(sidecar: Sidecar) -> TensorSpec | None:
-    """The output that is class scores, where the classes are known."""
+    """Return the output that holds the scores of the known classes; None where there is none."""
     scores = (spec for spec in sidecar.outputs if len(spec.shape) == 2 and spec.dtype.startswith(("float", "bfloat")))
     return next((spec for spec in scores if sidecar.classes and spec.shape[1] == len(sidecar.classes)), None)
 
@@ -482,7 +478,7 @@ def _place(group: Any, sidecar: Sidecar, instances: int, messages: Any) -> None:
 
 
 def _capture(cuda: Any, sidecar: Sidecar, preferred: Sequence[int]) -> None:
-    """CUDA graphs at the measured batch sizes and the preferred ones, and at batch 1."""
+    """Request CUDA graphs at batch 1, at the measured batch sizes and at the preferred ones."""
     cuda.graphs = True
     fixed = one_size(sidecar)
     sizes = sorted({1, *sidecar.times, *preferred}) if fixed is None else [0]
@@ -493,7 +489,7 @@ def _capture(cuda: Any, sidecar: Sidecar, preferred: Sequence[int]) -> None:
 
 
 def _warm_up(message: Any, sidecar: Sidecar, size: int) -> None:
-    """One request of a size: random numbers, and zeros where a number may be an index."""
+    """Fill in a warm-up request of batch `size`: random floats, and zeros for integers, which may be indices."""
     message.name = f"batch {size}"
     message.batch_size = size
     for spec in sidecar.inputs:
@@ -507,6 +503,6 @@ def _warm_up(message: Any, sidecar: Sidecar, size: int) -> None:
 
 
 def _text(config: Any) -> str:
-    """The message in protobuf's text format, as Triton reads it."""
-    text_format = importlib.import_module("google.protobuf.text_format")  # the messages have brought it
+    """Return the message in protobuf's text format, which Triton reads."""
+    text_format = importlib.import_module("google.protobuf.text_format")  # installed, because the messages need it
     return str(text_format.MessageToString(config, as_utf8=True))

@@ -1,4 +1,4 @@
-"""How Triton is to make batches of requests: which sizes, how long it waits for them, how many at once."""
+"""Derive how Triton batches requests: the preferred sizes, the queue delay and the number of instances."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from trtbatch.errors import UsageError
 __all__ = ["DELAY", "Batching", "batching", "one_size", "parse_delay", "preferred_sizes"]
 
 GAIN = 0.98
-"""A batch size is preferred where a sample takes at most this share of its time at the one before."""
+"""Largest time per sample of a preferred batch size, as a share of that at the preferred size before."""
 
 DELAY = 2000
-"""Microseconds that a request may wait for others, where nothing says otherwise."""
+"""Default microseconds that a request may wait for others."""
 
 _LONGEST = 60_000_000
-"""Microseconds; a longer delay is taken for a typing error."""
+"""Most microseconds of delay; a longer delay is taken for a typing error."""
 
 
 @dataclass(frozen=True)
 class Batching:
-    """How Triton makes batches of requests, and how many at once.
+    """Triton's batching of requests.
 
     Args:
         sizes: preferred batch sizes, ascending.
         instances: copies that run at the same time.
         delay: microseconds that a request may wait.
-        tuned: which of these ``tune`` has found, in words.
+        tuned: the values that come from ``tune``, in words.
     """
 
     sizes: tuple[int, ...]
@@ -41,11 +41,12 @@ class Batching:
 
 
 def batching(sidecar: Sidecar, instances: int | None = None, delay: int | None = None) -> Batching:
-    """How requests are batched: as asked for, else as ``tune`` has found it best, else by the build's measurements.
+    """Return how Triton batches requests: as requested, else as tuned, else by the build's measurements.
 
-    The tuned batch is the largest preferred one, beyond which Triton goes only when requests have waited for longer
-    than they may. What a latency budget leaves beside the tuned latency is halved: one half for the server and the
-    network, the other to wait in, but not for longer than a batch takes, in which the next one gathers anyway.
+    The tuned batch is the largest preferred size. Triton goes beyond it only when requests have waited longer than
+    allowed. The queue delay is half of what the latency budget leaves above the tuned latency; the other half is for
+    the server and the network. The delay is at most the time of one batch: the next batch gathers during that time
+    anyway.
     """
     tuned, fixed, found = sidecar.tuned_choice, one_size(sidecar), []
     sizes = [] if fixed is not None else preferred_sizes(sidecar)
@@ -63,9 +64,9 @@ def batching(sidecar: Sidecar, instances: int | None = None, delay: int | None =
 
 
 def _waiting(tuned: Tuned) -> int | None:
-    """Microseconds that a request may wait, by the latency that was tuned for; None where none was."""
+    """Return the microseconds that a request may wait under the tuned latency budget; None without a budget."""
     if tuned.batch == 1:
-        return 0  # nothing is gained by waiting for others
+        return 0  # waiting for others gains nothing
     if tuned.budget_ms is None:
         return None
     latency = tuned.latency_ms
@@ -75,11 +76,11 @@ def _waiting(tuned: Tuned) -> int | None:
 
 
 def preferred_sizes(sidecar: Sidecar) -> list[int]:
-    """The batch sizes above 1 that are worth waiting for, ascending.
+    """Return the batch sizes above 1 that are worth waiting for, ascending.
 
-    Of the measured ones those on the lower envelope of the time per sample: a sample takes at least 2 % less than at
-    the size kept before, so that no mix of those is as fast either. Without measurements: the powers of two, and the
-    profiles' opts.
+    These are the measured sizes on the lower envelope of the time per sample. At each of them a sample takes at least
+    2 % less time than at the size kept before, so no mix of smaller sizes is as fast. Without measurements they are the
+    powers of two and the profiles' opts.
     """
     largest = max(profile.max for profile in sidecar.profiles)
     if not sidecar.times:
@@ -96,7 +97,7 @@ def preferred_sizes(sidecar: Sidecar) -> list[int]:
 
 
 def one_size(sidecar: Sidecar) -> int | None:
-    """The one batch size of an engine that has a single one."""
+    """Return the batch size of an engine that holds only one; else None."""
     sizes = {spec.fixed_batch for spec in (*sidecar.inputs, *sidecar.outputs)}
     return sizes.pop() if len(sizes) == 1 else None
 
@@ -105,10 +106,10 @@ _UNITS: Sequence[tuple[str, float]] = (("us", 1), ("µs", 1), ("ms", 1e3), ("s",
 
 
 def parse_delay(text: str) -> int:
-    """``2ms``, ``500us`` or ``0.01s`` in microseconds.
+    """Parse a delay, ``2ms``, ``500us`` or ``0.01s``, into microseconds.
 
     Raises:
-        UsageError: anything else, or over a minute.
+        UsageError: the text isn't a delay, or the delay is over a minute.
     """
     match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?) ?(us|µs|ms|s)", text.strip().lower())
     delay = round(float(match[1]) * dict(_UNITS)[match[2]]) if match else -1

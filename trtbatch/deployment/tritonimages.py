@@ -1,15 +1,15 @@
-"""The models with which Triton answers an encoded image: DALI's preprocessing, and its ensemble with the engine.
+"""Make the Triton models that take encoded images: DALI's preprocessing, and its ensemble with the engine.
 
 ::
 
     DIR/NAME_images/config.pbtxt              the ensemble: encoded images in, the engine's outputs out
-    DIR/NAME_preprocessing/config.pbtxt       what follows from the engine's configuration
+    DIR/NAME_preprocessing/config.pbtxt       derived from the engine's configuration
                            VERSION/model.dali the pipeline of :mod:`trtbatch.images.dali`, serialized
     DIR/NAME/                                 the engine (:mod:`trtbatch.deployment.triton`)
 
 Triton's DALI backend (github.com/triton-inference-server/dali_backend) finds the pipeline's inputs by name and its
-outputs by their order, and makes the pipeline on the GPU of each instance, whichever number it was serialized with.
-Ragged batching is a property of the model that is batched: an ensemble has no batcher, and ignores it
+outputs by order. It makes the pipeline on the GPU of each instance, whatever GPU the pipeline was serialized for.
+Ragged batching is a property of the model that batches: an ensemble has no batcher and ignores it
 (github.com/triton-inference-server/server/issues/8653).
 """
 
@@ -31,7 +31,7 @@ from trtbatch.util.text import shortened
 __all__ = ["PIPELINE", "ImageModels", "image_models", "image_names", "refuse_unprepared", "release_for"]
 
 PIPELINE = "model.dali"
-"""The name under which Triton's DALI backend looks for its pipeline."""
+"""File name under which Triton's DALI backend looks for its pipeline."""
 
 _Release = tuple[int, ...]
 
@@ -43,7 +43,7 @@ _RELEASES: tuple[tuple[str, _Release], ...] = (
     ("26.05", (2, 1, 0)),
     ("26.06", (2, 1, 1)),
 )
-"""Triton's releases that came with another DALI than the one before.
+"""Triton releases that came with another DALI release than the one before.
 
 Source: the file DALI_VERSION in the branches rYY.MM of github.com/triton-inference-server/dali_backend.
 """
@@ -51,7 +51,7 @@ Source: the file DALI_VERSION in the branches rYY.MM of github.com/triton-infere
 
 @dataclass(frozen=True)
 class ImageModels:
-    """The models before an engine: their configurations, the serialized pipeline, and DALI's release in words."""
+    """Models in front of an engine: their configurations, the serialized pipeline, and a note on its release."""
 
     preprocessing: Any
     ensemble: Any
@@ -60,15 +60,15 @@ class ImageModels:
 
 
 def image_names(name: str) -> tuple[str, str]:
-    """Return the names of DALI's model and of the ensemble, to which clients send images."""
+    """Return the names of DALI's model and of the ensemble, which clients send images to."""
     return f"{name}_preprocessing", f"{name}_images"
 
 
 def refuse_unprepared(artifact: Artifact) -> None:
-    """Raise where Triton can serve an engine, and DALI can't prepare images for it.
+    """Refuse an engine that Triton can serve, but that DALI can't prepare images for.
 
     Raises:
-        ArtifactError: with the reason.
+        ArtifactError: the message gives the reason.
         MissingPackageError: DALI isn't installed.
     """
     sidecar, fix = artifact.sidecar, "leave out --from-images"
@@ -85,20 +85,21 @@ def refuse_unprepared(artifact: Artifact) -> None:
 
 
 def image_models(artifact: Artifact, engine: Any, version: int) -> ImageModels:
-    """Return the models that stand before an engine.
+    """Return the models in front of an engine.
 
     Args:
-        engine: its configuration, a ``ModelConfig`` message.
-        version: of the models, and of the engine in the ensemble.
+        artifact: the engine.
+        engine: the engine's configuration, a ``ModelConfig`` message.
+        version: version of the models, and of the engine in the ensemble.
 
     Raises:
-        MissingPackageError: DALI, or the GPU that it serializes the pipeline for, isn't there.
+        MissingPackageError: DALI, or the GPU that it serializes the pipeline for, is missing.
     """
     on_gpu = artifact.sidecar.backend == "tensorrt"
     spec, recipe = image_input(artifact.sidecar)
     try:
         pipeline = dali.serialize(recipe, spec, engine.max_batch_size, 0 if on_gpu else None)
-    except RuntimeError as error:  # as DALI puts it that there is no GPU
+    except RuntimeError as error:  # DALI's error where there is no GPU
         raise MissingPackageError(
             f"DALI can't serialize the pipeline here: {shortened(str(error))}",
             "run it on a machine with a GPU, or leave out --from-images" if on_gpu else "leave out --from-images",
@@ -113,7 +114,7 @@ def image_models(artifact: Artifact, engine: Any, version: int) -> ImageModels:
 
 
 def release_for(installed: str) -> str:
-    """Return in words which of Triton's releases come with a DALI release or a newer one."""
+    """Return in words which Triton releases come with a DALI release or a newer one."""
     match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", installed)
     wanted = tuple(int(part or 0) for part in match.groups()) if match else (0, 0, 0)
     for triton, release in _RELEASES:
@@ -124,24 +125,24 @@ def release_for(installed: str) -> str:
 
 
 def _preprocessing(engine: Any, version: int, on_gpu: bool) -> Any:
-    """The configuration of DALI's model."""
+    """Return the configuration of DALI's model."""
     name, _ = image_names(engine.name)
     config = type(engine)(name=name, backend="dali", max_batch_size=engine.max_batch_size)
     config.version_policy.specific.versions.append(version)
     _describe_encoded(config.input.add(name=dali.INPUT, allow_ragged_batch=True))
     (given,) = engine.input
     config.output.add(name=given.name, data_type=given.data_type, dims=given.dims)
-    # Without a delay: the engine's own batcher waits for others, and waiting twice would miss the latency tuned for.
+    # No delay: the engine's own batcher waits for others, and waiting twice would miss the tuned latency.
     config.dynamic_batching.SetInParent()
-    # One instance, as the backend's README advises: each further one takes as much of the GPU's memory again.
+    # One instance, as the backend's README advises: each further one takes the same GPU memory again.
     group = config.instance_group.add(count=1)
     group.kind = group.KIND_GPU if on_gpu else group.KIND_CPU
-    config.parameters["num_threads"].string_value = str(dali.THREADS)  # else the backend takes a number of its own
+    config.parameters["num_threads"].string_value = str(dali.THREADS)  # else the backend chooses a number
     return config
 
 
 def _ensemble(engine: Any, preprocessing: Any, version: int) -> Any:
-    """The configuration of the ensemble; its tensors are its input, the samples, and the engine's outputs."""
+    """Return the configuration of the ensemble; its tensors are its input, the samples and the engine's outputs."""
     outputs = {output.name for output in engine.output}
     encoded = _free(dali.INPUT, outputs)
     samples = _free("samples", {*outputs, encoded})
@@ -150,7 +151,7 @@ def _ensemble(engine: Any, preprocessing: Any, version: int) -> Any:
     config.version_policy.specific.versions.append(version)
     _describe_encoded(config.input.add(name=encoded))
     for output in config.output:
-        output.ClearField("reshape")  # the engine's model has done it
+        output.ClearField("reshape")  # the engine's model reshapes already
     first, second = (
         config.ensemble_scheduling.step.add(model_name=model.name, model_version=version)
         for model in (preprocessing, engine)
@@ -164,13 +165,13 @@ def _ensemble(engine: Any, preprocessing: Any, version: int) -> Any:
 
 
 def _describe_encoded(message: Any) -> None:
-    """Set the type and shape of encoded images: bytes, of any number."""
+    """Set the type and shape of encoded images: any number of bytes."""
     message.data_type = message.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_name["TYPE_UINT8"].number
     message.dims.append(-1)
 
 
 def _free(name: str, taken: Collection[str]) -> str:
-    """Return a name that isn't taken."""
+    """Return `name`, with underscores appended while it is taken."""
     while name in taken:
         name += "_"
     return name
