@@ -1,1 +1,1 @@
-"""Results, read back, compared and shown: tables, pages, pictures."""
+"""Read results of benchmarks, compare them, and show them as tables, pages and charts."""

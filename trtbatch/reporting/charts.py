@@ -1,4 +1,4 @@
-"""Small bar charts for terminals: block characters, or # where the terminal has no others. Pure."""
+"""Draw small bar charts for terminals, of block characters, or of # in ASCII; no I/O."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["Bar", "bars", "rate_chart"]
 _EIGHTHS = "▏▎▍▌▋▊▉█"
 
 _SHORTEST = 20
-"""Characters that the longest bar has at least; where there is no room for it there is no chart."""
+"""Fewest characters for the longest bar; with less room there is no chart."""
 
 _LONGEST = 60
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One line: `name`, a bar as long as `value`, `text` behind it."""
+    """One line of a chart: `name`, a bar as long as `value`, then `text`."""
 
     name: str
     value: float
@@ -27,7 +27,7 @@ class Bar:
 
 
 def bars(lines: Sequence[Bar], width: int, ascii_only: bool = False) -> list[str]:
-    """The lines of a chart that is at most `width` characters wide; none where that is too narrow.
+    """Return the lines of a chart at most `width` characters wide; none where that is too narrow or all values are 0.
 
     Bars begin at 0 and share a scale. Values are at least 0.
     """
@@ -47,14 +47,16 @@ def _bar(length: float, ascii_only: bool) -> str:
 
 
 def rate_chart(series: Sequence[Series], names: Sequence[str], width: int, ascii_only: bool = False) -> list[str]:
-    """Samples/s over the batch size, one bar for each series at each batch; the knees are marked.
+    """Return a chart of samples/s over the batch size, one bar per series and batch, with the knees marked.
 
     Args:
-        names: of the series, as the chart shows them.
-        width: characters.
+        series: series to draw.
+        names: name of each series in the chart.
+        width: most characters of a line.
+        ascii_only: whether bars are of # instead of block characters.
 
     Returns:
-        Its lines, heading first; none where there is one batch size only, or too little room.
+        Lines of the chart, heading first; none with a single batch size or too little room.
     """
     batches = sorted({point.batch for line in series for point in line.points})
     if len(batches) < 2:

@@ -1,6 +1,6 @@
-"""Two results that were measured apart: what became slower, and whether it is a reason to stop.
+"""Compare two results that were measured separately, and find slowdowns beyond a limit.
 
-Engines timed in turns (:mod:`trtbatch.benchmark.duel`) tell smaller differences: there, what drifts is the same for
+Engines timed in turns (:mod:`trtbatch.benchmark.duel`) show smaller differences, because drift is then the same for
 both.
 """
 
@@ -23,10 +23,10 @@ from trtbatch.util.notebook import html_table
 __all__ = ["Change", "Comparison", "Run", "compare_results"]
 
 CLOCK_LIMIT = 0.02
-"""Clocks of the two runs that differ by more than this share of one another are told: times go with them."""
+"""Relative difference of the two runs' clocks above which it is reported: times follow clocks."""
 
 _TIMING = frozenset({"iterations", "min_time_s", "time_out_s", "max_noise", "seed"})
-"""Settings that decide how long is measured, not what."""
+"""Settings that decide how long to measure, not what."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Change:
-    """One batch size in one mode; times in ms per batch, medians.
+    """One batch size in one mode; times are medians in ms per batch.
 
     Args:
         ratio: B's time over A's; below 1, B is faster.
-        low, high: the 95 % interval of the ratio, see :func:`trtbatch.reporting.independent.ratio_of_medians`.
-        runs_a, runs_b: samples of each.
-        verdict: what B is: ``FASTER``, ``SLOWER``, ``SAME``, ``UNCLEAR``.
-        fails: it is slower by more than the limit, and surely slower.
+        low, high: 95 % interval of the ratio, see :func:`trtbatch.reporting.independent.ratio_of_medians`.
+        runs_a, runs_b: numbers of samples.
+        verdict: verdict on B: ``FASTER``, ``SLOWER``, ``SAME`` or ``UNCLEAR``.
+        fails: whether B is slower by more than the limit, and surely slower.
     """
 
     batch: int
@@ -68,20 +68,19 @@ class Change:
 
     @property
     def judged(self) -> bool:
-        """Whether there were runs enough for an interval."""
+        """Return whether there were enough runs for an interval."""
         return isfinite(self.high)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that both results have, B against A.
+    """Comparison of B with A at every batch size and mode that both results have.
 
     Args:
-        only_a, only_b: ``batch 4 (run)``, of which there is nothing to compare.
-        differences: of the machines and the work, that may be why, in words.
-        limit: how much slower is a failure, as a share; None without one.
-        unstable_a, unstable_b: lines of each that ``bench`` had called unstable, and for what: ``batch 4 (run, drift
-            -8.3 %)``.
+        only_a, only_b: batch sizes and modes of one result only, as ``batch 4 (run)``.
+        differences: differences of machines and work that may explain the times, in words.
+        limit: share by which B may be slower without failing; None without a limit.
+        unstable_a, unstable_b: lines that ``bench`` called unstable, with the reason: ``batch 4 (run, drift -8.3 %)``.
     """
 
     a: Run
@@ -109,30 +108,32 @@ class Comparison:
 
     @property
     def failures(self) -> tuple[Change, ...]:
-        """The lines that fail."""
+        """Return the lines that fail."""
         return tuple(line for line in self.lines if line.fails)
 
     @property
     def unjudged(self) -> tuple[Change, ...]:
-        """The lines of which nothing is known, for they have too few runs."""
+        """Return the lines that have too few runs for a verdict."""
         return tuple(line for line in self.lines if not line.judged)
 
 
 def compare_results(
     a: BenchResult, b: BenchResult, files: tuple[str, str] = ("A", "B"), limit: float | None = None
 ) -> Comparison:
-    """B against A at every batch size in every mode that both have.
+    """Compare B with A at every batch size and mode that both have.
 
-    A line fails where B's median is more than `limit` slower **and** the whole interval of the ratio is above 1: it
-    is slower by too much, and not by chance. (The whole interval above 1 + limit would let slowdowns just over the
-    limit pass in nearly all cases; the ratio alone would fail on noise.)
+    A line fails where B's median is more than `limit` slower **and** the whole interval of the ratio is above 1: B is
+    slower by too much, and not by chance. (To ask for the whole interval above 1 + limit would pass nearly all
+    slowdowns just over the limit. The ratio alone would fail on noise.)
 
     Args:
-        files: names of the results.
-        limit: 0.05 fails what is more than 5 % slower.
+        a: result to compare with.
+        b: result to judge.
+        files: names of the results, for messages.
+        limit: share by which B may be slower; 0.05 fails what is more than 5 % slower.
 
     Raises:
-        InputError: they have no batch size in a mode in common.
+        InputError: the results have no batch size and mode in common.
     """
     ours, theirs = _rows(a), _rows(b)
     both = [place for place in ours if place in theirs]
@@ -199,7 +200,7 @@ def _change(ours: BatchResult, theirs: BatchResult, limit: float | None) -> Chan
 
 
 def _differences(a: BenchResult, b: BenchResult, rows: Sequence[tuple[BatchResult, BatchResult]]) -> Iterator[str]:
-    """What isn't alike of the two runs, in words."""
+    """Yield the differences of the two runs, in words."""
     if a.created and a.created == b.created:
         yield "both are the same run"
     ours, theirs = _facts(a), _facts(b)
@@ -220,7 +221,7 @@ def _differences(a: BenchResult, b: BenchResult, rows: Sequence[tuple[BatchResul
 
 
 def _facts(result: BenchResult) -> dict[str, Any]:
-    """What decides times, by name. The engine's file isn't among them: two engines are what is compared."""
+    """Return the facts that decide times, by name; not the engine's file, because the engines are meant to differ."""
     environment, device = result.environment, result.device
     facts = {
         "model": result.model.name,
@@ -229,7 +230,7 @@ def _facts(result: BenchResult) -> dict[str, Any]:
         "precision": result.precision,
         "profiles": ", ".join(map(str, result.profiles)),
         "GPU" if device.get("gpu") else "device": gpu_of(result),
-        "GPU memory, MiB": device.get("memory_mib"),  # a slice of a GPU has its name and less memory
+        "GPU memory, MiB": device.get("memory_mib"),  # a slice of a GPU has the GPU's name and less memory
         "driver": environment.get("driver"),
         "CPU": environment.get("cpu"),
         "cores": environment.get("cores"),
@@ -239,7 +240,7 @@ def _facts(result: BenchResult) -> dict[str, Any]:
 
 
 def _clocks(a: BenchResult, b: BenchResult) -> Iterator[str]:
-    """Clocks as they were when the runs ended, under load."""
+    """Yield the clocks that differ by more than :data:`CLOCK_LIMIT`, as read under load at the end of the runs."""
     for name, what in (("sm_mhz", "GPU clock"), ("sm_max_mhz", "largest GPU clock"), ("memory_mhz", "memory clock")):
         ours, theirs = a.gpu_after.get(name), b.gpu_after.get(name)
         if not isinstance(ours, (int, float)) or not isinstance(theirs, (int, float)) or min(ours, theirs) <= 0:
@@ -249,7 +250,7 @@ def _clocks(a: BenchResult, b: BenchResult) -> Iterator[str]:
 
 
 def _sides(ours: Any, theirs: Any) -> str:
-    """``A 580.1; B 570.2``."""
+    """Format the values of both runs, ``A 580.1; B 570.2``."""
     return f"A {_told(ours)}; B {_told(theirs)}"
 
 

@@ -1,4 +1,4 @@
-"""A comparison of two results: its table, for the terminal and as Markdown, and what must be known to read it."""
+"""Show a comparison of two results, in the terminal or as Markdown, with the notes that readers need."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ __all__ = [
 ]
 
 UNJUDGED = 3
-"""Exit code where no line fails a limit, and some can't be judged: neither a pass nor a failure."""
+"""Exit code where no line fails a limit and some can't be judged: neither a pass nor a failure."""
 
 FEWEST_RUNS = MIN_BLOCKS * BLOCK_RUNS
-"""Of either side, that a line can be judged by."""
+"""Fewest runs of each side with which a line can be judged."""
 
 _COLOURS = {"FASTER": "green", "SLOWER": "red", "UNCLEAR": "yellow", "SAME": "bold"}
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Times of both, B's over A's with its interval, and what B is."""
+    """Return a table of both times, B's time over A's with its interval, and the verdict on B."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -53,7 +53,7 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def comparison_markdown(comparison: Comparison) -> str:
-    """Table, conclusion, warnings and notes in Markdown."""
+    """Return the table, the conclusion, the warnings and the notes in Markdown."""
     columns = _columns(comparison)
     rows = [[_cells(line)[name] for name in columns] for line in comparison.lines]
     told = [*(f"warning: {text}" for text in warnings(comparison)), *comparison_notes(comparison)]
@@ -101,7 +101,7 @@ def _sides(comparison: Comparison) -> list[str]:
 
 
 def conclusion(comparison: Comparison) -> str:
-    """B in one line, and whether it fails."""
+    """Return the verdicts on B in one line, and whether B fails."""
     counted = [
         f"{verdict} at {_batches([line for line in comparison.lines if line.verdict == verdict])}"
         for verdict in _COLOURS
@@ -133,7 +133,7 @@ def _percent(share: float) -> str:
 
 
 def warnings(comparison: Comparison) -> list[str]:
-    """What isn't compared, what wasn't alike or stable, and what might be a slowdown but can't be told from noise."""
+    """Return warnings of what wasn't compared, what differed or was unstable, and slowdowns that may be noise."""
     told = []
     for name, other, only in (("A", "B", comparison.only_a), ("B", "A", comparison.only_b)):
         if only:
@@ -160,7 +160,7 @@ def warnings(comparison: Comparison) -> list[str]:
 
 
 def comparison_notes(comparison: Comparison) -> list[str]:
-    """How the verdicts are found, and what they don't know."""
+    """Return notes on how the verdicts are found, and on what they can't show."""
     told = [
         f"B / A is the ratio of the medians of all runs, below 1 where B is faster. B is SAME where the 95 % interval "
         f"lies within 1 ± {SAME_LIMIT * 100:g} %, FASTER where it lies below 1, SLOWER where it lies above, else "
@@ -179,7 +179,7 @@ def comparison_notes(comparison: Comparison) -> list[str]:
 
 
 def write_comparison(comparison: Comparison, path: Path) -> None:
-    """All figures and warnings as JSON."""
+    """Write the whole comparison as JSON."""
     with atomic_file(path) as made:
         text = json.dumps(encode(comparison), indent=1, ensure_ascii=False)
         made.write_text(text + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""How series look, alike on the page and in pictures: colours, dashes, markers, axes. Pure."""
+"""Define the look of series, the same on the page and in pictures: colours, dashes, markers, axes; no I/O."""
 
 from __future__ import annotations
 
@@ -27,36 +27,37 @@ __all__ = [
 
 LIGHT = ("#0b5cad", "#b3400a", "#00705a", "#8a2b8f", "#5f5a00", "#a3173f")
 DARK = ("#7db8ff", "#ffb07c", "#5fd6b8", "#e3a3ea", "#d6d06a", "#ff9db5")
-"""Colours of lines and of the text that names them: 4.5 times the paper's luminance and more, which is what WCAG 2.2
-asks of text (1.4.3). Six, after which they come again with other dashes and markers."""
+"""Colours of lines and of the text that names them. Their contrast with the paper is at least 4.5:1, which WCAG 2.2
+asks of text (1.4.3). After six series the colours repeat, with other dashes and markers."""
 
 LIGHT_PAPER, DARK_PAPER = "#ffffff", "#14181d"
 
 DASHES: tuple[tuple[int, ...], ...] = ((), (8, 4), (2, 3), (10, 3, 2, 3), (14, 4), (6, 2, 2, 2, 2, 2), (4, 4))
-"""Lengths of strokes and gaps. As many as there are markers, one more than colours: who sees no colours tells seven
-series apart, who does forty-two."""
+"""Lengths of strokes and gaps. There are seven, as of markers, and six colours: seven series differ without colours,
+forty-two with them."""
 
 MARKERS = ("circle", "square", "triangle", "diamond", "down", "plus", "cross")
 
 
 @dataclass(frozen=True)
 class Span:
-    """A range of a logarithmic axis."""
+    """Range of a logarithmic axis."""
 
     low: float
     high: float
 
     def share(self, value: float) -> float:
-        """Where `value` lies: 0 at `low`, 1 at `high`."""
+        """Return the position of `value` on the axis: 0 at `low`, 1 at `high`."""
         return log(value / self.low) / log(self.high / self.low)
 
 
 def span(values: Sequence[float], margin: float = 0.06, least: float = 1.3) -> Span:
-    """The range of an axis that shows these values, all over 0, with some room beside them.
+    """Return the range of an axis that shows all values, with some room at both ends.
 
     Args:
-        margin: the room at either end, as a share of the axis.
-        least: high over low, at least: nearly equal values are to look so.
+        values: values to show, above 0.
+        margin: room at each end, as a share of the values' range on the axis.
+        least: least ratio of high to low, so that nearly equal values look nearly equal.
     """
     low, high = min(values), max(values)
     if high / low < least:
@@ -67,7 +68,7 @@ def span(values: Sequence[float], margin: float = 0.06, least: float = 1.3) -> S
 
 
 def values_of(series: Sequence[Series], metric: Metric) -> list[float]:
-    """Everything that a chart of a metric has to hold: the medians, and the far ends of their bands."""
+    """Return all values that a chart of a metric shows: the medians, and the far ends of their bands."""
     return [
         metric.value(point.batch, ms)
         for line in series
@@ -78,7 +79,7 @@ def values_of(series: Sequence[Series], metric: Metric) -> list[float]:
 
 
 def ticks(axis: Span) -> list[float]:
-    """Round numbers on a logarithmic axis, four or more."""
+    """Return round numbers on a logarithmic axis, four or more."""
     first, last = floor(log10(axis.low)), ceil(log10(axis.high))
     for digits in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)):
         found = [float(f"{digit}e{power}") for power in range(first, last + 1) for digit in digits]
@@ -92,9 +93,9 @@ def ticks(axis: Span) -> list[float]:
 
 
 def thinned(batches: Sequence[int], axis: Span, nearest: float) -> list[int]:
-    """The batch sizes that an axis can name, none nearer to another than the share `nearest` of its length.
+    """Return the batch sizes to label on an axis, at least the share `nearest` of its length apart.
 
-    The largest always; then from the smallest on.
+    The largest is always labelled; the others are chosen from the smallest on.
     """
     if not batches:
         return []
@@ -108,9 +109,9 @@ def thinned(batches: Sequence[int], axis: Span, nearest: float) -> list[int]:
 
 
 def apart(places: Sequence[float], least: float, most: float) -> list[float]:
-    """The places, moved so that each is `least` from the next: where the names of lines' ends go.
+    """Return places for the names at the ends of lines, moved to be at least `least` apart.
 
-    They move up by as little as that takes, and down again where the last would lie beyond `most`.
+    Places move up as little as possible, and down again where the last would exceed `most`.
     """
     order = sorted(range(len(places)), key=lambda index: places[index])
     moved = list(places)
@@ -124,7 +125,7 @@ def apart(places: Sequence[float], least: float, most: float) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A tick's label: no more digits than it needs, thousands apart."""
+    """Format a tick's label, with no more digits than needed and thousands separated."""
     if value >= 1e6 or value < 1e-4:
         return f"{value:.3g}"
     return f"{value:,.6g}"

@@ -1,4 +1,4 @@
-"""The table of a report and what must be known to read it: for the terminal, as Markdown, and for the page."""
+"""Make the table of a report and the notes that readers need: for the terminal, as Markdown, and for the page."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ __all__ = [
 ]
 
 WORDS = frozenset({"series", "bound", "verdict", "mark", "is"})
-"""Columns of words, which stand at the left."""
+"""Columns of words, which are aligned left."""
 
 
 def columns(series: Sequence[Series]) -> list[str]:
-    """Names of the table's columns; those that no series has anything for are left out."""
+    """Return the names of the table's columns, without those that are empty in all series."""
     points = [point for line in series for point in line.points]
     shown = {
         "batch": True,
@@ -51,7 +51,7 @@ def columns(series: Sequence[Series]) -> list[str]:
 
 
 def cells(line: Series, point: Point) -> dict[str, str]:
-    """What stands in each column; empty where it isn't known."""
+    """Return the text of each column; empty where a figure isn't known."""
     return {
         "batch": str(point.batch),
         "samples/s": rate(point.samples_per_s),
@@ -66,7 +66,7 @@ def cells(line: Series, point: Point) -> dict[str, str]:
 
 
 def summary(line: Series) -> str:
-    """A series in one line: its knee, and the most it does."""
+    """Return one line about a series: its knee, and its largest throughput."""
     best = line.best
     most = f"most {cells(line, best)['samples/s']} samples/s at batch {best.batch}"
     if line.knee is None:
@@ -77,7 +77,7 @@ def summary(line: Series) -> str:
 
 
 def table(series: Sequence[Series], title: str, brief: bool = False) -> Table:
-    """All series under each other, for the terminal; `brief` for narrow ones."""
+    """Return a table of all series for the terminal, one below the other; `brief` for narrow terminals."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -95,7 +95,7 @@ def table(series: Sequence[Series], title: str, brief: bool = False) -> Table:
 
 
 def markdown(series: Sequence[Series], title: str) -> str:
-    """The same in Markdown: heading, legend, table, notes."""
+    """Return the report in Markdown: heading, legend, table, notes."""
     shown = columns(series)
     several = len(series) > 1
     names = [*(("series",) if several else ()), *shown]
@@ -110,13 +110,13 @@ def markdown(series: Sequence[Series], title: str) -> str:
 
 
 def write_markdown(series: Sequence[Series], title: str, path: Path) -> None:
-    """:func:`markdown` in a file, complete or not at all."""
+    """Write the result of :func:`markdown` to a file, complete or not at all."""
     with atomic_file(path) as made:
         made.write_text(markdown(series, title), encoding="utf-8")
 
 
 def markdown_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a table; columns of :data:`WORDS` stand at the left."""
+    """Return the lines of a Markdown table; columns of :data:`WORDS` are aligned left."""
     shown = " | ".join("" if name == "mark" else name for name in names)
     ruler = "|".join("---" if name in WORDS else "---:" for name in names)
     body = [f"| {' | '.join(map(escaped, row))} |" for row in rows]
@@ -124,13 +124,13 @@ def markdown_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> list[
 
 
 def escaped(text: str) -> str:
-    """Text that Markdown shows as it is: no markup and no HTML, and no links that nobody meant."""
+    """Escape text so that Markdown shows it literally, without markup, HTML or accidental links."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|~#])|://", lambda match: f"\\{match[0]}" if match[1] else ":\\//", text)
 
 
 def notes(series: Sequence[Series]) -> list[str]:
-    """What the figures are, how the marks are found, and what must not be read into them."""
+    """Return notes on what the figures are, how the marks are found, and what the figures don't show."""
     points = [point for line in series for point in line.points]
     timed = dict.fromkeys(
         f"{clean(mode)}: {clean(what)}"
@@ -169,7 +169,7 @@ def notes(series: Sequence[Series]) -> list[str]:
 
 
 def run_facts(result: BenchResult) -> dict[str, str]:
-    """What a result was measured with; empty where it isn't told."""
+    """Return what a result was measured with, by name; empty where it isn't recorded."""
     clock = result.gpu_after.get("sm_mhz")
     facts = {
         "engine": result.engine,

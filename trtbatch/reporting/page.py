@@ -1,7 +1,7 @@
-"""A report as one HTML file that opens offline: no script, nothing fetched, light and dark.
+"""Write a report as one HTML file that opens offline: no script, nothing fetched, light and dark.
 
-The page is written as XML too (every element closed), so that any parser can check it. Series are hidden by the
-state of their checkboxes alone (CSS ``:has``); where a browser doesn't know that, the page says so and shows all.
+The page is also well-formed XML (every element is closed), so that any parser can check it. Checkboxes alone hide
+series (CSS ``:has``). In a browser without ``:has``, the page says so and shows all series.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trtbatch.util.version import __version__
 __all__ = ["page", "write_page"]
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-"""What a browser may load for the page: nothing. Even a mistake in the escaping could fetch and run nothing."""
+"""Content security policy of the page: a browser loads nothing, so even an escaping mistake can't fetch or run code."""
 
 STYLE = """
 :root { color-scheme: light dark; --paper: LIGHT_PAPER; --ink: #1a1f24; --soft: #4d5761; --rule: #d3d9df;
@@ -86,17 +86,13 @@ _BOUNDS = " Below: what bounds each batch size: launch (L), memory (M), compute 
 
 
 def write_page(series: Sequence[Series], title: str, path: Path) -> None:
-    """The page, complete or not at all."""
+    """Write the page to a file, complete or not at all."""
     with atomic_file(path) as made:
         made.write_text(page(series, title), encoding="utf-8")
 
 
 def page(series: Sequence[Series], title: str) -> str:
-    """The whole page.
-
-    Args:
-        title: what all series have in common.
-    """
+    """Return the whole page; `title` says what all series have in common."""
     shown = escape(clean(title))
     parts = [
         "<!DOCTYPE html>",
@@ -192,7 +188,7 @@ def _kind(name: str) -> str:
 
 
 def _runs(series: Sequence[Series]) -> Iterator[str]:
-    """What each series was measured with, one column a series."""
+    """Yield a table of what each series was measured with, one column per series."""
     measured = [(index, line, run_facts(line.result)) for index, line in enumerate(series) if line.result is not None]
     yield '<section aria-labelledby="runs"><h2 id="runs">Measured with</h2>'
     yield '<div class="scroll" role="region" tabindex="0" aria-labelledby="facts"><table class="facts">'

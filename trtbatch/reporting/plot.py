@@ -1,4 +1,4 @@
-"""A report's charts as one PNG or SVG picture, by matplotlib. The same results give the same bytes."""
+"""Draw a report's charts as one PNG or SVG picture with matplotlib; the same results give the same bytes."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ __all__ = ["write_plot"]
 _MARKS = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "down": "v", "plus": "P", "cross": "X"}
 
 _SETTINGS = {
-    "text.parse_math": False,  # names from files are text, whatever dollars are in them
+    "text.parse_math": False,  # names from files may hold dollars
     "text.usetex": False,
     "svg.hashsalt": "trtbatch",  # else ids are random
     "svg.fonttype": "path",
-    "font.family": "DejaVu Sans",  # matplotlib brings it along
+    "font.family": "DejaVu Sans",  # matplotlib includes it
     "font.size": 10,
 }
 
@@ -44,10 +44,9 @@ _UNDATED: dict[str, dict[str, str | None]] = {
 
 
 def write_plot(series: Sequence[Series], title: str, path: Path, kind: str) -> None:
-    """Time per batch, throughput and time per sample beside each other; complete, or no file.
+    """Draw time per batch, throughput and time per sample next to each other; write the file complete or not at all.
 
-    Args:
-        kind: ``png`` or ``svg``.
+    `kind` is ``png`` or ``svg``.
 
     Raises:
         MissingPackageError: matplotlib isn't installed.
@@ -55,7 +54,7 @@ def write_plot(series: Sequence[Series], title: str, path: Path, kind: str) -> N
     matplotlib: Any = optional.require("matplotlib", f"draw {kind.upper()} charts")
     figures: Any = optional.require("matplotlib.figure", f"draw {kind.upper()} charts")
     with matplotlib.rc_context(), atomic_file(path) as made:
-        matplotlib.rcdefaults()  # not what a user's matplotlibrc makes of them
+        matplotlib.rcdefaults()  # ignore the user's matplotlibrc
         matplotlib.rcParams.update(_SETTINGS)
         figure = figures.Figure(figsize=(15, 5.2 + 0.22 * len(series)), dpi=110, facecolor=LIGHT_PAPER)
         axes = figure.subplots(1, len(METRICS))

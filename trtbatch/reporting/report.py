@@ -1,4 +1,4 @@
-"""Results → table, JSON, CSV. Measures nothing."""
+"""Turn results into tables, JSON and CSV."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ AnyBench = BenchResult | DuelResult | ProfilesResult
 
 
 _LEFT = frozenset({"mode", "bound", "verdict", "output", "A is"})
-"""Columns of words."""
+"""Columns of words, which are aligned left."""
 
 CSV_FIELDS = (
     "batch",
@@ -58,7 +58,7 @@ CSV_FIELDS = (
 )
 
 CSV_LATER_FIELDS = ("profile", "verdict", "bound", "enqueue_ms", "h2d_ms", "gpu_ms", "d2h_ms", "drift", "bad")
-"""Behind the percentiles, where they came later: whoever reads columns by their number still finds them."""
+"""Fields after the percentiles, added later, so that programs that read columns by number still work."""
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
@@ -76,7 +76,7 @@ def _title(model: ModelRecord, backend: str, precision: str, device: dict[str, s
 
 
 def bench_table(result: BenchResult, brief: bool = False) -> Table:
-    """The table of a benchmark: one line per batch size and mode, times in ms; `brief` for narrow terminals."""
+    """Return the table of a benchmark: one line per batch size and mode, times in ms; `brief` for narrow terminals."""
     percentiles = list(result.batches[0].summary.percentiles)[-1 if brief else 0 :]
     base = {row.speedup_over for row in result.batches}
     over = f"× batch {base.pop()}" if len(base) == 1 else "speed-up"
@@ -105,7 +105,7 @@ def bench_table(result: BenchResult, brief: bool = False) -> Table:
 
 
 def _cells(row: BatchResult, over: str) -> dict[str, str]:
-    """One line of the table, by column."""
+    """Return one line of the table, by column."""
     summary = row.summary
     return {
         "batch": str(row.batch),
@@ -128,7 +128,7 @@ def _is_stable(row: BatchResult) -> bool:
 
 
 def parts_table(result: BenchResult) -> Table | None:
-    """What copies and compute of a batch take, each alone, beside the mode's time; None where nothing is known."""
+    """Return a table of ms for copies and compute, each run alone, next to the mode's time; None without such times."""
     rows = [row for row in result.batches if row.parts_ms]
     if not rows:
         return None
@@ -142,7 +142,10 @@ def parts_table(result: BenchResult) -> Table | None:
 
 
 def profiles_table(result: ProfilesResult, brief: bool = False) -> Table:
-    """The table of a comparison of profiles: ms per batch on each that holds it; `brief` without the single ones."""
+    """Return the table of a comparison of profiles: ms per batch on each profile that holds the batch.
+
+    With `brief`, the columns of the single profiles are left out where profiles differ.
+    """
     several = len({line.mode for line in result.lines}) > 1
     profiles = (
         []
@@ -163,7 +166,7 @@ def profiles_table(result: ProfilesResult, brief: bool = False) -> Table:
 
 
 def _profiles_differ(result: ProfilesResult) -> bool:
-    """Whether a profile can be faster than another: not on ONNX Runtime."""
+    """Return whether one profile can be faster than another; on ONNX Runtime none can."""
     return any(line.fastest is not None for line in result.lines)
 
 
@@ -180,7 +183,7 @@ def _fastest(line: ProfileLine) -> tuple[str, ...]:
 
 
 def duel_table(result: DuelResult) -> Table:
-    """The table of a duel: ms per batch of both, A's time over B's with its interval, and what A is."""
+    """Return the table of a paired comparison: ms per batch, A's time over B's with its interval, the verdict on A."""
     several = len({line.mode for line in result.lines}) > 1
     columns = ("batch", *(("mode",) if several else ()), "A: ms/batch", "B: ms/batch", "A / B", "95 % interval", "A is")
     sides = (f"{name}: {side.engine} ({side.backend} {side.precision})" for name, side in _sides(result))
@@ -209,7 +212,7 @@ def _percent(ratio: float) -> str:
 
 
 def verify_table(result: VerifyResult, brief: bool = False) -> Table:
-    """The table of a verification: one line per batch size and output, with its worst sample."""
+    """Return the table of a verification: one line per batch size and output, with its worst figures."""
     title = f"{result.engine} · {result.backend} {result.precision} · weights: {result.weights}"
     columns = ("max abs", "max rel", "L2 rel", "cosine", "top-1", "NaN/Inf")
     shown = [columns.index(name) for name in (("L2 rel", "top-1") if brief else columns)]
@@ -222,7 +225,7 @@ def verify_table(result: VerifyResult, brief: bool = False) -> Table:
 
 
 def _worst(output: OutputResult) -> list[str]:
-    """The largest errors over the samples, the smallest cosine, the agreement of the best class."""
+    """Return the largest errors, the smallest cosine, the agreement of the best class, and counts of NaN and Inf."""
     if not output.rows:
         return ["", "", "", "", "", ""]
     largest = [max(float(getattr(row, name)) for row in output.rows) for name in ("max_abs", "max_rel", "l2_rel")]
@@ -245,12 +248,12 @@ def _verdict(output: OutputResult) -> str:
 
 
 def write_verdict(result: VerifyResult, path: Path) -> None:
-    """Everything that was compared, sample by sample."""
+    """Write everything that was compared, sample by sample, as JSON."""
     write_record(result, path)
 
 
 def footnotes(result: BenchResult) -> list[str]:
-    """What the columns mean, which shapes ran, what bounds the lines, and what to do about those that aren't stable."""
+    """Return notes on the columns, the executed shapes, the bounds, and what to do about unstable lines."""
     lines = [*_timed(result), "ms/batch is the median; samples/s = batch / median."]
     for row in {row.batch: row for row in (result.batches[0], result.batches[-1])}.values():
         shapes = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in row.shapes.items())
@@ -266,7 +269,7 @@ def _timed(result: AnyBench) -> list[str]:
 
 
 def _bounds(result: BenchResult) -> list[str]:
-    """The bounds that a line has, each with its threshold."""
+    """Return the bounds of the lines, each with its threshold."""
     rules = {
         "enqueue-bound": f"the CPU's median time of a launch is over {ENQUEUE_LIMIT:g} × the GPU's: try --mode graph, "
         "or larger batches",
@@ -296,7 +299,7 @@ def _few(result: BenchResult) -> list[str]:
 
 
 def _clocks(result: BenchResult) -> list[str]:
-    """The lines of which samples were left out, or of which too many would have been."""
+    """Return notes on lines with bad samples: they were left out, or kept where more than half are bad."""
     lines = []
     for row in result.batches:
         if row.bad:
@@ -310,7 +313,7 @@ def _clocks(result: BenchResult) -> list[str]:
 
 
 def _unstable(result: BenchResult) -> list[str]:
-    """What was wanted and what was reached, where a line isn't stable."""
+    """Return what was wanted and what was reached, where lines aren't stable."""
     rows = [row for row in result.batches if not _is_stable(row)]
     if not rows:
         return []
@@ -331,7 +334,7 @@ def _unstable(result: BenchResult) -> list[str]:
 
 
 def _named(rows: Sequence[BatchResult]) -> str:
-    """``batch 1, 2 (async), 4 (graph)``."""
+    """Format lines as ``batch 1, 2 (async), 4 (graph)``."""
     by_mode: dict[str, list[str]] = {}
     for row in rows:
         by_mode.setdefault(row.mode, []).append(str(row.batch))
@@ -339,7 +342,7 @@ def _named(rows: Sequence[BatchResult]) -> str:
 
 
 def profiles_notes(result: ProfilesResult) -> list[str]:
-    """What the columns mean."""
+    """Return notes on what the columns mean, and on rounds with unsteady GPU clocks."""
     return [
         *_timed(result),
         f"Each figure is the median of {result.settings['rounds']} rounds, the profiles in turns.",
@@ -358,7 +361,7 @@ def _told_apart(result: ProfilesResult) -> list[str]:
 
 
 def duel_notes(result: DuelResult) -> list[str]:
-    """What the columns mean, and whose rows they are of."""
+    """Return notes on what the columns mean, and on rounds with unsteady GPU clocks."""
     return [
         *_timed(result),
         f"A / B is the median, over {result.settings['rounds']} rounds in turns, of A's median time over B's; "
@@ -383,12 +386,12 @@ def _bad_rounds(result: DuelResult | ProfilesResult) -> list[str]:
 
 
 def write_json(result: AnyBench, path: Path) -> None:
-    """Everything, raw samples and environment included."""
+    """Write everything as JSON, raw samples and environment included."""
     write_record(result, path)
 
 
 def write_csv(result: AnyBench, path: Path) -> None:
-    """One line per batch size and mode; of a comparison of profiles one per profile too."""
+    """Write one line per batch size and mode as CSV; for a comparison of profiles, also one per profile."""
     if isinstance(result, BenchResult):
         lines = _bench_lines(result)
     else:

@@ -1,4 +1,4 @@
-"""Results that ``trtbatch bench --json`` wrote, read back with suspicion: they may be damaged, foreign or hostile."""
+"""Read results of ``trtbatch bench --json``, and check them: files may be damaged, foreign or hostile."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ __all__ = ["bench_result", "clean", "kept_ms", "read_result"]
 Milliseconds = NDArray[np.float64]
 
 _FORMAT = 1
-"""The newest format that this release knows."""
+"""Newest format that this release knows."""
 
 _RANGE_MS = (1e-9, 1e12)
-"""A batch takes neither less nor more: such a number is damage, and would leave every axis."""
+"""Shortest and longest time of a batch. Other numbers are damage, and wouldn't fit on an axis."""
 
 
 def read_result(path: Path) -> BenchResult:
-    """The result in a file.
+    """Read the result in a file.
 
     Raises:
-        ArtifactError: the file is missing, isn't JSON, or is no result of ``bench``.
-        OSError: it can't be read.
+        ArtifactError: the file is missing, isn't JSON, or isn't a result of ``bench``.
+        OSError: the file can't be read.
     """
     if path.suffix in (".engine", ".plan", ".onnx") and path.is_file():
         what = "an ONNX file" if path.suffix == ".onnx" and not path.name.endswith(".ort.onnx") else "an engine"
@@ -52,13 +52,14 @@ def read_result(path: Path) -> BenchResult:
 
 
 def bench_result(data: Any, name: str) -> BenchResult:
-    """The result in JSON's form, checked: what follows may divide and take logarithms.
+    """Decode a result and check it, so that later code may divide and take logarithms.
 
     Args:
-        name: of the file, for the errors.
+        data: decoded JSON.
+        name: name of the file, for error messages.
 
     Raises:
-        ArtifactError: it has another shape, or figures that can't be.
+        ArtifactError: the data has another form, or impossible figures.
     """
     foreign = _foreign(data)
     if foreign is not None:
@@ -86,7 +87,7 @@ def _fix() -> str:
 
 
 def _foreign(data: Any) -> str | None:
-    """What else of ours it is; None where it may be a result."""
+    """Return what the data is instead of a result; None where it may be one."""
     if not isinstance(data, dict):
         return f"a JSON {'list' if isinstance(data, list) else 'value'}"
     if "artifact" in data and "batches" not in data:
@@ -97,7 +98,7 @@ def _foreign(data: Any) -> str | None:
 
 
 def _wrong(rows: Sequence[BatchResult]) -> str | None:
-    """What can't be in these rows; None where all is possible."""
+    """Return what is impossible in the rows; None where nothing is."""
     if not rows:
         return "it has no batches"
     seen: set[tuple[int, str]] = set()
@@ -118,9 +119,9 @@ def _wrong(rows: Sequence[BatchResult]) -> str | None:
 
 
 def kept_ms(row: BatchResult) -> Milliseconds:
-    """The samples that the figures of a row are of, ms per batch, in the order they were taken.
+    """Return the samples behind a row's figures, in ms per batch, in the order they were taken.
 
-    Those taken while the GPU's clocks didn't hold are left out, unless more than half are.
+    Samples taken while the GPU's clocks were unsteady are left out, unless more than half are such samples.
     """
     samples = np.asarray(row.samples_ms, np.float64)
     keep = np.ones(samples.size, np.bool_)
@@ -130,7 +131,10 @@ def kept_ms(row: BatchResult) -> Milliseconds:
 
 
 def clean(text: str, longest: int = 120) -> str:
-    """Text from a file on one line: no control, formatting or half characters, which no page or terminal takes well."""
+    """Return text from a file on one line, at most `longest` characters.
+
+    Control, formatting and invalid characters are replaced, because pages and terminals handle them badly.
+    """
     shown = "".join(
         char if char.isprintable() else " " if char.isspace() else "\N{REPLACEMENT CHARACTER}" for char in text
     )

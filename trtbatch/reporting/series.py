@@ -1,4 +1,4 @@
-"""Results as lines over the batch size: what reports draw, label and mark. Pure."""
+"""Turn results into series over the batch size, which reports draw, label and mark; no I/O."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ __all__ = [
 ]
 
 ARTICLE_MS = {1: 1.57, 2: 1.67, 4: 1.78, 6: 2.67, 8: 2.81, 12: 3.83, 16: 4.80, 24: 6.43, 32: 8.65}
-"""resnet18 on a V100: ms for the whole batch, all time, as the article that this project began with gives them."""
+"""ms for the whole batch of resnet18 on a V100, from the article that this project began with."""
 
 ARTICLE_MODEL = "resnet18"
 
 KNEE_LIMIT = 1.1
-"""A curve has a knee where its throughput is at least so many times that of the power law between its ends. Less is
-noise: a stable line is known to 1 %."""
+"""Least ratio of the throughput at a knee to the power law between the curve's ends. A smaller ratio is noise: a stable
+line is known to 1 %."""
 
 BOUNDS = {
     "enqueue-bound": "launch",
@@ -46,7 +46,7 @@ BOUNDS = {
     "compute-bound": "compute",
     "copy-bound": "copy",
 }
-"""Bounds that results name, and what is short for them."""
+"""Short names of the bounds in results."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class Point:
     """One batch size; times in ms per batch.
 
     Args:
-        ms: the median.
+        ms: median.
         p99: 99th percentile; None where single times aren't known.
-        bound: ``launch``, ``memory``, ``compute``, ``copy``; None where that isn't known.
-        runs: samples that the figures are of; 0 where that isn't known.
-        verdict: ``stable``, or what was not reached; empty where that isn't known.
-        window: batches that one sample is the mean of.
+        bound: ``launch``, ``memory``, ``compute`` or ``copy``; None where it isn't known.
+        runs: number of samples behind the figures; 0 where it isn't known.
+        verdict: ``stable``, or what wasn't reached; empty where it isn't known.
+        window: number of batches whose mean is one sample.
     """
 
     batch: int
@@ -72,6 +72,7 @@ class Point:
 
     @property
     def samples_per_s(self) -> float:
+        """Return the throughput at the median time."""
         return self.batch / self.ms * 1e3
 
 
@@ -80,11 +81,11 @@ class Series:
     """One engine in one mode over its batch sizes.
 
     Args:
-        key: a letter, by which charts, tables and legend name it.
-        label: what it is, as far as that tells it from the others.
-        points: by batch size.
-        mode: of the timing loop.
-        result: that it is from; None for the article's.
+        key: letter that names the series in charts, tables and the legend.
+        label: facts that distinguish the series from the others.
+        points: points in order of batch size.
+        mode: mode of the timing loop.
+        result: result behind the series; None for the article's.
     """
 
     key: str
@@ -95,18 +96,18 @@ class Series:
 
     @property
     def knee(self) -> int | None:
-        """The batch size of the knee, see :func:`knee`."""
+        """Return the batch size of the knee, see :func:`knee`."""
         return knee([point.batch for point in self.points], [point.samples_per_s for point in self.points])
 
     @property
     def best(self) -> Point:
-        """The point with the most samples/s."""
+        """Return the point with the most samples/s."""
         return max(self.points, key=lambda point: point.samples_per_s)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What a chart has on its upright axis, as a function of the batch size and the ms per batch."""
+    """Quantity on a chart's vertical axis, as a function of the batch size and the ms per batch."""
 
     name: str
     unit: str
@@ -121,26 +122,26 @@ METRICS = (
 
 
 def rate(samples_per_s: float) -> str:
-    """Samples/s for people: in every table and chart the same digits."""
+    """Format samples/s for people, with the same digits in every table and chart."""
     return f"{samples_per_s:,.0f}" if samples_per_s >= 100 else f"{samples_per_s:.3g}"
 
 
 def knee(batches: Sequence[int], samples_per_s: Sequence[float]) -> int | None:
-    """The batch size from which larger batches buy less: the point farthest above the chord in log-log.
+    """Return the batch size from which larger batches gain less: the point farthest above the chord in log-log.
 
-    The Kneedle rule (Satopää, Albrecht, Irwin, Raghavan, Finding a "Kneedle" in a Haystack, ICDCS workshops 2011)
-    without its smoothing: the knee of a concave curve is where it is farthest from the line through its ends. Of one
-    chord, the upright and the perpendicular distance are largest at the same point. In logarithms the chord is the
-    power law through the ends, so neither units nor scales matter, only the range that was measured: for
-    ms = t₀ + t₁·batch the knee is batch = t₀/t₁ where the range has that in its middle.
+    This is the Kneedle rule (Satopää, Albrecht, Irwin, Raghavan, Finding a "Kneedle" in a Haystack, ICDCS workshops
+    2011) without its smoothing: the knee of a concave curve is the point farthest from the line through its ends. The
+    vertical and the perpendicular distance from a chord are largest at the same point. In logarithms the chord is the
+    power law through the ends, so units and scales don't matter, only the measured range: for ms = t₀ + t₁·batch the
+    knee is batch = t₀/t₁ where that is the middle of the range.
 
     Args:
-        batches: rising, at least 1.
-        samples_per_s: over 0.
+        batches: rising batch sizes, at least 1.
+        samples_per_s: throughput at each batch size, above 0.
 
     Returns:
-        One of `batches`; None below three of them, and where the distance is under :data:`KNEE_LIMIT`: on a straight
-        line, be it of perfect scaling or of none, and on one that bends upward.
+        One of `batches`; None for fewer than three of them, and where the distance is under :data:`KNEE_LIMIT`: on a
+        straight line, whether scaling is perfect or absent, and on a line that bends upward.
     """
     if len(batches) < 3:
         return None
@@ -151,11 +152,11 @@ def knee(batches: Sequence[int], samples_per_s: Sequence[float]) -> int | None:
 
 
 def series_of(results: Sequence[tuple[str, BenchResult]], with_article: bool = False) -> list[Series]:
-    """One series for each result and mode, labelled by what differs among them.
+    """Return one series for each result and mode, labelled by what differs among them.
 
     Args:
-        results: with the name of each one's file.
-        with_article: the article's line comes last.
+        results: file name and result of each.
+        with_article: whether the article's series comes last.
     """
     found = [(name, mode, result) for name, result in results for mode in _modes(result)]
     labels = _labels([_facts(name, mode, result) for name, mode, result in found])
@@ -173,33 +174,33 @@ def series_of(results: Sequence[tuple[str, BenchResult]], with_article: bool = F
 
 
 def article(letter: str) -> Series:
-    """The line of the article: the times of its table, of which nothing but the figures is known."""
+    """Return the series of the article, of which only the times of its table are known."""
     points = tuple(Point(batch, ms) for batch, ms in ARTICLE_MS.items())
     return Series(letter, f"{ARTICLE_MODEL} · V100, from the article", points)
 
 
 def key(index: int) -> str:
-    """A to Z, then AA, AB …"""
+    """Return the letter of a series: A to Z, then AA, AB and so on."""
     letter = chr(ord("A") + index % 26)
     return letter if index < 26 else key(index // 26 - 1) + letter
 
 
 def shared(results: Sequence[tuple[str, BenchResult]]) -> str:
-    """What all results have in common: the title of a report."""
+    """Return the title of a report: what all results have in common, else their models."""
     facts = [_facts(name, "", result)[:4] for name, result in results]
     common = [column[0] for column in zip(*facts, strict=True) if len(set(column)) == 1]
     return " · ".join(common) or " and ".join(dict.fromkeys(fact[0] for fact in facts))
 
 
 def gpu_of(result: BenchResult) -> str:
-    """The GPU's name, else the processor's."""
+    """Return the GPU's name, else the processor's."""
     return (
         result.device.get("gpu") or result.device.get("cpu") or str(result.environment.get("cpu") or "unknown device")
     )
 
 
 def version_of(result: BenchResult) -> str:
-    """Version of the backend that ran, else of the one that built; empty where neither is told."""
+    """Return the version of the backend that ran, else of the one that built; empty where neither is recorded."""
     libraries = result.environment.get("libraries")
     ran = libraries.get(result.backend) if isinstance(libraries, dict) else None
     return str(ran or result.tools.get(result.backend) or "")
@@ -224,7 +225,7 @@ def _point(row: BatchResult) -> Point:
 
 
 def _facts(name: str, mode: str, result: BenchResult) -> tuple[str, ...]:
-    """What may tell one series from another, the most telling first."""
+    """Return facts that may distinguish series, the most important first."""
     settings = result.settings
     return tuple(
         clean(fact)
@@ -244,7 +245,10 @@ def _facts(name: str, mode: str, result: BenchResult) -> tuple[str, ...]:
 
 
 def _labels(facts: Sequence[tuple[str, ...]]) -> list[str]:
-    """Of each, the facts in which not all are alike; the last two, engine and file, only where the others are."""
+    """Return for each series the facts that differ among all of them.
+
+    The last two facts, engine and file, are used only where the others don't distinguish all series.
+    """
     if len(facts) == 1:
         return [" · ".join(facts[0][:4])]
     labels: list[list[str]] = [[] for _ in facts]

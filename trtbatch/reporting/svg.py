@@ -1,4 +1,4 @@
-"""The page's charts: SVG that needs nothing from elsewhere, drawn with the colours that the page defines. Pure."""
+"""Draw the page's charts as SVG that loads nothing and uses the colours that the page defines; no I/O."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trtbatch.reporting.series import Metric, Point, Series
 __all__ = ["chart", "figure", "sample"]
 
 WIDTH, HEIGHT = 480, 340
-"""Of the drawing, in its own units: small, so that letters stay legible where a telephone shows it."""
+"""Size of the drawing in its own units; it is small, so that letters stay legible on a phone."""
 
 LEFT, RIGHT, TOP, BOTTOM = 76, 32, 14, 48
 
@@ -33,7 +33,7 @@ _SHAPES = {
 
 
 class _Place:
-    """From batch and value to the drawing's units."""
+    """Map from batch sizes and values to the drawing's units."""
 
     def __init__(self, series: Sequence[Series], metric: Metric) -> None:
         self.batches = [point.batch for line in series for point in line.points]
@@ -48,13 +48,15 @@ class _Place:
 
 
 def chart(series: Sequence[Series], metric: Metric, name: str, bounds: bool = False) -> str:
-    """One metric of all series over the batch size, both axes logarithmic.
+    """Return a chart of one metric of all series over the batch size, both axes logarithmic.
 
-    What belongs to the series of index *i* has the class ``s<i>``, by which the page hides it.
+    Elements of series number *i* have the class ``s<i>``, by which the page hides them.
 
     Args:
-        name: starts every id; no other chart of the page has it.
-        bounds: rows below tell what bounds each series at each batch.
+        series: series to draw.
+        metric: quantity on the vertical axis.
+        name: start of every id, unique on the page.
+        bounds: whether rows below the chart show what bounds each series at each batch.
     """
     place = _Place(series, metric)
     rows = [(index, line) for index, line in enumerate(series) if bounds and any(p.bound for p in line.points)]
@@ -74,7 +76,7 @@ def chart(series: Sequence[Series], metric: Metric, name: str, bounds: bool = Fa
 
 
 def sample(index: int) -> str:
-    """A piece of a series' line with its marker, for the legend."""
+    """Return a piece of a series' line with its marker, for the legend."""
     return (
         f'<svg class="sample" viewBox="0 0 44 14" width="44" height="14" aria-hidden="true" focusable="false">'
         f'<path d="M1,7H43" {_stroke(index)}/>{_marker(index, 22, 7)}</svg>'
@@ -82,7 +84,7 @@ def sample(index: int) -> str:
 
 
 def _description(series: Sequence[Series], metric: Metric) -> str:
-    """The chart in words: where each series begins and ends, and its knee."""
+    """Describe the chart in words: where each series begins and ends, and its knee."""
     told = []
     for line in series:
         first, last = line.points[0], line.points[-1]
@@ -93,7 +95,7 @@ def _description(series: Sequence[Series], metric: Metric) -> str:
 
 
 def figure(value: float) -> str:
-    """A figure to three digits, or whole."""
+    """Format a figure to three digits, or as a whole number from 100 on."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -117,7 +119,10 @@ def _axes(place: _Place, metric: Metric) -> Iterator[str]:
 
 
 def _band(index: int, line: Series, metric: Metric, place: _Place) -> Iterator[str]:
-    """From the median to the 99th percentile; an upright stroke where there is one batch only."""
+    """Yield the band from the median to the 99th percentile, and a vertical stroke at each batch size.
+
+    With a single batch size, only the stroke is visible.
+    """
     known = [(point, point.p99) for point in line.points if point.p99 is not None]
     if not known:
         return
@@ -149,7 +154,7 @@ def _hint(point: Point, metric: Metric) -> str:
 
 
 def _keys(series: Sequence[Series], metric: Metric, place: _Place) -> Iterator[str]:
-    """The letters at the lines' ends, moved apart where they would lie on each other."""
+    """Yield the letters at the ends of lines, moved apart where they would overlap."""
     ends = [line.points[-1] for line in series]
     places = apart([place.y(metric.value(point.batch, point.ms)) for point in ends], 14, HEIGHT - BOTTOM - 6)
     for index, (line, point, y) in enumerate(zip(series, ends, places, strict=True)):
@@ -160,7 +165,7 @@ def _keys(series: Sequence[Series], metric: Metric, place: _Place) -> Iterator[s
 
 
 def _bounds(row: int, index: int, line: Series, place: _Place) -> Iterator[str]:
-    """A row of boxes, one for each stretch of batch sizes that the same bounds."""
+    """Yield a row of boxes, one for each range of batch sizes with the same bound."""
     top = HEIGHT + row * _ROW
     yield f'<g class="s{index} c{index % len(LIGHT)}">'
     yield f'<text class="key" x="{LEFT - 10}" y="{top + 13}" text-anchor="end">{line.key}</text>'
@@ -179,7 +184,7 @@ def _bounds(row: int, index: int, line: Series, place: _Place) -> Iterator[str]:
 
 
 def _edges(xs: Sequence[float]) -> list[tuple[float, float]]:
-    """The stretch of each place, to the middle between it and its neighbours."""
+    """Return the extent of each place, up to the middle between it and its neighbours."""
     middles = [(first + second) / 2 for first, second in pairwise(xs)]
     reach = 12.0
     lefts = [max(float(LEFT - 4), xs[0] - reach), *middles]
