@@ -185,50 +185,6 @@ def connected(address: str) -> Iterator[None]:
         ended.set()
 
 
-_LEVEL = "RAY_BACKEND_LOG_LEVEL"
-
-
-@contextlib.contextmanager
-def _quiet_backend() -> Iterator[None]:
-    """Keep Ray's C++ code, which starts in the block, from printing on this process's terminal.
-
-    Ray prints errors there, some of them for its own developers; whatever ends a task or the job is an exception too.
-    Ray also prints that its log level was changed, so standard error is discarded in the block.
-    """
-    if _LEVEL in os.environ:  # the user has chosen a level
-        yield
-        return
-    os.environ[_LEVEL] = "fatal"
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # the caller has closed standard error
-            kept = os.dup(2)
-            stack.callback(os.close, kept)
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            stack.callback(os.close, nowhere)
-            os.dup2(nowhere, 2)
-            stack.callback(os.dup2, kept, 2)
-        yield
-
-
-@contextlib.contextmanager
-def _muted() -> Iterator[None]:
-    """Hide what Ray's threads print through Python.
-
-    Ray warns of its coming changes and gives advice on pipelines. It also prints the failures of tasks that it repeats
-    on standard output, among the results.
-    """
-    with warnings.catch_warnings(), contextlib.redirect_stdout(_Nowhere()):
-        warnings.filterwarnings("ignore", module=r"ray(\.|$)")
-        yield
-
-
-class _Nowhere(io.TextIOBase):
-    """Stream that discards text and is never closed, because Ray's threads may outlive the block."""
-
-    def write(self, text: str) -> int:
-        return len(text)
-
-
 def _connect(ray: Any, address: str, ended: threading.Event) -> None:
     """Start Ray or connect to it, in another thread.
 
