@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +139,46 @@ def test_an_output_frees_its_memory_when_nobody_shares_it(folder: Path) -> None:
             engine(given)
         assert free - cuda.mem_get_info()[0] < 8 << 20
         del given
+
+
+@pytest.mark.parametrize("sessions", [1, 4])
+def test_threads_share_an_engine_and_get_what_one_thread_gets(folder: Path, sessions: int) -> None:
+    """8 threads × 1000 calls, bit for bit; each thread starts with no context and ends with none."""
+    given = [samples(1 + number % 20) for number in range(40)]
+    with trtbatch.load(folder / "m.engine", sessions=sessions) as engine:
+        expected = [engine(each) for each in given]
+        wrong: list[int] = []
+
+        def work(seed: int) -> None:
+            for number in np.random.default_rng(seed).integers(0, len(given), 1000):
+                if not np.array_equal(engine(given[number]), expected[number]):
+                    wrong.append(int(number))
+
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+
+
+def dropped(engine: trtbatch.LoadedEngine, tensor: DeviceArray) -> None:
+    """Call the engine, and drop the output in this thread."""
+    engine(tensor)
+
+
+def test_outputs_on_the_gpu_are_dropped_by_other_threads(folder: Path) -> None:
+    """Their memory is freed by later calls, in a thread that may free it."""
+    import pycuda.driver as cuda
+
+    given = np.zeros((40_000, 3, 8, 8), np.float32)
+    with trtbatch.load(folder / "m.engine") as engine:
+        tensor = on_gpu(given)
+        engine(tensor)
+        free, _ = cuda.mem_get_info()
+        with ThreadPoolExecutor(4) as pool:
+            for call in [pool.submit(dropped, engine, tensor) for _ in range(200)]:  # 800 kB each
+                call.result()
+        engine(tensor)
+        assert free - cuda.mem_get_info()[0] < 8 << 20
+        del tensor

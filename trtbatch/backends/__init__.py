@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-_CPU = "--backend onnxruntime"
+_CPU = "`backend='onnxruntime'`"
 
 
 def choose_builder(backend: str = "auto") -> Builder:
@@ -47,7 +47,7 @@ def choose_builder(backend: str = "auto") -> Builder:
         return TensorRTBuilder()
     if backend == "tensorrt":
         raise MissingPackageError(
-            f"--backend tensorrt can't run here: {obstacle.problem}", f"{obstacle.fix}, or pass {_CPU}"
+            f"`backend='tensorrt'` can't run here: {obstacle.problem}", f"{obstacle.fix}, or pass {_CPU}"
         )
     hint = f"; {obstacle.fix}" if tensorrt.sees_nvidia() else ""
     note(f"backend: ONNX Runtime on the CPU ({obstacle.problem}{hint})")
@@ -105,7 +105,7 @@ def refuse_gpu(device: int) -> None:
         UsageError: `device` isn't 0.
     """
     if device != 0:
-        raise UsageError(f"--device {device} names a GPU, and this runs on the CPU", "leave out --device")
+        raise UsageError(f"`device={device}` names a GPU, and this runs on the CPU", "leave out `device`")
 
 
 def open_engine(artifact: Artifact, device: int = 0, weights: Path | None = None) -> Engine:

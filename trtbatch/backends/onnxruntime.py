@@ -55,7 +55,7 @@ class OnnxRuntimeBuilder:
         if precision not in (None, "fp32", "fp16", "int8"):
             raise PrecisionError(
                 f"ONNX Runtime on the CPU computes nothing in {precision}",
-                "pass --precision fp32, fp16 or int8, or build on a machine with an NVIDIA GPU",
+                "pass `precision='fp32'`, fp16 or int8, or build on a machine with an NVIDIA GPU",
             )
         for name in options.asked:
             raise UsageError(

@@ -184,7 +184,7 @@ def _modes_of_both(a: Stand, b: Stand, batch: int) -> Sequence[str]:
         raise UsageError(
             f"{a.artifact.path.name} is timed by {ours[0]} and {b.artifact.path.name} by {theirs[0]}, which don't "
             "compare",
-            "pass --mode latency",
+            "pass `modes=['latency']`",
         )
     return ours
 
@@ -214,7 +214,7 @@ def compare_profiles(request: BenchRequest) -> ProfilesResult:
     """
     refuse_modes(request)
     if request.profile is not None:
-        raise UsageError(f"--profile {request.profile} leaves nothing to compare", "leave out one of the two options")
+        raise UsageError(f"`profile={request.profile}` leaves nothing to compare", "leave out one of the two options")
     artifact = resolve_engine(request.engine, request.batches)
     sidecar = artifact.sidecar
     refuse_batches(request, sidecar, artifact.path.name)

@@ -105,7 +105,7 @@ def refuse_batches(request: BenchRequest, sidecar: Sidecar, name: str) -> None:
         what = f"batch {outside[0]} is" if len(outside) == 1 else f"batches {', '.join(map(str, outside))} are"
         raise ProfileError(
             f"{what} outside profile {request.profile} of {name} ({profile})",
-            f"leave out --profile, or pass --batch {nearest_inside([profile], outside[0])}",
+            f"leave out `profile`, or pass `batches=[{nearest_inside([profile], outside[0])}]`",
         )
 
 
@@ -117,14 +117,14 @@ def refuse_modes(request: BenchRequest) -> None:
     """
     modes = request.modes
     if modes is not None and not modes:
-        raise UsageError("--mode names no mode", "name one, like --mode latency, or leave out --mode")
+        raise UsageError("`modes` names no mode", "name one, like `modes=['latency']`, or leave out `modes`")
     if not 1 <= request.streams <= MOST_STREAMS:
-        raise UsageError(f"--streams {request.streams}: not a number of streams", f"give 1 to {MOST_STREAMS}")
+        raise UsageError(f"`streams={request.streams}`: not a number of streams", f"give 1 to {MOST_STREAMS}")
     if request.streams > 1 and THROUGHPUT not in (modes or ()):
-        raise UsageError(f"--streams {request.streams} is for throughput", f"pass --mode {THROUGHPUT} with it")
+        raise UsageError(f"`streams={request.streams}` is for throughput", f"pass `modes=['{THROUGHPUT}']` with it")
     for mode in modes or ():
         if request.flush_l2 and mode in SLOT_MODES:
             raise UsageError(
-                f"--flush-l2 flushes before each launch alone, and {mode} times copies with it",
-                "pass --mode execute_v2, async or graph with it",
+                f"`flush_l2` flushes before each launch alone, and {mode} times copies with it",
+                "pass `modes=['execute_v2']`, async or graph with it",
             )

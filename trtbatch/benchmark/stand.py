@@ -90,10 +90,10 @@ class Stand:
         unknown = [name for name in wanted or () if name not in names]
         if unknown:
             raise UsageError(
-                f"this engine has no mode {unknown[0]!r}; it has {', '.join(names)}", f"pass --mode {','.join(names)}"
+                f"this engine has no mode {unknown[0]!r}; it has {', '.join(names)}", f"pass `modes={list(names)}`"
             )
         if self._request.flush_l2 and session.flush is None:
-            raise UsageError("--flush-l2 flushes the cache of a GPU, and this runs on the CPU", "leave out --flush-l2")
+            raise UsageError("`flush_l2` flushes the cache of a GPU, and this runs on the CPU", "leave out `flush_l2`")
 
     def require_rows(self) -> None:
         """Check the rows at every batch size.
@@ -161,7 +161,7 @@ class Stand:
         session.bind(checked.inputs)  # slots of the session may have run since
         modes = session.modes()
         if name not in modes:
-            raise UsageError(f"this engine has no mode {name!r}; it has {', '.join(modes)}", "leave it out of --mode")
+            raise UsageError(f"this engine has no mode {name!r}; it has {', '.join(modes)}", "leave it out of `modes`")
         mode = modes[name]
         if fresh:
             session.poison(0xFF)

@@ -117,7 +117,7 @@ def _build_best(request: BuildRequest, builder: Builder, source: Artifact, targe
     best = candidates.fastest(tried)
     if best is None:
         reasons = "; ".join(f"{each.precision}: {each.refused}" for each in tried)
-        raise PrecisionError(f"no precision is right within {limit:g}: {reasons}", "raise --tolerance")
+        raise PrecisionError(f"no precision is right within {limit:g}: {reasons}", "raise `tolerance`")
     chosen = made[best.precision]
     facts = chosen.sidecar.build | {"candidates": [encode(each) for each in tried], "tolerance": limit}
     return Artifact(chosen.path, replace(chosen.sidecar, precision_asked="best", build=facts))

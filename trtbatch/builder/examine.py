@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +37,9 @@ Array = NDArray[Any]
 ACCURACY_SAMPLES = 32
 """Number of samples that are compared with the reference, which runs on the CPU; a larger batch repeats them."""
 
-_LOOK = "make the model treat each sample alone; to look at every row, build with --no-verify and run trtbatch verify"
+_LOOK = (
+    "make the model treat each sample alone; to look at every row, build with `verify=False` and run trtbatch verify"
+)
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def _require_precision(found: Realised, what: Examination) -> None:
         raise PrecisionError(
             f"{what.name}: {what.asked} was not realised; of {found.resolved} products that tell, {len(strange)} "
             f"compute in something else: {shown}",
-            "leave those in float32 (--keep-fp32 NODE), raise --opt-level, or take another --precision",
+            "leave those in float32 (`keep_fp32=[NODE]`), raise `opt_level`, or take another `precision`",
         )
     if what.asked in ("fp16", "bf16", "int8", "fp8") and what.products and not found.resolved:
         note(f"TensorRT tells the precision of no single product of {what.name}: it compiled them into regions")
@@ -173,7 +174,7 @@ def _refuse_rowless(outputs: tuple[TensorSpec, ...], name: str, onnx: Path, corn
     rowless = [spec for spec in outputs if spec.batch_axis is None]
     if len(rowless) == len(outputs) and corners[0] != corners[-1] and what_fixes_the_batch(onnx) is not None:
         shapes = ", ".join(map(str, rowless))
-        raise RowsError(f"no output of {name} follows the batch size: {shapes}", "export it with --dynamic")
+        raise RowsError(f"no output of {name} follows the batch size: {shapes}", "export it with `dynamic`")
     for spec in rowless:
         warn(f"output {spec} doesn't follow the batch: it is recorded so, and is no row of any sample")
 
@@ -185,7 +186,7 @@ def explained(error: TrtbatchError, onnx: Path) -> TrtbatchError:
         return error
     return RowsError(
         f"the batch is probably fixed in {onnx.name}: {culprit}; {error.problem}",
-        "make the model take its batch size from its input (x.shape[0] or -1), and export it again with --dynamic",
+        "make the model take its batch size from its input (x.shape[0] or -1), and export it again with `dynamic`",
     )
 
 
@@ -298,7 +299,7 @@ def _samples(sidecar: Sidecar, what: Examination, batch: int) -> tuple[dict[str,
         return random_inputs(sidecar.inputs, batch, seed=1), batch, _counted(batch, "random sample")
     wide = {"float16": "float32"}  # samples are float32, whatever the engine takes
     specs = tuple(replace(spec, dtype=wide.get(spec.dtype, spec.dtype)) for spec in sidecar.inputs)
-    given, names = read_samples(what.samples, replace(sidecar, inputs=specs), batch, option="--calibration")
+    given, names = read_samples(what.samples, replace(sidecar, inputs=specs), batch, option="`calibration`")
     turns = np.arange(batch) % len(names)
     inputs = {}
     for spec in sidecar.inputs:
@@ -338,7 +339,7 @@ def _overflow(sidecar: Sidecar, inputs: Mapping[str, Array], batch: int, what: E
 def _overflowing(problem: str, overflow: Overflow) -> AccuracyError:
     return AccuracyError(
         f"{problem}; float16 overflows first at {overflow.words}",
-        f"keep that part in float32: --keep-fp32 {shlex.quote(overflow.node)}, or --precision bf16",
+        f"keep that part in float32: `keep_fp32={[overflow.node]}`, or `precision='bf16'`",
     )
 
 
@@ -369,12 +370,12 @@ def _require_near(results: Sequence[OutputResult], what: Examination, overflow: 
 
 def _nearer(what: Examination) -> str:
     """Return the ways to bring the rows nearer to those of the file that the request didn't use yet."""
-    ways = ["raise --tolerance"] if what.tolerance is not None else []
+    ways = ["raise `tolerance`"] if what.tolerance is not None else []
     if what.asked in ("int8", "fp8") and what.samples is None:
-        ways.append("calibrate on real samples (--calibration)")
+        ways.append("calibrate on real samples (`calibration`)")
     if what.asked in ("fp16", "bf16", "int8", "fp8"):
-        ways.append("keep its sensitive part in float32 (--keep-fp32)")
-    ways.append("to look at every row, build with --no-verify and run trtbatch verify")
+        ways.append("keep its sensitive part in float32 (`keep_fp32`)")
+    ways.append("to look at every row, build with `verify=False` and run trtbatch verify")
     return "; ".join(ways)
 
 

@@ -42,7 +42,7 @@ def plan_axes(
     unknown = set(shapes) - {spec.name for spec in inputs}
     if unknown:
         names = ", ".join(spec.name for spec in inputs)
-        raise UsageError(f"--shape names {sorted(unknown)[0]!r}; the inputs are {names}", "name one of the inputs")
+        raise UsageError(f"`shapes` names {sorted(unknown)[0]!r}; the inputs are {names}", "name one of the inputs")
     fixed = {spec.name: spec.fixed_batch for spec in inputs if spec.fixed_batch is not None}
     is_open = any(spec.batch_axis is not None and spec.fixed_batch is None for spec in inputs)
     if is_open and fixed:
@@ -75,11 +75,11 @@ def _fixed_profile(
     if profiles:
         raise ProfileError(
             f"{name} has a fixed batch of {size}; profile {profiles[0]} needs an open one",
-            "export it with --dynamic, or leave out --min, --opt, --max, --profile and --profiles",
+            "export it with `dynamic`, or leave out `min`, `opt`, `max` and `profiles`",
         )
     if static not in (None, size):
         raise ProfileError(
-            f"{name} has a fixed batch of {size}, not {static}", f"pass --static {size}, or export --dynamic"
+            f"{name} has a fixed batch of {size}, not {static}", f"pass `static={size}`, or export with `dynamic`"
         )
     return Profile(size, size, size)
 
@@ -95,16 +95,17 @@ def _filled(spec: TensorSpec, shapes: Mapping[str, tuple[int, ...]], where: str)
         )
         if clash:
             raise UsageError(
-                f"--shape {spec.name}={','.join(map(str, given))} doesn't fit {spec}",
+                f"`shapes={ {spec.name: tuple(given)} }` doesn't fit {spec}",
                 "give every axis but the batch, and the fixed ones as they are",
             )
         sizes = dict(zip(others, given))
         spec = replace(spec, shape=tuple(sizes.get(axis, size) for axis, size in enumerate(spec.shape)))
     unset = [str(spec.shape[axis]) for axis in others if not isinstance(spec.shape[axis], int)]
     if unset:
-        example = ",".join(str(spec.shape[axis]) if isinstance(spec.shape[axis], int) else "224" for axis in others)
+        example = tuple(size if isinstance(size := spec.shape[axis], int) else 224 for axis in others)
         raise UsageError(
-            f"{where}: axes {', '.join(unset)} of input {spec.name!r} are open", f"pass --shape {spec.name}={example}"
+            f"{where}: axes {', '.join(unset)} of input {spec.name!r} are open",
+            f"pass `shapes={ {spec.name: example} }`",
         )
     return spec
 

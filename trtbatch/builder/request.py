@@ -124,17 +124,17 @@ def choose_profiles(
         ProfileError: a corner or a profile makes no sense.
     """
     if static is not None and static < 1:
-        raise UsageError(f"--static {static} is not a batch size", "give 1 or more")
+        raise UsageError(f"`static={static}` is not a batch size", "give 1 or more")
     if profiles == "auto":
-        given = [name for name, value in (("--opt", opt), ("--static", static)) if value]
+        given = [name for name, value in (("`opt`", opt), ("`static`", static)) if value]
         if given:
-            raise UsageError(f"--profiles auto chooses what {given[0]} says", "give one of them")
+            raise UsageError(f"`profiles='auto'` chooses what {given[0]} says", "give one of them")
         return plan_auto(smallest, largest, batches, MAX_PROFILES if most is None else most)
     if most is not None:
-        raise UsageError("--max-profiles goes with --profiles auto", "give both, or leave it out")
+        raise UsageError("`max_profiles` goes with `profiles='auto'`", "give both, or leave it out")
     corners = any(value is not None for value in (smallest, opt, largest))
     ways = [
-        way for way, used in (("--static", static), ("--min/--opt/--max", corners), ("--profile", profiles)) if used
+        way for way, used in (("`static`", static), ("`min`/`opt`/`max`", corners), ("`profiles`", profiles)) if used
     ]
     if len(ways) > 1:
         raise UsageError(f"{' and '.join(ways)} say the same thing twice", "give one of them")
@@ -150,9 +150,9 @@ def refuse_values(request: BuildRequest) -> None:
         UsageError: naming it.
     """
     if request.precision is not None and request.precision not in (*PRECISIONS, "best"):
-        raise UsageError(f"--precision {request.precision!r} is none", f"pass one of {', '.join(PRECISIONS)}, best")
+        raise UsageError(f"`precision={request.precision!r}` is none", f"pass one of {', '.join(PRECISIONS)}, best")
     if request.tolerance is not None and not math.isfinite(request.tolerance):
-        raise UsageError(f"--tolerance {request.tolerance} lets everything pass", "give a finite number from 0 on")
+        raise UsageError(f"`tolerance={request.tolerance}` lets everything pass", "give a finite number from 0 on")
 
 
 def builder_settings(request: BuildRequest, folder: Path) -> dict[str, Any]:
@@ -175,13 +175,13 @@ def builder_settings(request: BuildRequest, folder: Path) -> dict[str, Any]:
 def note_unused(request: BuildRequest) -> None:
     """Log the given options that have no effect on ONNX Runtime."""
     given = {
-        "--workspace": request.workspace,
-        "--opt-level": request.opt_level,
-        "--timing-cache": request.timing_cache,
-        "--no-timing-cache": None if request.keep_timings else True,
-        "--own-kernels": request.own_kernels or None,
-        "--timing-iterations": request.timing_iterations,
-        "--tries": request.tries if request.tries > 1 else None,
+        "`workspace`": request.workspace,
+        "`opt_level`": request.opt_level,
+        "`timing_cache`": request.timing_cache,
+        "`keep_timings=False`": None if request.keep_timings else True,
+        "`own_kernels`": request.own_kernels or None,
+        "`timing_iterations`": request.timing_iterations,
+        "`tries`": request.tries if request.tries > 1 else None,
     }
     names = [name for name, value in given.items() if value is not None]
     if names:
@@ -196,10 +196,10 @@ def refuse_tries(request: BuildRequest) -> None:
     """
     if request.tries > 1 and request.timing_cache is not None:
         raise UsageError(
-            f"--tries {request.tries} times the tactics anew each time, which --timing-cache spares", "give one of them"
+            f"`tries={request.tries}` times the tactics anew each time, which `timing_cache` spares", "give one of them"
         )
     if request.tries > 1 and request.precision == "best":
-        raise UsageError("--tries and --precision best both build several engines", "give one of them")
+        raise UsageError("`tries` and `precision='best'` both build several engines", "give one of them")
 
 
 def refuse_target(target: Path, source: Path, suffix: str) -> None:
@@ -209,10 +209,11 @@ def refuse_target(target: Path, source: Path, suffix: str) -> None:
         UsageError: names the suffix of this backend's engines.
     """
     if target.resolve() == source.resolve():
-        raise UsageError(f"--output {target} is the ONNX file itself", "write elsewhere with --output")
+        raise UsageError(f"`output={str(target)!r}` is the ONNX file itself", "write elsewhere with `output`")
     if not target.name.endswith((suffix, ".plan") if suffix == ".engine" else suffix):
         raise UsageError(
-            f"--output {target} doesn't end in {suffix}", f"write --output {target.with_name(target.stem + suffix)}"
+            f"`output={str(target)!r}` doesn't end in {suffix}",
+            f"write `output={str(target.with_name(target.stem + suffix))!r}`",
         )
 
 
@@ -225,18 +226,19 @@ def refuse_precision(request: BuildRequest, builder: Builder) -> None:
     name = request.precision
     builder.refuse(None if name == "best" else name, request.options, request.device)
     wanted = {
-        "--io-precision": (request.io_precision, CONVERTED),
-        "--keep-fp32": (request.keep_fp32, (*CONVERTED, "best")),
-        "--calibration": (request.calibration, (*CONVERTED, "best")),
-        "--calibration-method": (request.calibration_method, (*QUANTIZED, "best")),
+        "`io_precision`": (request.io_precision, CONVERTED),
+        "`keep_fp32`": (request.keep_fp32, (*CONVERTED, "best")),
+        "`calibration`": (request.calibration, (*CONVERTED, "best")),
+        "`calibration_method`": (request.calibration_method, (*QUANTIZED, "best")),
     }
     for option, (value, goes_with) in wanted.items():
         if value and name not in goes_with:
-            raise UsageError(f"{option} goes with --precision {'|'.join(goes_with)}", "give both, or leave it out")
+            several = "|".join(goes_with)
+            raise UsageError(f"{option} goes with `precision={several!r}`", "give both, or leave it out")
     if request.tolerance is not None and not request.verify:
-        raise UsageError("--tolerance is for the check that --no-verify leaves out", "leave one of them out")
+        raise UsageError("`tolerance` is for the check that `verify=False` leaves out", "leave one of them out")
     if name == "best" and not request.verify:
-        raise UsageError("--precision best needs the check that --no-verify leaves out", "leave one of them out")
+        raise UsageError("`precision='best'` needs the check that `verify=False` leaves out", "leave one of them out")
 
 
 def not_tried(name: str, request: BuildRequest, builder: Builder) -> str | None:
@@ -246,7 +248,7 @@ def not_tried(name: str, request: BuildRequest, builder: Builder) -> str | None:
     except PrecisionError as error:
         return error.problem
     if name in QUANTIZED and is_random(request.calibration):
-        return "not tried without real samples: --calibration"
+        return "not tried without real samples: `calibration`"
     return None
 
 
@@ -258,10 +260,10 @@ def refuse_conversion_of(source: Artifact, request: BuildRequest) -> None:
     """
     conversion = source.sidecar.conversion
     own = conversion.precision if conversion is not None else ""
-    asked = [f"--precision {request.precision}"] if request.precision not in (None, own) else []
-    asked += ["--keep-fp32"] if request.keep_fp32 else []
-    asked += ["--io-precision"] if request.io_precision else []
-    asked += ["--calibration-method"] if request.calibration_method else []
+    asked = [f"`precision={request.precision!r}`"] if request.precision not in (None, own) else []
+    asked += ["`keep_fp32`"] if request.keep_fp32 else []
+    asked += ["`io_precision`"] if request.io_precision else []
+    asked += ["`calibration_method`"] if request.calibration_method else []
     if asked:
         raise UsageError(
             f"{source.path.name} is in {own} already: {' and '.join(asked)} can't change it",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trtbatch.cli.console import Debug, Device, EngineFile, fitting, out, parse_names, plain, show_progress
+from trtbatch.cli.wording import as_typed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -106,7 +107,7 @@ def command(
             result = duel.compare_profiles(request) if compare_profiles else bench(request)
     console = out()
     for line in _show(console, result):
-        console.print(line, style="dim", markup=False)
+        console.print(as_typed(line), style="dim", markup=False)
     for line in _chart(console, result):
         console.print(line, markup=False, no_wrap=True)
     for path, write in ((json_, report.write_json), (csv, report.write_csv)):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from trtbatch.cli.console import Debug, Device, out, parse_bytes, parse_shape, plain, show_progress, size
+from trtbatch.cli.wording import as_typed
 
 __all__ = ["command"]
 
@@ -246,7 +247,7 @@ def _show(artifact: Any) -> None:
     where = sidecar.device.get("gpu") or sidecar.device.get("cpu", "")
     tools = " ".join(f"{name} {version}" for name, version in sidecar.tools.items())
     for line in (*_candidates(facts.get("candidates", [])), *_tries(facts.get("tries", []))):
-        console.print(f"  {line}", markup=False)
+        console.print(as_typed(f"  {line}"), markup=False)
     lines = [
         ("backend", f"{sidecar.backend} {sidecar.precision_realised} on {where} ({tools})"),
         ("profiles", _profile_words(sidecar.profiles)),

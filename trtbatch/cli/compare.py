@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from trtbatch.cli.console import Debug, err, out, plain
+from trtbatch.cli.wording import as_typed
 
 __all__ = ["command"]
 
@@ -47,7 +48,7 @@ def command(
     else:
         console.print(gatereport.comparison_table(comparison))
         for note in gatereport.comparison_notes(comparison):
-            console.print(note, style="dim", markup=False)
+            console.print(as_typed(note), style="dim", markup=False)
         style = "bold red" if comparison.failures else "bold yellow" if unjudged else "bold"
         console.print(gatereport.conclusion(comparison), style=style, markup=False)
     for text in gatereport.warnings(comparison):

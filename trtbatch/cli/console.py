@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trtbatch.cli.wording import as_typed
 from trtbatch.errors import TrtbatchError, UsageError
 from trtbatch.util.log import LOGGER
 from trtbatch.util.text import written
@@ -91,8 +92,8 @@ def err() -> Console:
 def show_error(error: TrtbatchError) -> None:
     """Print an error in two lines: problem and fix."""
     console = err()
-    console.print(f"[bold red]error:[/] {plain(error.problem)}")
-    console.print(f"[bold]fix:[/] {plain(error.fix)}")
+    console.print(f"[bold red]error:[/] {plain(as_typed(error.problem))}")
+    console.print(f"[bold]fix:[/] {plain(as_typed(error.fix))}")
 
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -117,7 +118,7 @@ def fitting(console: Console, *tables: Table) -> Table:
 class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         label = "[bold yellow]warning:[/]" if record.levelno >= logging.WARNING else "[dim]note:[/]"
-        err().print(f"{label} {plain(record.getMessage())}")
+        err().print(f"{label} {plain(as_typed(record.getMessage()))}")
 
 
 @contextmanager

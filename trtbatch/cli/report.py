@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from trtbatch.cli.console import Debug, err, fitting, out, plain
+from trtbatch.cli.wording import as_typed
 
 if TYPE_CHECKING:
     from trtbatch.reporting.series import Series
@@ -94,6 +95,6 @@ def _show(series: Sequence[Series], title: str) -> None:
         named = f"{line.key}: {line.label}; " if len(series) > 1 else ""
         console.print(f"{named}{overview.summary(line)}", markup=False)
     for note in overview.notes(series):
-        console.print(note, style="dim", markup=False)
+        console.print(as_typed(note), style="dim", markup=False)
     for text in rate_chart(series, [line.key for line in series], console.width, console.options.ascii_only):
         console.print(text, markup=False, no_wrap=True)

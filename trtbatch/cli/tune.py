@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trtbatch.cli.console import Debug, Device, EngineFile, fitting, out, plain, show_progress
+from trtbatch.cli.wording import as_typed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -351,4 +352,4 @@ def _show_largest(artifact: Artifact, largest: Largest) -> None:
         console.print("  bounded by the profile, not by memory: rebuild with a larger --max to go on")
         return
     cause = "memory" if largest.bound == "memory" else "an error that doesn't speak of memory"
-    console.print(f"  bounded by {cause}: batch {largest.refused} fails: {largest.reason}", markup=False)
+    console.print(as_typed(f"  bounded by {cause}: batch {largest.refused} fails: {largest.reason}"), markup=False)

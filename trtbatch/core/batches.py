@@ -212,15 +212,15 @@ def refuse_outside(profiles: Sequence[Profile], batches: Sequence[int], artifact
     ranges = ", ".join(map(str, profiles))
     what = f"batch {outside[0]} is" if len(outside) == 1 else f"batches {_listed(outside)} are"
     if all(profile.min == profile.max for profile in profiles):
-        rebuild = f"rebuild with --static {outside[0]}, or from a dynamic ONNX with --min --opt --max"
+        rebuild = f"rebuild with `static={outside[0]}`, or from a dynamic ONNX with `min`, `opt` and `max`"
     elif max(outside) > max(profile.max for profile in profiles):
-        rebuild = f"rebuild with --max {max(outside)}"
+        rebuild = f"rebuild with `max={max(outside)}`"
     elif min(outside) < min(profile.min for profile in profiles):
-        rebuild = f"rebuild with --min {min(outside)}"
+        rebuild = f"rebuild with `min={min(outside)}`"
     else:
-        rebuild = f"rebuild with a --profile that holds {outside[0]}"
+        rebuild = f"rebuild with a profile that holds {outside[0]}"
     others = len(outside) < len(batches)
-    without = f"leave out {_listed(outside)}" if others else f"pass --batch {nearest_inside(profiles, outside[0])}"
+    without = f"leave out {_listed(outside)}" if others else f"pass `batches=[{nearest_inside(profiles, outside[0])}]`"
     raise ProfileError(f"{what} outside every profile of {artifact} ({ranges})", f"{rebuild}, or {without}")
 
 

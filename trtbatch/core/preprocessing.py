@@ -171,7 +171,7 @@ def refuse_reader(wanted: str) -> None:
         UsageError: with those that there are.
     """
     if wanted not in READERS:
-        raise UsageError(f"--reader {wanted} is no reader", f"pass {', '.join(READERS[:-1])} or {READERS[-1]}")
+        raise UsageError(f"`reader={wanted!r}` is no reader", f"pass {', '.join(READERS[:-1])} or {READERS[-1]}")
 
 
 def choose_reader(wanted: str, sidecar: Sidecar) -> str:
@@ -189,7 +189,7 @@ def choose_reader(wanted: str, sidecar: Sidecar) -> str:
     fits = spec.batch_axis == 0 and spec.dtype in ("float32", "float16", "uint8")
     if wanted == "dali":
         if not fits:
-            raise UsageError(f"DALI doesn't fill the input {spec} of {sidecar.model.name}", "pass --reader host")
+            raise UsageError(f"DALI doesn't fill the input {spec} of {sidecar.model.name}", "pass `reader='host'`")
         optional.require("nvidia.dali", "read images with DALI")
     if wanted == "auto":
         found = fits and sidecar.backend == "tensorrt" and optional.is_installed("nvidia.dali")

@@ -87,7 +87,7 @@ def auto_profiles(batches: Sequence[int], smallest: int, most: int = MAX_PROFILE
     if not sizes or sizes[0] < smallest or most < 1:
         raise ProfileError(
             f"no profiles for batches {list(batches)} from {smallest} on, {most} at the most",
-            "give batch sizes from --min on, and --max-profiles 1 or more",
+            "give batch sizes from `min` on, and `max_profiles=1` or more",
         )
     if len(sizes) <= most:
         return tuple(Profile(smallest, batch, batch) for batch in sizes)
@@ -126,11 +126,11 @@ def plan_auto(
     high = largest if largest is not None else max(batches) if batches else max(32, low)
     outside = [batch for batch in batches or () if not low <= batch <= high]
     if not 1 <= low <= high:
-        raise ProfileError(f"no batch is from --min {low} to --max {high}", "give 1 ≤ --min ≤ --max")
+        raise ProfileError(f"no batch is from `min={low}` to `max={high}`", "give 1 ≤ `min` ≤ `max`")
     if outside:
         raise ProfileError(
-            f"--batch {outside[0]} is outside --min {low} to --max {high}",
-            "widen --min and --max, or leave them out: --batch says it",
+            f"`batches=[{outside[0]}]` is outside `min={low}` to `max={high}`",
+            "widen `min` and `max`, or leave them out: `batches` says it",
         )
     return auto_profiles(sorted({*batches, high}) if batches else powers_of_two(low, high), low, most)
 

@@ -153,7 +153,7 @@ def occupant(target: Path, is_such: Callable[[Sidecar], bool], words: str) -> Ar
     if artifact is None or not is_such(artifact.sidecar):
         raise UsageError(
             f"{target} is in the way: it has no sidecar that says {words}",
-            "move it, or build into another folder (--output)",
+            "move it, or build into another folder (`output`)",
         )
     return artifact
 

@@ -42,9 +42,9 @@ def refuse_file_name(target: Store, shown: str) -> None:
     stem, suffix = os.path.splitext(shown.rstrip("/"))
     if suffix.lower() not in _FILE_SUFFIXES or target.system.get_file_info(target.path).type == fs.FileType.Directory:
         return
-    kind = " --format jsonl" if suffix.lower() in (".json", ".jsonl") else ""
-    problem = f"--output {shown} is the name of a file, and --ray writes a folder of them (parquet or jsonl)"
-    raise UsageError(problem, f"name a folder: --output {stem}{kind}")
+    kind = ", format='jsonl'" if suffix.lower() in (".json", ".jsonl") else ""
+    problem = f"`output={shown!r}` is the name of a file, and `address` writes a folder of them (parquet or jsonl)"
+    raise UsageError(problem, f"name a folder: `output={stem!r}{kind}`")
 
 
 def refuse_taken(target: Store, shown: str, made_with: Mapping[str, Any]) -> None:
@@ -61,19 +61,19 @@ def refuse_taken(target: Store, shown: str, made_with: Mapping[str, Any]) -> Non
     """
     fs = optional.require("pyarrow.fs", "write files for Ray")
     if written(target.path) != target.path:
-        raise UsageError(f"--output {shown}: pyarrow takes names in UTF-8 only", "name another folder")
+        raise UsageError(f"`output={shown!r}`: pyarrow takes names in UTF-8 only", "name another folder")
     if target.system.get_file_info(target.path).type == fs.FileType.File:
-        raise UsageError(f"--output {shown} is a file", "name a folder")
+        raise UsageError(f"`output={shown!r}` is a file", "name a folder")
     _refuse_unwritable(target, shown)
     if not _files(target):
         return  # the record of a run that wrote no rows doesn't count
     there = _noted(target)
     if there is None:
-        raise UsageError(f"--output {shown} holds files of something else", "name another folder")
+        raise UsageError(f"`output={shown!r}` holds files of something else", "name another folder")
     different = [name for name in made_with if there.get(name) != made_with[name]]
     if different:
         raise UsageError(
-            f"--output {shown} holds rows of another {different[0]} ({there.get(different[0])})",
+            f"`output={shown!r}` holds rows of another {different[0]} ({there.get(different[0])})",
             "name another folder",
         )
 
@@ -113,9 +113,9 @@ def _refuse_unwritable(target: Store, shown: str) -> None:
 
 def _unwritable(shown: str, error: OSError) -> TrtbatchError:
     reason = os.strerror(error.errno) if error.errno else shortened(str(error))
-    fix = from_os_error(error, "--output").fix if error.errno else "check the address, your permissions and the network"
+    fix = from_os_error(error, "`output`").fix if error.errno else "check the address, your permissions and the network"
     fix = "name a folder that can be made" if error.errno == errno.ENOENT else fix
-    return TrtbatchError(f"--output {shown} can't be written: {reason}", fix)
+    return TrtbatchError(f"`output={shown!r}` can't be written: {reason}", fix)
 
 
 def _noted(target: Store) -> dict[str, Any] | None:

@@ -130,7 +130,7 @@ def infer_with_ray(request: RayRequest, predictor: type[Any] = Predictor) -> Ray
     batch = sidecar.best_batch if request.batch is None else request.batch
     if batch <= max(profile.max for profile in sidecar.profiles):
         refuse_outside(sidecar.profiles, [batch], artifact.path.name)
-    source, target = open_store(request.input, "--input"), open_store(request.output, "--output")
+    source, target = open_store(request.input, "`input`"), open_store(request.output, "`output`")
     refuse_file_name(target, request.output)
     kind, rows = list_rows(source, sidecar, request.count)
     made_with: dict[str, Any] = {"engine": sidecar.artifact.sha256, "model": sidecar.model.name}
@@ -158,8 +158,8 @@ def _refuse_random(text: str) -> None:
         UsageError: `text` asks for random samples.
     """
     if text == "random" and not os.path.exists(text):
-        fix = "leave out --ray, or name a folder or file of images, .npy or .parquet"
-        raise UsageError("--input random makes its samples on one machine, without --ray", fix)
+        fix = "leave out `address`, or name a folder or file of images, .npy or .parquet"
+        raise UsageError("`input='random'` makes its samples on one machine, without `address`", fix)
 
 
 @contextlib.contextmanager
@@ -220,7 +220,7 @@ def _connect(ray: Any, address: str, ended: threading.Event) -> None:
         done.result(0)
     except Exception as error:
         told = shortened(str(error)) if done.done() else f"it gave no answer in {CONNECT_S:g} s"
-        fix = "check host and port, start one (ray start --head), or pass --ray local"
+        fix = "check host and port, start one (ray start --head), or pass `address='local'`"
         raise UsageError(f"no Ray cluster at {address}: {told}", fix) from error
 
 

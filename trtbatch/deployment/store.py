@@ -87,7 +87,7 @@ def list_rows(source: Store, sidecar: Sidecar, count: int | None) -> tuple[Kind,
         UsageError: nothing exists there, or the files are of several kinds.
         InputError: the folder has no usable files, or the rows of a file don't fit the engine.
     """
-    shown = f"--input {source.prefix}{source.path}"
+    shown = f"`input={source.prefix + source.path!r}`"
     try:
         found = _local_files(source.path) if source.is_local else _remote_files(source)
     except OSError as error:

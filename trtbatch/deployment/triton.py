@@ -154,7 +154,7 @@ def deploy(request: TritonRequest) -> Deployed:
     try:
         _write(models, sidecar.classes or (), request.version)
     except OSError as error:
-        raise from_os_error(error, "--repository") from error
+        raise from_os_error(error, "`repository`") from error
     for target, versions in unserved:
         _tell_unserved(target, versions)
     if not request.from_images:
@@ -212,7 +212,7 @@ def _name(request: TritonRequest, sidecar: Sidecar) -> str:
     if name is None:
         name = re.sub(r"[^A-Za-z0-9_.-]+", "_", sidecar.model.name).strip("._-") or "model"
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
-        raise UsageError(f"--name {name!r} is no name of a model", "use letters, digits, '_', '-' and '.'")
+        raise UsageError(f"`name={name!r}` is no name of a model", "use letters, digits, '_', '-' and '.'")
     return name
 
 
@@ -221,9 +221,9 @@ def _refuse_existing(target: Path, request: TritonRequest) -> None:
     if not target.exists():
         return
     if not (target / "config.pbtxt").is_file():
-        raise UsageError(f"{target} is there, and isn't a model of Triton's", "name another: --name NAME")
+        raise UsageError(f"{target} is there, and isn't a model of Triton's", "name another: `name=NAME`")
     if version.exists() and not request.force:
-        raise UsageError(f"{version} is there already", "pass --force to replace it, or another --version")
+        raise UsageError(f"{version} is there already", "pass `force` to replace it, or another `version`")
 
 
 def _refuse_other_model(target: Path, config: Any, artifact: Artifact, request: TritonRequest) -> None:
@@ -235,7 +235,7 @@ def _refuse_other_model(target: Path, config: Any, artifact: Artifact, request: 
     file = target / "config.pbtxt"
     if request.force or not file.is_file():
         return
-    fix = "pass --name for a model beside it, or --force to replace its configuration"
+    fix = "pass `name` for a model beside it, or `force` to replace its configuration"
     there = _read(file, type(config))
     if there is None:
         raise UsageError(f"{file} isn't a configuration that Triton reads", fix)
@@ -266,7 +266,7 @@ def _tell_left_behind(repository: Path, config: Any) -> None:
     for step in () if there is None else there.ensemble_scheduling.step:
         if step.model_name == config.name:
             written = f"was written for version {step.model_version} of {config.name}, and stays as it is"
-            warn(f"{file.parent} {written}: pass --from-images to write it again")
+            warn(f"{file.parent} {written}: pass `from_images` to write it again")
 
 
 def _read(file: Path, kind: type[Any]) -> Any | None:
@@ -392,7 +392,7 @@ def refuse_unservable(artifact: Artifact) -> None:
         raise ArtifactError(f"Triton can't serve {name}: {reason}", fix)
 
     if sidecar.options.get("strip_weights"):
-        refuse("it holds no weights", "build it without --strip-weights")
+        refuse("it holds no weights", "build it without `strip_weights`")
     for side, specs in (("input", sidecar.inputs), ("output", sidecar.outputs)):
         for spec in specs:
             if any(isinstance(size, str) for axis, size in enumerate(spec.shape) if axis != spec.batch_axis):
@@ -405,12 +405,12 @@ def refuse_unservable(artifact: Artifact) -> None:
         return
     fixed = [spec.name for spec in (*sidecar.inputs, *sidecar.outputs) if spec.fixed_batch is not None]
     if fixed:
-        refuse(f"the batch of {fixed[0]!r} is fixed, and that of others is open", "export it with --dynamic")
+        refuse(f"the batch of {fixed[0]!r} is fixed, and that of others is open", "export it with `dynamic`")
     least = min(profile.min for profile in sidecar.profiles)
     missing = [(1, least - 1), *gaps(sidecar.profiles)] if least > 1 else gaps(sidecar.profiles)
     if missing:
         ranges = ", ".join(f"{low}" if low == high else f"{low}–{high}" for low, high in missing)
-        refuse(f"no profile holds batch {ranges}, which it may send", "build it with --min 1, and without gaps")
+        refuse(f"no profile holds batch {ranges}, which it may send", "build it with `min=1`, and without gaps")
 
 
 # The configuration.

@@ -114,5 +114,7 @@ def parse_delay(text: str) -> int:
     match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?) ?(us|µs|ms|s)", text.strip().lower())
     delay = round(float(match[1]) * dict(_UNITS)[match[2]]) if match else -1
     if not 0 <= delay <= _LONGEST:
-        raise UsageError(f"--max-queue-delay {text!r} is not a delay", "write it like 2ms, 500us or 0.01s: up to 60s")
+        raise UsageError(
+            f"`max_queue_delay_us={text!r}` is not a delay", "write it like 2ms, 500us or 0.01s: up to 60s"
+        )
     return delay

@@ -71,7 +71,7 @@ def refuse_unprepared(artifact: Artifact) -> None:
         ArtifactError: the message gives the reason.
         MissingPackageError: DALI isn't installed.
     """
-    sidecar, fix = artifact.sidecar, "leave out --from-images"
+    sidecar, fix = artifact.sidecar, "leave out `from_images`"
     prefix = f"Triton can't serve {artifact.path.name} from images"
     try:
         choose_reader("dali", sidecar)
@@ -80,7 +80,7 @@ def refuse_unprepared(artifact: Artifact) -> None:
     if one_size(sidecar) is not None:
         raise ArtifactError(
             f"{prefix}: it holds batch {one_size(sidecar)} alone, and Triton makes no whole batches of images",
-            f"export it with --dynamic and build it without --static, or {fix}",
+            f"export it with `dynamic` and build it without `static`, or {fix}",
         )
 
 
@@ -102,7 +102,7 @@ def image_models(artifact: Artifact, engine: Any, version: int) -> ImageModels:
     except RuntimeError as error:  # DALI's error where there is no GPU
         raise MissingPackageError(
             f"DALI can't serialize the pipeline here: {shortened(str(error))}",
-            "run it on a machine with a GPU, or leave out --from-images" if on_gpu else "leave out --from-images",
+            "run it on a machine with a GPU, or leave out `from_images`" if on_gpu else "leave out `from_images`",
         ) from error
     installed = str(optional.require("nvidia.dali", "serialize its pipeline").__version__)
     release = release_for(installed)

@@ -138,8 +138,8 @@ def _refuse_output(output: Path | None) -> None:
         files.probe(ENGINES / "model.onnx")
         return
     if output.suffix != ".onnx":
-        raise UsageError(f"--output {output} doesn't end in .onnx", f"write {output}.onnx")
-    files.refuse_unwritable(output, "--output")
+        raise UsageError(f"`output={str(output)!r}` doesn't end in .onnx", f"write {output}.onnx")
+    files.refuse_unwritable(output, "`output`")
 
 
 def _refuse_mismatch(model: TorchModel, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
@@ -168,11 +168,11 @@ def _refuse_contradictions(request: ExportRequest) -> None:
     """
     if request.dynamic and request.batch is not None:
         raise UsageError(
-            f"--batch {request.batch} is for a static export; a dynamic one takes any batch",
-            f"leave out --batch, or pass --static --batch {request.batch}",
+            f"`batch={request.batch}` is for a static export; a dynamic one takes any batch",
+            f"leave out `batch`, or pass `dynamic=False, batch={request.batch}`",
         )
     if request.layout is not None and request.input_dtype != "uint8":
-        raise UsageError("--layout is that of uint8 images", "pass --input-dtype uint8 with it")
+        raise UsageError("`layout` is that of uint8 images", "pass `input_dtype='uint8'` with it")
 
 
 def _same_weights(model: TorchModel, asked: str) -> str:
@@ -224,7 +224,7 @@ def _output_specs(
     taken = {spec.name for spec in inputs} & set(names)
     if taken and request.output_names:
         raise UsageError(
-            f"--output-names gives {sorted(taken)[0]!r}, an input's name", "give outputs names of their own"
+            f"`output_names` gives {sorted(taken)[0]!r}, an input's name", "give outputs names of their own"
         )
     names = [f"{name}_out" if name in taken else name for name in names]
     return tuple(_spec(name, a, b, request, None) for name, a, b in zip(names, few.values(), many.values()))

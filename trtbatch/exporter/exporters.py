@@ -36,7 +36,9 @@ def choose_exporter(asked: Exporter | None) -> Exporter:
     torch = optional.require("torch", "export a model")
     carried = "dynamic_axes" in inspect.signature(torch.onnx.export).parameters and hasattr(torch.onnx, "utils")
     if asked == "torchscript" and not carried:
-        raise UsageError(f"torch {torch.__version__} no longer has the torchscript exporter", "pass --exporter dynamo")
+        raise UsageError(
+            f"torch {torch.__version__} no longer has the torchscript exporter", "pass `exporter='dynamo'`"
+        )
     return asked or ("torchscript" if carried else "dynamo")
 
 
@@ -49,18 +51,18 @@ def refuse_opset(opset: int, exporter: Exporter) -> None:
     from trtbatch.backends.tensorrt import compat
 
     if opset < 13:
-        raise UsageError(f"opset {opset} is older than this program reads", "pass --opset 17")
+        raise UsageError(f"opset {opset} is older than this program reads", "pass `opset=17`")
     if exporter == "dynamo" and opset < 18:
-        raise UsageError(f"the dynamo exporter writes opset 18 and later, not {opset}", "pass --exporter torchscript")
+        raise UsageError(f"the dynamo exporter writes opset 18 and later, not {opset}", "pass `exporter='torchscript'`")
     newest = int(optional.require("onnx", "export a model").defs.onnx_opset_version())
     if opset > newest:
-        raise UsageError(f"opset {opset} doesn't exist; the newest that onnx here knows is {newest}", "pass --opset 17")
+        raise UsageError(f"opset {opset} doesn't exist; the newest that onnx here knows is {newest}", "pass `opset=17`")
     installed = tensorrt_version()
     read = compat.max_opset(installed) if installed else None
     if read is not None and opset > read:
         raise UsageError(
             f"opset {opset} is too new for TensorRT {installed}, which reads up to {read}",
-            f"pass --opset {read} --exporter torchscript, or install a newer TensorRT",
+            f"pass `opset={read}, exporter='torchscript'`, or install a newer TensorRT",
         )
 
 
@@ -171,7 +173,7 @@ def _exporter_failed(cause: BaseException, exporter: Exporter) -> ExportError:
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     telling = [line for line in lines if "pecializ" in line or "constraint" in line.lower() or "guard" in line.lower()]
     reason = " ".join((telling or lines)[:2])[:500] or type(cause).__name__
-    fix = "make the model take any batch (no constant in view, reshape, expand)" if telling else "see --debug"
+    fix = "make the model take any batch (no constant in view, reshape, expand)" if telling else "see the traceback"
     return ExportError(f"the {exporter} exporter failed: {reason}", fix)
 
 
@@ -195,7 +197,7 @@ def _finish(trace: Trace, traced: Path, made: Path) -> tuple[Path, ...]:
     if written != trace.opset:
         raise ExportError(
             f"the {trace.exporter} exporter wrote opset {written}, not {trace.opset}",
-            f"pass --opset {written}, or --exporter torchscript",
+            f"pass `opset={written}`, or `exporter='torchscript'`",
         )
     kept = {info.name for info in model.graph.input}
     unused = [spec.name for spec in trace.inputs if spec.name not in kept]
@@ -206,7 +208,7 @@ def _finish(trace: Trace, traced: Path, made: Path) -> tuple[Path, ...]:
         spec = specs.get(info.name)
         if spec is None:
             raise ExportError(
-                f"the {trace.exporter} exporter added {info.name!r}", "see --debug, or use the other --exporter"
+                f"the {trace.exporter} exporter added {info.name!r}", "see the traceback, or use the other `exporter`"
             )
         if BATCH_AXIS in spec.shape:
             info.type.tensor_type.shape.dim[spec.batch_axis].dim_param = BATCH_AXIS

@@ -81,7 +81,7 @@ def load_model(
         ModelError: the model, its weights or its inputs can't be made, or a ``.pt2`` file would run code.
     """
     if trust_code and not model.endswith(".pt2"):
-        raise UsageError(f"--trust-code is for .pt2 files, and {model} isn't one", "leave out --trust-code")
+        raise UsageError(f"`trust_code` is for .pt2 files, and {model} isn't one", "leave out `trust_code`")
     torch = optional.require("torch", "export a model")
     torch.manual_seed(seed)
     if model.endswith(".pt2"):
@@ -155,7 +155,7 @@ def _preprocessing(transforms: Any) -> Preprocessing:
 def _rescaled(preprocessing: Preprocessing, shape: tuple[int, ...]) -> Preprocessing:
     """The same recipe for another input size; the resize keeps its ratio to the crop."""
     if len(shape) != 3 or shape[0] != 3:
-        raise UsageError(f"torchvision models take 3 channels, not {shape}", "write --input-shape 3,HEIGHT,WIDTH")
+        raise UsageError(f"torchvision models take 3 channels, not {shape}", "write `input_shape=(3, HEIGHT, WIDTH)`")
     ratio = preprocessing.resize / min(preprocessing.crop)
     crop = (shape[1], shape[2])
     return replace(preprocessing, crop=crop, resize=max(1, round(max(crop) * ratio)))
@@ -175,7 +175,7 @@ def _from_factory(model: str, weights: str, seed: int, input_shape: tuple[int, .
     module_name, _, attribute = model.partition(":")
     if weights == "pretrained":
         raise UsageError(
-            "--weights pretrained is for torchvision names", "let the factory load its weights, or pass a file"
+            "`weights='pretrained'` is for torchvision names", "let the factory load its weights, or pass a file"
         )
     if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
         raise UsageError(f"{model!r} names no factory", "write package.module:factory")
@@ -192,7 +192,7 @@ def _from_factory(model: str, weights: str, seed: int, input_shape: tuple[int, .
     if spec.inputs is None:
         example, by_keyword = _images(input_shape or (3, 224, 224), seed), False
     elif input_shape is not None:
-        raise UsageError(f"{model} brings its own example inputs", "leave out --input-shape")
+        raise UsageError(f"{model} brings its own example inputs", "leave out `input_shape`")
     else:
         example, by_keyword = _spec_example(spec.inputs, seed)
     classes = None if spec.classes is None else tuple(spec.classes)
@@ -298,7 +298,7 @@ def _tiled(tensor: Any, batch: int) -> Any:
 def _from_program(model: str, weights: str, input_shape: tuple[int, ...] | None, trust_code: bool) -> TorchModel:
     torch = optional.require("torch", "load a .pt2 program")
     if weights not in ("auto",) or input_shape is not None:
-        raise UsageError(f"{model} holds its own weights and shapes", "leave out --weights and --input-shape")
+        raise UsageError(f"{model} holds its own weights and shapes", "leave out `weights` and `input_shape`")
     if not Path(model).is_file():
         raise UsageError(f"{model}: no such file", "save one with torch.export.save(program, FILE)")
     try:
@@ -321,7 +321,7 @@ def _from_program(model: str, weights: str, input_shape: tuple[int, ...] | None,
     label = f"of {Path(model).name}"
     fix = (
         "export the program with dynamic_shapes ({0: torch.export.Dim('batch')} for each input), or pass "
-        "--static --batch N for the size that it has"
+        "`dynamic=False, batch=N` for the size that it has"
     )
     return TorchModel(Path(model).stem, _evaluated(module), example, by_keyword, label, fix=fix)
 

@@ -31,7 +31,7 @@ from trtbatch.util import optional
 
 __all__ = ["check_expression", "load_program"]
 
-_TRUST = "pass --trust-code if you made this file yourself"
+_TRUST = "pass `trust_code` if you made this file yourself"
 
 _MEMBERS = re.compile(
     r"models/model\.json|data/sample_inputs/model\.pt|archive_format|archive_version|byteorder|\.data/\w+|extra/.+"

@@ -29,7 +29,7 @@ class TorchModel:
     weights: str
     preprocessing: Preprocessing | None = None
     classes: tuple[str, ...] | None = None
-    fix: str = "give shapes that the model takes with --input-shape, and a model that takes any batch"
+    fix: str = "give shapes that the model takes with `input_shape`, and a model that takes any batch"
 
     def run(self, batch: int) -> dict[str, NDArray[Any]]:
         """Outputs for ``example(batch)``, by name.

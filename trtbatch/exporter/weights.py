@@ -40,7 +40,7 @@ def pretrained(model: str, default: Any, weights: str, seed: int) -> tuple[Any, 
         if weights == "pretrained":
             raise ModelError(
                 f"pretrained weights of {model} can't be had: {first_line(error)}",
-                f"put {file} into {cache}{os.sep} (from {default.url}), or pass --weights random",
+                f"put {file} into {cache}{os.sep} (from {default.url}), or pass `weights='random'`",
             ) from error
         warn(
             f"RANDOM WEIGHTS: {model}'s pretrained weights are not cached and can't be downloaded "
@@ -117,7 +117,7 @@ def state_dict(file: str) -> dict[str, Any]:
     path = Path(file)
     if not path.is_file():
         raise UsageError(
-            f"--weights {file}: no such file", "pass auto, pretrained, random, or the file of a state dict"
+            f"`weights={str(file)!r}`: no such file", "pass auto, pretrained, random, or the file of a state dict"
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

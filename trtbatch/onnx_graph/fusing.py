@@ -150,7 +150,7 @@ def refuse_unfusable(sidecar: Sidecar, name: str) -> None:
             "export a torchvision model, or a ModelSpec that has preprocessing",
         )
     if recipe.fused is not None:
-        raise UsageError(f"{name} takes uint8 already ({recipe.fused})", "leave out --fuse-preprocess")
+        raise UsageError(f"{name} takes uint8 already ({recipe.fused})", "leave out `fuse_preprocess`")
     spec = inputs[0]
     wanted = (
         len(inputs) == 1 and spec.dtype == "float32" and spec.batch_axis == 0 and spec.shape[1:] == (3, *recipe.crop)
@@ -158,7 +158,7 @@ def refuse_unfusable(sidecar: Sidecar, name: str) -> None:
     if not wanted:
         raise UsageError(
             f"{name} takes {', '.join(map(str, inputs))}, not one float32 image (N, 3, H, W)",
-            "fuse the float32 file, before --precision changes its input",
+            "fuse the float32 file, before `precision` changes its input",
         )
 
 
@@ -298,5 +298,5 @@ def prove_fused(before: Path, after: Path, sidecar: Sidecar, new: TensorSpec) ->
                 raise ExportError(
                     f"with its preprocessing fused, row {int(wrong[0])} of {spec.name} at batch {batch} is off by "
                     f"{float(max(errors)):.1e} (limit {LIMIT:g})",
-                    "build without --fuse-preprocess, or export without --input-dtype",
+                    "build without `fuse_preprocess`, or export without `input_dtype`",
                 )

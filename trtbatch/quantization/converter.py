@@ -103,7 +103,7 @@ def run_modelopt(
         said = answer.get("failed") or _last_line(log) or f"it ended with exit code {code} and said nothing"
         raise PrecisionError(
             f"ModelOpt can't convert {source.path.name} to {wanted.precision}: {said}",
-            f"leave the part that it names in float32 (--keep-fp32), or check its installation: {python} -c 'import "
+            f"leave the part that it names in float32 (`keep_fp32`), or check its installation: {python} -c 'import "
             "modelopt.onnx'",
         )
     return made, answer["converted"]

@@ -131,7 +131,7 @@ def convert(source: Artifact, request: ConversionRequest, drawn: Sequence[Tensor
     if quantized and wanted.random:
         warn(
             f"RANDOM CALIBRATION: the ranges of {request.precision} come from {words}; on real data the results may be "
-            "useless. For real ones pass --calibration with a folder of images, or a .npz"
+            "useless. For real ones pass `calibration` with a folder of images, or a .npz"
         )
     target = request.folder / f"{source.path.name.removesuffix('.onnx')}.{request.precision}.onnx"
     found = _found(target, source, wanted)
@@ -159,7 +159,7 @@ def refuse_reduced(model: Any, name: str) -> None:
     if held:
         raise UsageError(
             f"{name} holds {' and '.join(held)} already",
-            "name the float32 file, or leave out --precision: its types hold",
+            "name the float32 file, or leave out `precision`: its types hold",
         )
 
 
@@ -179,7 +179,7 @@ def kept_nodes(model: Any, names: Sequence[str], file: str) -> set[str]:
             near = [node for node in nodes if name in node][:3]
             near = near or difflib.get_close_matches(name, [*operators, *nodes], n=3, cutoff=0.4)
             hint = f"nearest: {', '.join(near)}" if near else f"operators: {', '.join(operators)}"
-            raise UsageError(f"--keep-fp32 {name}: {file} has no such node or operator", hint)
+            raise UsageError(f"`keep_fp32={name!r}`: {file} has no such node or operator", hint)
         kept |= found
     return kept
 
@@ -193,17 +193,19 @@ def _samples(sidecar: Sidecar, request: ConversionRequest) -> tuple[dict[str, Ar
     if text is None or is_random(text):
         count = int(text) if text is not None and text.isdecimal() else RANDOM_SAMPLES
         if not 1 <= count <= MAX_SAMPLES:
-            raise UsageError(f"--calibration {text}: not a number of samples", f"give 1 to {MAX_SAMPLES}, or a folder")
+            raise UsageError(
+                f"`calibration={text!r}`: not a number of samples", f"give 1 to {MAX_SAMPLES}, or a folder"
+            )
         count = count if quantized else min(count, CAST_SAMPLES)
         count = -(-count // fixed) * fixed  # whole batches of a model whose batch is fixed
         samples, _ = read_samples("random", sidecar, count, request.seed)
         return samples, f"{count} random samples (seed {request.seed})"
-    samples, names = read_samples(text, sidecar, most, option="--calibration")
+    samples, names = read_samples(text, sidecar, most, option="`calibration`")
     _refuse_strange(samples, sidecar.inputs, names, text)
     whole = len(names) // fixed * fixed
     if not whole:
         raise UsageError(
-            f"--calibration {text} has {len(names)} samples, and the model a fixed batch of {fixed}", "give more"
+            f"`calibration={text!r}` has {len(names)} samples, and the model a fixed batch of {fixed}", "give more"
         )
     cut = {
         spec.name: samples[spec.name].take(np.arange(whole), axis=spec.batch_axis)
@@ -227,7 +229,7 @@ def _refuse_strange(
         if spec.batch_axis is not None and array.dtype.kind == "f" and not np.isfinite(array).all():
             finite = np.isfinite(np.moveaxis(array, spec.batch_axis, 0).reshape(len(names), -1)).all(axis=1)
             bad = names[int(np.flatnonzero(~finite)[0])]
-            raise InputError(f"--calibration {text}: {bad} holds NaN or infinity", "remove or mend that sample")
+            raise InputError(f"`calibration={text!r}`: {bad} holds NaN or infinity", "remove or mend that sample")
 
 
 def _digest(samples: Mapping[str, Array]) -> str:
@@ -318,16 +320,16 @@ def _refuse_none(name: str, computes: Mapping[str, str], stayed: Sequence[str], 
     kinds_of = ", ".join(PRODUCTS)
     if not computes:
         raise PrecisionError(
-            f"{name} has no {kinds_of}: nothing of it would compute in {wanted.precision}", "leave out --precision"
+            f"{name} has no {kinds_of}: nothing of it would compute in {wanted.precision}", "leave out `precision`"
         )
     if set(stayed) <= set(wanted.kept):
         raise PrecisionError(
-            f"--keep-fp32 keeps every product of {name} in float32: nothing computes in {wanted.precision}",
-            "keep less, or leave out --precision",
+            f"`keep_fp32` keeps every product of {name} in float32: nothing computes in {wanted.precision}",
+            "keep less, or leave out `precision`",
         )
     raise PrecisionError(
         f"ModelOpt changes no product of {name}: nothing of it computes in {wanted.precision}",
-        "they are of too few channels, or their values too large: leave out --precision",
+        "they are of too few channels, or their values too large: leave out `precision`",
     )
 
 
@@ -337,7 +339,7 @@ def _refuse_unloadable(file: Path, name: str) -> None:
     except ArtifactError as error:
         raise PrecisionError(
             f"{name} as ModelOpt made it isn't a valid model: {error.problem}",
-            "keep the part that it names (--keep-fp32)",
+            "keep the part that it names (`keep_fp32`)",
         ) from error
 
 

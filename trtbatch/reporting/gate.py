@@ -140,7 +140,7 @@ def compare_results(
     if not both:
         raise InputError(
             f"{files[0]} and {files[1]} have nothing in common: {_named(ours)}; {_named(theirs)}",
-            "measure both with the same --batch and --mode",
+            "measure both with the same `batches` and `modes`",
         )
     return Comparison(
         a=_run(files[0], a),

@@ -141,21 +141,16 @@ def warnings(comparison: Comparison) -> list[str]:
     told += [f"the runs differ in {text}" if ": " in text else text for text in comparison.differences]
     for name, unstable in (("A", comparison.unstable_a), ("B", comparison.unstable_b)):
         if unstable:
-            told.append(
-                f"{name} wasn't stable at {', '.join(unstable)}: stop other programs, or measure longer (--min-time)"
-            )
+            told.append(f"{name} wasn't stable at {', '.join(unstable)}: stop other programs, or measure longer")
     if comparison.unjudged:
         told.append(
-            f"{_batches(comparison.unjudged)}: can't be judged with fewer than {FEWEST_RUNS} runs: measure longer "
-            f"(bench --min-time, or --iterations {FEWEST_RUNS})"
+            f"{_batches(comparison.unjudged)}: can't be judged with fewer than {FEWEST_RUNS} runs: measure longer"
         )
     if comparison.limit is not None:
         limit = comparison.limit
         unsure = [line for line in comparison.lines if line.ratio > 1 + limit and line.judged and not line.fails]
         if unsure:
-            told.append(
-                f"{_batches(unsure)}: the median is over the limit, but may be by chance: measure longer (--min-time)"
-            )
+            told.append(f"{_batches(unsure)}: the median is over the limit, but may be by chance: measure longer")
     return told
 
 
@@ -167,7 +162,7 @@ def comparison_notes(comparison: Comparison) -> list[str]:
         f"UNCLEAR, as with fewer than {FEWEST_RUNS} runs.",
         "The interval is from the medians of blocks of consecutive runs (sectioning), so that neighbours may be alike. "
         "It knows what varied within the two runs, not what differs from one to the next (heat, clocks, other "
-        "programs): for differences of a few per cent use bench --against, which takes turns.",
+        "programs): for differences of a few per cent time both engines in turns, in one run of bench.",
     ]
     if comparison.limit is not None:
         told.append(

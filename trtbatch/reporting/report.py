@@ -271,10 +271,10 @@ def _timed(result: AnyBench) -> list[str]:
 def _bounds(result: BenchResult) -> list[str]:
     """Return the bounds of the lines, each with its threshold."""
     rules = {
-        "enqueue-bound": f"the CPU's median time of a launch is over {ENQUEUE_LIMIT:g} × the GPU's: try --mode graph, "
-        "or larger batches",
+        "enqueue-bound": f"the CPU's median time of a launch is over {ENQUEUE_LIMIT:g} × the GPU's: "
+        "try `modes=['graph']`, or larger batches",
         "copy-bound": "the larger of h2d and d2h takes at least as long as gpu: move fewer bytes (uint8 inputs), or "
-        "overlap the copies (--mode throughput)",
+        "overlap the copies (`modes=['throughput']`)",
         "memory-bound": f"moving what the products read and write takes over {MEMORY_LIMIT:g} × the GPU's time at the "
         "full bandwidth of its memory: narrower types, or fewer bytes between layers",
         "compute-bound": f"none of these: launches take up to {ENQUEUE_LIMIT:g} × the GPU's time, copies less than gpu",
@@ -294,7 +294,7 @@ def _few(result: BenchResult) -> list[str]:
     largest = max((float(name[1:]) for name in result.batches[0].summary.percentiles), default=0.0)
     if largest >= 100 or few * (100 - largest) >= 100:
         return []
-    more = "--min-time" if result.settings.get("iterations") is None else "--iterations"
+    more = "`min_time`" if result.settings.get("iterations") is None else "`iterations`"
     return [f"{few} runs are too few for p{largest:g} to be more than the maximum: raise {more}."]
 
 
@@ -321,9 +321,9 @@ def _unstable(result: BenchResult) -> list[str]:
     wanted = f"wanted: the median to {float(settings.get('max_noise', NOISE_LIMIT)) * 100:g} %, and a drift of at most "
     wanted += f"{DRIFT_LIMIT * 100:g} %"
     if settings.get("iterations") is not None:
-        wanted, more = f"{wanted}, in {settings['iterations']} runs", "--iterations"
+        wanted, more = f"{wanted}, in {settings['iterations']} runs", "`iterations`"
     else:
-        wanted, more = f"{wanted}, within {float(settings.get('time_out_s', 0)):g} s", "--min-time or --time-out"
+        wanted, more = f"{wanted}, within {float(settings.get('time_out_s', 0)):g} s", "`min_time` or `time_out`"
     reached = [
         f"batch {row.batch}, {row.mode}: {row.summary.noise_words}, drift {row.summary.drift * 100:+.1f} %"
         for row in rows

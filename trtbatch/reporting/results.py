@@ -94,7 +94,7 @@ def _foreign(data: Any) -> str | None:
         return "the sidecar of an artifact"
     if "lines" not in data or "batches" in data:
         return None
-    return "what bench --against wrote" if "a" in data and "b" in data else "what bench --compare-profiles wrote"
+    return "what bench `against` wrote" if "a" in data and "b" in data else "what bench `compare_profiles` wrote"
 
 
 def _wrong(rows: Sequence[BatchResult]) -> str | None:

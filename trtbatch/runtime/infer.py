@@ -147,7 +147,7 @@ def infer(request: InferRequest) -> InferResult:
     for spec in sidecar.outputs:
         if spec.batch_axis is None:
             warn(f"output {spec.name!r} has no batch axis: it is not one row per sample, and is left out")
-    outputs = ((request.output, "", "--output"), (request.trace, ".json", "--trace"))
+    outputs = ((request.output, "", "`output`"), (request.trace, ".json", "`trace`"))
     files.refuse_outputs(*outputs, inputs=[Path(request.input)])
     result = InferResult(artifact.path.name, sidecar.backend or "", sidecar.model.weights)
     result.output, result.trace = request.output, request.trace
@@ -187,11 +187,11 @@ def _reader(
     refuse_reader(request.reader)
     if not isinstance(source, ImageSource):
         if request.reader == "dali":
-            raise UsageError("--reader dali is for images, and the input holds none", "leave it out")
+            raise UsageError("`reader='dali'` is for images, and the input holds none", "leave it out")
         return None
     if preprocessor is not None:
         if request.reader == "dali":
-            raise UsageError("--preprocessor and --reader dali both prepare the images", "leave one of them out")
+            raise UsageError("`preprocessor` and `reader='dali'` both prepare the images", "leave one of them out")
         return "preprocessor"
     return choose_reader(request.reader, sidecar)
 
@@ -223,7 +223,7 @@ def _preprocessor(request: InferRequest, source: Source, artifact: Artifact) -> 
     if path is None:
         return None
     if not isinstance(source, ImageSource):
-        raise UsageError("--preprocessor is for images, and the input holds none", "leave it out")
+        raise UsageError("`preprocessor` is for images, and the input holds none", "leave it out")
     if path.name.endswith(".engine"):
         if sidecar.backend != "tensorrt":
             raise UsageError(f"{path} runs on a GPU, and {artifact.path} doesn't", "name the .pre.onnx file")
@@ -267,7 +267,7 @@ def _sizes(batch: int | None, sidecar: Sidecar, name: str) -> list[int]:
         refuse_outside(sidecar.profiles, [batch], name)
         return [batch]
     if batch > MAX_BATCH:
-        raise ProfileError(f"--batch {batch} is over {MAX_BATCH}", f"pass one from 1 to {MAX_BATCH}")
+        raise ProfileError(f"`batch={batch}` is over {MAX_BATCH}", f"pass one from 1 to {MAX_BATCH}")
     pieces = split_batch(batch, sidecar.profiles, sidecar.times)
     note(f"batch {batch} is larger than every profile of {name}: it runs as {_listed(pieces)}")
     return pieces
@@ -299,7 +299,7 @@ def predict(
 
     def skip(item: Skipped) -> None:
         if request.strict:
-            raise InputError(f"{item.name}: {item.reason}", "mend or remove it, or leave out --strict")
+            raise InputError(f"{item.name}: {item.reason}", "mend or remove it, or leave out `strict`")
         warn(f"skipped {item.name}: {item.reason}")
         result.skipped.append(item)
 

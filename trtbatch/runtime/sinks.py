@@ -170,8 +170,10 @@ def open_sink(path: Path | None, sidecar: Sidecar) -> Iterator[Sink]:
     kind = kinds.get(path.suffix)
     if kind is None:
         if not path.suffix:
-            raise UsageError(f"--output {path} has no suffix", "write .npz, .csv or .jsonl; a folder is for --ray")
-        raise UsageError(f"--output {path}: no format for {path.suffix!r}", "write .npz, .csv or .jsonl")
+            raise UsageError(
+                f"`output={str(path)!r}` has no suffix", "write .npz, .csv or .jsonl; a folder is for `address`"
+            )
+        raise UsageError(f"`output={str(path)!r}`: no format for {path.suffix!r}", "write .npz, .csv or .jsonl")
     with (
         atomic_file(path) as made,
         kind(made, [spec for spec in sidecar.outputs if spec.batch_axis is not None]) as sink,

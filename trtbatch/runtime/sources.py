@@ -86,7 +86,7 @@ def open_source(
     sidecar: Sidecar,
     count: int | None = None,
     seed: int = 42,
-    option: str = "--input",
+    option: str = "`input`",
     trace: Recorder = NO_TRACE,
 ) -> Source:
     """The source that ``--input`` names.
@@ -118,7 +118,7 @@ def open_source(
 
 
 def read_samples(
-    text: str, sidecar: Sidecar, count: int, seed: int = 42, option: str = "--input"
+    text: str, sidecar: Sidecar, count: int, seed: int = 42, option: str = "`input`"
 ) -> tuple[dict[str, Array], list[str]]:
     """Up to `count` usable samples of a source, stacked by input as the engine takes them, and their names.
 

@@ -66,7 +66,7 @@ def find_largest(sizes: Sequence[int], run: Callable[[int], str | None]) -> Larg
     if not runs(0):
         raise ExecutionError(
             f"batch {sizes[0]}, the smallest of the engine, doesn't run: {failures[sizes[0]]}",
-            "free memory, or build with a smaller --max",
+            "free memory, or build with a smaller `max`",
         )
     good, bad = 0, len(sizes)
     while good + 1 < len(sizes) and bad == len(sizes):

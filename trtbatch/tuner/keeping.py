@@ -25,7 +25,7 @@ def refuse_unkeepable(artifact: Artifact) -> None:
         raise TrtbatchError(f"what is found can't be kept in the sidecar of {artifact.path}: {reason}", _FIX) from error
 
 
-_FIX = "pass --no-save to leave the sidecar as it is (--json keeps the result), or make that folder writable"
+_FIX = "pass `save=False` to leave the sidecar as it is (the result is kept all the same), or make that folder writable"
 
 
 def keep(artifact: Artifact, **fields: Any) -> str:
@@ -47,4 +47,4 @@ def refuse_unkept(reason: str) -> None:
     """
     if reason:
         problem = f"the result above is whole, and isn't kept in the engine's sidecar: {reason}"
-        raise TrtbatchError(problem, "mend that and run it again, or pass --no-save")
+        raise TrtbatchError(problem, "mend that and run it again, or pass `save=False`")

@@ -133,7 +133,7 @@ def plan(request: PlanRequest) -> PlanResult:
         TrtbatchError: the sidecar can't be written; nothing has run.
     """
     if request.most < 1:
-        raise UsageError(f"--max-profiles {request.most} leaves no profile", "give 1 or more")
+        raise UsageError(f"`max_profiles={request.most}` leaves no profile", "give 1 or more")
     counts = read_traffic(request.traffic)
     artifact = resolve_engine(request.engine)
     sidecar = artifact.sidecar
@@ -144,7 +144,7 @@ def plan(request: PlanRequest) -> PlanResult:
     if not table:
         raise ArtifactError(
             f"{artifact.path} has no table of measured times",
-            "leave out --from-table, or build it again with --profiles auto",
+            "leave out `from_table`, or build it again with `profiles='auto'`",
         )
     model = TimeModel.of(sidecar.profiles, table)
     beyond = tuple(batch for batch in counts if batch > model.largest)
@@ -192,7 +192,7 @@ def _refuse_fixed(artifact: Artifact) -> None:
         raise UsageError(
             f"{named[0]}, from which {artifact.path.name} was built, has a fixed batch of {sizes[0]}: no profile can "
             "be added",
-            "export it with --dynamic, build that, and plan for its engine",
+            "export it with `dynamic`, build that, and plan for its engine",
         )
 
 

@@ -41,7 +41,7 @@ class TimeModel:
     def __init__(self, curves: Mapping[int, Mapping[int, float]]) -> None:
         kept = {opt: dict(sorted(curve.items())) for opt, curve in sorted(curves.items()) if curve}
         if not kept:
-            raise ArtifactError("the engine's sidecar has no measured times", "leave out --from-table")
+            raise ArtifactError("the engine's sidecar has no measured times", "leave out `from_table`")
         seen = [batch for curve in kept.values() for batch in curve]
         self.by_batch_alone = len(seen) == len(set(seen))
         """Whether no batch was measured on two profiles; then profiles have no known effect, and t(b, o) is t(b)."""

@@ -29,7 +29,7 @@ def read_traffic(path: Path) -> dict[int, int]:
     if path.is_dir():
         raise UsageError(f"{path} is a folder", "name a CSV file")
     if not path.exists():
-        raise UsageError(f"--traffic {path}: no such file", _HELP)
+        raise UsageError(f"`traffic={str(path)!r}`: no such file", _HELP)
     counts: Counter[int] = Counter()
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:

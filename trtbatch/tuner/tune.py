@@ -188,12 +188,12 @@ def _refuse_numbers(request: TuneRequest) -> None:
         UsageError: names the option.
     """
     if not 0 < request.percentile < 100:
-        raise UsageError(f"--percentile {request.percentile:g} has no interval", "give a number over 0 and below 100")
+        raise UsageError(f"`percentile={request.percentile:g}` has no interval", "give a number over 0 and below 100")
     if request.latency_ms is not None and not 0 < request.latency_ms < math.inf:
-        raise UsageError(f"--latency {request.latency_ms:g} ms is no budget", "give one over 0")
+        raise UsageError(f"`latency_ms={request.latency_ms:g}` is no budget", "give one over 0")
     if not request.streams or not all(1 <= each <= MOST_STREAMS for each in request.streams):
         shown = ",".join(map(str, request.streams))
-        raise UsageError(f"--streams {shown}: not numbers of streams", f"give numbers from 1 to {MOST_STREAMS}")
+        raise UsageError(f"`streams={shown}`: not numbers of streams", f"give numbers from 1 to {MOST_STREAMS}")
 
 
 def _usual(sidecar: Sidecar) -> list[int]:
@@ -306,17 +306,17 @@ def _unmet(
     needed = runs_needed(request.percentile)
     if nearest.runs < needed and latency.value < (request.latency_ms or 0.0):
         few = f"{nearest.runs} runs; {what} needs {needed} to be known from above"
-        return TrtbatchError(f"{problem}; {few})", "raise --min-time, or lower --percentile")
+        return TrtbatchError(f"{problem}; {few})", "raise `min_time`, or lower `percentile`")
     problem = f"{problem}, of {nearest.runs} runs)"
     enough = budget_for(nearest, measure)
     if math.isinf(enough):
         return TrtbatchError(
-            f"{problem}; {what} needs {needed} runs to be known from above, which take longer than --min-time allows",
-            "raise --min-time, or lower --percentile, and raise --latency",
+            f"{problem}; {what} needs {needed} runs to be known from above, which take longer than `min_time` allows",
+            "raise `min_time`, or lower `percentile`, and raise `latency_ms`",
         )
     smallest = min(outcome.trials, key=lambda trial: trial.batch).batch
-    smaller = ", or try smaller batches with --batch" if smallest > artifact.sidecar.corners[0] else ""
-    return TrtbatchError(problem, f"pass a --latency of about {_plainly(enough)}ms{smaller}")
+    smaller = ", or try smaller batches with `batches`" if smallest > artifact.sidecar.corners[0] else ""
+    return TrtbatchError(problem, f"pass a `latency_ms` of about {_plainly(enough)}ms{smaller}")
 
 
 def _plainly(value: float) -> str:

@@ -167,4 +167,4 @@ def open_trace(path: Path | None, process: str = "trtbatch") -> Iterator[Recorde
     except OSError as error:
         if error.filename != str(path):
             raise
-        raise from_os_error(error, "--trace") from error
+        raise from_os_error(error, "`trace`") from error

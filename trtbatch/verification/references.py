@@ -65,7 +65,7 @@ def open_reference(against: str, artifact: Artifact, trust_code: bool = False) -
             return OnnxFileReference(path)
     except PermissionError as error:
         raise unreadable(against) from error
-    raise UsageError(f"--against {against}: no such reference", "pass onnxruntime, torch, an .onnx or an .npz file")
+    raise UsageError(f"`against={against!r}`: no such reference", "pass onnxruntime, torch, an .onnx or an .npz file")
 
 
 def find_onnx(artifact: Artifact) -> Path:
@@ -75,8 +75,8 @@ def find_onnx(artifact: Artifact) -> Path:
         ArtifactError: the file is missing or has changed.
     """
     if artifact.sidecar.source is None:
-        raise ArtifactError(f"{artifact.path} doesn't say what it was built from", "pass --against FILE.onnx")
-    return _find(artifact, artifact.sidecar.source, ", or pass --against FILE.onnx")
+        raise ArtifactError(f"{artifact.path} doesn't say what it was built from", "pass `against='FILE.onnx'`")
+    return _find(artifact, artifact.sidecar.source, ", or pass `against='FILE.onnx'`")
 
 
 def find_built(artifact: Artifact) -> Path:
@@ -137,7 +137,7 @@ class OnnxFileReference:
         if fixed is not None:
             raise UsageError(
                 f"the reference {self._path} has a fixed batch of {fixed}, and can't be given {batch}",
-                f"pass --batch {fixed}, or a reference with an open batch",
+                f"pass `batches=[{fixed}]`, or a reference with an open batch",
             )
         missing = [spec.name for spec in self._inputs if spec.name not in inputs]
         if missing:
@@ -158,7 +158,7 @@ class _Torch:
         record = artifact.sidecar.model
         if record.origin is None:
             raise ArtifactError(
-                f"{artifact.path} doesn't say which torch model it is", "pass --against onnxruntime, or a file"
+                f"{artifact.path} doesn't say which torch model it is", "pass `against='onnxruntime'`, or a file"
             )
         weights, seed = record.weights_option or "auto", record.seed or 0
         self._model = load_model(record.origin, weights, seed, record.input_shape, trust_code)
@@ -220,7 +220,7 @@ class SavedReference:
             UsageError: names both numbers.
         """
         if batch > self.count:
-            raise UsageError(f"{self.label} are fewer than batch {batch}", f"pass --batch up to {self.count}")
+            raise UsageError(f"{self.label} are fewer than batch {batch}", f"pass `batches` up to {self.count}")
 
     def require_samples(self, names: Sequence[str], batch: int) -> None:
         """Raise if the samples of a batch aren't those of the saved rows, by name.
@@ -232,10 +232,10 @@ class SavedReference:
             if own != other:
                 raise InputError(
                     f"row {index} of the {self.label} is of {own}, sample {index} is {other}",
-                    "pass the --input (and --seed) that they were made from",
+                    "pass the `input` (and `seed`) that they were made from",
                 )
         if len(names) < batch:
-            raise InputError(f"{self.label}, and {len(names)} samples in --input", "pass the --input of all of them")
+            raise InputError(f"{self.label}, and {len(names)} samples in `input`", "pass the `input` of all of them")
 
     def __call__(self, inputs: Mapping[str, Array], batch: int) -> dict[str, Array]:
         """Return the outputs of a batch; see :class:`Reference`."""
@@ -253,11 +253,13 @@ def _length(name: str, array: Array, axis: int, path: Path) -> int:
 
 def _arrays(path: Path) -> dict[str, Array]:
     if not path.is_file():
-        raise UsageError(f"--against {path}: no such file", "pass a file that infer --output FILE.npz wrote")
+        raise UsageError(
+            f"`against={str(path)!r}`: no such file", "pass a file that infer wrote to `output='FILE.npz'`"
+        )
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive}
     except Exception as error:  # numpy and zipfile raise many kinds for damaged files
         reason = shortened(str(getattr(error, "strerror", None) or error)) or type(error).__name__
-        fix = reading_fix(error, "save it with infer --output, or numpy.savez")
+        fix = reading_fix(error, "save it with infer, or numpy.savez")
         raise InputError(f"{path} can't be read: {reason}", fix) from error

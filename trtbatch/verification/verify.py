@@ -105,7 +105,7 @@ def verify(request: VerifyRequest) -> VerifyResult:
         ProfileError: a batch is outside every profile.
         UsageError, InputError, ArtifactError: the reference or the samples aren't available.
     """
-    for option, limit in (("--rtol", request.rtol), ("--atol", request.atol)):
+    for option, limit in (("`rtol`", request.rtol), ("`atol`", request.atol)):
         if limit is not None and not math.isfinite(limit):
             raise UsageError(f"{option} {limit} lets everything pass", "give a finite number from 0 on")
     artifact = resolve_engine(request.engine, request.batches or ())
@@ -172,7 +172,7 @@ def _pool(request: VerifyRequest, sidecar: Sidecar, reference: Reference | None,
     if saved is not None and saved.inputs:
         return _topped_up(saved.inputs, fresh, sidecar, count)
     if saved is not None and request.input is None:
-        raise UsageError(f"{saved.label} hold no inputs", "pass the --input (and --seed) that they were made from")
+        raise UsageError(f"{saved.label} hold no inputs", "pass the `input` (and `seed`) that they were made from")
     if request.input is None:
         return fresh
     given, names = read_samples(request.input, sidecar, count, request.seed)

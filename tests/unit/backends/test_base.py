@@ -105,7 +105,7 @@ def test_the_fix_of_a_shape_says_what_to_do_with_it(wanted: str, shape: tuple[in
 def test_integers_are_no_floats(dtype: str) -> None:
     with pytest.raises(InputError, match=f"a.npy: x is {dtype} and the engine takes float32") as caught:
         refuse_integers(dtype, FLOAT, "a.npy")
-    words = ("normalise", "engine.predict", "--fuse-preprocess") if dtype == "uint8" else ("array.astype('float32')",)
+    words = ("normalise", "engine.predict", "`fuse_preprocess`") if dtype == "uint8" else ("array.astype('float32')",)
     assert all(word in caught.value.fix for word in words)
     for fine in ("float64", "float32", "float16", "bool"):
         refuse_integers(fine, FLOAT)

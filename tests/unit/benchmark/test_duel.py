@@ -120,7 +120,7 @@ def test_an_engine_that_is_not_there(cli: Cli, engine: Path) -> None:
 
 
 def test_a_forced_profile_leaves_nothing_to_compare(engine: Path) -> None:
-    with pytest.raises(UsageError, match="--profile 0 leaves nothing to compare"):
+    with pytest.raises(UsageError, match="`profile=0` leaves nothing to compare"):
         compare_profiles(BenchRequest(engine, [1], profile=0))
 
 

@@ -162,10 +162,10 @@ def test_the_profile_with_the_nearest_opt_serves_a_batch() -> None:
 @pytest.mark.parametrize(
     ("profiles", "batches", "fix"),
     [
-        ([Profile(1, 16, 32)], [40], "rebuild with --max 40, or pass --batch 32"),
-        ([Profile(4, 16, 32)], [2], "rebuild with --min 2, or pass --batch 4"),
-        ([Profile(4, 4, 4)], [2], "rebuild with --static 2, or from a dynamic ONNX"),
-        ([Profile(1, 2, 4), Profile(8, 8, 16)], [6], "a --profile that holds 6, or pass --batch 4"),
+        ([Profile(1, 16, 32)], [40], "rebuild with `max=40`, or pass `batches=[32]`"),
+        ([Profile(4, 16, 32)], [2], "rebuild with `min=2`, or pass `batches=[4]`"),
+        ([Profile(4, 4, 4)], [2], "rebuild with `static=2`, or from a dynamic ONNX"),
+        ([Profile(1, 2, 4), Profile(8, 8, 16)], [6], "a profile that holds 6, or pass `batches=[4]`"),
     ],
 )
 def test_a_batch_outside_every_profile_is_told_both_ways_out(
@@ -185,11 +185,11 @@ def test_a_list_with_sizes_outside_is_told_which_to_leave_out_in_short() -> None
 
     error = told(*range(1, 1001))
     assert error.problem.startswith("batches 33-1000 are outside")
-    assert error.fix == "rebuild with --max 1000, or leave out 33-1000"
+    assert error.fix == "rebuild with `max=1000`, or leave out 33-1000"
     error = told(1, *range(40, 60, 2))
     assert error.problem.startswith("batches 40, 42, 44, 46, 48 and 5 more are outside")
-    assert error.fix == "rebuild with --max 58, or leave out 40, 42, 44, 46, 48 and 5 more"
-    assert told(40, 48).fix == "rebuild with --max 48, or pass --batch 32"
+    assert error.fix == "rebuild with `max=58`, or leave out 40, 42, 44, 46, 48 and 5 more"
+    assert told(40, 48).fix == "rebuild with `max=48`, or pass `batches=[32]`"
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ from trtbatch.errors import ExecutionError, InputError, UsageError
 from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.ray import Predictor
 
+pytestmark = pytest.mark.ray
+
 Cli = Callable[..., Any]
 MANY = 640
 
@@ -121,7 +123,7 @@ def test_rows_of_another_type_or_layout_are_refused(photo_engine: Path, name: st
     predictor = Predictor(photo_engine)
     with pytest.raises(InputError, match=f"column '{name}': input is uint8 and the engine takes float32") as caught:
         predictor({name: np.full((2, 3, 8, 8), 200, np.uint8)})
-    assert all(words in caught.value.fix for words in ("normalise it", "column 'image'", "--fuse-preprocess"))
+    assert all(words in caught.value.fix for words in ("normalise it", "column 'image'", "`fuse_preprocess`"))
     with pytest.raises(InputError, match=r"shape \(8, 8, 3\), wanted \(3, 8, 8\); .*array\.transpose\(0, 3, 1, 2\)"):
         predictor({name: np.zeros((2, 8, 8, 3), np.float32)})
 
@@ -196,7 +198,7 @@ def test_a_claim_without_results_is_another_jobs_to_take(folder: Path) -> None:
     (folder / "out" / "part-0.parquet").write_bytes(b"")
     claim(target, "out", {"format": "parquet"})
     for take in (refuse_taken, claim):
-        with pytest.raises(UsageError, match=r"out holds rows of another format \(parquet\)"):
+        with pytest.raises(UsageError, match=r"`output=\'out\'` holds rows of another format \(parquet\)"):
             take(target, "out", {"format": "jsonl"})
     assert json.loads((folder / "out" / "_job.json").read_text()) == {"format": "parquet"}
 

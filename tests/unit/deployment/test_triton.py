@@ -250,7 +250,7 @@ def test_versions_stand_side_by_side_and_none_is_replaced_unasked(cli: Cli, engi
     assert list(read(made / "config.pbtxt").version_policy.specific.versions) == [1]
     (folder / "models" / "other").mkdir()
     refused(cli("deploy", "triton", "--repository", "models", "--name", "other", "--force"), 2, "isn't a model")
-    refused(cli("deploy", "triton", "--repository", "models", "--name", "a/b"), 2, "'a/b' is no name of a model")
+    refused(cli("deploy", "triton", "--repository", "models", "--name", "a/b"), 2, "--name a/b is no name of a model")
 
 
 def tuned(batch: int = 8, streams: int = 2, budget: float | None = 10.0, high: float = 4.0) -> Tuned:

@@ -215,7 +215,7 @@ def test_a_program_that_runs_code_is_refused(
         load_model(str(path))
     assert told in error.value.problem, error.value
     assert str(path) in error.value.problem, error.value
-    assert "--trust-code" in error.value.fix
+    assert "`trust_code`" in error.value.fix
     assert not marker.exists()
     # The control: torch runs it. Custom objects are unpickled in C++; that torch hands over their bytes is enough.
     if craft is custom_object:

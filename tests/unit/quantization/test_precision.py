@@ -357,7 +357,7 @@ def test_the_newest_onnx_is_never_a_conversion(cli: Cli, folder: Path) -> None:
         (["--precision", "tf32"], "ONNX Runtime on the CPU computes nothing in tf32"),
         (["--precision", "bf16"], "ONNX Runtime on the CPU computes nothing in bf16"),
         (["--precision", "fp8"], "ONNX Runtime on the CPU computes nothing in fp8"),
-        (["--precision", "half"], "--precision 'half' is none"),
+        (["--precision", "half"], "--precision half is none"),
         (["--calibration", "x"], "--calibration goes with --precision fp16|bf16|int8|fp8|best"),
         (["--keep-fp32", "Conv", "--precision", "fp32"], "--keep-fp32 goes with --precision fp16|bf16|int8|fp8|best"),
         (["--io-precision", "fp16"], "--io-precision goes with --precision fp16|bf16|int8|fp8"),

@@ -92,7 +92,7 @@ def test_what_was_wanted_and_what_was_reached() -> None:
     assert "noise 2.4 %" in printed(report.bench_table(told))
     notes = "\n".join(report.footnotes(told))
     assert "wanted: the median to 0.5 %, and a drift of at most 3 %, within 3 s" in notes
-    assert "reached: batch 1, graph: noise 2.4 %, drift +1.0 %. Stop other programs, or raise --min-time" in notes
+    assert "reached: batch 1, graph: noise 2.4 %, drift +1.0 %. Stop other programs, or raise `min_time`" in notes
 
 
 def test_the_csv_keeps_its_first_columns_and_ends_with_the_new_ones(tmp_path: Path) -> None:

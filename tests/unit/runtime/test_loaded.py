@@ -138,7 +138,7 @@ def test_integers_for_an_input_of_floats_are_refused(engine: Path, dtype: str) -
                 loaded(given)
         with pytest.raises(InputError, match=told) as caught:
             loaded(samples.transpose(0, 2, 3, 1))  # the type is the worse of the two
-    fix = ("normalise it", "engine.predict", "--fuse-preprocess") if dtype == "uint8" else ("astype('float32')",)
+    fix = ("normalise it", "engine.predict", "`fuse_preprocess`") if dtype == "uint8" else ("astype('float32')",)
     assert all(words in caught.value.fix for words in fix)
 
 

@@ -54,7 +54,7 @@ def refuse_device(index: int) -> None:
     count = device_count()
     if not 0 <= index < count:
         there = "1 GPU" if count == 1 else f"{count} GPUs"
-        raise UsageError(f"--device {index}: this machine has {there}, numbered from 0", f"pass --device {count - 1}")
+        raise UsageError(f"`device={index}`: this machine has {there}, numbered from 0", f"pass `device={count - 1}`")
 
 
 def device_facts(index: int = 0) -> dict[str, str]:
@@ -225,7 +225,7 @@ class DeviceMemory:
         except driver.Error as error:
             raise ExecutionError(
                 f"{self.bytes} bytes of GPU memory can't be had: {error}",
-                "free GPU memory (nvidia-smi shows who holds it), or build with a smaller --max",
+                "free GPU memory (nvidia-smi shows who holds it), or build with a smaller `max`",
             ) from error
 
     @property

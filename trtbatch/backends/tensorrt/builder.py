@@ -47,14 +47,14 @@ def refuse_precision(trt: Any, precision: str | None, facts: dict[str, str]) -> 
         why = f" (it reads ONNX up to opset {newest}; {precision} takes {opset})" if newest and opset > newest else ""
         raise PrecisionError(
             f"TensorRT {trt.__version__} has no {precision}{why}",
-            f"pass --precision fp16, or install a newer one: {wheel(facts['driver_cuda'])}",
+            f"pass `precision='fp16'`, or install a newer one: {wheel(facts['driver_cuda'])}",
         )
     needed = CAPABILITIES.get(precision, (0, 0))
     if numbers(facts["compute_capability"]) < needed:
         raise PrecisionError(
             f"{precision} needs compute capability {needed[0]}.{needed[1]}; this is a {facts['gpu']} "
             f"({facts['compute_capability']})",
-            "pass --precision fp16, or build on a newer GPU",
+            "pass `precision='fp16'`, or build on a newer GPU",
         )
 
 
@@ -149,5 +149,5 @@ def _died(code: int, log: Path) -> BuildError:
     said = f": {lines[-1].strip()}" if lines else ""
     return BuildError(
         f"TensorRT's builder ended the build process {how}{said}",
-        "this is a fault of TensorRT on this model: try another version, or --opt-level 2",
+        "this is a fault of TensorRT on this model: try another version, or `opt_level=2`",
     )

@@ -94,7 +94,7 @@ class DeserializedEngine:
         if context is None:
             raise ExecutionError(
                 f"TensorRT makes no execution context: {self.complaint()}",
-                "free GPU memory (nvidia-smi shows who holds it), or build with a smaller --max",
+                "free GPU memory (nvidia-smi shows who holds it), or build with a smaller `max`",
             )
         compat.give_memory(context, activations.address, activations.bytes)
         if not context.set_optimization_profile_async(profile, stream.handle):
@@ -149,5 +149,5 @@ def _onnx_of(artifact: Artifact) -> Path:
             return place
     raise ArtifactError(
         f"{artifact.path} holds no weights; they are in {record.file}, which isn't in {artifact.path.parent}",
-        "put that file there, or build without --strip-weights",
+        "put that file there, or build without `strip_weights`",
     )

@@ -99,7 +99,7 @@ class CudaGraph:
     def _checked(self, answer: tuple[Any, ...]) -> Any:
         if answer[0] != self._driver.CUresult.CUDA_SUCCESS:
             raise ExecutionError(
-                f"this engine can't run as a CUDA graph: {answer[0].name}", "use --mode async, or execute_v2"
+                f"this engine can't run as a CUDA graph: {answer[0].name}", "use `modes=['async']`, or execute_v2"
             )
         return answer[-1]
 

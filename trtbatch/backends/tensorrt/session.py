@@ -134,7 +134,7 @@ class TensorRTSession:
         self._own.launch()
         if not self.contexts.uses_graphs:
             raise ExecutionError(
-                f"{self._engine.path.name} can't run as a CUDA graph", "use --mode async, or execute_v2"
+                f"{self._engine.path.name} can't run as a CUDA graph", "use `modes=['async']`, or execute_v2"
             )
 
     def fetch(self) -> dict[str, Array]:

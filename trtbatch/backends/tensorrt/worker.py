@@ -64,7 +64,7 @@ def main(request_file: str) -> int:
         return 1
     except OSError as error:
         error.filename = error.filename or str(request_file)
-        mapped = from_os_error(error, "--output")
+        mapped = from_os_error(error, "`output`")
         tell(failed=mapped.problem, fix=mapped.fix)
         return 1
     except Exception as error:
@@ -135,11 +135,11 @@ def _write_cache(path: Path, data: bytes) -> None:
 
 def _advice(complaint: str) -> str:
     if "libnvinfer_lean" in complaint:
-        return "put TensorRT's lean runtime beside it (pip install tensorrt-lean), or leave out --version-compatible"
+        return "put TensorRT's lean runtime beside it (pip install tensorrt-lean), or leave out `version_compatible`"
     if "mergeScales" in complaint:  # 8.6.0, on images as NCHW before a quantized layer
-        return "take uint8 images as NHWC (--layout NHWC), or floats (without --fuse-preprocess)"
+        return "take uint8 images as NHWC (`layout='NHWC'`), or floats (without `fuse_preprocess`)"
     if "memory" in complaint.lower():
-        return "give it less to do: a smaller --max, --workspace 2GiB, or --opt-level 2"
+        return "give it less to do: a smaller `max`, a smaller `workspace`, or `opt_level=2`"
     return "check the ONNX file: trtbatch build --backend onnxruntime runs the same model on the CPU"
 
 
@@ -193,7 +193,7 @@ class _Attempt:
             errors = [compat.parser_error(parser.get_error(index), nodes) for index in range(parser.num_errors)]
             raise BuildError(
                 f"TensorRT's parser refuses {self._plan.onnx.name}: {'; '.join(errors[:3]) or self.complaint()}",
-                f"export with operators and an opset that TensorRT {self._trt.__version__} reads (--opset 17)",
+                f"export with operators and an opset that TensorRT {self._trt.__version__} reads (`opset=17`)",
             )
 
     def _configure(self, builder: Any, network: Any, cache: bytes) -> None:
