@@ -1,4 +1,4 @@
-"""Everything trtbatch raises on purpose.
+"""Define every exception that trtbatch raises on purpose.
 
 ::
 
@@ -6,18 +6,18 @@
     ├── UsageError               exit code 2: the request itself can't be carried out
     │   ├── BatchListError       a batch list that doesn't parse
     │   └── ProfileError         min, opt, max, or a batch outside every profile
-    ├── MissingPackageError      an optional package or a GPU that isn't there
-    ├── ArtifactError            a file of engines/ that is missing, damaged or of another machine
-    ├── ModelError               a torch model that can't be found, made or run
-    ├── ExportError              torch → ONNX failed, or its proof did
-    ├── PrecisionError           a precision that was asked for can't be had, or overflows
-    ├── BuildError               ONNX → engine failed
-    ├── RowsError                an engine whose rows are wrong
-    │   └── AccuracyError        … or right among themselves and too far from the ONNX file's
-    ├── InputError               data that doesn't fit the engine
-    └── ExecutionError           the engine failed while running
+        ├── MissingPackageError      an optional package or a GPU is missing
+        ├── ArtifactError            a file of engines/ is missing, damaged or from another machine
+        ├── ModelError               a torch model can't be found, made or run
+        ├── ExportError              the export from torch to ONNX failed, or its validation did
+        ├── PrecisionError           a requested precision isn't available, or overflows
+        ├── BuildError               the build from ONNX to an engine failed
+        ├── RowsError                an engine's rows are wrong
+        │   └── AccuracyError        … or agree among themselves but are too far from the ONNX file's
+        ├── InputError               data doesn't fit the engine
+        └── ExecutionError           the engine failed while running
 
-Every one of them carries a *problem* (one line, with the values) and a *fix* (one line, what to do).
+    Every exception carries a *problem* (one line, with the values) and a *fix* (one line, what to do).
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ __all__ = [
 
 
 class TrtbatchError(Exception):
-    """A failure that says what is wrong and what to do about it.
+    """Base of all errors: what is wrong, and what to do about it.
 
     Args:
-        problem: one line, with the values that make the problem.
-        fix: one line, the command or change that mends it.
+        problem: one line, with the values that cause the problem.
+        fix: one line, the command or the change that solves it.
     """
 
     exit_code = 1
@@ -69,19 +69,19 @@ class UsageError(TrtbatchError):
 
 
 class BatchListError(UsageError):
-    """A batch list that doesn't parse."""
+    """A batch list doesn't parse."""
 
 
 class ProfileError(UsageError):
-    """An impossible optimization profile, or a batch outside every profile."""
+    """An optimization profile is impossible, or a batch is outside every profile."""
 
 
 class MissingPackageError(TrtbatchError):
-    """An optional package, or the GPU that it needs, isn't there."""
+    """An optional package, or the GPU that it needs, is missing."""
 
 
 class ArtifactError(TrtbatchError):
-    """A file of ``engines/`` is missing, damaged, or belongs to another machine."""
+    """A file of ``engines/`` is missing, damaged, or made on another machine."""
 
 
 class ModelError(TrtbatchError):
@@ -89,15 +89,15 @@ class ModelError(TrtbatchError):
 
 
 class ExportError(TrtbatchError):
-    """torch → ONNX failed, or the proof of the exported batch axis did."""
+    """The export from torch to ONNX failed, or the validation of the exported batch axis did."""
 
 
 class PrecisionError(TrtbatchError):
-    """A precision that was asked for can't be had, was not realised, or overflows."""
+    """A requested precision isn't available, was not realized, or overflows."""
 
 
 class BuildError(TrtbatchError):
-    """ONNX → engine failed."""
+    """The build from ONNX to an engine failed."""
 
 
 class RowsError(TrtbatchError):
@@ -105,7 +105,7 @@ class RowsError(TrtbatchError):
 
 
 class AccuracyError(RowsError):
-    """An engine's rows agree with each other, and are too far from those of the ONNX file."""
+    """An engine's rows agree with each other, but are too far from the ONNX file's."""
 
 
 class InputError(TrtbatchError):
@@ -136,23 +136,24 @@ _READING = "give yourself the permission to read it"
 
 
 def reading_fix(error: Exception, otherwise: str) -> str:
-    """What to do about a file that can't be read, where the system says why."""
+    """Return the fix for a file that can't be read: permission where the system denied it, else `otherwise`."""
     return _READING if isinstance(error, OSError) and error.errno in _MAY_NOT else otherwise
 
 
 def unreadable(path: object) -> TrtbatchError:
-    """A file that its reader has no permission to read."""
+    """Return the error for a file that its reader has no permission to read."""
     return TrtbatchError(f"{path} can't be read: {os.strerror(errno.EACCES)}", _READING)
 
 
 def from_os_error(error: OSError, option: str | None = None) -> TrtbatchError:
-    """The operating system's refusal, in our words; the file name is kept where the system gave one.
+    """Convert an error of the operating system, and keep the file name where the system gave one.
 
     Args:
-        option: by which the command is told where to write; None where it has none, or several.
+        error: what the system raised.
+        option: the option that names the output; None where the command has none, or several.
     """
     told, barred = error.filename, error.errno in _MAY_NOT
-    # The system doesn't say what a file was opened for.
+    # The system doesn't report whether a file was opened to be read or to be written.
     if barred and isinstance(told, (str, os.PathLike)) and os.path.isfile(told) and not os.access(told, os.R_OK):
         return unreadable(told)
     where = f"{error.filename}: " if error.filename else ""

@@ -1,1 +1,1 @@
-"""Small tools that know nothing of models: files, text, numbers, the machine."""
+"""Provide small tools that know nothing of models: files, text, numbers, system info."""

@@ -1,4 +1,4 @@
-"""The machine and the software that a result was made with. Asks; never changes anything."""
+"""Describe the machine and the software that made a result, without changing either."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LIBRARIES = ("numpy", "onnx", "onnxruntime", "torch", "torchvision", "tensorrt"
 
 
 def describe() -> dict[str, Any]:
-    """CPU, cores, NVIDIA driver, operating system, Python, library versions and commit."""
+    """Return CPU, cores, NVIDIA driver, operating system, Python, library versions and commit."""
     versions = {name: found for name in _LIBRARIES if (found := optional.version(name)) is not None}
     known: dict[str, Any] = {
         "trtbatch": __version__,
@@ -47,7 +47,7 @@ def describe() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The processor's own name, from ``/proc/cpuinfo`` where that exists."""
+    """Return the processor's name, from ``/proc/cpuinfo`` where that exists."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
@@ -58,7 +58,7 @@ def cpu_name() -> str:
 
 
 def peak_memory() -> int:
-    """Largest resident size that this process has had, in bytes."""
+    """Return the largest resident size of this process so far, in bytes."""
     import resource
     import sys
 
@@ -67,9 +67,9 @@ def peak_memory() -> int:
 
 
 def commit() -> str | None:
-    """The commit that this is: ``TRTBATCH_COMMIT``, else that of the checkout, ``-dirty`` where files differ from it.
+    """Return the commit of this code: ``TRTBATCH_COMMIT``, else the checkout's, with ``-dirty`` where files differ.
 
-    The variable is for copies of the tree that don't carry their history. None for an installed package.
+    The variable serves copies of the tree without their history. An installed package has no commit: None.
     """
     told = os.environ.get("TRTBATCH_COMMIT")
     root = Path(__file__).resolve().parents[2]
@@ -84,18 +84,18 @@ def commit() -> str | None:
 
 
 def driver() -> str | None:
-    """Version of the NVIDIA driver, from NVML; None without."""
+    """Return the version of the NVIDIA driver from NVML, or None without NVML."""
     return ask_nvml(lambda nvml: str(nvml.nvmlSystemGetDriverVersion()))
 
 
 def nvml_handle(nvml: Any, device: int) -> Any:
-    """NVML's handle of CUDA's `device`: NVML doesn't hide what CUDA_VISIBLE_DEVICES leaves out."""
+    """Return NVML's handle of a CUDA device: NVML also numbers the GPUs that CUDA_VISIBLE_DEVICES hides."""
     name = visible_device(device, os.environ.get("CUDA_VISIBLE_DEVICES"))
     return nvml.nvmlDeviceGetHandleByUUID(name) if isinstance(name, str) else nvml.nvmlDeviceGetHandleByIndex(name)
 
 
 def visible_device(device: int, visible: str | None) -> int | str:
-    """The number, or the UUID, of CUDA's `device` among all GPUs, by the value of CUDA_VISIBLE_DEVICES."""
+    """Return the index or UUID, among all GPUs, of CUDA's `device` under this value of CUDA_VISIBLE_DEVICES."""
     names = [name.strip() for name in (visible or "").split(",") if name.strip()]
     if device >= len(names):
         return device
@@ -103,20 +103,20 @@ def visible_device(device: int, visible: str | None) -> int | str:
 
 
 def gpu_state(index: int = 0) -> dict[str, Any]:
-    """What NVML says of a GPU now: clocks (MHz), temperature (°C), power (W), throttle reasons; empty without NVML."""
+    """Return a GPU's clocks (MHz), temperature (°C), power (W) and throttle reasons now; empty without NVML."""
     return ask_nvml(lambda nvml: _nvml_state(nvml, nvml_handle(nvml, index))) or {}
 
 
 def module_path() -> str:
-    """``PYTHONPATH`` of a child process that is to find this one's modules."""
+    """Return the ``PYTHONPATH`` with which a child process finds the modules of this process."""
     return os.pathsep.join(folder or os.getcwd() for folder in sys.path)
 
 
 def memory_bandwidth(index: int = 0) -> float | None:
-    """Bytes a second between a GPU and its memory, at the most; None without NVML.
+    """Return the peak bandwidth between a GPU and its memory in bytes per second, or None without NVML.
 
-    Two transfers a clock, as wide as the bus (CUDA's sample ``deviceQuery``, and its best practices guide, "Theoretical
-    Bandwidth Calculation").
+    The memory transfers twice per clock, over the width of the bus (CUDA's sample ``deviceQuery``, and its best
+    practices guide, "Theoretical Bandwidth Calculation").
     """
 
     def ask(nvml: Any) -> float:
@@ -128,7 +128,7 @@ def memory_bandwidth(index: int = 0) -> float | None:
 
 
 def ask_nvml(question: Callable[[Any], T]) -> T | None:
-    """The answer to one question to NVML; None without NVML, or where it doesn't answer."""
+    """Return NVML's answer to one question, or None without NVML or without an answer."""
     nvml = open_nvml()
     if nvml is None:
         return None
@@ -141,7 +141,10 @@ def ask_nvml(question: Callable[[Any], T]) -> T | None:
 
 
 def open_nvml() -> Any:
-    """NVML's module, initialised, or None without NVML. Whoever opens it calls ``nvmlShutdown``: NVML counts."""
+    """Initialise NVML and return its module, or None without NVML; the caller must call ``nvmlShutdown``.
+
+    NVML counts the initialisations, so each needs its own shutdown.
+    """
     if not optional.is_installed("pynvml"):
         return None
     pynvml: Any = optional.require("pynvml", "read the GPU's clocks")  # typed only where it is installed

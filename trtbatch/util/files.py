@@ -1,8 +1,8 @@
-"""Writing without harm: private folders, atomic renames, and what may not be replaced.
+"""Write files safely: private folders, atomic renames, and checks that protect existing files.
 
-A private folder is locked (``flock``) while its process lives, whatever ends that; the next one made beside it removes
-those that nobody holds. Locks are known to one machine, and end with it: so the name tells the machine's start, and
-folders of another are left alone.
+A private folder is locked (``flock``) until its process ends, for whatever reason. Creating another private folder in
+the same parent removes those without a lock. Locks are local to one machine and end when it stops, so a folder's name
+holds the machine's boot id, and folders with another boot id stay.
 """
 
 from __future__ import annotations
@@ -33,23 +33,25 @@ __all__ = [
 ]
 
 Output = tuple[Path | None, str, str]
-"""A file that a run is to write, the suffix that it must have (empty for any), and the option that names it."""
+"""An output file of a run, its required suffix (empty for any), and the option that names it."""
 
 _PREFIX = ".trtbatch-"
 
 ASIDE = "replaced"
-"""In a private folder: what was there before, on its way out. A folder that a killed run left with it is kept."""
+"""Name, in a private folder, of what an output replaces. A private folder that a killed run left with it is kept."""
 
 
 def sidecar_path(artifact: Path) -> Path:
+    """Return the path of an artifact's sidecar."""
     return artifact.with_name(artifact.name + ".json")
 
 
 def refuse_folder(target: Path, option: str | None = None) -> None:
-    """Raise where a file is to be written and a folder stands.
+    """Raise where the path of an output file is a folder.
 
     Args:
-        option: that names it, if any.
+        target: the output file.
+        option: the option that names it, if any.
 
     Raises:
         UsageError: `target` is a folder.
@@ -59,10 +61,10 @@ def refuse_folder(target: Path, option: str | None = None) -> None:
 
 
 def require_space(target: Path, wanted: int) -> None:
-    """Raise where the disk of `target` hasn't this many bytes free, before a library fails with other words.
+    """Raise where the disk of `target` has fewer free bytes than `wanted`, before a library fails less clearly.
 
     Raises:
-        OSError: ENOSPC, for the folder.
+        OSError: ENOSPC, with the path of `target`.
     """
     folder = next(parent for parent in target.absolute().parents if parent.is_dir())
     if shutil.disk_usage(folder).free < wanted:
@@ -70,31 +72,31 @@ def require_space(target: Path, wanted: int) -> None:
 
 
 def probe(target: Path) -> None:
-    """Raise where a file can't be written, before a long run that is to write it; nothing of this stays.
+    """Check before a long run that its output file can be written, and leave nothing behind.
 
     Raises:
         UsageError: `target` is a folder.
-        OSError: its folder can't be written, or can't be made.
+        OSError: its folder can't be written or made.
     """
     refuse_folder(target)
     there = _standing(target.parent)
     if not there.is_dir():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(there))
     with _private(there) as folder:
-        (folder / target.name).touch()  # a name may be too long
+        (folder / target.name).touch()  # the name may be too long
 
 
 def _standing(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there; a link to nothing is there too, and no folder."""
+    """Return the folder, or its nearest parent that exists; a dangling link counts as existing, but is no folder."""
     return next((each for each in (folder, *folder.parents) if os.path.lexists(each)), Path())
 
 
 def refuse_unwritable(target: Path, option: str) -> None:
-    """Raise before a long run where what an option names can't be written.
+    """Raise before a long run where the output that an option names can't be written.
 
     Raises:
-        UsageError: it is a folder.
-        TrtbatchError: its folder can't be written; the option is named.
+        UsageError: the output is a folder.
+        TrtbatchError: its folder can't be written; the message names the option.
     """
     try:
         probe(target)
@@ -104,14 +106,15 @@ def refuse_unwritable(target: Path, option: str) -> None:
 
 
 def refuse_outputs(*targets: Output, inputs: Sequence[Path] = ()) -> None:
-    """Raise before a long run where what it is to write can't be written, or would destroy something else.
+    """Raise before a long run where an output can't be written, or would destroy another file.
 
     Args:
-        inputs: files that the run reads.
+        *targets: the files that the run writes.
+        inputs: the files that the run reads.
 
     Raises:
-        UsageError: a folder, another suffix, an artifact, a sidecar, an input, or the same file twice.
-        TrtbatchError: the folder can't be written.
+        UsageError: an output is a folder, an artifact, a sidecar or an input, has another suffix, or is named twice.
+        TrtbatchError: a folder can't be written.
     """
     named: list[Path] = []
     for target, suffix, option in targets:
@@ -134,7 +137,7 @@ def _refuse_harm(target: Path, suffix: str, option: str) -> None:
 
 @contextmanager
 def scratch(target: Path) -> Iterator[Path]:
-    """A private folder on the disk of `target`, gone afterwards whatever happens.
+    """Yield a private folder on the disk of `target`, and remove it afterwards in any case.
 
     Raises:
         UsageError: `target` is a folder.
@@ -150,14 +153,16 @@ def scratch(target: Path) -> Iterator[Path]:
 
 
 def name_written(error: OSError, folder: Path, target: Path) -> None:
-    """Let an error of writing name what the user knows: not a private file, nor, as copying has it, the file read.
+    """Make a write error name the path that the user knows, not a private file or the source of a copy.
 
     Args:
-        folder: the private one in which `target` is prepared.
+        error: changed in place.
+        folder: the private folder in which `target` is prepared.
+        target: what the user named.
     """
     told = error.filename if error.filename2 is None else error.filename2
     if told is None and error.errno in _FULL:
-        told = target  # writing into an open file names nothing
+        told = target  # an error of writing into an open file names nothing
     elif isinstance(told, (str, Path)) and Path(told).is_relative_to(folder):
         own = folder / target.name
         told = target / Path(told).relative_to(own) if Path(told).is_relative_to(own) else target
@@ -170,11 +175,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def _private(parent: Path) -> Iterator[Path]:
-    """A private folder in `parent`."""
+    """Yield a private folder in `parent`."""
     _remove_abandoned(parent)
     try:
         folder, lock = _private_folder(parent)
-    except OSError as error:  # the folder's fault, not that of the name that was tried
+    except OSError as error:  # name the parent, not the random name that was tried in it
         error.filename = str(parent)
         raise
     try:
@@ -186,9 +191,9 @@ def _private(parent: Path) -> Iterator[Path]:
 
 
 def _private_folder(parent: Path) -> tuple[Path, int | None]:
-    """A new folder, and the descriptor that holds its lock; None where it can't be locked, and so is never removed."""
+    """Return a new folder and the descriptor of its lock; without a lock (None) the folder is never removed later."""
     start = machine_start()
-    for _ in range(3 if start else 0):  # another process may take it for abandoned before it is locked
+    for _ in range(3 if start else 0):  # another process may remove the folder before it is locked
         folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{start}-", dir=parent))
         lock = _lock(folder)
         if lock is not None:
@@ -214,7 +219,7 @@ def _remove_abandoned(parent: Path) -> None:
 
 
 def _lock(folder: Path) -> int | None:
-    """The descriptor that locks a folder until it is closed; None where another holds it, or it is none or gone."""
+    """Return the descriptor that locks a folder until closed; None if it is locked already, no folder, or gone."""
     import fcntl
 
     with suppress(OSError), ExitStack() as stack:
@@ -229,7 +234,7 @@ def _lock(folder: Path) -> int | None:
 
 @cache
 def machine_start() -> str:
-    """A name for the time since this machine was started; empty where it has none (only Linux does)."""
+    """Return an id of the machine's current boot; empty where there is none (only Linux has one)."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()[:8]
     except OSError:
@@ -238,13 +243,13 @@ def machine_start() -> str:
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """A path to write; it becomes `target` when the block ends well, and vanishes when it doesn't."""
+    """Yield a path to write; the file becomes `target` when the block succeeds, and is removed when it fails."""
     with scratch(target) as folder:
         path = folder / target.name
         try:
             yield path
             os.replace(path, target)
         except OSError as error:
-            if error.filename is None:  # as a full disk is told
+            if error.filename is None:  # the error of a full disk names no file
                 error.filename = str(target)
             raise

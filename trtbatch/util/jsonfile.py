@@ -1,4 +1,4 @@
-"""A record as a JSON file: atomically, lists of numbers on one line."""
+"""Write a record as a JSON file, atomically, with each list of numbers on one line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NUMBERS = re.compile(r"\[[-+0-9.eE,\s]+\]")
 
 
 def write_record(record: Any, path: Path) -> None:
-    """Write a dataclass tree.
+    """Write a dataclass tree as JSON.
 
     Raises:
         OSError: the file can't be written.
@@ -27,5 +27,5 @@ def write_record(record: Any, path: Path) -> None:
 
 
 def _one_line(numbers: re.Match[str]) -> str:
-    """A list of numbers on one line, instead of thousands."""
+    """Return a list of numbers on one line instead of one line per number."""
     return re.sub(r"\s+", "", numbers[0])

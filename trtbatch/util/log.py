@@ -1,4 +1,4 @@
-"""What a stage tells its caller on the way: one logger, which the command line shows and a program may route."""
+"""Report a stage's messages through one logger, which the command line shows and a program may redirect."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ LOGGER.addHandler(logging.NullHandler())
 
 
 def note(message: str) -> None:
-    """One line that a user wants to know: which file was taken, which backend runs."""
+    """Log one line of information, such as the file or the backend that is used."""
     LOGGER.info(message)
 
 
 def warn(message: str) -> None:
-    """One line that a user must not miss."""
+    """Log one line that a user must not miss."""
     LOGGER.warning(message)

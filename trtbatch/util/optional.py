@@ -1,4 +1,4 @@
-"""The one place that imports optional packages, naming the extra that brings each."""
+"""Import optional packages, all of them here, and name the extra that installs each."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ EXTRAS = {
 
 
 def require(module: str, purpose: str) -> ModuleType:
-    """Import `module`, or say which package is missing, what it is for and how to get it.
+    """Import `module`, or raise an error that names the missing package, its purpose and its installation.
 
-    Only the absence of the package itself is translated: an installed package that fails to import
-    (its own import error, a missing shared library) is reported with its own words.
+    An installed package that fails to import (an import error of its own, a missing shared library) is reported with
+    its own message.
 
     Raises:
         MissingPackageError: the package isn't installed, or doesn't import.
@@ -58,7 +58,7 @@ def require(module: str, purpose: str) -> ModuleType:
 
 
 def is_installed(package: str) -> bool:
-    """Whether `package` can be found; it is not imported."""
+    """Return whether `package` can be found, without importing it."""
     try:
         return importlib.util.find_spec(package) is not None
     except (ImportError, ValueError):
@@ -66,7 +66,7 @@ def is_installed(package: str) -> bool:
 
 
 def version(package: str) -> str | None:
-    """The installed version of a distribution, without importing it; None where it isn't installed."""
+    """Return the installed version of a distribution without importing it, or None where it isn't installed."""
     from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as installed
 

@@ -1,4 +1,4 @@
-"""Dataclasses to JSON and back: what sidecars and results are written with, and checked by when read."""
+"""Convert dataclasses to JSON and back, and check the JSON of sidecars and results on reading."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ T = TypeVar("T")
 
 
 class RecordError(ValueError):
-    """A JSON value that doesn't have the shape of the dataclass; the message says where."""
+    """A JSON value doesn't match the dataclass; the message gives the place."""
 
 
 def encode(value: Any) -> Any:
-    """JSON-ready form of a dataclass tree; fields that are None are left out where that is their default."""
+    """Return the JSON-ready form of a dataclass tree; a field that is None, and None by default, is left out."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         pairs = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
         return {field.name: encode(item) for field, item in pairs if item is not None or field.default is not None}
@@ -33,23 +33,23 @@ def encode(value: Any) -> Any:
 
 
 Place = tuple[str | int, ...]
-"""What the whole is called, then names of fields and numbers in lists, from the outermost on."""
+"""Path of a value: the record's name, then field names and list indices, outermost first."""
 
 _KINDS: dict[type, str] = {str: "text", int: "a whole number", bool: "true or false", float: "a number"}
 
 
 def decode(kind: type[T], value: Any, whole: str = "it") -> T:
-    """The dataclass `kind` from its JSON form. Unknown keys are ignored, so that newer files stay readable.
+    """Return the dataclass `kind` from its JSON form; unknown keys are ignored, so that newer files stay readable.
 
     Raises:
-        RecordError: a missing key or a value of another type, and where it stands.
+        RecordError: a key is missing or a value has another type; the message gives the place.
     """
     result: T = _decode(kind, value, (whole,))
     return result
 
 
 def _words(place: Place) -> str:
-    """``samples_ms of entry 0 of batches``."""
+    """Return a path in words: ``samples_ms of entry 0 of batches``."""
     words = [f"entry {each}" if isinstance(each, int) else each for each in reversed(place[1:])]
     return " of ".join(words) or str(place[0])
 

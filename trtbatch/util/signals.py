@@ -1,7 +1,7 @@
-"""Signals that come while C code calls back into Python: an exception raised there goes no further.
+"""Handle signals that arrive while C code calls back into Python, where an exception would be lost.
 
-TensorRT's bindings print what a logger or an allocator raises, and go on; an extension module that is being imported
-drops it. So what they call is marked, and a signal that comes in it comes again a moment later.
+TensorRT's bindings print an exception of a logger or an allocator and continue; an extension module that is being
+imported drops it. Such callbacks are marked, and a signal that arrives in one is sent again a moment later.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ __all__ = ["called_back", "in_callback", "send_again"]
 Called = TypeVar("Called", bound=Callable[..., object])
 
 AGAIN = 0.05
-"""Seconds; callbacks take less."""
+"""Seconds until a signal is sent again; callbacks take less."""
 
 _MARKED: set[CodeType] = {
-    # From Python 3.13 on, asking a module for an attribute that it lacks reads a property of its spec. C code that asks
-    # while its module starts, as ONNX Runtime's does, drops whatever is raised there.
+    # From Python 3.13 on, a look-up of an attribute that a module lacks reads a property of the module's spec. C code
+    # that does this while its module starts, as ONNX Runtime's does, drops any exception.
     ExtensionFileLoader.create_module.__code__,
     ExtensionFileLoader.exec_module.__code__,
 }
 
 
 def called_back(function: Called) -> Called:
-    """Mark a function that C code calls and whose exceptions it doesn't pass on."""
+    """Mark a function that C code calls, where C code drops the function's exceptions."""
     _MARKED.add(function.__code__)
     return function
 
 
 def in_callback(frame: FrameType | None) -> bool:
-    """Whether a marked function is running in `frame` or has led to it."""
+    """Return whether a marked function runs in `frame` or in one of its callers."""
     while frame is not None:
         if frame.f_code in _MARKED:
             return True
@@ -44,7 +44,7 @@ def in_callback(frame: FrameType | None) -> bool:
 
 
 def send_again(number: int) -> None:
-    """Let the signal come once more, a moment later."""
+    """Send the signal again after :data:`AGAIN` seconds."""
     timer = threading.Timer(AGAIN, signal.raise_signal, (number,))
     timer.daemon = True
     timer.start()

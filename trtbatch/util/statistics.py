@@ -1,7 +1,4 @@
-"""Timings to figures: median, percentiles, noise, whether a measurement is stable, what bounds it, which is faster.
-
-Pure numpy.
-"""
+"""Compute figures from timings: median, percentiles, noise, stability, the bottleneck, and which of two is faster."""
 
 from __future__ import annotations
 
@@ -32,27 +29,32 @@ __all__ = [
 Milliseconds = NDArray[np.float64]
 
 NOISE_LIMIT = 0.01
-"""Stable means: the 95 % interval of the median is at most ±1 % wide. (nvbench stops at 0.5 % of the mean's
-standard error, which is about the same width for a 95 % interval.)"""
+"""Largest noise of a stable measurement: the 95 % interval of the median is at most ±1 % wide.
+
+nvbench stops at a standard error of 0.5 % of the mean, about the same width for a 95 % interval.
+"""
 
 DECIMAL_RUNS = 100
-"""The noise of fewer runs is told in whole per cent."""
+"""Number of runs below which the noise is reported in whole per cent."""
 
 DRIFT_LIMIT = 0.03
-"""… and the median of the second half is within 3 % of the first half's: no warming up, no throttling."""
+"""Largest drift of a stable measurement between its halves' medians: neither warming up nor throttling."""
 
 ENQUEUE_LIMIT = 0.8
-"""A launch is enqueue-bound over this share of the GPU's time (where trtexec warns, ``sampleReporting.cpp``)."""
+"""Share of the GPU's time above which a launch is enqueue-bound (as in trtexec's warning, ``sampleReporting.cpp``)."""
 
 MEMORY_LIMIT = 0.6
-"""A batch is memory-bound where moving what its products read and write takes over this share of the GPU's time at the
-full bandwidth of its memory: kernels that do nothing but copy reach about 0.9 of that."""
+"""Share of the GPU's time above which a batch is memory-bound.
+
+The time compared with it is that of moving what convolutions and matrix products read and write at the full memory
+bandwidth. Kernels that only copy reach about 0.9 of that bandwidth.
+"""
 
 SAME_LIMIT = 0.01
-"""Two engines are as fast as each other where the interval of their ratio lies within 1 ∓ this."""
+"""Two engines are equally fast where the interval of their ratio lies within 1 ∓ this."""
 
 MIN_ROUNDS = 6
-"""Fewer rounds have no 95 % interval: of five, even the smallest and the largest miss the median in 6 % of cases."""
+"""Fewest rounds with a 95 % interval: with five, the median lies outside the smallest and largest in 6 % of cases."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,10 @@ class Summary:
     """Figures of one measurement; times in ms.
 
     Args:
-        noise: half width of the 95 % confidence interval of the median, relative to it.
-        drift: median of the second half over median of the first half, less one.
+        noise: half the width of the median's 95 % confidence interval, relative to the median.
+        drift: median of the second half over median of the first half, minus one.
         cv: coefficient of variation, standard deviation over mean.
-        stable: noise and drift are within their limits.
+        stable: whether noise and drift are within their limits.
     """
 
     iterations: int
@@ -79,7 +81,7 @@ class Summary:
 
     @property
     def verdict(self) -> str:
-        """``stable``, or what it isn't for: its drift where that is too large, else its noise."""
+        """Return ``stable``, or the reason why not: the drift where it is too large, else the noise."""
         if self.stable:
             return "stable"
         if not np.isfinite(self.noise):
@@ -90,11 +92,11 @@ class Summary:
 
     @property
     def noise_words(self) -> str:
-        """``noise 1.3 %``, of fewer than 100 runs ``noise 2 %``.
+        """Return the noise in words: ``noise 1.3 %``, or ``noise 2 %`` for fewer than 100 runs.
 
-        Rounded up, as uncertainties are (GUM, 7.2.6), so that what is over a limit never reads like the limit. The
-        interval spans about 1.96·√n spacings of neighbours, and is itself known to one part in the root of that:
-        ±23 % of 100 runs, ±36 % of 16.
+        The figure is rounded up, as uncertainties are (GUM, 7.2.6), so that noise over a limit never reads like the
+        limit. The interval spans about 1.96·√n gaps between neighbouring samples, so its own relative uncertainty is
+        one over the root of that number: ±23 % for 100 runs, ±36 % for 16.
         """
         if not np.isfinite(self.noise):
             return "noise unknown"
@@ -104,11 +106,11 @@ class Summary:
 
 
 def median_noise(samples: Milliseconds) -> float:
-    """Half width of the median's 95 % confidence interval over the median; infinite below 6 samples.
+    """Return half the width of the median's 95 % confidence interval over the median; infinite below 6 samples.
 
-    The interval lies between order statistics n/2 ∓ 1.96·√n/2: the binomial distribution of the number of
-    samples under the median, by its normal approximation, no assumption on the samples' distribution
-    (Conover, Practical Nonparametric Statistics, 3rd edition, section 3.2).
+    The interval lies between the order statistics n/2 ∓ 1.96·√n/2. This is the normal approximation of the binomial
+    distribution of the number of samples below the median; it assumes nothing about the samples' distribution (Conover,
+    Practical Nonparametric Statistics, 3rd edition, section 3.2).
     """
     count = samples.size
     if count < 6:
@@ -124,11 +126,12 @@ def median_noise(samples: Milliseconds) -> float:
 def summarize(
     milliseconds: Milliseconds, percentiles: Sequence[float] = (90, 99), max_noise: float = NOISE_LIMIT
 ) -> Summary:
-    """All figures of raw samples in ms.
+    """Return all figures of raw samples.
 
     Args:
-        percentiles: beside the median, 0 to 100.
-        max_noise: the largest noise that still is stable.
+        milliseconds: the samples, ms.
+        percentiles: those to compute besides the median, 0 to 100.
+        max_noise: largest noise of a stable measurement.
 
     Raises:
         ValueError: there are no samples.
@@ -161,17 +164,17 @@ def bound_by(
     parts_ms: Mapping[str, float] | None = None,
     memory_ms: float | None = None,
 ) -> str:
-    """What to make faster: ``enqueue-bound``, ``copy-bound``, ``memory-bound`` or ``compute-bound``.
+    """Return what limits a batch: ``enqueue-bound``, ``copy-bound``, ``memory-bound`` or ``compute-bound``.
 
-    As trtexec warns (``sampleReporting.cpp``): the CPU takes more than :data:`ENQUEUE_LIMIT` of the GPU's time to
-    launch; or one direction of the copies takes at least as long as the compute. Then the GPU's memory, by
-    :data:`MEMORY_LIMIT`.
+    The first two are trtexec's warnings (``sampleReporting.cpp``): the CPU needs more than :data:`ENQUEUE_LIMIT` of the
+    GPU's time to launch, or one direction of the copies takes at least as long as the compute. The third compares
+    `memory_ms` with :data:`MEMORY_LIMIT`.
 
     Args:
         gpu_ms: median GPU time of a batch, without copies.
         enqueue_ms: median CPU time of a launch; None where launches don't matter.
-        parts_ms: medians of ``h2d`` and ``d2h``, where what is timed copies.
-        memory_ms: that the GPU's memory takes at its full bandwidth; None where that isn't known.
+        parts_ms: medians of ``h2d`` and ``d2h``, where the timed run copies.
+        memory_ms: time of the batch's memory traffic at the full memory bandwidth; None where unknown.
     """
     if enqueue_ms is not None and enqueue_ms > ENQUEUE_LIMIT * gpu_ms:
         return "enqueue-bound"
@@ -185,12 +188,12 @@ def bound_by(
 
 @dataclass(frozen=True)
 class Relative:
-    """How one thing's times compare with another's.
+    """Comparison of one engine's times with another's.
 
     Args:
-        ratio: median of the rounds' ratios, this one's time over the other's; below 1 it is faster.
+        ratio: median of the rounds' ratios, this engine's time over the other's; below 1 this engine is faster.
         low, high: the 95 % interval of that median; infinitely wide where there are too few rounds.
-        rounds: how many there were.
+        rounds: number of rounds.
         verdict: ``SAME`` where the interval lies within 1 ∓ :data:`SAME_LIMIT`, ``FASTER`` where it lies below 1,
             ``SLOWER`` where it lies above, else ``UNCLEAR``.
     """
@@ -203,11 +206,11 @@ class Relative:
 
 
 def median_interval(samples: Milliseconds) -> tuple[float, float]:
-    """A confidence interval of the median that holds it in 95 % of cases at least; infinite below 6 samples.
+    """Return an interval that contains the median in at least 95 % of cases; infinite below 6 samples.
 
-    Between the *r*-th smallest and the *r*-th largest, *r* being the largest for which a binomial variable of n
-    trials at ½ lies below *r* with a probability of 2.5 % at most: exact, whatever the samples' distribution
-    (Conover, Practical Nonparametric Statistics, 3rd edition, section 3.2).
+    The interval lies between the *r*-th smallest and the *r*-th largest sample. The rank *r* is the largest for which a
+    binomial variable of n trials at ½ lies below *r* with a probability of at most 2.5 %. This is exact for any
+    distribution of the samples (Conover, Practical Nonparametric Statistics, 3rd edition, section 3.2).
     """
     count, below, rank = samples.size, 0, 0
     while rank < count and below + comb(count, rank) <= 0.025 * 2**count:
@@ -220,13 +223,13 @@ def median_interval(samples: Milliseconds) -> tuple[float, float]:
 
 
 def compare_rounds(ours: Sequence[float], theirs: Sequence[float]) -> Relative:
-    """Which is faster, by the medians that both had in each round.
+    """Return which of two is faster, from the medians of both in each round.
 
-    The two of one round are taken right after each other, so that what drifts is the same for both: their ratio is
-    what varies by chance alone, and the interval is of its median (:func:`median_interval`).
+    Both medians of a round are measured right after each other, so that drift affects both alike and their ratio varies
+    by chance alone. The interval is that of the ratios' median (:func:`median_interval`).
 
     Raises:
-        ValueError: not as many of one as of the other.
+        ValueError: the two have different numbers of rounds.
     """
     if len(ours) != len(theirs):
         raise ValueError(f"{len(ours)} rounds of one, {len(theirs)} of the other")
@@ -238,7 +241,7 @@ def compare_rounds(ours: Sequence[float], theirs: Sequence[float]) -> Relative:
 
 
 def verdict_of(low: float, high: float) -> str:
-    """``SAME``, ``FASTER``, ``SLOWER`` or ``UNCLEAR``, by the interval of a ratio of times."""
+    """Return ``SAME``, ``FASTER``, ``SLOWER`` or ``UNCLEAR`` for the interval of a ratio of times."""
     if low >= 1 - SAME_LIMIT and high <= 1 + SAME_LIMIT:
         return "SAME"
     if high < 1:

@@ -1,4 +1,4 @@
-"""Text of others, for our lines: file names that no encoder takes (Linux lets a name be any bytes), long messages."""
+"""Make text from elsewhere printable: file names that no encoder takes (Linux allows any bytes), long messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _BYTE = re.compile("[\udc80-\udcff]")
 
 
 def written(name: str) -> str:
-    """A name as any reader of UTF-8 takes it: a byte that is no text as ``\\xff``, half a character as ``\\ud800``."""
+    r"""Return a name as valid UTF-8: a byte that doesn't decode as ``\xff``, a lone surrogate as ``\ud800``."""
     if name.isascii():
         return name
     shown = _BYTE.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", name)
@@ -18,7 +18,7 @@ def written(name: str) -> str:
 
 
 def shortened(text: str, most: int = 200) -> str:
-    """A message on one line, cut between words, with "…", where it is longer than `most` characters."""
+    """Return a message on one line; above `most` characters it is cut between words, and ends in "…"."""
     line = " ".join(text.split())
     if len(line) <= most:
         return line

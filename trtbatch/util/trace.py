@@ -1,4 +1,4 @@
-"""What each thread did when: spans in Chrome's trace-event format, for chrome://tracing and Perfetto.
+"""Record each thread's work as spans in Chrome's trace-event format, for chrome://tracing and Perfetto.
 
 The format is Google's "Trace Event Format": an object with ``traceEvents``; a span is a complete event (``ph`` X)
 with ``ts`` and ``dur`` in µs; a thread's name is a metadata event (``ph`` M).
@@ -28,7 +28,7 @@ class Span(Protocol):
     """A stretch of time in one thread, from the block's begin to its end."""
 
     def add(self, **args: Value) -> None:
-        """What is known of it only now."""
+        """Add values that are known only now."""
 
     def __enter__(self) -> Span: ...
 
@@ -38,19 +38,23 @@ class Span(Protocol):
 
 
 class Recorder(Protocol):
-    """Takes spans from any thread."""
+    """Recorder of spans from any thread."""
 
     def span(self, name: str, **args: Value) -> Span:
-        """A span to be entered; `args` are shown with it."""
+        """Return a span to enter; `args` are shown with it."""
 
     def record(
         self, name: str, begun: int, ended: int, args: dict[str, Value], thread: tuple[int, str] | None = None
     ) -> None:
-        """A span between two readings of ``time.perf_counter_ns``.
+        """Record a span between two readings of ``time.perf_counter_ns``.
 
         Args:
-            thread: number and name of the one that it happened in, where that isn't the calling one; of a thread of
-                another process, too, whose clock is the same.
+            name: shown as the span's title.
+            begun: first reading, ns.
+            ended: second reading, ns.
+            args: shown with the span.
+            thread: number and name of the span's thread, where it isn't the calling one; it may belong to another
+                process, whose clock is the same.
         """
 
 
@@ -83,11 +87,11 @@ class _NoTrace:
 
 
 NO_TRACE: Recorder = _NoTrace()
-"""Records nothing, at the cost of a call."""
+"""Recorder that records nothing, at the cost of a call."""
 
 
 class TraceFile:
-    """Writes each span as it ends, so that memory doesn't grow with their number; safe from any thread."""
+    """Writer of a trace file, safe from any thread; it writes each span as it ends, so that memory doesn't grow."""
 
     def __init__(self, stream: TextIO, process: str) -> None:
         self._stream = stream
@@ -98,12 +102,13 @@ class TraceFile:
         stream.write('{"displayTimeUnit": "ms", "traceEvents": [\n' + json.dumps(first))
 
     def span(self, name: str, **args: Value) -> Span:
+        """Return a span to enter; see :class:`Recorder`."""
         return _TimedSpan(self, name, dict(args))
 
     def record(
         self, name: str, begun: int, ended: int, args: dict[str, Value], thread: tuple[int, str] | None = None
     ) -> None:
-        """As :meth:`Recorder.record`."""
+        """Record a span; see :meth:`Recorder.record`."""
         tid, label = thread or (threading.get_native_id(), threading.current_thread().name)
         times = {"ts": begun / 1000, "dur": (ended - begun) / 1000}
         text = json.dumps({"ph": "X", "name": name, "pid": self._pid, "tid": tid, **times, "args": args})
@@ -115,11 +120,11 @@ class TraceFile:
             self._write(",\n" + text)
 
     def finish(self) -> None:
-        """Close the list; nothing may be recorded any more."""
+        """Close the list; nothing may be recorded afterwards."""
         self._write("\n]}\n")
 
     def _write(self, text: str) -> None:
-        """Spans end wherever work is done: that it was this file that couldn't be written is known here alone."""
+        """Write, and name the trace file in an error: spans end anywhere, so only this method knows what failed."""
         try:
             self._stream.write(text)
         except OSError as error:
@@ -151,7 +156,7 @@ class _TimedSpan:
 
 @contextmanager
 def open_trace(path: Path | None, process: str = "trtbatch") -> Iterator[Recorder]:
-    """A recorder into a file, which appears when the block ends well; one that records nothing for None.
+    """Yield a recorder into a file that appears when the block succeeds; without a path it records nothing.
 
     Raises:
         TrtbatchError: the file can't be written.
