@@ -1,1 +1,1 @@
-"""What all stages share: batches, profiles, tensors, artifacts, samples and how images become them."""
+"""Hold what all stages share: batches, profiles, tensors, artifacts, samples and the preprocessing of images."""

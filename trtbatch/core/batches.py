@@ -1,4 +1,4 @@
-"""Batch sizes: the list grammar, and optimization profiles. Pure.
+"""Parse lists of batch sizes, and describe optimization profiles.
 
 The grammar of a batch list::
 
@@ -7,9 +7,9 @@ The grammar of a batch list::
 
     1,2,4           the numbers themselves
     1-4             1 2 3 4
-    1,2,4,...,32    three terms before the dots decide: a ratio (1 2 4 8 16 32) …
-    1,2,3,...,8     … or a step (1 2 3 4 5 6 7 8)
-    8,16,...,64     two terms before the dots are a step (8 16 24 … 64)
+        1,2,4,...,32    three terms before the dots give a ratio (1 2 4 8 16 32) …
+        1,2,3,...,8     … or a step (1 2 3 4 5 6 7 8)
+        8,16,...,64     two terms before the dots give a step (8 16 24 … 64)
 
 A progression must hit its end exactly. Forms mix freely: ``1-4,8,16,...,64,100``.
 """
@@ -26,13 +26,13 @@ from trtbatch.errors import BatchListError, ProfileError, UsageError
 __all__ = ["MAX_BATCH", "Profile", "parse_batches", "pick_profile", "refuse_no_profile", "refuse_outside"]
 
 MAX_BATCH = 1_000_000
-"""Larger batch sizes are taken for typing errors."""
+"""Larger batch sizes count as typing errors."""
 
 MAX_LENGTH = 10_000
-"""Longer lists are taken for typing errors."""
+"""Longer lists count as typing errors."""
 
 _MOST_NAMED = 5
-"""Pieces of a list of refused sizes that are shown."""
+"""Ranges of refused sizes that a message shows."""
 
 _NUMBER = re.compile(r"[0-9]+", re.ASCII)
 _RANGE = re.compile(r"([0-9]+)-([0-9]+)", re.ASCII)
@@ -43,14 +43,14 @@ _SHORTER = f"write a list of 1 to {MAX_LENGTH} sizes"
 
 
 def parse_batches(text: str) -> list[int]:
-    """Batch sizes in the order written, each once.
+    """Return the batch sizes of a list in the order written, each once.
 
     Raises:
-        BatchListError: showing the part of `text` that can't be read.
+        BatchListError: a part of `text` can't be read; the message shows it.
     """
     terms = [term.strip() for term in text.split(",")]
     found: list[int] = []
-    run: list[int] = []  # the plain numbers since the last range or progression: what dots may continue
+    run: list[int] = []  # plain numbers since the last range or progression, which dots may continue
     position = 0
     while position < len(terms):
         term = terms[position]
@@ -86,7 +86,7 @@ def _number(term: str, text: str) -> int:
 
 
 def _meant(term: str) -> str:
-    """The fix for a part that is no batch size: the one that it holds, where it holds one."""
+    """Return the fix for a part that is no batch size: the size that was meant, where that is clear."""
     if re.fullmatch(r"[0-9]+ ?(?:\.{2,}|…|:|–|to) ?[0-9]+", term, re.ASCII):
         first, last = re.findall("[0-9]+", term)
         return f"write {first}-{last} for all sizes from {first} to {last}, or {first},...,{last} with terms between"
@@ -106,7 +106,7 @@ def _range(first: int, last: int, text: str) -> list[int]:
 
 
 def _continue(run: Sequence[int], end: int, text: str) -> list[int]:
-    """The terms that the dots stand for, `end` included."""
+    """Return the terms that the dots stand for, including `end`."""
     shown = ",".join(map(str, run[-3:]))
     if len(run) < 2:
         raise BatchListError(
@@ -143,7 +143,7 @@ def _shown(value: Fraction) -> str:
 
 @dataclass(frozen=True, order=True)
 class Profile:
-    """One TensorRT optimization profile of the batch axis: the sizes allowed, and the one tuned for.
+    """Optimization profile of the batch axis: the allowed sizes, and the size that TensorRT tunes for.
 
     Raises:
         ProfileError: unless 1 ≤ min ≤ opt ≤ max.
@@ -168,15 +168,15 @@ class Profile:
 
     @property
     def corners(self) -> tuple[int, ...]:
-        """min, opt and max, each once."""
+        """Return min, opt and max, each once."""
         return tuple(dict.fromkeys((self.min, self.opt, self.max)))
 
     @classmethod
     def parse(cls, text: str) -> Profile:
-        """A profile from ``MIN:OPT:MAX``.
+        """Return the profile that ``MIN:OPT:MAX`` describes.
 
         Raises:
-            ProfileError: for any other form.
+            ProfileError: the text has another form.
         """
         parts = text.split(":")
         if len(parts) != 3 or not all(_NUMBER.fullmatch(part) and len(part) <= 12 for part in parts):
@@ -185,14 +185,14 @@ class Profile:
 
     @classmethod
     def complete(cls, min_: int | None, opt: int | None, max_: int | None) -> Profile:
-        """A profile from what was given: 1:16:32, stretched to hold the values that were."""
+        """Return a profile with the values given; the others are those of 1:16:32, widened where necessary."""
         low = 1 if min_ is None else min_
         high = max_ if max_ is not None else max(32, low, opt or 0)
         return cls(low, min(max(16, low), high) if opt is None else opt, high)
 
 
 def pick_profile(profiles: Sequence[Profile], batch: int) -> int | None:
-    """Index of the profile for `batch`: of those that hold it, the one whose opt is nearest; None if none does.
+    """Return the index of the profile with the nearest opt among those that hold `batch`, or None if none does.
 
     Ties go to the profile with the smaller maximum, then to the earlier one.
     """
@@ -204,7 +204,7 @@ def refuse_outside(profiles: Sequence[Profile], batches: Sequence[int], artifact
     """Raise unless every batch fits a profile.
 
     Raises:
-        ProfileError: naming the batches, the profiles, and both ways out.
+        ProfileError: the message names the batches and the profiles; the fix names a new build and another batch.
     """
     outside = [batch for batch in batches if pick_profile(profiles, batch) is None]
     if not outside:
@@ -225,7 +225,7 @@ def refuse_outside(profiles: Sequence[Profile], batches: Sequence[int], artifact
 
 
 def _listed(batches: Sequence[int]) -> str:
-    """``33-40, 64``: neighbours together; of many pieces the first, and how many sizes more there are."""
+    """Return sizes as ranges, ``33-40, 64``, cut after :data:`_MOST_NAMED` with the number of sizes left out."""
     pieces: list[list[int]] = []
     for batch in sorted(set(batches)):
         if pieces and batch == pieces[-1][-1] + 1:
@@ -241,7 +241,7 @@ def refuse_no_profile(profiles: Sequence[Profile], profile: int | None, artifact
     """Raise where an engine has no profile of this index.
 
     Raises:
-        UsageError: with those that it has.
+        UsageError: the fix lists the engine's profiles.
     """
     if profile is not None and not 0 <= profile < len(profiles):
         there = ", ".join(f"{index} ({each})" for index, each in enumerate(profiles))
@@ -249,6 +249,6 @@ def refuse_no_profile(profiles: Sequence[Profile], profile: int | None, artifact
 
 
 def nearest_inside(profiles: Sequence[Profile], batch: int) -> int:
-    """The allowed batch size nearest to `batch`."""
+    """Return the allowed batch size nearest to `batch`."""
     candidates = [min(max(batch, profile.min), profile.max) for profile in profiles]
     return min(candidates, key=lambda size: abs(size - batch))

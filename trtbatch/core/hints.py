@@ -1,4 +1,4 @@
-"""What to type next: the command that makes an artifact again, and what to name in place of a wrong file."""
+"""Suggest what to type next: the command that makes an artifact again, or the file to name instead of a wrong one."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ MAKE: dict[Kind, str] = {
 
 
 def built_from(artifact: Artifact) -> list[str]:
-    """Return the path of the file that an artifact was made from, as seen from here; empty where it isn't known."""
+    """Return the path of the file that an artifact was made from, relative to here; empty where it is unknown."""
     source = artifact.sidecar.source_path
     return [] if source is None else [os.path.normpath(artifact.path.parent / source)]
 
 
 def build_line(artifact: Artifact) -> str:
-    """Return the command that builds this engine again, in its place, as far as its sidecar tells.
+    """Return the command that builds this engine again in its place, as far as its sidecar records it.
 
-    Calibration samples are not on record as they were given, nor are settings of the builder that decide how long it
+    The sidecar doesn't record the path of calibration samples, nor the builder's settings that decide how long it
     searches.
     """
     sidecar = artifact.sidecar
@@ -57,7 +57,7 @@ def build_line(artifact: Artifact) -> str:
 
 
 def precision_words(sidecar: Sidecar) -> list[str]:
-    """Return the options of ``build`` that give an engine the precision that this one has."""
+    """Return the options of ``build`` that request this engine's precision."""
     conversion, asked = sidecar.conversion, sidecar.precision_asked
     if asked in (None, "default"):
         asked = None if conversion is None else conversion.precision
@@ -70,14 +70,15 @@ def precision_words(sidecar: Sidecar) -> list[str]:
 
 
 def refuse_other_file(path: Path, kind: Kind | None) -> None:
-    """Raise where a path is a folder, or its name says that it is something else than an artifact of this kind.
+    """Raise where a path is a folder, or its name shows that it isn't an artifact of this kind.
 
     Args:
-        kind: None where any kind will do.
+        path: what the user named.
+        kind: the kind that is needed; None where any artifact will do.
 
     Raises:
-        ArtifactError: a sidecar, another JSON file, a preprocessor, a photograph, a table, …; the file that was meant
-            is named, or what to name.
+        ArtifactError: a sidecar, another JSON file, a preprocessor, an image, a table, …; the fix names the intended
+            file, or the kind of file to name.
     """
     if path.is_dir():
         raise ArtifactError(f"{path} is a folder, not {_wanted(kind)}", _one_of_folder(path, kind))
@@ -102,7 +103,7 @@ _OTHERS = {
     ".pt2": ("a program of torch", "export it first: trtbatch export {} --dynamic"),
     ".py": ("Python code", "export its model first: trtbatch export MODULE:FACTORY --dynamic"),
 }
-"""Files that are named by mistake, by suffix: what they are, and what to do (``""``: name the right file)."""
+"""Files named by mistake, by suffix: what they are, and the fix (``""``: name the right file)."""
 
 _SUFFIXES: dict[Kind | None, tuple[str, ...]] = {
     None: (".onnx", ".engine", ".plan"),
@@ -119,7 +120,7 @@ def _wanted(kind: Kind | None) -> str:
 
 
 def _one_of_folder(folder: Path, kind: Kind | None) -> str:
-    """What to name in place of a folder: the files of the kind that lie in it."""
+    """Return the fix for a folder: the files of the kind that it contains."""
     names = sorted(path.name for path in folder.iterdir() if path.name.endswith(_SUFFIXES[kind]) and path.is_file())
     if kind == "onnx":
         names = [name for name in names if not name.endswith((".ort.onnx", ".pre.onnx"))]
@@ -130,7 +131,7 @@ def _one_of_folder(folder: Path, kind: Kind | None) -> str:
 
 
 def _refuse_json(path: Path, kind: Kind | None) -> None:
-    """Raise for a JSON file, with the artifact beside which it lies."""
+    """Raise for a JSON file; where it is a sidecar, the fix names its artifact."""
     wanted = _wanted(kind)
     own = path.with_name(path.name.removesuffix(".json"))
     if not own.is_file():
@@ -148,7 +149,7 @@ def _refuse_json(path: Path, kind: Kind | None) -> None:
 
 
 def instead(path: Path, sidecar: Sidecar, kind: Kind) -> str:
-    """Say what to name where `kind` is wanted and a file of another kind is given."""
+    """Return the fix where `kind` is needed and a file of another kind was given."""
     if kind == "preprocessor":
         return f"make one for it: trtbatch export-preprocessor {path}"
     if kind == "engine" and sidecar.kind == "preprocessor":
@@ -165,7 +166,7 @@ def _for_images(path: Path) -> str:
 
 
 def of_other_backend(path: Path) -> Path | None:
-    """Return the engine of that name by the other backend: ``x.ort.onnx`` for ``x.engine``, or the reverse."""
+    """Return the engine of the same name for the other backend: ``x.ort.onnx`` for ``x.engine``, or the reverse."""
     suffixes = (".engine", ".ort.onnx")
     for own, other in (suffixes, suffixes[::-1]):
         there = path.with_name(path.name.removesuffix(own) + other)

@@ -1,7 +1,7 @@
-"""From a photograph to the model's input, as the model was trained: resize, centre crop, scale, normalise.
+"""Turn an image into the model's input as in training: resize, centre crop, scale, normalise.
 
 The arithmetic is that of ``torchvision.transforms._presets.ImageClassification`` on a Pillow image, so that
-a machine without torch gives the same input; the tests compare the two.
+a machine without torch makes the same input; the tests compare the two.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from trtbatch.errors import UsageError
 from trtbatch.util import optional
 
-if TYPE_CHECKING:  # the ONNX tools aren't needed to open an image
+if TYPE_CHECKING:  # opening an image must not need the ONNX tools
     from PIL.Image import Image
 
     from trtbatch.core.sidecar import Sidecar
@@ -24,28 +24,28 @@ if TYPE_CHECKING:  # the ONNX tools aren't needed to open an image
 __all__ = ["READERS", "Preprocessing", "choose_reader", "image_input", "orientation_of", "refuse_reader"]
 
 READERS = ("auto", "host", "dali")
-"""What may read images; ``auto`` chooses."""
+"""Names of what can read images; ``auto`` chooses."""
 
 _ORIENTATION = 0x0112
-"""EXIF's tag of how the camera was held."""
+"""EXIF's tag of the camera's orientation."""
 
 
 def orientation_of(image: Image) -> int:
-    """How the camera was held, 1 to 8, as EXIF says; 1, upright, where it says nothing."""
+    """Return the camera's orientation from EXIF, 1 to 8; 1, upright, where EXIF has none."""
     value = image.getexif().get(_ORIENTATION, 1)
     return value if isinstance(value, int) else 1
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a photograph becomes one sample of the model's input, ``(3, H, W)`` float32.
+    """Recipe that turns an image into one sample of the model's input, ``(3, H, W)`` float32.
 
     Args:
         resize: pixels of the shorter side after resizing; the other side keeps the aspect ratio.
-        crop: ``(H, W)`` pixels cut from the centre; black is added where the image is smaller.
-        mean, std: of each channel, in units of the 0…1 range.
+        crop: ``(H, W)`` pixels cut from the centre; a smaller image is padded with black.
+        mean, std: per channel, in units of the 0…1 range.
         interpolation: Pillow's resampling filter, always antialiased.
-        fused: layout of the uint8 images that the model takes, where scale, mean and deviation are part of it.
+        fused: layout of the uint8 images that the model takes, where scale, mean and deviation are part of the model.
     """
 
     resize: int
@@ -60,14 +60,15 @@ class Preprocessing:
             raise ValueError(f"preprocessing needs positive sizes and deviations, not {self}")
 
     def __call__(self, image: Image) -> NDArray[Any]:
-        """The sample of a Pillow image of any mode and size: ``(3, H, W)`` float32, or uint8 as `fused` says."""
+        """Return the sample of a Pillow image of any mode and size: ``(3, H, W)`` float32, or uint8 as `fused` says."""
         return self.from_pixels(self.pixels(image))
 
     def from_pixels(self, pixels: NDArray[np.uint8], out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return the samples of resized and cropped images ``(…, H, W, 3)``: normalised, or uint8 as `fused` says.
 
         Args:
-            out: takes the samples, in its own type.
+            pixels: uint8 images.
+            out: array that receives the samples, in its own dtype.
         """
         if self.fused is None:
             return self.normalise(pixels, out)
@@ -78,24 +79,24 @@ class Preprocessing:
         return out
 
     def normalise_batch(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Images as the fused model takes them, ``(N, …)`` uint8, to ``(N, 3, H, W)`` float32."""
+        """Convert the uint8 images ``(N, …)`` that a fused model takes to ``(N, 3, H, W)`` float32."""
         pixels = images if self.fused == "NHWC" else np.moveaxis(images, 1, -1)
         return np.stack([self.normalise(each) for each in pixels])
 
     @staticmethod
     def rgb(image: Image) -> Image:
-        """The image upright, as its EXIF orientation says, in three colours of 8 bits."""
+        """Return the image as 8-bit RGB, turned upright by its EXIF orientation."""
         from PIL import Image as PillowImage
         from PIL import ImageOps
 
-        if orientation_of(image) != 1:  # asked first: turning by nothing copies
+        if orientation_of(image) != 1:  # exif_transpose copies even an upright image
             image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):  # Pillow would cut every value over 255 to white
+        if image.mode.startswith("I;16"):  # Pillow's convert would clip every value over 255 to white
             image = PillowImage.fromarray((np.asarray(image, np.uint16) >> 8).astype(np.uint8))
         return image if image.mode == "RGB" else image.convert("RGB")
 
     def pixels(self, image: Image) -> NDArray[np.uint8]:
-        """The resized and cropped image, ``(H, W, 3)`` uint8."""
+        """Return the resized and cropped image, ``(H, W, 3)`` uint8."""
         from PIL import Image as PillowImage
 
         image = self.rgb(image)
@@ -114,7 +115,7 @@ class Preprocessing:
         return np.asarray(image.crop((left, top, left + columns, top + rows)))
 
     def normalise(self, pixels: NDArray[np.uint8], out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Pixels ``(…, H, W, 3)`` uint8 to samples ``(…, 3, H, W)`` float32, or to `out`."""
+        """Convert pixels ``(…, H, W, 3)`` uint8 to samples ``(…, 3, H, W)`` in float32, or in `out` and its dtype."""
         planes = np.moveaxis(pixels, -1, -3)
         samples = np.empty(planes.shape, np.float32) if out is None else out
         mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
@@ -128,7 +129,7 @@ class Preprocessing:
         return samples
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height after resizing, before the crop."""
+        """Return width and height after resizing, before the crop."""
         short, long = sorted((width, height))
         new_long = max(1, int(self.resize * long / short))
         return (self.resize, new_long) if width <= height else (new_long, self.resize)
@@ -137,13 +138,15 @@ class Preprocessing:
 def image_input(
     sidecar: Sidecar, instead: str = "give arrays (FILE.npy, or FILE.npz with each by its input's name), or "
 ) -> tuple[TensorSpec, Preprocessing]:
-    """Return the one input that takes images, and how they are prepared for it.
+    """Return the one input that takes images, and its preprocessing.
 
     Args:
-        instead: what can be done without images, as the beginning of a fix; "" where nothing can.
+        sidecar: the sidecar of the model's artifact.
+        instead: beginning of a fix that says what works without images; "" where nothing does.
 
     Raises:
-        UsageError: the model has several inputs, or no preprocessing recorded, or one that the input doesn't take.
+        UsageError: the model has several inputs, no recorded preprocessing, or one whose samples the input doesn't
+            take.
     """
     if sidecar.preprocessing is None:
         raise UsageError(
@@ -168,21 +171,22 @@ def refuse_reader(wanted: str) -> None:
     """Raise where no reader has this name.
 
     Raises:
-        UsageError: with those that there are.
+        UsageError: the fix lists the readers.
     """
     if wanted not in READERS:
         raise UsageError(f"`reader={wanted!r}` is no reader", f"pass {', '.join(READERS[:-1])} or {READERS[-1]}")
 
 
 def choose_reader(wanted: str, sidecar: Sidecar) -> str:
-    """Return ``host`` or ``dali`` for a model of one image input.
+    """Return ``host`` or ``dali`` for a model with one image input.
 
     Args:
         wanted: ``auto``, ``host`` or ``dali``.
+        sidecar: the sidecar of the model's artifact.
 
     Raises:
-        UsageError: DALI was asked for, and doesn't fill such an input; or no such reader.
-        MissingPackageError: DALI was asked for, and isn't installed.
+        UsageError: DALI was requested and can't fill such an input, or there is no such reader.
+        MissingPackageError: DALI was requested and isn't installed.
     """
     refuse_reader(wanted)
     spec, _ = image_input(sidecar)

@@ -1,7 +1,7 @@
-"""Which optimization profiles an engine has, and which of them runs a batch: measured where it was. Pure.
+"""Choose the optimization profiles of an engine, and the profile that runs each batch, from measurements.
 
-Two passes: :func:`auto_profiles` makes the candidates before the build; after it every (profile, batch) pair is
-timed, and a :class:`Measured` for each batch says which profile won. The runtime looks the winner up.
+Two steps: :func:`auto_profiles` makes the candidates before the build. After the build every (profile, batch) pair is
+timed, and a :class:`Measured` per batch records the fastest profile, which the runtime looks up.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ __all__ = [
 ]
 
 MAX_PROFILES = 8
-"""Profiles that ``--profiles auto`` makes at the most: each takes as long to build as the first."""
+"""Most profiles that ``--profiles auto`` makes: each takes as long to build as the first."""
 
 SEARCHED = 8192
-"""Samples of a huge batch for which the best split is searched; the others run at the size that is best by far."""
+"""Samples of a huge batch whose best split is searched; the others run at the size with the least time per sample."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One batch size as it was timed after the build.
+    """Timing of one batch size after the build.
 
     Args:
-        batch: its size.
-        profile: index of the profile that was the fastest.
-        ms: median time of one run on it.
-        times: of every profile that holds the batch, ms by index.
-        loss: how much longer the next best takes, relative to `ms`; None where no other profile holds it.
+        batch: the batch size.
+        profile: index of the fastest profile.
+        ms: median time of one run on that profile.
+        times: median time on every profile that holds the batch, ms by profile index.
+        loss: how much longer the second fastest takes, relative to `ms`; None where no other profile holds the batch.
     """
 
     batch: int
@@ -60,7 +60,7 @@ class Measured:
 
     @classmethod
     def of(cls, batch: int, times: Mapping[int, float]) -> Measured:
-        """The row of a batch, from the time on each profile."""
+        """Return the record of a batch from its time on each profile, ms by profile index."""
         order = sorted(times, key=lambda index: (times[index], index))
         best = times[order[0]]
         loss = float(f"{times[order[1]] / best - 1:.4g}") if len(order) > 1 and best > 0 else None
@@ -68,20 +68,20 @@ class Measured:
 
 
 def powers_of_two(smallest: int, largest: int) -> list[int]:
-    """`smallest`, the powers of two between, and `largest`."""
+    """Return `smallest`, the powers of two in between, and `largest`."""
     inner = [1 << bit for bit in range(largest.bit_length()) if smallest < 1 << bit < largest]
     return sorted({smallest, *inner, largest})
 
 
 def auto_profiles(batches: Sequence[int], smallest: int, most: int = MAX_PROFILES) -> tuple[Profile, ...]:
-    """A profile for each batch size of interest, tuned for it: ``smallest:batch:batch``.
+    """Return a profile for each batch size of interest, tuned for that size: ``smallest:batch:batch``.
 
-    Every one begins at `smallest`, so that a batch between two sizes has all larger profiles to choose from. Where
-    there are more sizes than `most`, those stay that keep the worst ratio from a size to the next one that has a
-    profile as small as can be; what is then left over goes to the sizes with the largest ratio, the smaller ones first.
+    Every profile begins at `smallest`, so that a batch between two sizes can run on all larger profiles. With more
+    sizes than `most`, those are kept that minimise the largest ratio from a size to the next larger kept size. Profiles
+    that are still free go to the sizes with the largest ratio, smaller sizes first.
 
     Raises:
-        ProfileError: no batch sizes, or one under `smallest`, or `most` under 1.
+        ProfileError: there are no batch sizes, one is below `smallest`, or `most` is below 1.
     """
     sizes = sorted(set(batches))
     if not sizes or sizes[0] < smallest or most < 1:
@@ -92,7 +92,7 @@ def auto_profiles(batches: Sequence[int], smallest: int, most: int = MAX_PROFILE
     if len(sizes) <= most:
         return tuple(Profile(smallest, batch, batch) for batch in sizes)
     low, high = 1.0, sizes[-1] / sizes[0]
-    for _ in range(50):  # halves the interval to the least ratio that so many can hold
+    for _ in range(50):  # bisect for the least ratio that `most` sizes can keep
         middle = (low + high) / 2
         low, high = (low, middle) if len(_covering(sizes, middle)) <= most else (middle, high)
     kept = set(_covering(sizes, high))
@@ -103,7 +103,7 @@ def auto_profiles(batches: Sequence[int], smallest: int, most: int = MAX_PROFILE
 
 
 def _covering(sizes: Sequence[int], ratio: float) -> list[int]:
-    """The fewest of ascending `sizes`, the largest among them, so that none is further than `ratio` below one."""
+    """Return the fewest of ascending `sizes`, with the largest, that leave no size further than `ratio` below one."""
     kept: list[int] = []
     for size in sizes:
         if not kept or size > kept[-1]:
@@ -115,12 +115,13 @@ def _covering(sizes: Sequence[int], ratio: float) -> list[int]:
 def plan_auto(
     smallest: int | None, largest: int | None, batches: Sequence[int] | None, most: int = MAX_PROFILES
 ) -> tuple[Profile, ...]:
-    """The profiles of ``--profiles auto``, from what was given of ``--min``, ``--max`` and ``--batch``.
+    """Return the profiles of ``--profiles auto`` for the values given of ``--min``, ``--max`` and ``--batch``.
 
-    Without sizes of interest they are the powers of two from 1 to 32, or from `smallest` to `largest`.
+    Without batch sizes of interest the profiles are those of the powers of two from 1 to 32, or from `smallest` to
+    `largest`.
 
     Raises:
-        ProfileError: a size of interest outside `smallest` to `largest`.
+        ProfileError: a batch size of interest is outside `smallest` to `largest`.
     """
     low = smallest if smallest is not None else 1
     high = largest if largest is not None else max(batches) if batches else max(32, low)
@@ -136,7 +137,7 @@ def plan_auto(
 
 
 def gaps(profiles: Sequence[Profile]) -> list[tuple[int, int]]:
-    """Ranges of batch sizes between the smallest minimum and the largest maximum that no profile holds."""
+    """Return the ranges of batch sizes between the smallest minimum and the largest maximum that no profile holds."""
     found: list[tuple[int, int]] = []
     reached = min(profile.min for profile in profiles) - 1
     for profile in sorted(profiles):
@@ -147,15 +148,15 @@ def gaps(profiles: Sequence[Profile]) -> list[tuple[int, int]]:
 
 
 def widest(profiles: Sequence[Profile]) -> int:
-    """Index of the profile that holds the most batch sizes; of several, the first."""
+    """Return the index of the profile that holds the most batch sizes; the first on a tie."""
     return max(range(len(profiles)), key=lambda index: (profiles[index].max - profiles[index].min, -index))
 
 
 def look_up(profiles: Sequence[Profile], table: Sequence[Measured], batch: int) -> int | None:
-    """Index of the profile that runs `batch`; None where none holds it.
+    """Return the index of the profile that runs `batch`, or None where no profile holds it.
 
-    A measured batch has its winner; one between two measured ones that of the next larger, if it holds the batch,
-    else of the next smaller. Beyond the table it is the profile whose opt is nearest.
+    A measured batch has its fastest profile. A batch between two measured ones has that of the next larger, or else of
+    the next smaller, where that profile holds the batch. Otherwise the profile with the nearest opt runs it.
     """
     rows = sorted(table, key=lambda row: row.batch)
     place = bisect_left([row.batch for row in rows], batch)
@@ -166,21 +167,24 @@ def look_up(profiles: Sequence[Profile], table: Sequence[Measured], batch: int) 
 
 
 def split_batch(batch: int, profiles: Sequence[Profile], times: Mapping[int, float]) -> list[int]:
-    """The sizes, larger ones first, that a batch larger than every profile is run in: those that take least time.
+    """Return the sizes, largest first, of the fastest split of a batch that is larger than every profile.
 
-    Times between measured sizes are interpolated; without any, time is taken to be proportional to the next power
-    of two, so that few large pieces win. What a rest under the smallest minimum costs is its padding's time.
+    Times between measured sizes are interpolated. Without any times, the time of a size is taken to be proportional to
+    the next power of two, so that few large pieces win. A size below the smallest minimum costs the time of its padded
+    size.
 
-    Of a huge batch, all but a rest runs at the size that takes the least time per sample, c. With a rest of c times the
-    largest size that is the best split there is: of any c pieces some add up to a multiple of c, which pieces of c run
-    as fast. The rest is at most :data:`SEARCHED` samples, so that the search is short; where c is more than that, it is
-    one piece.
+    A huge batch runs at c, the size with the least time per sample, except for a rest. With a rest of c times the
+    largest size the split is optimal: among any c pieces some add up to a multiple of c, and pieces of c run them as
+    fast. The rest has at most :data:`SEARCHED` samples, which keeps the search short. Where c is larger than that, the
+    rest is one piece.
 
     Args:
+        batch: the size to split.
+        profiles: the engine's profiles.
         times: ms by measured batch size.
 
     Returns:
-        ``[batch]`` where it needs no splitting.
+        The sizes; ``[batch]`` where no split is needed.
     """
     largest = max(profile.max for profile in profiles)
     if batch <= largest:
@@ -189,7 +193,7 @@ def split_batch(batch: int, profiles: Sequence[Profile], times: Mapping[int, flo
     cost = _interpolated(sizes, times)
     _add_padding(cost, profiles)
     per_sample = cost / sizes
-    common = largest - int(np.argmin(per_sample[::-1]))  # of equal ones the largest
+    common = largest - int(np.argmin(per_sample[::-1]))  # the largest on a tie
     if common > SEARCHED:
         whole, rest = divmod(batch, common)
         return [common] * whole + [rest] * (rest > 0)
@@ -198,27 +202,28 @@ def split_batch(batch: int, profiles: Sequence[Profile], times: Mapping[int, flo
 
 
 def _add_padding(cost: NDArray[np.float64], profiles: Sequence[Profile]) -> None:
-    """Let a size that no profile holds take what the next larger size takes that one does hold."""
+    """Give a size that no profile holds the cost of the next larger size that one does hold."""
     held = np.zeros(len(cost), np.bool_)
     for profile in profiles:
         held[profile.min - 1 : profile.max] = True
-    places = np.flatnonzero(held)  # the largest size is one of them
+    places = np.flatnonzero(held)  # always includes the largest size
     cost[:] = cost[places[np.searchsorted(places, np.arange(len(cost)))]]
 
 
 def fastest_pieces(batch: int, cost: NDArray[np.float64]) -> list[int]:
-    """The pieces of a batch that take the least time, by dynamic programming.
+    """Return the pieces of a batch that take the least time, by dynamic programming.
 
     Args:
+        batch: the size to split.
         cost: time of a piece of 1, 2, … samples.
     """
-    # best[n]: the least time for n samples; each n is a last piece and the best for the rest.
+    # best[n]: the least time for n samples, which is that of a last piece and the best split of the rest.
     best = np.zeros(batch + 1)
     last = np.zeros(batch + 1, np.int64)
     for count in range(1, batch + 1):
         reach = min(count, len(cost))
         totals = best[count - reach : count][::-1] + cost[:reach]
-        last[count] = reach - int(np.argmin(totals[::-1]))  # of equal ones the largest piece
+        last[count] = reach - int(np.argmin(totals[::-1]))  # the largest piece on a tie
         best[count] = totals[last[count] - 1]
     pieces: list[int] = []
     while batch:
@@ -228,7 +233,7 @@ def fastest_pieces(batch: int, cost: NDArray[np.float64]) -> list[int]:
 
 
 def _interpolated(sizes: NDArray[np.int64], times: Mapping[int, float]) -> NDArray[np.float64]:
-    """Time of each size, ms: linear between measured ones, proportional above the largest, constant below the least."""
+    """Return each size's time, ms: linear between measured sizes, proportional above them, constant below them."""
     if not times:
         return np.asarray(2.0 ** np.ceil(np.log2(sizes)))
     known = sorted(times)

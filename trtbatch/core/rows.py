@@ -1,4 +1,4 @@
-"""Rows: one sample's share of an output. How they are drawn, compared and judged; pure numpy."""
+"""Draw, compare and judge rows: one sample's share of an output is a row."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ _BY_PRECISION = {"tf32": 2e-3, "fp16": 1e-2, "bf16": 8e-2, "int8": 1e-1, "fp8": 
 
 
 def tolerance(dtype: str, precision: str = "fp32") -> float:
-    """Largest relative error ‖row − reference‖₂ / ‖reference‖₂ that counts as equal.
+    """Return the largest relative error ‖row − reference‖₂ / ‖reference‖₂ that counts as equal.
 
-    Of the output's dtype:
+    By the output's dtype:
 
-    * integers and booleans: 0, they are counted, not rounded.
-    * float32: 1e-4. Unit round-off is 6e-8; over a hundred layers, summed in other orders, 1e-6 to 1e-5 is
-      usual, and a row that is wrong is wrong by about 1.
-    * float64: 1e-9, by the same reckoning (a constant kept as float32 would show as 1e-8).
+    * integers and booleans: 0, because they are counted, not rounded.
+    * float32: 1e-4. Unit round-off is 6e-8. Over a hundred layers, summed in other orders, errors of 1e-6 to 1e-5 are
+      usual; a wrong row is wrong by about 1.
+    * float64: 1e-9, by the same reasoning (a constant kept as float32 would show as 1e-8).
     * float16, bfloat16: 1e-2 and 8e-2, about twenty unit round-offs (4.9e-4 and 3.9e-3).
 
-    Or, where it is larger, of the precision that the engine computes in:
+    Or, where it is larger, by the precision that the engine computes in:
 
-    * tf32 (TensorRT's default for float32): 2e-3, four unit round-offs of its 10-bit fraction (2⁻¹¹ ≈ 4.9e-4);
+    * tf32 (TensorRT's default for float32): 2e-3, four unit round-offs of its 10-bit fraction (2⁻¹¹ ≈ 4.9e-4), because
       another batch size may run another kernel, which rounds in another order.
-    * fp16, bf16: as the dtypes. int8, fp8: 1e-1; their 8 bits are set by calibration, not by rounding alone.
+    * fp16, bf16: as for the dtypes. int8, fp8: 1e-1, because calibration, not only rounding, decides their 8 bits.
     """
     if np.dtype("f" if dtype == "bfloat16" else dtype).kind in "iub":
         return 0.0
@@ -55,7 +55,7 @@ def tolerance(dtype: str, precision: str = "fp32") -> float:
 
 
 def rows_of(array: Array, spec: TensorSpec) -> Array:
-    """The array with its batch axis first, each row flat: ``(N, elements)``."""
+    """Return an array with its batch axis first and each row flat: ``(N, elements)``."""
     if spec.batch_axis is None:
         raise ValueError(f"{spec.name} has no batch axis")
     moved = np.moveaxis(array, spec.batch_axis, 0)
@@ -63,15 +63,15 @@ def rows_of(array: Array, spec: TensorSpec) -> Array:
 
 
 def as_rows(array: Array, spec: TensorSpec) -> Array:
-    """:func:`rows_of` an output; one without a batch axis is a single row, ``(1, elements)``."""
+    """Return the rows of an output as :func:`rows_of`; without a batch axis it is one row, ``(1, elements)``."""
     return array.reshape(1, -1) if spec.batch_axis is None else rows_of(array, spec)
 
 
 def row_errors(rows: Array, reference: Array) -> NDArray[np.float64]:
-    """Relative error of each row, ‖row − reference‖₂ / ‖reference‖₂, shape ``(N,)``.
+    """Return the relative error of each row, ‖row − reference‖₂ / ‖reference‖₂, shape ``(N,)``.
 
-    Equal rows give 0, also where they are zero, infinite or NaN alike; a row that is NaN on one side only
-    gives infinity, as does anything where the reference is zero.
+    Equal rows give 0, even where both are zero, infinite or NaN. A row that is NaN on one side only gives infinity, and
+    so does any difference from a reference of zero.
     """
     same = (rows == reference) | ((rows != rows) & (reference != reference))
     wide = np.longdouble if rows.dtype == np.float64 else np.float64
@@ -80,21 +80,21 @@ def row_errors(rows: Array, reference: Array) -> NDArray[np.float64]:
         error = np.sqrt((np.where(same, 0.0, a - b) ** 2).sum(axis=1))
         norm = np.sqrt((np.where(same, np.nan_to_num(b), b) ** 2).sum(axis=1))
         relative = np.where(error == 0, 0.0, error / norm)
-    smallest = np.nextafter(0.0, 1.0)  # for integers that differ by less than the wide type can tell
+    smallest = np.nextafter(0.0, 1.0)  # for integers that differ by less than the wide type resolves
     relative = np.where((relative == 0) & ~same.all(axis=1), smallest, relative)
     return np.where(np.isnan(relative), np.inf, relative).astype(np.float64)
 
 
 def wrong_rows(rows: Array, reference: Array, limit: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Indices of the rows whose error exceeds `limit`, and all errors."""
+    """Return the indices of the rows whose error exceeds `limit`, and all errors."""
     errors = row_errors(rows, reference)
     return np.flatnonzero(errors > limit), errors
 
 
 def random_inputs(inputs: Sequence[TensorSpec], batch: int, seed: int) -> dict[str, Array]:
-    """Fresh inputs for `batch` samples: floats from N(0, 1), integers from their recorded range (else 0, 1).
+    """Draw inputs for `batch` samples: floats from N(0, 1), integers from their recorded range (else 0 to 1).
 
-    Every axis but the batch must be known.
+    A uint8 input without a recorded range is drawn from 0 to 255. Every axis but the batch must have a size.
     """
     generator = np.random.default_rng(seed)
     drawn: dict[str, Array] = {}
@@ -113,11 +113,11 @@ def random_inputs(inputs: Sequence[TensorSpec], batch: int, seed: int) -> dict[s
 
 @dataclass(frozen=True)
 class Limit:
-    """What counts as equal: an L2-relative error per row, or numpy's element-wise rtol and atol.
+    """Limit of what counts as equal: an L2-relative error per row, or numpy's element-wise rtol and atol.
 
     Args:
         relative: bound of ‖row − reference‖₂ / ‖reference‖₂.
-        rtol, atol: where given, every element must hold |a − b| ≤ atol + rtol·|b| instead.
+        rtol, atol: where given, every element must satisfy |a − b| ≤ atol + rtol·|b| instead.
     """
 
     relative: float
@@ -132,16 +132,16 @@ class Limit:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows against reference rows, each field of shape ``(N,)``.
+    """Comparison of rows a with reference rows b, each field of shape ``(N,)``.
 
     Args:
-        max_abs: largest |a − b|; infinity where one side alone is NaN or infinite.
+        max_abs: largest |a − b|; infinity where only one side is NaN or infinite.
         max_rel: largest |a − b| / |b|; infinity where b is 0 and a isn't.
         l2_rel: ‖a − b‖₂ / ‖b‖₂.
-        cosine: of the angle between a and b; 1 for two zero rows, 0 where one is zero.
+        cosine: of the angle between a and b; 1 for two zero rows, 0 where only one is zero.
         top1: whether the largest element is at the same place; None where rows aren't class scores.
-        nan, inf: elements of a that are NaN, infinite.
-        passed: within the limit.
+        nan, inf: number of elements of a that are NaN, or infinite.
+        passed: whether the row is within the limit.
     """
 
     max_abs: NDArray[np.float64]
@@ -184,7 +184,7 @@ def compare(rows: Array, reference: Array, limit: Limit, class_scores: bool = Fa
 
 
 def _cosines(a: Array, b: Array) -> NDArray[np.float64]:
-    """Cosine of the angle between corresponding rows, scaled first so that large values don't overflow."""
+    """Return the cosine of the angle between corresponding rows, scaled first so that large values don't overflow."""
     with np.errstate(all="ignore"):
         a = a / np.maximum(np.abs(a).max(axis=1, initial=0.0, keepdims=True), np.finfo(np.float64).tiny)
         b = b / np.maximum(np.abs(b).max(axis=1, initial=0.0, keepdims=True), np.finfo(np.float64).tiny)
@@ -195,9 +195,10 @@ def _cosines(a: Array, b: Array) -> NDArray[np.float64]:
 
 
 def valid_only(outputs: dict[str, Array], specs: Sequence[TensorSpec]) -> dict[str, Array]:
-    """Outputs with the padding of detections set to zero: beyond a sample's count nothing means anything.
+    """Return outputs with the padding of detections set to zero, because its values are undefined.
 
-    A spec with ``counted_by`` has, behind its batch axis, an axis of entries, of which the first *count* are valid.
+    A spec with ``counted_by`` has an axis of entries after its batch axis; only the first *count* entries of a sample
+    are valid.
     """
     cleaned = dict(outputs)
     for spec in specs:
@@ -212,7 +213,7 @@ def valid_only(outputs: dict[str, Array], specs: Sequence[TensorSpec]) -> dict[s
 
 
 def named_rows(rows: Sequence[int]) -> str:
-    """Row numbers in words, counted from 0: ``rows 1–7``, ``row 2``, ``rows 0, 3, 4``; ``elements`` for none."""
+    """Return row numbers in words, from 0: ``rows 1–7``, ``row 2``, ``rows 0, 3, 4``; ``elements`` for none."""
     if not rows:
         return "elements"
     one, first, last = len(rows) == 1, rows[0], rows[-1]

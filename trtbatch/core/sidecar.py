@@ -1,4 +1,4 @@
-"""The JSON sidecar of an artifact: its fields, and how it is read.
+"""Define the JSON sidecar of an artifact, and read it.
 
 An artifact ``x.onnx`` or ``x.engine`` has the sidecar ``x.onnx.json`` or ``x.engine.json``.
 """
@@ -40,7 +40,7 @@ Kind = Literal["onnx", "engine", "preprocessor"]
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A file as it was when something was made from it: name, SHA-256 and size in bytes."""
+    """A file at the time when something was made from it: name, SHA-256 and size in bytes."""
 
     file: str
     sha256: str
@@ -49,12 +49,12 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """Where the numbers of the model come from.
+    """Origin of a model's weights.
 
     Args:
-        origin: the MODEL that was exported: a torchvision name, ``package.module:factory`` or a ``.pt2`` file.
-        weights_option: the ``--weights`` that makes the same numbers again.
-        input_shape: the ``--input-shape`` that was given.
+        origin: the exported MODEL: a torchvision name, ``package.module:factory`` or a ``.pt2`` file.
+        weights_option: the ``--weights`` that gives the same weights again.
+        input_shape: the given ``--input-shape``.
     """
 
     name: str
@@ -69,19 +69,20 @@ class ModelRecord:
 
 @dataclass(frozen=True)
 class Conversion:
-    """How an ONNX file was made to compute in another precision.
+    """Conversion of an ONNX file to another precision.
 
     Args:
-        precision: of its matrix products.
-        rest: what the other nodes compute in, where the products are quantized.
-        io: of its inputs and outputs; None where they kept their types.
+        precision: of the matrix products.
+        rest: precision of the other nodes, where the matrix products are quantized.
+        io: type of the inputs and outputs; None where they kept their types.
         keep_fp32: names of nodes and operators that were to stay float32.
-        calibration: the samples that ranges were taken from, in words, and the SHA-256 of their values.
-        random: whether those were random.
-        method: by which the ranges were chosen; None where nothing was quantized.
-        kept: the nodes that `keep_fp32` names.
-        stayed: matrix products that compute in something else all the same.
-        tools: what converted it.
+        calibration: description of the calibration samples, which give the ranges.
+        calibration_sha256: hash of the samples' values.
+        random: whether the calibration samples were random.
+        method: how the ranges were chosen; None where nothing was quantized.
+        kept: the nodes that `keep_fp32` matched.
+        stayed: matrix products that compute in another precision nevertheless.
+        tools: versions of the tools that converted the file.
     """
 
     precision: str
@@ -98,20 +99,20 @@ class Conversion:
 
     @property
     def settings(self) -> tuple[Any, ...]:
-        """What decides the result."""
+        """Return the settings that decide the conversion's result."""
         samples = (self.calibration, self.calibration_sha256, self.random)
         return (self.precision, self.rest, self.io, self.keep_fp32, samples, self.method)
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How near an engine comes to the ONNX file that it was built from, as seen when it was built.
+    """Deviation of an engine from the ONNX file that it was built from, measured at the build.
 
     Args:
-        reference: what it was compared with.
-        samples: how many, and what they were.
+        reference: what the engine was compared with.
+        samples: number and origin of the samples.
         l2_rel: largest ‖row − reference‖₂ / ‖reference‖₂ of any sample and output; ``inf`` where a row isn't finite.
-        l2_rel_median: the median over samples of the worst output.
+        l2_rel_median: median over the samples of the worst output's error.
         top1: share of the samples with the same best class; None where no output is class scores.
     """
 
@@ -128,7 +129,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure, and the ends of its 95 % confidence interval; infinite where there are too few samples for one."""
+    """A figure and its 95 % confidence interval, which is infinite with too few samples."""
 
     value: float
     low: float
@@ -137,18 +138,18 @@ class Interval:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The batch size that ``tune`` has found for an engine.
+    """Batch size that ``tune`` found for an engine.
 
     Args:
-        asked: what was searched for, in words.
+        asked: the goal of the search, in words.
         streams: batches in flight at once.
-        profile: index of the profile that ran it.
-        percentile: of the latency, over 0 and below 100.
+        profile: index of the profile that ran the batch.
+        percentile: of the latency, above 0 and below 100.
         latency_ms: that percentile, ms from a batch's submission to its end, host to host, with `streams` in flight.
-        samples_per_s: of the same load.
-        device: that it was found on.
-        created: when, UTC.
-        budget_ms: that the percentile had to stay under; None where the search was for throughput alone.
+        samples_per_s: throughput of the same load.
+        device: the device of the search.
+        created: time of the search, UTC.
+        budget_ms: limit of the percentile; None where the search was for throughput alone.
     """
 
     asked: str
@@ -172,14 +173,14 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Planned:
-    """The profiles that ``plan`` has found for a traffic.
+    """Profiles that ``plan`` found for a distribution of requests.
 
     Args:
         traffic: the file of batch sizes and counts.
-        requests: how many it holds.
-        ms_per_request: expected time of one, in the mean.
-        command: that builds an engine with these profiles.
-        created: when, UTC.
+        requests: number of requests in that file.
+        ms_per_request: expected mean time of a request.
+        command: the command that builds an engine with these profiles.
+        created: time of the plan, UTC.
     """
 
     traffic: FileRecord
@@ -196,17 +197,17 @@ class Planned:
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What is known of an artifact without opening it.
+    """Description of an artifact that is known without opening it.
 
     Args:
-        source, source_path: what it was made from, and where that lies as seen from its folder.
-        conversion: of an ONNX file that was made from another, in another precision.
-        converted: of an engine: the ONNX file in another precision that stands between the source and it.
-        options: of :class:`trtbatch.backends.base.BuilderOptions`, those that were asked for.
-        kind: a preprocessor is the engine of one: it has no batch, and no profiles of it.
-        table: which profile is the fastest at each measured batch size, and its time.
-        layer_precisions: share of an engine's layers that compute in each precision, as it says itself.
-        tuned, planned: what searches on the finished engine have found; the artifact is the same with them or without.
+        source, source_path: the file that the artifact was made from, and its path relative to the artifact's folder.
+        conversion: of an ONNX file: how it was made from another in another precision.
+        converted: of an engine: the ONNX file in another precision between the source and the engine.
+        options: the options of :class:`trtbatch.backends.base.BuilderOptions` that were requested.
+        kind: ``preprocessor`` is the engine of a preprocessor, which has no batch, and so no profiles.
+        table: the fastest profile at each measured batch size, and its time.
+        layer_precisions: share of the engine's layers that compute in each precision, as the engine reports.
+        tuned, planned: results of searches on the finished engine; they don't change the artifact.
     """
 
     kind: Kind
@@ -249,29 +250,32 @@ class Sidecar:
 
     @property
     def precision(self) -> str:
-        """The precision that an engine computes in, for its tolerance."""
+        """Return the precision that an engine computes in, for its tolerance."""
         return self.precision_realised or "fp32"
 
     @property
     def corners(self) -> list[int]:
-        """Min, opt and max of every profile, ascending."""
+        """Return min, opt and max of every profile, ascending."""
         return sorted({batch for profile in self.profiles for batch in profile.corners})
 
     @property
     def times(self) -> dict[int, float]:
-        """Measured time of one run by batch size, ms."""
+        """Return the measured time of one run by batch size, ms."""
         return {row.batch: row.ms for row in self.table}
 
     @property
     def tuned_choice(self) -> Tuned | None:
-        """What was tuned, where a profile holds its batch."""
+        """Return the result of ``tune`` where a profile holds its batch, else None."""
         held = self.tuned is not None and pick_profile(self.profiles, self.tuned.batch) is not None
         return self.tuned if held else None
 
     @property
     def best_batch(self) -> int:
-        """The tuned batch; else the smallest measured one whose time per sample is within 2 % of the least; else the
-        largest opt."""
+        """Return the batch size to use by default.
+
+        That is the tuned batch; else the smallest measured one within 2 % of the least time per sample; else the
+        largest opt.
+        """
         if self.tuned_choice is not None:
             return self.tuned_choice.batch
         if not self.table:
@@ -280,18 +284,18 @@ class Sidecar:
         return min(row.batch for row in self.table if row.ms / row.batch <= 1.02 * least)
 
     def profile_for(self, batch: int) -> int | None:
-        """Index of the profile that runs `batch`: the one measured to be the fastest; None where none holds it."""
+        """Return the index of the profile measured to be fastest for `batch`, or None where no profile holds it."""
         return look_up(self.profiles, self.table, batch)
 
     @property
     def is_dynamic(self) -> bool:
-        """Whether at least one input's batch axis is open."""
+        """Return whether at least one input's batch axis is open."""
         return any(spec.batch_axis is not None and spec.fixed_batch is None for spec in self.inputs)
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact's path and what its sidecar says."""
+    """An artifact's path and sidecar."""
 
     path: Path
     sidecar: Sidecar
@@ -319,10 +323,11 @@ def read_sidecar(path: Path, make: str) -> Sidecar:
     """Read a sidecar.
 
     Args:
+        path: the path of the sidecar.
         make: the command that makes the artifact again, for the error.
 
     Raises:
-        ArtifactError: the sidecar is damaged, or of a newer format.
+        ArtifactError: the sidecar is damaged, or has a newer format.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -343,10 +348,10 @@ def read_sidecar(path: Path, make: str) -> Sidecar:
 
 
 def _refuse_open_axes(sidecar: Sidecar, path: Path) -> None:
-    """Raise where an engine's input has an open axis that isn't the batch: the build gives each a size.
+    """Raise where an engine's input has an open axis other than the batch, because the build gives each a size.
 
     Raises:
-        RecordError: naming it.
+        RecordError: the message names the axis.
     """
     for spec in sidecar.inputs if sidecar.kind == "engine" else ():
         for axis, size in enumerate(spec.shape):

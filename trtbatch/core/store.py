@@ -1,4 +1,4 @@
-"""The folder of artifacts: names, hashes, the newest that fits, atomic writes.
+"""Manage the folder of artifacts: names, hashes, the newest that fits, atomic writes.
 
 Stages meet only through an artifact and its sidecar: a later stage reads the sidecar before it opens the artifact.
 """
@@ -36,16 +36,16 @@ __all__ = [
 ]
 
 ENGINES = Path("engines")
-"""Where artifacts go and are looked for, relative to the working directory."""
+"""Folder of artifacts, relative to the working directory."""
 
 
 def now() -> str:
-    """The time, UTC, to the microsecond: artifacts of one second still have an order."""
+    """Return the time in UTC to the microsecond, so that artifacts of the same second have an order."""
     return datetime.now(timezone.utc).isoformat()
 
 
 def record_file(path: Path) -> FileRecord:
-    """Name, hash and size of a file."""
+    """Return the name, hash and size of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -57,7 +57,7 @@ def load(path: Path, kind: Kind) -> Artifact:
     """Read the sidecar of an artifact.
 
     Raises:
-        ArtifactError: no artifact, no sidecar, a damaged sidecar, or a sidecar of another kind.
+        ArtifactError: the artifact or its sidecar is missing, or the sidecar is damaged or of another kind.
     """
     make = "trtbatch build" if kind != "onnx" else "trtbatch export MODEL --dynamic"
     refuse_other_file(path, kind)
@@ -76,7 +76,7 @@ def load(path: Path, kind: Kind) -> Artifact:
 
 
 def check_file(artifact: Artifact) -> None:
-    """Compare the artifact and its companions with what the sidecar recorded: size first, then SHA-256.
+    """Compare an artifact and its companions with the sidecar's record: size first, then SHA-256.
 
     Raises:
         ArtifactError: a file is truncated, changed or missing.
@@ -101,14 +101,17 @@ def newest(
     folder: Path | None = None,
     prefer: Callable[[Sidecar], bool] = lambda sidecar: True,
 ) -> Artifact:
-    """The artifact of `kind` in `folder` that was made last and that `fits`; damaged ones are passed over, and named.
+    """Return the newest artifact that fits; damaged ones are skipped with a warning.
 
     Args:
-        what: the description of what would fit, for the error.
-        prefer: what comes before all that is newer, where there is any.
+        kind: the kind of artifact.
+        fits: whether a sidecar fits.
+        what: description of what would fit, for the error.
+        folder: where to search; None for :data:`ENGINES`.
+        prefer: sidecars that come before all others, however old.
 
     Raises:
-        ArtifactError: there is none; the command that makes one is named.
+        ArtifactError: nothing fits; the fix names the command that makes one.
     """
     folder = ENGINES if folder is None else folder
     found = [each for each in listed(kind, folder) if fits(each.sidecar)]
@@ -118,7 +121,7 @@ def newest(
 
 
 def listed(kind: Kind, folder: Path, tell: Callable[[str], None] = warn) -> list[Artifact]:
-    """The artifacts of `kind` in `folder`, by name; damaged ones are passed over, and `tell` is told of them."""
+    """Return the artifacts of `kind` in `folder`, by name; damaged ones are skipped and reported to `tell`."""
     found: list[Artifact] = []
     for beside in sorted(folder.glob("*.json")) if folder.is_dir() else []:
         path = beside.with_suffix("")
@@ -135,14 +138,15 @@ def listed(kind: Kind, folder: Path, tell: Callable[[str], None] = warn) -> list
 
 
 def occupant(target: Path, is_such: Callable[[Sidecar], bool], words: str) -> Artifact | None:
-    """The ONNX file that has the name of one that is to be made; None where the name is free.
+    """Return the ONNX file that already has the name of one to be made, or None where the name is free.
 
     Args:
-        is_such: whether it is of the kind that is to be made.
-        words: what a sidecar of that kind says, for the error.
+        target: path of the file to be made.
+        is_such: whether a sidecar is of the kind to be made.
+        words: what such a sidecar says, for the error.
 
     Raises:
-        UsageError: the name is taken by something else.
+        UsageError: another file has the name.
     """
     if not target.exists():
         return None
@@ -159,7 +163,7 @@ def occupant(target: Path, is_such: Callable[[Sidecar], bool], words: str) -> Ar
 
 
 def still_made_from(artifact: Artifact, source: Artifact) -> bool:
-    """Whether a file is whole, and was made from `source` as that is now."""
+    """Return whether an artifact is undamaged, and was made from `source` in its present state."""
     made_from = artifact.sidecar.source
     if made_from is None or made_from.sha256 != source.sidecar.artifact.sha256:
         return False
@@ -171,9 +175,9 @@ def still_made_from(artifact: Artifact, source: Artifact) -> bool:
 
 
 def publish(made: Path, target: Path, sidecar: Sidecar, companions: tuple[Path, ...] = ()) -> Artifact:
-    """Move a finished artifact from its scratch folder to `target`, sidecar beside it, by atomic renames.
+    """Move a finished artifact from its scratch folder to `target`, with its sidecar, by atomic renames.
 
-    The sidecar records the artifact's hash, so a crash between the renames is found by :func:`check_file`.
+    The sidecar records the artifact's hash, so :func:`check_file` detects a crash between the renames.
     """
     text = json.dumps(encode(sidecar), indent=2, ensure_ascii=False)
     beside = sidecar_path(made)
@@ -181,7 +185,7 @@ def publish(made: Path, target: Path, sidecar: Sidecar, companions: tuple[Path, 
     mask = os.umask(0)
     os.umask(mask)
     for companion in companions:
-        companion.chmod(0o666 & ~mask)  # onnx writes weights for the owner alone
+        companion.chmod(0o666 & ~mask)  # onnx writes weights that only their owner may read
         os.replace(companion, target.with_name(companion.name))
     os.replace(made, target)
     os.replace(beside, sidecar_path(target))
@@ -189,13 +193,13 @@ def publish(made: Path, target: Path, sidecar: Sidecar, companions: tuple[Path, 
 
 
 def rewrite(artifact: Artifact, **fields: Any) -> Artifact:
-    """Set fields of an artifact's sidecar, atomically; the artifact itself, and all else in the sidecar, stay.
+    """Set fields of an artifact's sidecar atomically, and leave the artifact and all other fields unchanged.
 
-    The sidecar is read again first: what another command has written meanwhile, and what a newer trtbatch has written
-    that this one doesn't know, is kept.
+    The sidecar is read again first, which keeps fields that another command has written since then, and fields of a
+    newer trtbatch that this one doesn't know.
 
     Raises:
-        ArtifactError: the artifact was made anew meanwhile, or its sidecar can't be read any more.
+        ArtifactError: the artifact was replaced in the meantime, or its sidecar can no longer be read.
     """
     path, sidecar = artifact.path, artifact.sidecar
     there = load(path, sidecar.kind).sidecar
@@ -209,7 +213,7 @@ def rewrite(artifact: Artifact, **fields: Any) -> Artifact:
 
 
 def is_engine(path: Path) -> bool:
-    """Whether a file is an engine: its sidecar says so, else its suffix."""
+    """Return whether a file is an engine, by its sidecar, else by its suffix."""
     if sidecar_path(path).is_file():
         try:
             return load(path, "engine").sidecar.kind == "engine"

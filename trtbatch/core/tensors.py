@@ -1,4 +1,4 @@
-"""The inputs and outputs of ONNX files and engines: names, types, shapes and which axis is the batch."""
+"""Describe the inputs and outputs of ONNX files and engines: names, dtypes, shapes and the batch axis."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _DTYPES = frozenset({*_FLOATS, *_INTEGERS, "bool"})
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output.
+    """Description of one input or output.
 
     Args:
         name: of the binding.
-        dtype: numpy's name for it, ``float32``.
-        shape: ``("batch_size", 3, 224, 224)``; an axis is a name while its size is open.
-        batch_axis: which axis is the batch; None where none is.
-        value_range: smallest and largest value that made sense for an integer input when it was exported.
-        counted_by: the output that says how many entries of this one, along its second axis, are valid.
+        dtype: numpy's name for it, such as ``float32``.
+        shape: such as ``("batch_size", 3, 224, 224)``; an open axis has a name instead of a size.
+        batch_axis: index of the batch axis; None where there is none.
+        value_range: smallest and largest value of an integer input in the export's example.
+        counted_by: the output that holds the number of valid entries of this one along its second axis.
     """
 
     name: str
@@ -46,23 +46,23 @@ class TensorSpec:
 
     @property
     def fixed_batch(self) -> int | None:
-        """The batch size where it is fixed; None where it is open or there is no batch axis."""
+        """Return the batch size where it is fixed; None where it is open or there is no batch axis."""
         size = None if self.batch_axis is None else self.shape[self.batch_axis]
         return size if isinstance(size, int) else None
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether an array of this shape is one of these tensors, at any batch size; open axes take any size."""
+        """Return whether an array of this shape fits, at any batch size; open axes take any size."""
         return len(shape) == len(self.shape) and all(
             axis == self.batch_axis or not isinstance(wanted, int) or size == wanted
             for axis, (size, wanted) in enumerate(zip(shape, self.shape))
         )
 
     def at(self, batch: int) -> tuple[int | str, ...]:
-        """The shape with the batch axis set to `batch`; other open axes keep their names."""
+        """Return the shape with the batch axis set to `batch`; other open axes keep their names."""
         return self._with_batch(batch)
 
     def at_name(self, name: str) -> tuple[int | str, ...]:
-        """The shape with the batch axis open, under this name."""
+        """Return the shape with the batch axis open, under `name`."""
         return self._with_batch(name)
 
     def _with_batch(self, size: int | str) -> tuple[int | str, ...]:
