@@ -1,4 +1,4 @@
-"""Which backend builds here, and the engine of an artifact, whichever backend made it."""
+"""Choose the backend that builds here, and open the engine of an artifact from any backend."""
 
 from __future__ import annotations
 
@@ -31,10 +31,12 @@ _CPU = "`backend='onnxruntime'`"
 
 
 def choose_builder(backend: str = "auto") -> Builder:
-    """The builder for ``tensorrt``, ``onnxruntime``, or ``auto``: TensorRT where it can run, said in one line.
+    """Return the builder for ``tensorrt``, ``onnxruntime`` or ``auto``.
+
+    ``auto`` is TensorRT where it can run, else ONNX Runtime, with a log line that says why.
 
     Raises:
-        MissingPackageError: TensorRT was asked for by name and can't run here.
+        MissingPackageError: TensorRT was requested by name and can't run here.
     """
     from trtbatch.backends import tensorrt
 
@@ -61,19 +63,19 @@ def _onnxruntime() -> Builder:
 
 
 def runs_here(backend: str | None) -> bool:
-    """Whether an engine of this backend can be opened on this machine."""
+    """Return whether an engine of this backend can be opened on this machine."""
     from trtbatch.backends import tensorrt
 
     return backend == "onnxruntime" or (backend == "tensorrt" and tensorrt.obstacle() is None)
 
 
 def resolve_engine(path: Path | None, batches: Sequence[int] = ()) -> Artifact:
-    """The engine named, or the newest in ``engines/`` that runs here and takes these batches; which one is said.
+    """Return the named engine, or the newest in ``engines/`` that runs here and takes these batches, and log its name.
 
-    Where none takes them, it is the newest that runs here, so that the error can show its profiles.
+    Where no engine takes the batches, the newest that runs here is returned, so that the error can show its profiles.
 
     Raises:
-        ArtifactError: there is none.
+        ArtifactError: there is no engine.
     """
     if path is not None:
         artifact = store.load(path, "engine")
@@ -90,7 +92,7 @@ def resolve_engine(path: Path | None, batches: Sequence[int] = ()) -> Artifact:
 
 
 def warn_of_random(sidecar: Sidecar) -> None:
-    """Say again what must not be forgotten: random weights, random calibration."""
+    """Repeat the warnings about random weights and random calibration samples."""
     if sidecar.model.weights.startswith("random"):
         warn(f"weights: {sidecar.model.weights}")
     conversion = sidecar.conversion
@@ -99,7 +101,7 @@ def warn_of_random(sidecar: Sidecar) -> None:
 
 
 def refuse_gpu(device: int) -> None:
-    """Raise where a GPU is named for a backend that has none.
+    """Raise where a GPU is named for a backend that uses none.
 
     Raises:
         UsageError: `device` isn't 0.
@@ -109,16 +111,17 @@ def refuse_gpu(device: int) -> None:
 
 
 def open_engine(artifact: Artifact, device: int = 0, weights: Path | None = None) -> Engine:
-    """Load an engine; version, GPU and hash are compared with the sidecar before it is deserialised.
+    """Load an engine; version, GPU and hash are compared with the sidecar before deserialisation.
 
     Args:
-        device: number of the GPU, for a TensorRT engine.
+        artifact: the engine and its sidecar.
+        device: index of the GPU, for a TensorRT engine.
         weights: the ONNX file with the weights of a stripped engine; None finds it.
 
     Raises:
-        UsageError: no such device.
-        ArtifactError: a damaged file, or one made by another TensorRT or for another GPU.
-        MissingPackageError: its backend can't run here.
+        UsageError: there is no such device.
+        ArtifactError: the file is damaged, or was made by another TensorRT or for another GPU.
+        MissingPackageError: the engine's backend can't run here.
     """
     backend = artifact.sidecar.backend
     if backend == "onnxruntime":

@@ -1,4 +1,4 @@
-"""What every backend offers: small protocols, and the checks on inputs that they share."""
+"""Define the small protocols that every backend implements, and the checks on inputs that they share."""
 
 from __future__ import annotations
 
@@ -42,17 +42,23 @@ __all__ = [
 Array = NDArray[Any]
 
 Progress = Callable[[str, float | None], None]
-"""Is told what is being done, in words, and how far it is (0 to 1) where that is known."""
+"""Callback that receives the current step in words, and its progress (0 to 1) where known."""
 
 
 class Event(Protocol):
-    """A mark on a stream, as ``pycuda.driver.Event`` has it."""
+    """Event on a stream, like ``pycuda.driver.Event``."""
 
-    def record(self) -> None: ...
+    def record(self) -> None:
+        """Record the event after the work that is on the stream now."""
+        ...
 
-    def synchronize(self) -> None: ...
+    def synchronize(self) -> None:
+        """Wait for the event."""
+        ...
 
-    def milliseconds_since(self, earlier: Event) -> float: ...
+    def milliseconds_since(self, earlier: Event) -> float:
+        """Return the time between two events, ms."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -73,17 +79,17 @@ class Mode:
 
 
 class Slot(Protocol):
-    """Room for one batch in flight: host memory for its inputs and outputs, and what runs it.
+    """One batch in flight: host memory for its inputs and outputs, and the means to run it.
 
-    Several slots of one session are in flight at once; all are used in the session's thread, but for writing into
-    the inputs' memory. They are freed with the session.
+    Several slots of one session can be in flight at once. All are used in the session's thread, except that any thread
+    may write into the inputs' memory. The session frees its slots.
     """
 
     def prepare(self, batch: int) -> dict[str, Array]:
-        """The inputs' memory at this batch size, to be written into, by name.
+        """Return the inputs' memory at this batch size by name, for the caller to fill.
 
-        It is page-locked where there is a GPU. A smaller batch, prepared later, has the first bytes of the same
-        memory; a larger one may have other memory.
+        The memory is page-locked where there is a GPU. A smaller batch, prepared later, uses the first bytes of the
+        same memory; a larger one may get other memory.
 
         Raises:
             ProfileError: no profile holds the batch.
@@ -91,7 +97,7 @@ class Slot(Protocol):
         """
 
     def warm(self, batch: int) -> None:
-        """Make what the first batch of this size takes, before it comes; its inputs may be overwritten on the GPU.
+        """Do in advance what the first batch of this size needs; its inputs on the GPU may be overwritten.
 
         Raises:
             ProfileError: no profile holds the batch.
@@ -99,81 +105,83 @@ class Slot(Protocol):
         """
 
     def submit(self) -> None:
-        """Start running the batch last prepared: upload, compute, download. :meth:`wait` before its next use.
+        """Start the batch prepared last: upload, compute, download; call :meth:`wait` before the slot's next use.
 
         Raises:
-            ExecutionError: it can't be run.
+            ExecutionError: the batch can't be run.
         """
 
     def wait(self) -> dict[str, Array]:
-        """Wait for the end; the outputs' memory, by name, valid until the slot's next use.
+        """Wait for the end, and return the outputs' memory by name, valid until the slot's next use.
 
         Raises:
             ExecutionError: the run failed.
         """
 
     def run(self) -> dict[str, Array]:
-        """Submit and wait in one, in the least time for a single batch."""
+        """Submit a single batch and wait for it, in the least time."""
 
     def parts(self) -> dict[str, float]:
-        """Run once, and tell what copies and compute take apart: ms of ``h2d``, ``gpu``, ``d2h``; empty on the CPU."""
+        """Run once, and return the times of copies and compute: ms of ``h2d``, ``gpu``, ``d2h``; empty on the CPU."""
 
 
 class RowWriter(Protocol):
-    """Writes rows of a batch on the GPU, ordered on a CUDA stream."""
+    """Writer of a batch's rows on the GPU, ordered on a CUDA stream."""
 
     @property
     def stream(self) -> int:
-        """Handle of the stream."""
+        """Return the handle of the stream."""
 
     def upload(self, address: int, row: Array) -> None:
         """Copy a row from the host to an address of the GPU."""
 
 
 class Session(Protocol):
-    """Inputs and outputs of an engine, bound to memory. Not for use by two threads at once."""
+    """Inputs and outputs of an engine, bound to memory. Two threads must not use it at once."""
 
     @property
     def in_flight(self) -> int:
-        """How many slots it takes to keep the device busy; 1 where ``submit`` runs to the end."""
+        """Return how many slots keep the device busy; 1 where ``submit`` runs to the end."""
 
     @property
     def flush(self) -> Callable[[], None] | None:
-        """Evicts the GPU's L2 cache, ordered before the next launch of a mode; None on the CPU."""
+        """Return a function that evicts the GPU's L2 cache before the next launch of a mode; None on the CPU."""
 
     def slot(self, spins: bool = True) -> Slot:
-        """Another slot.
+        """Return a new slot.
 
         Args:
-            spins: whether waiting for its results keeps a core busy, to go on at once.
+            spins: whether waiting for the slot's results keeps a core busy, which returns sooner.
         """
 
     def use_profile(self, profile: int | None) -> None:
-        """Run what is bound or prepared from now on on this optimization profile; None: on each batch's fastest.
+        """Run later bindings and batches on this optimization profile; None: on each batch's fastest.
 
         Raises:
             UsageError: there is no such profile.
         """
 
     def bind(self, inputs: Mapping[str, Array]) -> None:
-        """Check the inputs, allocate for their shapes what doesn't fit yet, and copy them in."""
+        """Check the inputs, allocate memory for shapes that don't fit yet, and copy the inputs in."""
 
     def run(self) -> None:
-        """Run once on what is bound, and wait for the end."""
+        """Run what is bound once, and wait for the end."""
 
     def fetch(self) -> dict[str, Array]:
-        """Copies of the outputs of the last run, by name."""
+        """Return copies of the last run's outputs, by name."""
 
     def bound(self) -> dict[str, Array]:
-        """The inputs as bound, by name."""
+        """Return the bound inputs, by name."""
 
     def poison(self, pattern: int) -> None:
-        """Fill the output buffers with a byte, so that what isn't written shows."""
+        """Fill the output buffers with a byte, so that unwritten elements show."""
 
     def modes(self) -> dict[str, Mode]:
-        """The ways to run what is bound now, the default first."""
+        """Return the ways to run what is bound now, the default first."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free the session's memory."""
+        ...
 
     def __enter__(self) -> Session: ...
 
@@ -183,20 +191,22 @@ class Session(Protocol):
 
 
 class Engine(Protocol):
-    """A loaded engine: opens sessions. Close sessions first, then the engine."""
+    """A loaded engine, which opens sessions. Close its sessions before the engine."""
 
     sidecar: Sidecar
 
     def session(self, cuda_graphs: bool = True) -> Session:
-        """A session; `cuda_graphs`: whether its slots may run as CUDA graphs, where there are any."""
+        """Return a new session; `cuda_graphs`: whether its slots may run as CUDA graphs, where the backend has them."""
 
     def entered(self) -> AbstractContextManager[object]:
         """Return the context in which a thread may use the engine's sessions, other than the one that made them."""
 
     def describe(self) -> Description:
-        """What the engine itself says of its tensors, profiles and layers."""
+        """Return what the engine itself reports of its tensors, profiles and layers."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free the engine."""
+        ...
 
     def __enter__(self) -> Engine: ...
 
@@ -207,16 +217,16 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class BuilderOptions:
-    """What a TensorRT engine can be beside fast on this machine.
+    """Optional properties of a TensorRT engine.
 
     Args:
-        version_compatible: it runs on later TensorRT releases too.
-        hardware_compatible: it runs on every GPU from compute capability 8.0 on.
-        aux_streams: streams that layers may run on beside the main one; None leaves TensorRT's choice.
-        sparsity: 2:4 sparse weights are used as such.
-        refit: its weights can be exchanged.
-        strip_weights: it holds no weights; they are taken from the ONNX file when it is opened.
-        weight_streaming: weights that don't fit stay on the host and are streamed.
+        version_compatible: the engine also runs on later TensorRT releases.
+        hardware_compatible: the engine runs on every GPU from compute capability 8.0 on.
+        aux_streams: number of streams for layers besides the main stream; None leaves the choice to TensorRT.
+        sparsity: 2:4 sparse weights may run on sparse kernels.
+        refit: the weights can be replaced.
+        strip_weights: the engine holds no weights; opening it takes them from the ONNX file.
+        weight_streaming: weights that don't fit on the GPU stay on the host and are streamed.
     """
 
     version_compatible: bool = False
@@ -229,23 +239,23 @@ class BuilderOptions:
 
     @property
     def asked(self) -> dict[str, Any]:
-        """Those that differ from the default, by name."""
+        """Return the options that differ from the default, by name."""
         pairs = ((field.name, getattr(self, field.name)) for field in fields(self))
         return {name: value for name, value in pairs if value is not None and value is not False}
 
 
 OPSETS = {"fp16": 13, "int8": 13, "fp8": 19, "bf16": 22}
-"""The least ONNX opset whose operators take a type (ONNX operator specification; ModelOpt asks for 22 for bf16)."""
+"""Lowest ONNX opset whose operators take a type (ONNX operator specification; for bf16 ModelOpt requires 22)."""
 
 
 def option_flag(name: str) -> str:
-    """The command line's spelling of an option."""
+    """Return the command line's spelling of an option."""
     return f"--{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True)
 class Range:
-    """The shapes that an input may have: the least, the one that kernels are chosen for, and the largest."""
+    """Shapes that an input may have: the smallest, the one that kernels are chosen for, and the largest."""
 
     min: tuple[int, ...]
     opt: tuple[int, ...]
@@ -254,29 +264,29 @@ class Range:
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """What a builder is to make.
+    """Everything that a builder needs to make one engine.
 
     Args:
-        onnx: the model; an axis that is to be fixed is fixed in it.
+        onnx: the model; axes that are to be fixed are fixed in it.
         name: file name of the engine.
-        inputs, outputs: its specs; of the inputs every axis but the batch is known.
-        profiles: of the batch axis, where it is open; one N:N:N where it is fixed.
-        external_weights: whether the model's weights lie in a file beside it (models over 2 GB).
+        inputs, outputs: specs of the model; every axis of an input except the batch has a size.
+        profiles: of the batch axis where it is open; a single N:N:N where it is fixed.
+        external_weights: whether the model's weights are in a file next to it (models over 2 GB).
         workspace: bytes for the builder's tactics; None leaves TensorRT's own limit.
         opt_level: TensorRT's builder optimization level, 0 to 5; None leaves its default.
-        timing_cache: read where usable, and written after the build; None is one in `cache_folder`, named after GPU
-            and TensorRT version.
-        cache_folder: None is no timing cache at all.
+        timing_cache: file that is read where usable, and written after the build; None for a file in `cache_folder`,
+            named after GPU and TensorRT version.
+        cache_folder: folder of the default timing cache; None for no timing cache, unless `timing_cache` names one.
         own_kernels: whether the tactics of cuDNN and cuBLAS are left out.
         timing_iterations: runs that the time of a tactic is averaged over; None leaves TensorRT's own number (1).
-        device: number of the GPU.
+        device: index of the GPU.
         tf32: whether float32 products may be computed in TF32.
-        kinds: the reduced types that the graph holds (``fp16``, ``bf16``, ``int8``, ``fp8``).
-        allowed: reduced types that layers may use though the graph doesn't say so.
-        node_types: what each node of a graph of several float types gives, ``fp32`` or ``fp16``, by name.
-        options: what else the engine is to be.
-        ranges: of a model without a batch, whose inputs have other open axes: of each profile, the shapes of every
-            open input.
+        kinds: the reduced types in the graph (``fp16``, ``bf16``, ``int8``, ``fp8``).
+        allowed: reduced types that layers may use although the graph doesn't request them.
+        node_types: output type of each node in a graph of several float types, ``fp32`` or ``fp16``, by node name.
+        options: optional properties of the engine.
+        ranges: for a model without a batch whose inputs have other open axes: per profile, the shapes of every open
+            input.
     """
 
     onnx: Path
@@ -302,7 +312,7 @@ class BuildPlan:
 
 @dataclass(frozen=True)
 class Built:
-    """What a builder made: the file, files beside it, and what is known of it."""
+    """Result of a build: the engine file, the files next to it, and what is known of the engine."""
 
     file: Path
     companions: tuple[Path, ...]
@@ -315,11 +325,11 @@ class Built:
 
 @dataclass(frozen=True)
 class Description:
-    """What an opened engine says of itself.
+    """What an opened engine reports about itself.
 
     Args:
         facts: ``input NAME``, ``output NAME`` (shape with ``?`` for open axes, dtype), ``profiles``, others.
-        layers: (name, kind, precision, tactic) of each, in order; empty words where it isn't told.
+        layers: (name, kind, precision, tactic) of each layer, in order; empty text where unknown.
     """
 
     facts: dict[str, str]
@@ -327,28 +337,32 @@ class Description:
 
 
 class Builder(Protocol):
-    """ONNX → engine file."""
+    """Builder of engine files from ONNX files."""
 
     @property
-    def name(self) -> Literal["tensorrt", "onnxruntime"]: ...
+    def name(self) -> Literal["tensorrt", "onnxruntime"]:
+        """Return the backend's name."""
+        ...
 
     @property
-    def suffix(self) -> str: ...
+    def suffix(self) -> str:
+        """Return the suffix of the engine's file name."""
+        ...
 
     @property
     def typed_alone(self) -> bool:
-        """Whether the types in the ONNX file decide alone, without flags of the builder."""
+        """Return whether the types in the ONNX file alone decide, without flags of the builder."""
 
     def refuse(self, precision: str | None, options: BuilderOptions, device: int) -> None:
-        """Raise where this backend, this release of it or this GPU can't do what is asked.
+        """Raise where this backend, its release or this GPU can't do what is requested.
 
         Raises:
-            PrecisionError: naming the precision, and what it needs.
-            UsageError: naming the option.
+            PrecisionError: the message names the precision and what it needs.
+            UsageError: the message names the option.
         """
 
     def build(self, plan: BuildPlan, folder: Path, progress: Progress) -> Built:
-        """Write the engine into `folder`, telling `progress` what is being done.
+        """Write the engine into `folder`, and report each step to `progress`.
 
         Raises:
             BuildError: the model can't be built.
@@ -356,10 +370,10 @@ class Builder(Protocol):
 
 
 def batch_of(inputs: Mapping[str, Array], specs: Sequence[TensorSpec]) -> int:
-    """The batch size of the inputs.
+    """Return the batch size of the inputs.
 
     Raises:
-        InputError: a missing or unknown input, another number of axes, or batch axes that disagree.
+        InputError: an input is missing, unknown or of another shape, or the batch axes disagree.
     """
     names = [spec.name for spec in specs]
     if set(inputs) != set(names):
@@ -379,7 +393,7 @@ def batch_of(inputs: Mapping[str, Array], specs: Sequence[TensorSpec]) -> int:
 
 
 def layout_fix(shape: tuple[int, ...], spec: TensorSpec) -> str | None:
-    """What to do with images in the other layout, or with a sample without a batch axis; None where it is neither."""
+    """Return the fix for images in the other layout or for a sample without a batch axis; None where it is neither."""
     if spec.batch_axis != 0:
         return None
     if spec.fits((1, *shape)):
@@ -400,14 +414,16 @@ def _axis_fix(shape: tuple[int, ...], spec: TensorSpec) -> str:
 def refuse_integers(dtype: str, spec: TensorSpec, where: str = "") -> None:
     """Raise where an array of integers is given to an input of floats.
 
-    The cast would keep every value, and the rows would be nonsense: pixels of 0 to 255 for a model of normalised ones.
+    The cast would keep every value, but the rows would be meaningless, as with pixels of 0 to 255 for a model of
+    normalised pixels.
 
     Args:
-        dtype: of the array, as numpy names it.
-        where: the array is from, for the error.
+        dtype: numpy's name of the array's dtype.
+        spec: the input.
+        where: origin of the array, for the error.
 
     Raises:
-        InputError: naming both types.
+        InputError: the message names both types.
     """
     fix = _integers_fix(dtype, spec)
     if fix is not None:
@@ -426,17 +442,19 @@ def _integers_fix(dtype: str, spec: TensorSpec) -> str | None:
 
 
 def array_fix(dtype: str, shape: tuple[int, ...], spec: TensorSpec) -> str:
-    """What to do with a saved array of another shape; and of another type, where it has one."""
+    """Return the fix for a saved array of another shape, and for its dtype where that is wrong too."""
     other = f"save it as {spec.dtype}" if spec.fits(shape) else "save an array of this shape"
     steps = (layout_fix(shape, spec) or other, _integers_fix(dtype, spec))
     return "; and ".join(step for step in steps if step is not None)
 
 
 def conform(array: Array, spec: TensorSpec, where: str = "") -> Array:
-    """The array C-contiguous and of the input's dtype; shared where it is so already.
+    """Return the array C-contiguous and in the input's dtype; the same array where it is so already.
 
     Args:
-        where: the array is from, for the error.
+        array: of the shape that the input takes.
+        spec: the input.
+        where: origin of the array, for the error.
 
     Raises:
         InputError: the cast would change a value (float64 noise to float32, 2**40 to int32).

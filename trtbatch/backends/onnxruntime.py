@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: the backend wherever there is no GPU."""
+"""Build and run engines with ONNX Runtime on the CPU, the backend for machines without a GPU."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ Array = NDArray[Any]
 
 
 class OnnxRuntimeBuilder:
-    """Writes the graph-optimised model as the artifact.
+    """Builder that writes the graph-optimised model as the artifact.
 
-    The level is *extended*: the last one whose result runs on any CPU; loading it applies the layout
+    The optimisation level is *extended*, the highest whose result runs on any CPU. Loading the artifact adds the layout
     optimisations of the CPU at hand.
     """
 
@@ -52,6 +52,7 @@ class OnnxRuntimeBuilder:
     typed_alone = False
 
     def refuse(self, precision: str | None, options: BuilderOptions, device: int) -> None:
+        """Raise for unsupported requests; see :class:`trtbatch.backends.base.Builder`."""
         if precision not in (None, "fp32", "fp16", "int8"):
             raise PrecisionError(
                 f"ONNX Runtime on the CPU computes nothing in {precision}",
@@ -63,6 +64,7 @@ class OnnxRuntimeBuilder:
             )
 
     def build(self, plan: BuildPlan, folder: Path, progress: Progress) -> Built:
+        """Write the engine; see :class:`trtbatch.backends.base.Builder`."""
         ort = optional.require("onnxruntime", "build on the CPU")
         file = folder / plan.name
         weights = folder / f"{plan.name}.data"
@@ -84,7 +86,7 @@ class OnnxRuntimeBuilder:
 
 
 class OnnxRuntimeEngine:
-    """A loaded artifact; the profile range of its sidecar is enforced as TensorRT would."""
+    """A loaded artifact; it accepts only batches of its sidecar's profiles, as TensorRT would."""
 
     def __init__(self, artifact: Artifact) -> None:
         self.sidecar = artifact.sidecar
@@ -93,10 +95,10 @@ class OnnxRuntimeEngine:
         self._refuse_strange_tensors()
 
     def _options(self) -> Any:
-        """Every optimisation, but for float16 those of the layout.
+        """Return options with every optimisation, except those of the layout for float16.
 
-        They end the process on a vision transformer in float16 (ONNX Runtime 1.23.2; 1.24.4 does it right), and gain
-        nothing where the CPU computes in float32 anyway.
+        The layout optimisations end the process on a vision transformer in float16 (ONNX Runtime 1.23.2; not 1.24.4),
+        and gain nothing where the CPU computes in float32 anyway.
         """
         ort = optional.require("onnxruntime", "run ONNX files")
         options = ort.SessionOptions()
@@ -105,6 +107,7 @@ class OnnxRuntimeEngine:
         return options
 
     def session(self, cuda_graphs: bool = True) -> OnnxRuntimeSession:
+        """Return a session; see :class:`trtbatch.backends.base.Engine`."""
         return OnnxRuntimeSession(self._session, self.sidecar, self._path.name)
 
     def _refuse_strange_tensors(self) -> None:
@@ -119,6 +122,7 @@ class OnnxRuntimeEngine:
         return nullcontext()
 
     def describe(self) -> Description:
+        """Return tensors and layers; see :class:`trtbatch.backends.base.Engine`."""
         sides = (("input", self._session.get_inputs()), ("output", self._session.get_outputs()))
         facts = {f"{side} {node.name}": _tensor(node) for side, nodes in sides for node in nodes}
         onnx = optional.require("onnx", "read ONNX files")
@@ -130,6 +134,7 @@ class OnnxRuntimeEngine:
         return Description(facts, tuple(layers))
 
     def close(self) -> None:
+        """Free the engine; see :class:`trtbatch.backends.base.Engine`."""
         self._session = None
 
     def __enter__(self) -> OnnxRuntimeEngine:
@@ -142,10 +147,10 @@ class OnnxRuntimeEngine:
 
 
 def _computes_in(onnx: Any, node: Any, types: Mapping[str, int]) -> str:
-    """The precision of a convolution or matrix product: 8 bits by its operator, else its factors' type.
+    """Return the precision of a convolution or matrix product: int8 by its operator, else by its factors' type.
 
-    What stands between a Cast or a DequantizeLinear and the product is float32: there ONNX Runtime has no kernel of
-    the file's own type.
+    A product whose factors come from a Cast or a DequantizeLinear computes in float32, because ONNX Runtime has no
+    kernel of the file's own type there.
     """
     if node.op_type.startswith(("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul")):
         return "int8"
@@ -155,7 +160,7 @@ def _computes_in(onnx: Any, node: Any, types: Mapping[str, int]) -> str:
 
 
 _TYPES = {"float": "float32", "double": "float64"}
-"""ONNX Runtime's names of types where they aren't numpy's."""
+"""ONNX Runtime's names of types where they differ from numpy's."""
 
 
 def _tensor(node: Any) -> str:
@@ -165,7 +170,7 @@ def _tensor(node: Any) -> str:
 
 
 class OnnxRuntimeSession:
-    """Inputs and outputs bound by pointer (I/O binding), outputs allocated once per shape where shapes are known."""
+    """Inputs and outputs bound by pointer (I/O binding); outputs of known shape are allocated once per shape."""
 
     in_flight = 1
     flush = None
@@ -182,10 +187,12 @@ class OnnxRuntimeSession:
         self._buffers: dict[str, Array] = {}
 
     def use_profile(self, profile: int | None) -> None:
+        """Set the profile; see :class:`trtbatch.backends.base.Session`."""
         refuse_no_profile(self._sidecar.profiles, profile, self._name)
         self._profile = profile
 
     def slot(self, spins: bool = True) -> OnnxRuntimeSlot:
+        """Return a slot; see :class:`trtbatch.backends.base.Session`."""
         return OnnxRuntimeSlot(self._session, self._inputs, self._outputs, self._refuse)
 
     def _refuse(self, batch: int) -> None:
@@ -193,6 +200,7 @@ class OnnxRuntimeSession:
         refuse_outside(profiles if self._profile is None else [profiles[self._profile]], [batch], self._name)
 
     def bind(self, inputs: Mapping[str, Array]) -> None:
+        """Bind the inputs; see :class:`trtbatch.backends.base.Session`."""
         batch = batch_of(inputs, self._inputs)
         self._refuse(batch)
         binding = self._session.io_binding()
@@ -207,7 +215,7 @@ class OnnxRuntimeSession:
         shape = spec.at(batch)
         if not all(isinstance(size, int) for size in shape):
             self._buffers.pop(spec.name, None)
-            binding.bind_output(spec.name, "cpu")  # a shape known only after the run: ONNX Runtime allocates
+            binding.bind_output(spec.name, "cpu")  # ONNX Runtime allocates a shape that is known only after the run
             return
         buffer = self._buffers.get(spec.name)
         if buffer is None or buffer.shape != shape:
@@ -216,9 +224,11 @@ class OnnxRuntimeSession:
         binding.bind_output(spec.name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
 
     def run(self) -> None:
+        """Run what is bound; see :class:`trtbatch.backends.base.Session`."""
         _run_bound(self._session, self._binding)
 
     def fetch(self) -> dict[str, Array]:
+        """Return copies of the outputs; see :class:`trtbatch.backends.base.Session`."""
         results: Any = self._binding.copy_outputs_to_cpu() if len(self._buffers) < len(self._outputs) else None
         return {
             spec.name: self._buffers[spec.name].copy() if spec.name in self._buffers else np.asarray(results[index])
@@ -226,16 +236,20 @@ class OnnxRuntimeSession:
         }
 
     def bound(self) -> dict[str, Array]:
+        """Return the bound inputs; see :class:`trtbatch.backends.base.Session`."""
         return dict(self._held)
 
     def poison(self, pattern: int) -> None:
+        """Fill the output buffers; see :class:`trtbatch.backends.base.Session`."""
         for buffer in self._buffers.values():
             buffer.reshape(-1).view(np.uint8).fill(pattern)
 
     def modes(self) -> dict[str, Mode]:
+        """Return the one mode, ``run``; see :class:`trtbatch.backends.base.Session`."""
         return {"run": Mode("run", "InferenceSession.run with I/O binding, wall time per call", self.run)}
 
     def close(self) -> None:
+        """Free the session's memory; see :class:`trtbatch.backends.base.Session`."""
         self._binding = None
         self._held, self._buffers = {}, {}
 
@@ -262,16 +276,16 @@ def _run_bound(session: Any, binding: Any) -> None:
 
 @dataclass
 class _Bound:
-    """One batch size of a slot: its binding, and the memory that it names."""
+    """One batch size of a slot: its binding, and the memory that the binding points to."""
 
     binding: Any
     inputs: dict[str, Array]
     outputs: dict[str, Array]
-    """Those whose shape is known before the run."""
+    """Outputs whose shape is known before the run."""
 
 
 class OnnxRuntimeSlot:
-    """Memory for a batch and, per batch size seen, the binding to it; ``submit`` runs to the end."""
+    """Memory for a batch, and one binding to it per batch size seen; ``submit`` runs to the end."""
 
     def __init__(
         self,
@@ -289,6 +303,7 @@ class OnnxRuntimeSlot:
         self._now: _Bound | None = None
 
     def prepare(self, batch: int) -> dict[str, Array]:
+        """Return the inputs' memory; see :class:`trtbatch.backends.base.Slot`."""
         found = self._seen.get(batch)
         if found is None:
             self._refuse(batch)
@@ -302,7 +317,7 @@ class OnnxRuntimeSlot:
         inputs, outputs = ({spec.name: self._room(spec, batch) for spec in specs} for specs in (self._inputs, known))
         for name, array in inputs.items():
             binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        for spec in self._outputs:  # in the model's order: what ONNX Runtime allocates is told by position
+        for spec in self._outputs:  # in the model's order, because copy_outputs_to_cpu returns results by position
             if spec.name in outputs:
                 array = outputs[spec.name]
                 binding.bind_output(spec.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
@@ -311,7 +326,7 @@ class OnnxRuntimeSlot:
         return _Bound(binding, inputs, outputs)
 
     def _room(self, spec: TensorSpec, batch: int) -> Array:
-        """An array in the slot's memory; where that must grow, every batch size is bound again when next seen."""
+        """Return an array in the slot's memory; growing that memory discards the bindings of all batch sizes."""
         shape, dtype = [int(size) for size in spec.at(batch)], np.dtype(spec.dtype)
         count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         memory = self._memory.get(spec.name)
@@ -321,13 +336,15 @@ class OnnxRuntimeSlot:
         return memory[:count].view(dtype).reshape(shape)
 
     def warm(self, batch: int) -> None:
-        """Nothing: what a first batch takes more than the next is its computing."""
+        """Do nothing: the extra cost of a first batch is in its run; see :class:`trtbatch.backends.base.Slot`."""
 
     def submit(self) -> None:
+        """Run the batch to its end; see :class:`trtbatch.backends.base.Slot`."""
         assert self._now is not None, "prepare a batch first"
         _run_bound(self._session, self._now.binding)
 
     def wait(self) -> dict[str, Array]:
+        """Return the outputs; see :class:`trtbatch.backends.base.Slot`."""
         assert self._now is not None, "prepare a batch first"
         if len(self._now.outputs) == len(self._outputs):
             return self._now.outputs
@@ -335,8 +352,10 @@ class OnnxRuntimeSlot:
         return {spec.name: np.asarray(result) for spec, result in zip(self._outputs, results)}
 
     def run(self) -> dict[str, Array]:
+        """Run the batch, and return the outputs; see :class:`trtbatch.backends.base.Slot`."""
         self.submit()
         return self.wait()
 
     def parts(self) -> dict[str, float]:
+        """Return nothing: no copies are needed on the CPU; see :class:`trtbatch.backends.base.Slot`."""
         return {}
