@@ -1,4 +1,4 @@
-"""TensorRT: whether it can run here, and whether an engine is of this TensorRT and this GPU."""
+"""Check whether TensorRT can run here, and whether an engine was made for this TensorRT and this GPU."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["numbers", "obstacle", "refuse_foreign", "sees_nvidia", "wheel"]
 
 
 def sees_nvidia() -> bool:
-    """Whether the machine looks as if it had an NVIDIA GPU (its device files, or the driver's own tool)."""
+    """Return whether the machine seems to have an NVIDIA GPU, by its device files or the driver's own tool."""
     return any(map(os.path.exists, ("/dev/nvidia0", "/dev/dxg"))) or shutil.which("nvidia-smi") is not None
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """``10.16.1.11`` → (10, 16, 1, 11); what isn't a number ends it."""
+    """Return a version's leading numbers: ``10.16.1.11`` gives (10, 16, 1, 11)."""
     found: list[int] = []
     for part in version.split("."):
         if not part.isdigit():
@@ -30,14 +30,14 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def wheel(driver_cuda: str | None, version: str | None = None) -> str:
-    """The pip line for a TensorRT that this driver can run.
+    """Return the pip command for a TensorRT that this driver can run.
 
-    From 10 on NVIDIA's packages carry the CUDA that they are for in their name: cu11 up to 10.13.0, cu12 throughout,
-    cu13 from 10.13.2 on; 8.6 is one package, for CUDA 12 (the package index, November 2026).
+    From 10 on the names of NVIDIA's packages carry the CUDA version that they need: cu11 up to 10.13.0, cu12
+    throughout, cu13 from 10.13.2 on. 8.6 is one package, for CUDA 12 (the package index, November 2026).
 
     Args:
-        driver_cuda: the newest CUDA that the driver runs, ``12.4``; None where that isn't known.
-        version: that is wanted; None is the newest.
+        driver_cuda: the newest CUDA that the driver runs, such as ``12.4``; None where unknown.
+        version: the TensorRT version needed; None for the newest.
     """
     wanted = numbers(version or "")
     if wanted and wanted < (10,):
@@ -55,7 +55,7 @@ def wheel(driver_cuda: str | None, version: str | None = None) -> str:
 
 @functools.cache
 def obstacle() -> MissingPackageError | None:
-    """What keeps TensorRT from running in this process; None where nothing does."""
+    """Return what keeps TensorRT from running in this process, or None where it can run."""
     if not sees_nvidia():
         return MissingPackageError("no NVIDIA GPU here", "run on a machine with an NVIDIA GPU and driver")
     for package, purpose in (("tensorrt", "build and run engines"), ("pycuda", "reach the GPU")):
@@ -79,7 +79,7 @@ def refuse_foreign(artifact: Artifact, device: int = 0) -> None:
     """Compare the sidecar with this TensorRT and this GPU, before the engine is deserialised.
 
     Raises:
-        ArtifactError: another TensorRT version, or another compute capability.
+        ArtifactError: the engine was made by another TensorRT version, or for another compute capability.
     """
     from trtbatch.backends.tensorrt import buffers
 

@@ -1,8 +1,8 @@
-"""GPU memory, streams and events through pycuda. The only file that imports it.
+"""Provide GPU memory, streams and events through pycuda, which only this file imports.
 
-The device's primary context is used, never one of our own, so that torch can live in the same process.
-Whatever is made here is freed by ``close()`` or ``free()``, in reverse order; the context is popped last
-(pycuda aborts at exit otherwise).
+The device's primary context is used, never one of our own, so that torch can live in the same process. ``close()`` or
+``free()`` frees every object here, in reverse order of creation. The context is popped last, because pycuda aborts at
+exit otherwise.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _driver() -> Any:
 
 
 def device_count() -> int:
-    """Number of GPUs that the CUDA driver sees."""
+    """Return the number of GPUs that the CUDA driver sees."""
     return int(_driver().Device.count())
 
 
@@ -49,7 +49,7 @@ def refuse_device(index: int) -> None:
     """Raise where there is no such GPU.
 
     Raises:
-        UsageError: with the number there is.
+        UsageError: the message gives the number of GPUs.
     """
     count = device_count()
     if not 0 <= index < count:
@@ -58,7 +58,7 @@ def refuse_device(index: int) -> None:
 
 
 def device_facts(index: int = 0) -> dict[str, str]:
-    """Name, compute capability, memory and driver of a GPU; no context is made."""
+    """Return name, compute capability, memory and driver of a GPU, without making a context."""
     driver = _driver()
     device = driver.Device(index)
     major, minor = device.compute_capability()
@@ -72,7 +72,7 @@ def device_facts(index: int = 0) -> dict[str, str]:
 
 
 class Device:
-    """A GPU with its primary context current in this thread, until ``close()``."""
+    """A GPU whose primary context is current in this thread until ``close()``."""
 
     def __init__(self, index: int = 0) -> None:
         refuse_device(index)
@@ -83,10 +83,11 @@ class Device:
         atexit.register(self.close)
 
     def stream(self) -> Stream:
+        """Return a new stream."""
         return Stream(self._driver)
 
     def memory(self, count: int) -> DeviceMemory:
-        """So many bytes of GPU memory."""
+        """Return new GPU memory of `count` bytes."""
         return DeviceMemory(self._driver, count)
 
     def upload(self, target: int, array: NDArray[Any], stream: Stream) -> None:
@@ -94,18 +95,20 @@ class Device:
         self._driver.memcpy_htod_async(target, array, stream.pycuda)
 
     def copy(self, target: int, source: int, count: int, stream: Stream) -> None:
-        """Copy bytes on the GPU, ordered on the stream."""
+        """Copy `count` bytes on the GPU, ordered on the stream."""
         self._driver.memcpy_dtod_async(target, source, count, stream.pycuda)
 
     def buffer(self) -> BindingBuffer:
+        """Return the buffer of a binding, empty as yet."""
         return BindingBuffer(self._driver)
 
     def copies(self, pairs: Sequence[tuple[NDArray[Any], int]]) -> Copies:
+        """Return the copies between these host arrays and device addresses."""
         return Copies(self._driver, pairs)
 
     @property
     def cache_bytes(self) -> int:
-        """Size of the GPU's L2 cache."""
+        """Return the size of the GPU's L2 cache in bytes."""
         attribute = self._driver.device_attribute.L2_CACHE_SIZE
         return int(self._driver.Device(self.index).get_attribute(attribute))
 
@@ -119,18 +122,20 @@ class Device:
             self.leave_thread()
 
     def enter_thread(self) -> None:
-        """Make the context current in this thread too; :meth:`leave_thread` undoes it, in the same thread."""
+        """Make the context current in this thread too, until :meth:`leave_thread` in the same thread."""
         self._context.push()
 
     def leave_thread(self) -> None:
+        """Undo :meth:`enter_thread`, in the same thread."""
         # pycuda aborts the process where a thread ends with a context on its stack.
         self._context.pop()
 
     def free_memory(self) -> int:
-        """Bytes free on the GPU now."""
+        """Return the number of free bytes on the GPU now."""
         return int(self._driver.mem_get_info()[0])
 
     def close(self) -> None:
+        """Pop the context; every object on the GPU must be freed before."""
         if self._context is not None:
             atexit.unregister(self.close)
             self._context.pop()
@@ -146,39 +151,42 @@ class Stream:
 
     @property
     def pycuda(self) -> Any:
-        """pycuda's own stream."""
+        """Return the stream as pycuda's object."""
         return self._stream
 
     @property
     def handle(self) -> int:
-        """The ``cudaStream_t``, as TensorRT takes it."""
+        """Return the ``cudaStream_t``, which TensorRT takes."""
         return int(self._stream.handle)
 
     def synchronize(self) -> None:
+        """Wait for all work on the stream."""
         _checked(self.driver, self._stream.synchronize)
 
     def event(self, timed: bool = True, blocking: bool = False) -> CudaEvent:
-        """An event on this stream.
+        """Return a new event on this stream.
 
         Args:
-            timed: one that isn't costs less.
-            blocking: whether who waits for it leaves his core to others, and goes on some microseconds later for that.
+            timed: whether the event can measure time; an untimed one costs less.
+            blocking: whether a thread that waits for the event sleeps; that frees its core and takes some microseconds
+                longer.
         """
         return CudaEvent(self.driver, self._stream, timed, blocking)
 
     def wait_for(self, event: CudaEvent) -> None:
-        """Let what is put on the stream from now on begin after the event."""
+        """Start later work on the stream only after the event."""
         self._stream.wait_for_event(event.pycuda)
 
     def close(self) -> None:
+        """Free the stream."""
         self._stream = None
 
 
 def _checked(driver: Any, wait: Callable[[], Any]) -> Any:
-    """Wait, or ask; a fault of the GPU that shows meanwhile is ours to tell.
+    """Call a function that waits for the GPU, and convert a fault that the GPU reports.
 
     Raises:
-        ExecutionError: with the driver's words.
+        ExecutionError: the GPU reports a fault; the message holds the driver's words.
     """
     try:
         return wait()
@@ -187,7 +195,7 @@ def _checked(driver: Any, wait: Callable[[], Any]) -> Any:
 
 
 class CudaEvent:
-    """A mark on a stream."""
+    """An event on a stream."""
 
     def __init__(self, driver: Any, stream: Any, timed: bool = True, blocking: bool = False) -> None:
         self._driver = driver
@@ -197,16 +205,19 @@ class CudaEvent:
 
     @property
     def pycuda(self) -> Any:
-        """pycuda's own event."""
+        """Return the event as pycuda's object."""
         return self._event
 
     def record(self) -> None:
+        """Record the event; see :class:`trtbatch.backends.base.Event`."""
         self._event.record(self._stream)
 
     def synchronize(self) -> None:
+        """Wait for the event; see :class:`trtbatch.backends.base.Event`."""
         _checked(self._driver, self._event.synchronize)
 
     def milliseconds_since(self, earlier: CudaEvent) -> float:
+        """Return the time since another event, ms; see :class:`trtbatch.backends.base.Event`."""
         return float(self._event.time_since(earlier._event))
 
 
@@ -214,7 +225,7 @@ class DeviceMemory:
     """A block of GPU memory, freed by :meth:`free`.
 
     Raises:
-        ExecutionError: out of memory, with the bytes asked for.
+        ExecutionError: out of memory; the message gives the bytes requested.
     """
 
     def __init__(self, driver: Any, count: int) -> None:
@@ -230,7 +241,7 @@ class DeviceMemory:
 
     @property
     def address(self) -> int:
-        """Device pointer."""
+        """Return the device pointer."""
         return int(self._device)
 
     def fill(self, byte: int, stream: Stream) -> None:
@@ -238,13 +249,14 @@ class DeviceMemory:
         self._driver.memset_d8_async(self._device, byte, self.bytes, stream.pycuda)
 
     def free(self) -> None:
+        """Free the memory; a second call does nothing."""
         if self._device is not None:
             self._device.free()
             self._device = None
 
 
 class Copies:
-    """Copies between host arrays and device addresses, as one thing to put on a stream; nothing is looked up."""
+    """Copies between host arrays and device addresses, prepared so that a call only puts them on a stream."""
 
     def __init__(self, driver: Any, pairs: Sequence[tuple[NDArray[Any], int]]) -> None:
         self._upload = driver.memcpy_htod_async
@@ -252,20 +264,20 @@ class Copies:
         self._pairs = [(array, address) for array, address in pairs if array.nbytes]
 
     def up(self, stream: Stream) -> None:
-        """Host to device, ordered on the stream."""
+        """Copy from host to device, ordered on the stream."""
         for array, address in self._pairs:
             self._upload(address, array, stream.pycuda)
 
     def down(self, stream: Stream) -> None:
-        """Device to host, ordered on the stream."""
+        """Copy from device to host, ordered on the stream."""
         for array, address in self._pairs:
             self._download(array, address, stream.pycuda)
 
 
 class BindingBuffer:
-    """Memory of one input or output: page-locked on the host, and on the device, of the same size.
+    """Memory of one input or output, of the same size on the host (page-locked) and on the device.
 
-    It grows when a shape needs more bytes and is reused while a shape fits: a smaller shape lies in its first bytes.
+    The memory grows when a shape needs more bytes. A smaller shape reuses its first bytes.
     """
 
     def __init__(self, driver: Any) -> None:
@@ -279,21 +291,21 @@ class BindingBuffer:
         """Make ``array`` (host) and ``address`` (device) hold `shape` of `dtype`.
 
         Raises:
-            ExecutionError: out of memory, with the bytes asked for.
+            ExecutionError: out of memory; the message gives the bytes requested.
         """
         count = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         self.reserve(count)
         self.array = self._host[:count].view(dtype).reshape(shape)
 
     def holds(self, count: int) -> bool:
-        """Whether so many bytes fit without other memory, at another address."""
+        """Return whether `count` bytes fit without new memory at another address."""
         return max(1, count) <= self._capacity
 
     def reserve(self, count: int) -> int:
-        """Make room for so many bytes; returns the device address.
+        """Make room for `count` bytes, and return the device address.
 
         Raises:
-            ExecutionError: out of memory, with the bytes asked for.
+            ExecutionError: out of memory; the message gives the bytes requested.
         """
         wanted = max(1, count)
         if wanted > self._capacity:
@@ -311,15 +323,16 @@ class BindingBuffer:
 
     @property
     def address(self) -> int:
-        """Device pointer."""
+        """Return the device pointer."""
         return int(self._device)
 
     def fill(self, byte: int, count: int, stream: Stream) -> None:
-        """Set the first bytes on the device, ordered on the stream."""
+        """Set the first `count` bytes on the device, ordered on the stream."""
         if count:
             self._driver.memset_d8_async(self._device, byte, count, stream.pycuda)
 
     def free(self) -> None:
+        """Free the memory; the buffer can grow again."""
         self.array = np.empty(0, np.uint8)
         if self._device is not None:
             self._device.free()

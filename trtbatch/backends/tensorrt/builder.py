@@ -1,8 +1,8 @@
-"""ONNX → TensorRT engine, in a process of its own.
+"""Build a TensorRT engine from an ONNX file in a worker process.
 
-A build takes minutes, can't be interrupted before TensorRT 10, and on some models ends the process that
-runs it (8.6.0 does on a Range over the batch). So a worker builds: Ctrl-C kills it, a crash becomes an
-error, and its GPU memory is free again when the engine is first run.
+A build takes minutes, can't be interrupted before TensorRT 10, and ends its process on some models (8.6.0 does on a
+Range over the batch). With a worker, Ctrl-C kills the build, a crash becomes an error, and the GPU memory of the build
+is free again before the engine first runs.
 """
 
 from __future__ import annotations
@@ -29,15 +29,17 @@ __all__ = ["TensorRTBuilder", "cache_name", "refuse_precision"]
 
 
 CAPABILITIES = {"int8": (6, 1), "bf16": (8, 0), "fp8": (8, 9)}
-"""The least compute capability whose tensor cores take a type (TensorRT's support matrix); TF32 runs as float32
-where there is none, and float16 on every GPU that TensorRT supports."""
+"""Lowest compute capability whose tensor cores take a type (TensorRT's support matrix).
+
+TF32 runs as float32 where there is none, and float16 on every GPU that TensorRT supports.
+"""
 
 
 def refuse_precision(trt: Any, precision: str | None, facts: dict[str, str]) -> None:
     """Raise where this TensorRT or this GPU can't compute in a precision.
 
     Raises:
-        PrecisionError: with what it needs, and what is here.
+        PrecisionError: the message says what the precision needs, and what is here.
     """
     if precision is None:
         return
@@ -59,16 +61,18 @@ def refuse_precision(trt: Any, precision: str | None, facts: dict[str, str]) -> 
 
 
 class TensorRTBuilder:
-    """Explicit batch, one optimization profile for each of the plan's, on the batch axis of every open input."""
+    """Builder of engines with an explicit batch and the plan's profiles on the batch axis of every open input."""
 
     name: Literal["tensorrt"] = "tensorrt"
     suffix = ".engine"
 
     @property
     def typed_alone(self) -> bool:
+        """Return whether networks can be strongly typed; see :class:`trtbatch.backends.base.Builder`."""
         return compat.strongly_typed(optional.require("tensorrt", "build engines"))
 
     def refuse(self, precision: str | None, options: BuilderOptions, device: int) -> None:
+        """Raise for unsupported requests; see :class:`trtbatch.backends.base.Builder`."""
         trt = optional.require("tensorrt", "build engines")
         buffers.refuse_device(device)
         facts = buffers.device_facts(device)
@@ -81,6 +85,7 @@ class TensorRTBuilder:
                 )
 
     def build(self, plan: BuildPlan, folder: Path, progress: Progress) -> Built:
+        """Write the engine; see :class:`trtbatch.backends.base.Builder`."""
         buffers.refuse_device(plan.device)
         if plan.timing_cache is None and plan.cache_folder is not None:
             plan = replace(plan, timing_cache=plan.cache_folder / cache_name(plan.device))
@@ -90,23 +95,23 @@ class TensorRTBuilder:
         except BuildError as error:
             if not has_cache:
                 raise
-            # A cache that is read and then fails the build: 8.6.0 does so with its own, in Myelin.
+            # TensorRT 8.6.0 can fail in Myelin with a timing cache of its own that it reads without complaint.
             warn(f"{plan.timing_cache}: the build fails with this timing cache, trying without ({error.problem})")
             return _run_worker(WorkerRequest(plan, folder, read_cache=False), progress)
 
 
 def cache_name(device: int) -> str:
-    """The timing cache of this GPU and this TensorRT: times of another mean nothing."""
+    """Return the name of the timing cache for this GPU and this TensorRT, because timings of others don't apply."""
     trt, facts = optional.require("tensorrt", "build engines"), buffers.device_facts(device)
     gpu = re.sub(r"[^A-Za-z0-9]+", "-", facts["gpu"]).strip("-")
     return f"{gpu}-sm{facts['compute_capability'].replace('.', '')}-tensorrt{trt.__version__}.timing"
 
 
 def _run_worker(request: WorkerRequest, progress: Progress) -> Built:
-    """Start the worker, pass on what it tells, and return what it built.
+    """Start the worker, pass on its messages, and return what it built.
 
     Raises:
-        BuildError: it failed, or died.
+        BuildError: the worker failed or died.
     """
     file = request.folder / "request.json"
     file.write_text(json.dumps(encode(request)), encoding="utf-8")
@@ -131,7 +136,7 @@ def _run_worker(request: WorkerRequest, progress: Progress) -> Built:
 
 
 def _listen(worker: subprocess.Popen[str], progress: Progress) -> dict[str, Any]:
-    """Pass on progress and warnings until the worker closes its output; returns its last message."""
+    """Pass on progress and warnings until the worker closes its output, and return its last message."""
     last: dict[str, Any] = {}
     assert worker.stdout is not None
     for line in worker.stdout:

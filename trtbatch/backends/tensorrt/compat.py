@@ -1,6 +1,7 @@
-"""The only file that knows how TensorRT versions differ. It asks what an object has, not what it is called.
+"""Handle the differences between TensorRT releases, which only this file knows.
 
-Where a version number is all there is to ask (the opset that the ONNX parser reads), the source is named.
+The functions check what an object has, not the version. Where only a version number can decide (the opset that the ONNX
+parser reads), the source is named.
 """
 
 from __future__ import annotations
@@ -38,8 +39,11 @@ __all__ = [
 ]
 
 _OPSETS = {(8, 4): 17, (9, 0): 19, (10, 0): 20}
-"""From docs/operators.md of onnx/onnx-tensorrt at its release branches. Later releases read more (11.5: 25, by
-its release notes) without a table of which began where, so from 10.1 on the parser itself is left to say."""
+"""Newest ONNX opset by first release, from docs/operators.md of onnx/onnx-tensorrt at its release branches.
+
+Later releases read more (11.5: 25, by its release notes), but no table says from which release on. From 10.1 on the
+parser itself therefore decides.
+"""
 
 _DTYPES = {
     "FLOAT": "float32",
@@ -66,11 +70,11 @@ _PRECISIONS = {
     "fp32": "fp32",
     "float": "fp32",
 }
-"""Words of the inspector's data types, the telling ones first."""
+"""Precision by a word in the inspector's data types, more specific words first."""
 
 
 def max_opset(version: str) -> int | None:
-    """The newest ONNX opset that this TensorRT's parser reads, or None where that isn't known."""
+    """Return the newest ONNX opset that this TensorRT's parser reads, or None where unknown."""
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if len(numbers) < 2 or numbers > (10, 0):
         return None
@@ -78,15 +82,17 @@ def max_opset(version: str) -> int | None:
 
 
 def strongly_typed(trt: Any) -> bool:
-    """Whether a network's types can decide alone (a flag from 9 on; always so in 11)."""
+    """Return whether a network's types can decide alone (a flag from 9 on; always so in 11)."""
     return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
 
 
 def create_network(trt: Any, builder: Any, typed: bool = False) -> Any:
-    """A network with explicit batch: a flag up to 9, the only kind from 10 on (11 has no such flag).
+    """Return a new network with an explicit batch: a flag up to 9, the only kind from 10 on (11 has no such flag).
 
     Args:
-        typed: its types decide what computes in what, where the release has that.
+        trt: the tensorrt module.
+        builder: makes the network.
+        typed: whether the network's types decide each layer's precision, where the release supports that.
     """
     names = ("EXPLICIT_BATCH", *(("STRONGLY_TYPED",) if typed else ()))
     flags = [getattr(trt.NetworkDefinitionCreationFlag, name, None) for name in names]
@@ -96,16 +102,16 @@ def create_network(trt: Any, builder: Any, typed: bool = False) -> Any:
 _TYPES = {"fp16": "HALF", "bf16": "BF16", "int8": "INT8", "fp8": "FP8"}
 
 _TYPE_FLAGS = {"fp16": "FP16", "bf16": "BF16", "int8": "INT8", "fp8": "FP8"}
-"""Builder flags that let layers use a type; gone in 11, and not to be set for strongly typed networks."""
+"""Builder flags that let layers use a type; removed in 11, and not to be set for strongly typed networks."""
 
 
 def has_type(trt: Any, precision: str) -> bool:
-    """Whether this release has the type of a precision at all."""
+    """Return whether this release has the type of a precision at all."""
     return precision not in _TYPES or hasattr(trt.DataType, _TYPES[precision])
 
 
 def allow_types(trt: Any, config: Any, tf32: bool, kinds: Sequence[str]) -> None:
-    """Let float32 products use TF32, or not; and layers the types `kinds`, where this release has flags for them."""
+    """Allow or forbid TF32 for float32 products, and allow the types `kinds` where the release has flags for them."""
     if tf32:
         config.set_flag(trt.BuilderFlag.TF32)
     else:
@@ -117,10 +123,10 @@ def allow_types(trt: Any, config: Any, tf32: bool, kinds: Sequence[str]) -> None
 
 
 def honour_types(trt: Any, config: Any, network: Any, node_types: Mapping[str, str]) -> None:
-    """Hold each layer to the float type that its ONNX node has, where flags alone would leave it to the builder.
+    """Hold each layer to the float type of its ONNX node, where flags alone would leave the type to the builder.
 
-    Only for releases without strongly typed networks: there FP16 allows half precision for every layer, also for
-    those that the file keeps in float32. The parser names layers after their nodes.
+    This is only for releases without strongly typed networks. There, FP16 allows half precision for every layer, even
+    for those that the file keeps in float32. The parser names layers after their nodes.
     """
     constraints = getattr(trt.BuilderFlag, "PREFER_PRECISION_CONSTRAINTS", None)
     if constraints is None or not node_types:
@@ -147,7 +153,7 @@ _OPTION_FLAGS = {
 
 
 def missing_option(trt: Any, name: str) -> bool:
-    """Whether this release lacks an option of :class:`trtbatch.backends.base.BuilderOptions`."""
+    """Return whether this release lacks an option of :class:`trtbatch.backends.base.BuilderOptions`."""
     if name == "hardware_compatible":
         return not hasattr(trt, "HardwareCompatibilityLevel")
     if name == "aux_streams":
@@ -156,7 +162,7 @@ def missing_option(trt: Any, name: str) -> bool:
 
 
 def set_options(trt: Any, config: Any, options: Mapping[str, Any]) -> None:
-    """Set options, by name, of which none is missing (:func:`missing_option`)."""
+    """Set options by name; the release must have all of them (:func:`missing_option`)."""
     for name, value in options.items():
         if name == "hardware_compatible" and hasattr(trt, "HardwareCompatibilityLevel"):
             config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
@@ -167,7 +173,7 @@ def set_options(trt: Any, config: Any, options: Mapping[str, Any]) -> None:
 
 
 def refit(trt: Any, engine: Any, logger: Any, onnx: str) -> str | None:
-    """Give a stripped engine the weights of an ONNX file (10 and later); what failed, or None."""
+    """Give a stripped engine the weights of an ONNX file (10 and later); return what failed, or None."""
     if not hasattr(trt, "OnnxParserRefitter"):
         return "this TensorRT can't refit from an ONNX file"
     refitter = trt.Refitter(engine, logger)
@@ -178,7 +184,7 @@ def refit(trt: Any, engine: Any, logger: Any, onnx: str) -> str | None:
 
 
 def stream_weights(engine: Any) -> int | None:
-    """Let an engine that can stream its weights keep on the GPU what fits; bytes kept, None where it can't."""
+    """Keep the weights that fit on the GPU, and stream the others; return the bytes kept, or None without streaming."""
     asked = ("weight_streaming_budget_v2", "get_weight_streaming_automatic_budget", "streamable_weights_size")
     if not all(hasattr(engine, name) for name in asked) or engine.streamable_weights_size == 0:
         return None
@@ -187,21 +193,24 @@ def stream_weights(engine: Any) -> int | None:
 
 
 def dtype_name(dtype: Any) -> str:
-    """numpy's name of a TensorRT data type. (``tensorrt.nptype`` of 8.6 fails with numpy 1.24 to 1.26.)"""
+    """Return numpy's name of a TensorRT data type.
+
+    ``tensorrt.nptype`` of 8.6 fails with numpy 1.24 to 1.26.
+    """
     return _DTYPES.get(dtype.name, str(dtype.name).lower())
 
 
 def device_memory(engine: Any) -> int:
-    """Bytes of activation memory of one execution context; the v2 name from 10 on, the only one in 11."""
+    """Return the bytes of activation memory of one execution context; from 10 on by the v2 name, the only one in 11."""
     if hasattr(engine, "device_memory_size_v2"):
         return int(engine.device_memory_size_v2)
     return int(engine.device_memory_size) if hasattr(engine, "device_memory_size") else 0
 
 
 def create_context(trt: Any, engine: Any) -> Any:
-    """An execution context that is to be given its activation memory (:func:`give_memory`); None where there is none.
+    """Return an execution context without activation memory (see :func:`give_memory`), or None where TensorRT fails.
 
-    8.6 and 10 have a method for it, from 10 on a strategy says it.
+    8.6 and 10 have a method for it; from 10 on there also is an allocation strategy.
     """
     strategies = getattr(trt, "ExecutionContextAllocationStrategy", None)
     if strategies is not None:
@@ -212,7 +221,7 @@ def create_context(trt: Any, engine: Any) -> Any:
 
 
 def give_memory(context: Any, address: int, size: int) -> None:
-    """Let a context keep its activations there: at least :func:`device_memory` bytes, aligned to 256."""
+    """Set the memory of a context's activations: at least :func:`device_memory` bytes, aligned to 256."""
     if hasattr(context, "set_device_memory"):
         context.set_device_memory(address, size)
     else:
@@ -220,7 +229,7 @@ def give_memory(context: Any, address: int, size: int) -> None:
 
 
 def bindings(engine: Any, names: Sequence[str], addresses: Sequence[int], profile: int) -> list[int]:
-    """The pointer list of ``execute_v2``.
+    """Return the pointer list of ``execute_v2``.
 
     Up to 9 it has ``num_bindings`` entries, profile after profile; from 10 on ``num_io_tensors``.
     """
@@ -235,7 +244,7 @@ def bindings(engine: Any, names: Sequence[str], addresses: Sequence[int], profil
 
 
 def parser_error(error: Any, nodes: Sequence[tuple[str, str]]) -> str:
-    """A parser error in words, with node and operator; before 10 only the node's index is told."""
+    """Return a parser error in words, with node and operator; before 10 the error holds only the node's index."""
     index = error.node()
     name, operator = nodes[index] if 0 <= index < len(nodes) else ("", "")
     if hasattr(error, "node_name") and hasattr(error, "node_operator"):
@@ -245,25 +254,28 @@ def parser_error(error: Any, nodes: Sequence[tuple[str, str]]) -> str:
 
 
 def layers(trt: Any, engine: Any) -> tuple[tuple[str, str, str, str], ...]:
-    """(name, kind, precision, tactic) of each layer, from the engine inspector; names alone where no more was kept.
+    """Return (name, kind, precision, tactic) of each layer from the engine inspector, or names where it has no more.
 
-    The JSON of 8.6 holds control characters unescaped (NVIDIA/TensorRT#2779). Up to 10 a tensor's type is the end of
-    ``Format/Datatype``, in 11 it is ``Datatype``; where shapes are open 8.6 says N/A there, and the weights' type is
-    what tells.
+    The JSON of 8.6 has unescaped control characters (NVIDIA/TensorRT#2779). Up to 10 a tensor's type is the end of
+    ``Format/Datatype``, in 11 it is ``Datatype``. Where shapes are open, 8.6 gives N/A there, and the weights' type
+    decides.
     """
     inspector = engine.create_engine_inspector()
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     try:
-        found = json.loads(text, strict=False).get("Layers", [])  # 8.6 has control characters in it
-    except ValueError:  # a line for each layer is left
+        found = json.loads(text, strict=False).get("Layers", [])
+    except ValueError:  # the inspector still has one line per layer
         text = inspector.get_engine_information(trt.LayerInformationFormat.ONELINE)
         found = [line.strip() for line in text.splitlines() if line.strip()]
     return tuple((str(layer), "", "", "") if isinstance(layer, str) else _layer(layer) for layer in found)
 
 
 def _layer(layer: dict[str, Any]) -> tuple[str, str, str, str]:
-    """What a layer computes in is the type of its weights, else of its first input: a quantized product may give
-    floats. A tactic whose name has tf32 in it rounds its float32 factors."""
+    """Return one layer's name, kind, precision and tactic.
+
+    The precision is the type of the layer's weights, else of its first input, because a quantized product may output
+    floats. A tactic with tf32 in its name rounds its float32 factors.
+    """
     tactic = str(layer.get("TacticName", ""))
     tensors = layer.get("Inputs") or layer.get("Outputs") or [{}]
     told = (layer.get("Weights"), tensors[0])
@@ -276,12 +288,12 @@ def _layer(layer: dict[str, Any]) -> tuple[str, str, str, str]:
 
 
 def keep_details(trt: Any, config: Any) -> None:
-    """Have the engine keep its layers' precision and tactic, for the inspector."""
+    """Make the engine keep its layers' precision and tactic, for the inspector."""
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
 
 
 def leave_out_libraries(trt: Any, config: Any) -> None:
-    """Have the builder try TensorRT's own tactics alone: cuDNN's and cuBLAS's are deprecated in 8.6, gone in 11."""
+    """Make the builder try only TensorRT's own tactics: cuDNN's and cuBLAS's are deprecated in 8.6, gone in 11."""
     tactics = config.get_tactic_sources()
     for name in ("CUDNN", "CUBLAS", "CUBLAS_LT"):
         source = getattr(trt.TacticSource, name, None)
@@ -298,7 +310,7 @@ def share_profiles(trt: Any, config: Any) -> None:
 
 
 def make_logger(trt: Any, sink: Callable[[str, str], None]) -> Any:
-    """A TensorRT logger that hands every message to `sink` as (severity name, text)."""
+    """Return a TensorRT logger that passes every message to `sink` as (severity name, text)."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -312,11 +324,12 @@ def make_logger(trt: Any, sink: Callable[[str, str], None]) -> Any:
 
 
 def make_output_allocator(trt: Any, reallocate: Callable[[int], int], notify: Callable[[tuple[int, ...]], None]) -> Any:
-    """An output allocator for one tensor whose shape depends on the data.
+    """Return an output allocator for one tensor whose shape depends on the data.
 
     Args:
-        reallocate: returns the address of at least so many bytes, or 0.
-        notify: is told the shape.
+        trt: the tensorrt module.
+        reallocate: takes a number of bytes, and returns the address of at least that many, or 0.
+        notify: receives the shape.
     """
 
     class Allocator(trt.IOutputAllocator):  # type: ignore[misc]
@@ -339,7 +352,7 @@ def make_output_allocator(trt: Any, reallocate: Callable[[int], int], notify: Ca
 
 
 def watch_progress(trt: Any, config: Any, report: Callable[[str, float | None], None]) -> bool:
-    """Have TensorRT report its progress (10 and later); whether it can."""
+    """Make TensorRT report its progress (10 and later), and return whether it can."""
     if not hasattr(trt, "IProgressMonitor") or not hasattr(config, "progress_monitor"):
         return False
 

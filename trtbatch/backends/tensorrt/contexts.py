@@ -1,8 +1,8 @@
-"""The execution contexts of a session: one per profile, their memory, streams and CUDA graphs.
+"""Manage the execution contexts of a session: one per profile, with their memory, streams and CUDA graphs.
 
-A context is made when its profile is first needed: switching the profile of one costs milliseconds. All of them
-compute on one stream, one after the other, so that one block of memory, of the largest profile's size, serves
-them all.
+A context is made when its profile is first needed, because switching the profile of a context costs milliseconds. All
+contexts compute on one stream, one after the other, so that they share one block of memory of the largest profile's
+size.
 """
 
 from __future__ import annotations
@@ -21,36 +21,37 @@ from trtbatch.util.log import note
 __all__ = ["Contexts"]
 
 MOST_GRAPH_CONTEXTS = 32
-"""Contexts of one batch size each that graphs are captured from; each holds some megabytes on the GPU."""
+"""Most contexts, of one batch size each, that graphs are captured from; each holds some megabytes on the GPU."""
 
 
 class Contexts:
-    """Make, bind and launch the execution contexts of a session; used and closed in the thread that made them.
+    """Make, bind and launch the execution contexts of a session; use and close it in the thread that made it.
 
     Args:
+        engine: the engine of the contexts.
         cuda_graphs: whether launches are captured as CUDA graphs.
     """
 
     def __init__(self, engine: DeserializedEngine, cuda_graphs: bool = True) -> None:
         self._engine = engine
-        self._exit = ExitStack()  # undone from the end, whatever fails on the way
+        self._exit = ExitStack()  # undone in reverse order, even where a step fails
         self.device = engine.device
         self.inputs = engine.sidecar.inputs
         self.outputs = engine.sidecar.outputs
         self.forced: int | None = None
-        """The profile that runs every batch; None where the fastest that holds it does."""
+        """Index of the profile that runs every batch; None where each batch runs on its fastest."""
         self.uses_graphs = cuda_graphs
         self.graphs = GraphCache()
         self.open_outputs: set[str] = set()
-        """Names of the outputs whose shape depends on the data, as TensorRT told them before the first run."""
+        """Names of the outputs whose shape depends on the data, as TensorRT reported before the first run."""
         self.failure: ExecutionError | None = None
-        """What went wrong in a call from TensorRT, which must not see it."""
+        """Error in a callback from TensorRT, kept because TensorRT must not see it."""
         self._contexts: dict[int, Any] = {}
         self._graph_contexts: dict[tuple[int, tuple[tuple[str, tuple[int, ...]], ...]], Any] = {}
         self._active: dict[int, object] = {}
         self._allocators: dict[tuple[int, str], Any] = {}
         self.activations: DeviceMemory | None = None
-        """What all contexts compute in; None until the first is made."""
+        """Memory that all contexts compute in; None until the first context is made."""
         engine.device.enter_thread()
         self._exit.callback(engine.device.leave_thread)
         try:
@@ -67,14 +68,14 @@ class Contexts:
 
     @property
     def cuda_engine(self) -> Any:
-        """The engine as TensorRT has it."""
+        """Return TensorRT's engine object."""
         return self._engine.cuda_engine
 
     def pick(self, batch: int) -> int:
-        """The profile that runs a batch now.
+        """Return the index of the profile that runs a batch now.
 
         Raises:
-            ProfileError: none does.
+            ProfileError: no profile holds the batch, or the forced one doesn't.
         """
         sidecar, forced = self._engine.sidecar, self.forced
         allowed = sidecar.profiles if forced is None else (sidecar.profiles[forced],)
@@ -84,17 +85,17 @@ class Contexts:
         return found
 
     def context(self, profile: int) -> Any:
-        """The execution context of a profile.
+        """Return the execution context of a profile.
 
         Raises:
-            ExecutionError: out of memory, or TensorRT makes none.
+            ExecutionError: out of memory, or TensorRT makes no context.
         """
         if profile not in self._contexts:
             self._contexts[profile] = self._made(profile)
         return self._contexts[profile]
 
     def graph_context(self, profile: int, shapes: Mapping[str, tuple[int, ...]]) -> Any:
-        """A context of a profile for these shapes alone, for graphs to be captured from.
+        """Return a context of a profile that only ever has these shapes, for the capture of graphs.
 
         Raises:
             ExecutionError: out of memory, or TensorRT refuses.
@@ -119,7 +120,7 @@ class Contexts:
         """Give a context its input shapes.
 
         Raises:
-            ExecutionError: TensorRT refuses one.
+            ExecutionError: TensorRT refuses a shape.
         """
         self._engine.set_shapes(context, shapes)
         for profile, known in self._contexts.items():
@@ -127,15 +128,15 @@ class Contexts:
                 self._active[profile] = None  # until its addresses are set too
 
     def set_addresses(self, context: Any, addresses: Mapping[str, int]) -> None:
-        """Tell a context where its bindings are on the GPU.
+        """Give a context the GPU addresses of its bindings.
 
         Raises:
-            ExecutionError: TensorRT refuses one.
+            ExecutionError: TensorRT refuses an address.
         """
         self._engine.set_addresses(context, addresses)
 
     def is_active(self, profile: int, owner: object) -> bool:
-        """Whether the context of a profile has the shapes and addresses of this owner now."""
+        """Return whether the context of a profile has the shapes and addresses of this owner now."""
         return self._active.get(profile) is owner
 
     def set_active(self, profile: int, owner: object) -> None:
@@ -143,12 +144,12 @@ class Contexts:
         self._active[profile] = owner
 
     def deactivate(self, profile: int, owner: object) -> None:
-        """Forget the owner of a context's shapes and addresses, where it is this one."""
+        """Forget the owner of a context's shapes and addresses, where it is `owner`."""
         if self.is_active(profile, owner):
             self._active[profile] = None
 
     def __len__(self) -> int:
-        """Return how many profiles have a context."""
+        """Return the number of profiles that have a context."""
         return len(self._contexts)
 
     def keep(self, context: Any, name: str, allocator: Any) -> None:
@@ -169,22 +170,22 @@ class Contexts:
             raise ExecutionError(f"execute_async_v3 failed: {self._engine.complaint()}", "build the engine again")
 
     def capture(self, enqueue: Callable[[], None]) -> CudaGraph:
-        """A graph of what is put on the computing stream.
+        """Return a graph of the work that `enqueue` puts on the computing stream.
 
         Raises:
-            ExecutionError: it can't be captured.
+            ExecutionError: the work can't be captured.
         """
         return CudaGraph(self.computing, enqueue)
 
     def run_without_graphs(self, why: str) -> None:
-        """From now on launch kernel by kernel; said once."""
+        """Launch kernel by kernel from now on, and log the reason once."""
         if self.uses_graphs:
             self.uses_graphs = False
             note(f"{self._engine.path.name} runs without CUDA graphs: {why}")
 
     def clear(self) -> None:
         """Wait for the GPU, then drop graphs, contexts and what they hold."""
-        with ExitStack() as steps:  # runs all of them, from the last one up
+        with ExitStack() as steps:  # runs every step, in reverse order
             for kept in (self._active, self._contexts, self._graph_contexts, self._allocators):
                 steps.callback(kept.clear)
             steps.callback(self.graphs.close)
@@ -192,7 +193,7 @@ class Contexts:
                 steps.callback(stream.synchronize)
 
     def close(self) -> None:
-        """Free the activations and the streams, and leave the GPU's context, after :meth:`clear`."""
+        """Free the activations and the streams, and leave the GPU's context; call :meth:`clear` first."""
         with self._exit:
             if self.activations is not None:
                 self._exit.callback(self.activations.free)

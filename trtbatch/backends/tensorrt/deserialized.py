@@ -1,4 +1,4 @@
-"""Deserialise a TensorRT engine, compare its bindings with the sidecar, and make execution contexts of it."""
+"""Deserialise a TensorRT engine, compare its bindings with the sidecar, and make its execution contexts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["DeserializedEngine"]
 
 
 class DeserializedEngine:
-    """An engine as TensorRT has it, on the GPU's primary context, and the contexts made of it."""
+    """A deserialised engine on the GPU's primary context, which makes execution contexts."""
 
     def __init__(self, artifact: Artifact, device: int = 0, weights: Path | None = None) -> None:
         trt = optional.require("tensorrt", "run engines")
@@ -31,7 +31,7 @@ class DeserializedEngine:
         self._logger = compat.make_logger(trt, self._log)
         self._runtime: Any = trt.Runtime(self._logger)
         if self.sidecar.options.get("version_compatible"):
-            self._runtime.engine_host_code_allowed = True  # such a plan brings its own runtime
+            self._runtime.engine_host_code_allowed = True  # such a plan contains its own runtime
         self.cuda_engine: Any = self._runtime.deserialize_cuda_engine(artifact.path.read_bytes())
         if self.cuda_engine is None:
             reason = self.complaint()
@@ -64,7 +64,7 @@ class DeserializedEngine:
             self.complaints.append(" ".join(message.split()))
 
     def complaint(self) -> str:
-        """TensorRT's last error, as it said it."""
+        """Return TensorRT's last error in its own words."""
         return self.complaints[-1] if self.complaints else "it gave no reason"
 
     def _refuse_strange_bindings(self) -> None:
@@ -79,17 +79,17 @@ class DeserializedEngine:
 
     @property
     def activation_bytes(self) -> int:
-        """Device memory of one execution context."""
+        """Return the bytes of device memory that one execution context needs."""
         return compat.device_memory(self.cuda_engine)
 
     def context(self, profile: int, stream: Stream, activations: DeviceMemory) -> Any:
-        """An execution context of a profile, selected on `stream`, that keeps its activations in this memory.
+        """Return an execution context of a profile, selected on `stream`, with `activations` as its memory.
 
         Raises:
             ExecutionError: out of memory, or TensorRT refuses.
         """
         trt = optional.require("tensorrt", "run engines")
-        with self.lock:  # two threads that make contexts at once get each other's errors
+        with self.lock:  # threads that make contexts at the same time would get each other's errors
             context = compat.create_context(trt, self.cuda_engine)
         if context is None:
             raise ExecutionError(
@@ -106,7 +106,7 @@ class DeserializedEngine:
         """Give a context its input shapes.
 
         Raises:
-            ExecutionError: TensorRT refuses one.
+            ExecutionError: TensorRT refuses a shape.
         """
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):
@@ -115,10 +115,10 @@ class DeserializedEngine:
                 )
 
     def set_addresses(self, context: Any, addresses: Mapping[str, int]) -> None:
-        """Tell a context where its bindings are on the GPU.
+        """Give a context the GPU addresses of its bindings.
 
         Raises:
-            ExecutionError: TensorRT refuses one.
+            ExecutionError: TensorRT refuses an address.
         """
         for name, address in addresses.items():
             if not context.set_tensor_address(name, address):
@@ -128,16 +128,17 @@ class DeserializedEngine:
                 )
 
     def close(self) -> None:
+        """Free the engine and the runtime, and leave the GPU's context."""
         self.cuda_engine = None
         self._runtime = None
         self.device.close()
 
 
 def _onnx_of(artifact: Artifact) -> Path:
-    """The ONNX file that holds a stripped engine's weights; its hash is checked.
+    """Return the ONNX file that holds a stripped engine's weights, after a check of its hash.
 
     Raises:
-        ArtifactError: it is gone, or has changed.
+        ArtifactError: the file is missing or has changed.
     """
     sidecar = artifact.sidecar
     record = sidecar.converted or sidecar.source

@@ -1,4 +1,4 @@
-"""A TensorRT engine: run through sessions, described as TensorRT reports it."""
+"""Run a TensorRT engine through sessions, and describe it as TensorRT reports it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["TensorRTEngine"]
 
 
 class TensorRTEngine(DeserializedEngine):
-    """A deserialised engine that makes sessions. Close its sessions before it."""
+    """A deserialised engine that opens sessions. Close its sessions before the engine."""
 
     def row_writer(self) -> GpuRows:
-        """Return what writes rows of input batches on this GPU from another thread."""
+        """Return a writer of input rows on this GPU, for another thread."""
         return GpuRows(self.device)
 
     def entered(self) -> AbstractContextManager[object]:
@@ -28,9 +28,11 @@ class TensorRTEngine(DeserializedEngine):
         return self.device.entered()
 
     def session(self, cuda_graphs: bool = True) -> TensorRTSession:
+        """Return a session; see :class:`trtbatch.backends.base.Engine`."""
         return TensorRTSession(self, cuda_graphs)
 
     def describe(self) -> Description:
+        """Return tensors, profiles and layers; see :class:`trtbatch.backends.base.Engine`."""
         trt, engine = optional.require("tensorrt", "run engines"), self.cuda_engine
         facts: dict[str, str] = {}
         profiles: list[str] = []
@@ -53,7 +55,7 @@ class TensorRTEngine(DeserializedEngine):
         return Description(facts, compat.layers(trt, engine))
 
     def _opened(self, name: str, shape: list[int]) -> list[int]:
-        """An output's shape with its batch open: TensorRT tells that of the first profile, 1 where that is 1:1:1."""
+        """Return an output's shape with its batch open, where TensorRT reports the size of a first profile N:N:N."""
         spec = next((spec for spec in self.sidecar.outputs if spec.name == name), None)
         axis = None if spec is None else spec.batch_axis
         first = self.sidecar.profiles[0]
@@ -72,5 +74,5 @@ class TensorRTEngine(DeserializedEngine):
 
 
 def _profile(engine: Any, name: str, axis: int, profile: int) -> str:
-    """``min:opt:max`` of an input's batch axis, as the engine has it."""
+    """Return ``min:opt:max`` of an input's batch axis, as the engine reports it."""
     return ":".join(str(int(shape[axis])) for shape in engine.get_tensor_profile_shape(name, profile))

@@ -1,7 +1,7 @@
-"""CUDA graphs: what one launch enqueues is recorded once, and then launched as a whole.
+"""Capture the work of one launch as a CUDA graph, and launch it as a whole.
 
-pycuda has no graph API; ``cuda-bindings`` captures on the handle of pycuda's stream. The first enqueue after a change
-of shapes does work that can't be captured, so capture what has been enqueued once before.
+pycuda has no graph API, so ``cuda-bindings`` captures on the handle of pycuda's stream. The first enqueue after a
+change of shapes does work that can't be captured: enqueue the work once before its capture.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from trtbatch.util import optional
 __all__ = ["CudaGraph", "GraphCache"]
 
 MOST_GRAPHS = 64
-"""Graphs that a session keeps; each holds its kernels' parameters on the GPU, a few hundred kilobytes."""
+"""Most graphs that a session keeps; each holds its kernels' parameters on the GPU, a few hundred kilobytes."""
 
 
 class GraphCache:
-    """Graphs by what they launch; those that haven't been launched for longest are given up first.
+    """Cache of graphs by what they launch; the least recently used are dropped first.
 
     Args:
-        most: how many are kept.
+        most: number of graphs kept.
     """
 
     def __init__(self, most: int = MOST_GRAPHS) -> None:
@@ -32,7 +32,7 @@ class GraphCache:
         self._graphs: OrderedDict[tuple[int, str], CudaGraph] = OrderedDict()
 
     def get(self, number: int, what: str) -> CudaGraph | None:
-        """The graph of a prepared batch, now the last to be given up; None where it isn't there (any more)."""
+        """Return the graph of a prepared batch, and mark it as used; None where it isn't kept, or no longer."""
         key = (number, what)
         graph = self._graphs.get(key)
         if graph is not None:
@@ -40,16 +40,18 @@ class GraphCache:
         return graph
 
     def put(self, number: int, what: str, graph: CudaGraph) -> None:
+        """Keep a graph, and close the least recently used above the limit."""
         self._graphs[number, what] = graph
         while len(self._graphs) > self._most:
             self._graphs.popitem(last=False)[1].close()
 
     def drop(self, number: int) -> None:
-        """Give up whatever there is of a prepared batch."""
+        """Close all graphs of a prepared batch."""
         for key in [key for key in self._graphs if key[0] == number]:
             self._graphs.pop(key).close()
 
     def close(self) -> None:
+        """Close all graphs."""
         for graph in self._graphs.values():
             graph.close()
         self._graphs.clear()
@@ -59,10 +61,10 @@ class GraphCache:
 
 
 class CudaGraph:
-    """A captured launch. It holds the addresses and shapes of its capture: make another when those change.
+    """A captured launch with the addresses and shapes of its capture; capture another when those change.
 
     Args:
-        stream: on which it is captured and launched.
+        stream: the stream of the capture and of the launches.
         enqueue: puts the work on the stream, without waiting for it.
 
     Raises:
@@ -104,6 +106,7 @@ class CudaGraph:
         return answer[-1]
 
     def close(self) -> None:
+        """Free the graph; a second call does nothing."""
         if self.executable is not None:
             self._driver.cuGraphExecDestroy(self.executable)
             self.executable = None

@@ -1,7 +1,8 @@
 """Fill rows of a model's input on the GPU with the samples that a preprocessor's engine makes of images.
 
-One image at a time: its pixels and matrices are copied to page-locked memory and uploaded, the engine runs, and the
-sample is copied to its row. All of it is ordered by one stream, so the host waits only for the previous upload.
+The preprocessor takes one image at a time. The image's pixels and matrices are copied to page-locked memory and
+uploaded, the engine runs, and the sample is copied to its row. One stream orders all of this, so the host waits only
+for the previous upload.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Array = NDArray[Any]
 
 
 class Network(Protocol):
-    """Inputs and output of a preprocessor, as :class:`trtbatch.images.preprocessor.PreprocessorRecord` has them."""
+    """Inputs and output of a preprocessor, as in :class:`trtbatch.images.preprocessor.PreprocessorRecord`."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]: ...
@@ -36,11 +37,11 @@ class Network(Protocol):
 
 
 class TensorRTPreprocessor:
-    """Run the engine of a preprocessor; opened, used and closed in one thread, whichever thread made it.
+    """Run the engine of a preprocessor; open, use and close it in one thread, whichever thread made it.
 
     Args:
         engine: freed by :meth:`free`.
-        record: of the network that the engine was built from.
+        record: description of the network that the engine was built from.
     """
 
     def __init__(self, engine: DeserializedEngine, record: Network) -> None:
@@ -57,10 +58,10 @@ class TensorRTPreprocessor:
         self._runner = _Runner(self._engine, self.record)
 
     def __call__(self, pixels: NDArray[np.uint8], address: int) -> None:
-        """Put the sample of an image ``(H, W, 3)`` uint8 at a device address; the pixels are free at once.
+        """Put the sample of an image ``(H, W, 3)`` uint8 at a device address; the pixels may be reused at once.
 
         Raises:
-            InputError: not the pixels of a color image.
+            InputError: the pixels aren't those of a color image.
             ExecutionError: out of memory, or TensorRT failed.
         """
         self._opened.run(pixels, address)
@@ -75,7 +76,7 @@ class TensorRTPreprocessor:
         return [self._opened.stream.event(timed=False)]
 
     def done(self, events: Sequence[CudaEvent]) -> None:
-        """Record the events after everything that was called for so far."""
+        """Record the events after all work requested so far."""
         for event in events:
             event.record()
 
@@ -88,7 +89,7 @@ class TensorRTPreprocessor:
     def close(self) -> None:
         """Wait for the GPU, and free what :meth:`open` made, in the same thread."""
         if self._runner is not None:
-            self._runner.steps.close()  # in reverse order: the stream is waited for first
+            self._runner.steps.close()  # in reverse order, so it waits for the stream first
             self._runner = None
 
     def free(self) -> None:
@@ -128,9 +129,9 @@ class _Runner:
             self.steps = steps.pop_all()
 
     def run(self, pixels: NDArray[np.uint8], address: int | None = None) -> None:
-        """Put the work for an image on the stream: the sample into the runner's own memory, and to an address."""
+        """Put the work for an image on the stream; the sample goes to the runner's own memory, then to `address`."""
         feeds = self._record.feeds(pixels)
-        self._uploaded.synchronize()  # the page-locked memory is free again
+        self._uploaded.synchronize()  # now the page-locked memory is free again
         if not all(self._buffers[name].holds(array.nbytes) for name, array in feeds.items()):
             self.stream.synchronize()  # growing a buffer frees memory that the engine may still read
         for name, array in feeds.items():
@@ -144,7 +145,7 @@ class _Runner:
         self._engine.set_addresses(self._context, {**addresses, self._record.output.name: self._sample.address})
         if not self._context.execute_async_v3(self.stream.handle):
             raise ExecutionError(f"the preprocessor failed: {self._engine.complaint()}", "build it again")
-        if address is not None:  # not the engine's own output: TensorRT takes multiples of 256, and rows lie anywhere
+        if address is not None:  # as a copy: TensorRT needs output addresses at multiples of 256, rows may have others
             self._engine.device.copy(address, self._sample.address, self._sample.bytes, self.stream)
 
     def download(self) -> Array:
@@ -156,5 +157,5 @@ class _Runner:
         return found
 
     def _drop(self) -> None:
-        """Let TensorRT and pycuda free these while the CUDA context is current."""
+        """Drop the context and the event, so that TensorRT and pycuda free them while the CUDA context is current."""
         del self._context, self._uploaded

@@ -1,4 +1,4 @@
-"""Rows of input batches that are written on the GPU, in the thread that fills the batches."""
+"""Write rows of input batches on the GPU, in the thread that fills the batches."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["GpuRows"]
 
 
 class GpuRows:
-    """A stream of its own for the copies into the rows; opened, used and closed in one thread."""
+    """Writer of rows with its own stream for the copies; open, use and close it in one thread."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
         self._stream: Stream | None = None
 
     def open(self) -> None:
-        """Make the context current in this thread, and a stream."""
+        """Make the context current in this thread, and create the stream."""
         self._device.enter_thread()
         try:
             self._stream = self._device.stream()
@@ -29,7 +29,7 @@ class GpuRows:
 
     @property
     def stream(self) -> int:
-        """Handle of the stream."""
+        """Return the handle of the stream."""
         return self._opened.handle
 
     def upload(self, address: int, row: NDArray[Any]) -> None:
@@ -37,7 +37,7 @@ class GpuRows:
         self._device.upload(address, row, self._opened)
 
     def event(self) -> CudaEvent:
-        """Return an event of the stream; waiting for it leaves the core to others."""
+        """Return an event on the stream; a thread that waits for it sleeps."""
         return self._opened.event(timed=False, blocking=True)
 
     def close(self) -> None:

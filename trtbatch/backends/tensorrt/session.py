@@ -1,4 +1,4 @@
-"""A session: batches on a TensorRT engine, one after the other or several in flight, from one thread."""
+"""Run batches on a TensorRT engine from one thread, one after the other or several in flight."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ __all__ = ["TensorRTSession"]
 Array = NDArray[Any]
 
 ALIGNMENT = 256
-"""Bytes, of an address that TensorRT takes (``IExecutionContext::setTensorAddress``)."""
+"""Alignment in bytes that TensorRT requires of an address (``IExecutionContext::setTensorAddress``)."""
 
 IN_FLIGHT = 3
-"""Batches that keep the GPU busy: one goes up, one is computed, one comes down."""
+"""Batches that keep the GPU busy: one uploads, one computes, one downloads."""
 
 
 class TensorRTSession:
@@ -53,32 +53,34 @@ class TensorRTSession:
             raise
 
     def slot(self, spins: bool = True) -> TensorRTSlot:
+        """Return a slot; see :class:`trtbatch.backends.base.Session`."""
         made = TensorRTSlot(self.contexts, spins)
         self._slots.append(made)
         return made
 
     def use_profile(self, profile: int | None) -> None:
+        """Set the profile; see :class:`trtbatch.backends.base.Session`."""
         refuse_no_profile(self._engine.sidecar.profiles, profile, self._engine.path.name)
         self.contexts.forced = profile
 
     @property
     def gpu(self) -> int:
-        """Number of the GPU."""
+        """Return the index of the GPU."""
         return self.contexts.device.index
 
     @property
     def stream(self) -> int:
-        """Handle of the stream that computes."""
+        """Return the handle of the computing stream."""
         return self.contexts.computing.handle
 
     def device_memory(self, count: int) -> DeviceMemory:
-        """So many bytes on the GPU, freed when they are collected."""
+        """Return GPU memory of `count` bytes, freed by garbage collection."""
         return self.contexts.device.memory(count)
 
     def run_at(self, addresses: Mapping[str, int], batch: int) -> None:
-        """Run a batch on bindings that lie at these addresses of the GPU, inputs and outputs, and wait for the end.
+        """Run a batch on inputs and outputs at these GPU addresses, and wait for the end.
 
-        What doesn't lie where TensorRT takes it (at multiples of `ALIGNMENT`) is copied, on the GPU.
+        A binding whose address isn't a multiple of :data:`ALIGNMENT` is copied on the GPU.
 
         Raises:
             ProfileError: no profile holds the batch.
@@ -111,6 +113,7 @@ class TensorRTSession:
                 room.free()
 
     def bind(self, inputs: Mapping[str, Array]) -> None:
+        """Bind the inputs; see :class:`trtbatch.backends.base.Session`."""
         batch = batch_of(inputs, self.inputs)
         arrays = {spec.name: conform(inputs[spec.name], spec) for spec in self.inputs}
         room = self._own.prepare(batch)
@@ -120,6 +123,7 @@ class TensorRTSession:
         self._own.upload()
 
     def run(self) -> None:
+        """Run what is bound; see :class:`trtbatch.backends.base.Session`."""
         self._own.enqueue()
         self.contexts.computing.synchronize()
 
@@ -138,15 +142,19 @@ class TensorRTSession:
             )
 
     def fetch(self) -> dict[str, Array]:
+        """Return copies of the outputs; see :class:`trtbatch.backends.base.Session`."""
         return {name: array.copy() for name, array in self._own.download().items()}
 
     def bound(self) -> dict[str, Array]:
+        """Return the bound inputs; see :class:`trtbatch.backends.base.Session`."""
         return dict(self._own.now.inputs)
 
     def poison(self, pattern: int) -> None:
+        """Fill the output buffers; see :class:`trtbatch.backends.base.Session`."""
         self._own.poison(pattern)
 
     def modes(self) -> dict[str, Mode]:
+        """Return ``execute_v2``, ``async``, ``graph`` where possible; see :class:`trtbatch.backends.base.Session`."""
         event: Any = self.contexts.computing.event
         new_event: type[Event] = event
         timed = "one execute_async_v3 between two CUDA events on a busy stream, inputs on the GPU"
@@ -160,19 +168,20 @@ class TensorRTSession:
         return {"execute_v2": Mode("execute_v2", timed, self._execute), **modes}
 
     def flush(self) -> None:
-        """Write over as much memory as the L2 cache holds twice, on the computing stream."""
+        """Overwrite memory of twice the L2 cache's size on the computing stream."""
         if self._flushed is None:
             self._flushed = self.contexts.device.memory(2 * self.contexts.device.cache_bytes)
         self._flushed.fill(0, self.contexts.computing)
 
     def close(self) -> None:
+        """Free the session's memory; see :class:`trtbatch.backends.base.Session`."""
         if self._is_open:
             self._is_open = False
             self._free()
 
     def _free(self) -> None:
-        """Free what the session has on the GPU; a fault that shows meanwhile is raised at the end."""
-        with ExitStack() as steps:  # runs all of them, from the last one up
+        """Free what the session has on the GPU, all of it; a GPU fault on the way is raised at the end."""
+        with ExitStack() as steps:  # runs every step, in reverse order
             steps.callback(self.contexts.close)
             if self._flushed is not None:
                 steps.callback(self._flushed.free)
@@ -190,5 +199,5 @@ class TensorRTSession:
 
 
 def _depends_on_data(spec: TensorSpec) -> bool:
-    """Whether an axis beside the batch is open: all those of inputs are fixed, so only the data can decide it."""
+    """Return whether an axis besides the batch is open: the inputs' are fixed, so only the data can decide its size."""
     return any(isinstance(size, str) for axis, size in enumerate(spec.shape) if axis != spec.batch_axis)

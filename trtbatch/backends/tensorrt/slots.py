@@ -1,9 +1,9 @@
-"""One batch in flight on TensorRT: its buffers, what is prepared of each batch size, and how it is launched.
+"""Run one batch in flight on TensorRT: its buffers, what is prepared per batch size, and its launch.
 
-The first time that a slot meets a batch size it works out shapes, addresses and copies; after that a call looks one
-dictionary up. On its own (:meth:`TensorRTSlot.run`) a batch goes up, through and down as one CUDA graph on one
-stream. In a pipeline (:meth:`TensorRTSlot.submit`) three streams do the three, and events order them, so that
-the copies of one batch run beside the computing of another.
+A slot works out shapes, addresses and copies when it first meets a batch size. Later calls only look up a dictionary.
+:meth:`TensorRTSlot.run` uploads, computes and downloads a single batch as one CUDA graph on one stream.
+:meth:`TensorRTSlot.submit` is for pipelines: it uses three streams, ordered by events, so that the copies of one batch
+overlap the computing of another.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["Prepared", "TensorRTSlot", "bytes_of"]
 Array = NDArray[Any]
 
 MOST_SEEN = 256
-"""Batch sizes that a slot remembers; more are taken for a loop over all of them."""
+"""Batch sizes that a slot remembers; more indicate a loop over all sizes."""
 
 _numbers = itertools.count()
 
@@ -41,10 +41,10 @@ class Prepared:
         context: the execution context of `profile`.
         shapes: of the inputs, as the context takes them.
         addresses: of every binding on the device.
-        inputs, outputs: host memory; of the outputs those whose shape doesn't depend on the data.
-        later: the other outputs.
+        inputs, outputs: host memory; of the outputs only those whose shape doesn't depend on the data.
+        later: specs of the outputs whose shape depends on the data.
         pointers: the list that ``execute_v2`` takes.
-        number: of its own, for the cache of graphs.
+        number: unique number, for the cache of graphs.
     """
 
     profile: int
@@ -61,9 +61,10 @@ class Prepared:
 
 
 class TensorRTSlot:
-    """Buffers for one batch in flight; made by its session, used in its thread, freed with it.
+    """Buffers for one batch in flight; made by its session, used in the session's thread, freed with the session.
 
     Args:
+        contexts: the execution contexts of the session.
         spins: whether :meth:`wait` keeps a core busy.
     """
 
@@ -77,20 +78,21 @@ class TensorRTSlot:
         self._computed = contexts.computing.event(timed=False)
         self._done = contexts.downloading.event(timed=False, blocking=not spins)
         self._shapes: dict[str, tuple[int, ...]] = {}
-        """Of the outputs whose shape depends on the data, as the last run told them."""
+        """Shapes, as the last run reported them, of the outputs whose shape depends on the data."""
 
     @property
     def now(self) -> Prepared:
-        """What was prepared last.
+        """Return what was prepared last.
 
         Raises:
-            ExecutionError: nothing was, or its memory is gone.
+            ExecutionError: no batch was prepared, or its memory is gone.
         """
         if self._now is None:
             raise ExecutionError("no batch is prepared", "prepare one again: the last could not have its memory")
         return self._now
 
     def prepare(self, batch: int) -> dict[str, Array]:
+        """Return the inputs' memory; see :class:`trtbatch.backends.base.Slot`."""
         return self._take(batch).inputs
 
     def _take(self, batch: int) -> Prepared:
@@ -109,14 +111,14 @@ class TensorRTSlot:
         shapes = {spec.name: tuple(int(size) for size in spec.at(batch)) for spec in contexts.inputs}
         contexts.set_shapes(context, shapes)
         found = {spec.name: tuple(int(size) for size in context.get_tensor_shape(spec.name)) for spec in self._specs}
-        # Of a run before, TensorRT still tells the shape that the data had then: once open, always open.
+        # After a run TensorRT reports the shape that the data had then, so an output that was open once stays open.
         contexts.open_outputs.update(name for name, shape in found.items() if min(shape, default=0) < 0)
         known = [spec for spec in self._specs if spec.name not in contexts.open_outputs]
         later = tuple(spec for spec in self._specs if spec.name in contexts.open_outputs)
         sizes = {spec.name: bytes_of(spec, found[spec.name]) for spec in known}
         sizes |= {spec.name: int(context.get_max_output_size(spec.name)) for spec in later}
         if len(self._seen) >= MOST_SEEN or not all(self._buffers[name].holds(size) for name, size in sizes.items()):
-            self.forget()  # other addresses: whatever was prepared holds the old ones
+            self.forget()  # addresses may change, and everything prepared so far holds the old ones
         for name, size in sizes.items():
             self._buffers[name].reserve(size)
         for spec in known:
@@ -139,7 +141,7 @@ class TensorRTSlot:
         )
 
     def forget(self) -> None:
-        """Give up what was prepared, and the graphs of it."""
+        """Drop everything prepared, and its graphs."""
         for prepared in self._seen.values():
             self._contexts.graphs.drop(prepared.number)
             self._contexts.deactivate(prepared.profile, prepared)
@@ -147,7 +149,7 @@ class TensorRTSlot:
         self._now = None
 
     def activate(self, prepared: Prepared) -> None:
-        """Give the context this slot's shapes and addresses, where another slot or size had it last.
+        """Give the context this batch's shapes and addresses, where another slot or size used it last.
 
         Raises:
             ExecutionError: TensorRT refuses a shape.
@@ -158,7 +160,7 @@ class TensorRTSlot:
         context = prepared.context
         contexts.set_shapes(context, prepared.shapes)
         if prepared.later:
-            # Of such an engine 8.6.0 runs the shapes before these unless it is asked what they lead to.
+            # With such outputs TensorRT 8.6.0 runs the previous shapes, unless the output shapes are queried first.
             for spec in contexts.outputs:
                 context.get_tensor_shape(spec.name)
         for spec in prepared.later:
@@ -167,7 +169,7 @@ class TensorRTSlot:
         contexts.set_active(prepared.profile, prepared)
 
     def _allocate_later(self, context: Any, spec: TensorSpec) -> None:
-        """An output whose shape depends on the data: TensorRT asks for its memory, and tells its shape, as it runs."""
+        """Set the allocator of an output whose shape depends on the data: TensorRT calls it for memory as it runs."""
         buffer = self._buffers[spec.name]
 
         def notify(shape: tuple[int, ...]) -> None:
@@ -176,7 +178,7 @@ class TensorRTSlot:
         def reserve(count: int) -> int:
             try:
                 return buffer.reserve(count)
-            except ExecutionError as error:  # not through TensorRT's own frames
+            except ExecutionError as error:  # must not pass through TensorRT's own frames
                 self._contexts.failure = error
                 return 0
 
@@ -191,7 +193,7 @@ class TensorRTSlot:
         self._contexts.enqueue(prepared.context)
 
     def launch(self) -> None:
-        """Put the kernels on the computing stream: as a graph where there can be one."""
+        """Put the kernels on the computing stream, as a graph where possible."""
         prepared = self.now
         graph = self._graph(prepared, "kernels", self._contexts.enqueue)
         if graph is None:
@@ -200,6 +202,7 @@ class TensorRTSlot:
             graph.launch()
 
     def run(self) -> dict[str, Array]:
+        """Run the batch as one graph where possible; see :class:`trtbatch.backends.base.Slot`."""
         prepared, stream = self.now, self._contexts.computing
         graph = self._graph(prepared, "whole", self._all_on_one)
         if graph is None:
@@ -217,10 +220,11 @@ class TensorRTSlot:
         prepared.downloads.down(stream)
 
     def _graph(self, prepared: Prepared, what: str, enqueue: Callable[[Any], None]) -> Any:
-        """The graph of what `enqueue` does with a context; None where it runs without.
+        """Return the graph of what `enqueue` does with a context, or None where the slot runs without graphs.
 
-        It is captured from a context that has no other shapes, ever: what a context keeps on the GPU for its shapes is
-        the graph's too (TensorRT's developer guide, "CUDA Graphs"). What is captured has run once before.
+        The graph is captured from a context that never has other shapes, because the graph also uses what a context
+        keeps on the GPU for its shapes (TensorRT's developer guide, "CUDA Graphs"). The work runs once before its
+        capture.
         """
         contexts = self._contexts
         if not contexts.uses_graphs:
@@ -244,26 +248,28 @@ class TensorRTSlot:
         return graph
 
     def warm(self, batch: int) -> None:
+        """Capture the graph of this batch size in advance; see :class:`trtbatch.backends.base.Slot`."""
         prepared, contexts = self._take(batch), self._contexts
-        if prepared.later:  # how much memory it takes depends on the data
+        if prepared.later:  # the memory that the outputs need depends on the data
             return
         for name, array in prepared.inputs.items():
-            self._buffers[name].fill(0, array.nbytes, contexts.computing)  # a model may look numbers up in a table
+            self._buffers[name].fill(0, array.nbytes, contexts.computing)  # inputs may be indices into a table
         self._graph(prepared, "kernels", contexts.enqueue)
         contexts.computing.synchronize()
 
     def submit(self) -> None:
+        """Start the batch; see :class:`trtbatch.backends.base.Slot`."""
         self.now.uploads.up(self._contexts.uploading)
         self._uploaded.record()
         self.submit_after([self._uploaded])
 
     def row_address(self, name: str, index: int) -> int:
-        """Where a sample of an input whose first axis is the batch lies on the GPU, at every batch size."""
+        """Return the GPU address of a sample, at any batch size, of an input whose first axis is the batch."""
         row = self.now.inputs[name][:1].nbytes
         return self._buffers[name].address + index * row
 
     def submit_after(self, events: Sequence[CudaEvent]) -> None:
-        """As :meth:`submit`, the inputs being on the GPU when these events have come."""
+        """Start the batch as :meth:`submit` does, but with inputs that are on the GPU after these events."""
         prepared, contexts = self.now, self._contexts
         for event in events:
             contexts.computing.wait_for(event)
@@ -274,11 +280,12 @@ class TensorRTSlot:
         self._done.record()
 
     def wait(self) -> dict[str, Array]:
+        """Wait for the outputs; see :class:`trtbatch.backends.base.Slot`."""
         self._done.synchronize()
         return self.now.outputs if not self.now.later else self._with_later(self.now)
 
     def _with_later(self, prepared: Prepared) -> dict[str, Array]:
-        """The outputs, those whose shape the run has told included."""
+        """Return all outputs, including those whose shape only the run reported."""
         stream = self._contexts.computing
         stream.synchronize()
         arrays = dict(prepared.outputs)
@@ -293,12 +300,12 @@ class TensorRTSlot:
         return {spec.name: arrays[spec.name] for spec in self._contexts.outputs}
 
     def upload(self) -> None:
-        """Copy the inputs up, and wait."""
+        """Copy the inputs to the GPU, and wait."""
         self.now.uploads.up(self._contexts.computing)
         self._contexts.computing.synchronize()
 
     def download(self) -> dict[str, Array]:
-        """Copy the outputs of what ran last down; their memory."""
+        """Copy the outputs of the last run to the host, and return their memory."""
         prepared = self.now
         prepared.downloads.down(self._contexts.computing)
         self._contexts.computing.synchronize()
@@ -314,8 +321,9 @@ class TensorRTSlot:
         stream.synchronize()
 
     def parts(self) -> dict[str, float]:
+        """Return the times of copies and compute; see :class:`trtbatch.backends.base.Slot`."""
         stream, prepared = self._contexts.computing, self.now
-        self.launch()  # the capture isn't to be timed
+        self.launch()  # keeps the capture of the graph out of the timing
         stream.synchronize()
         marks = [stream.event() for _ in range(4)]
         marks[0].record()
@@ -330,11 +338,12 @@ class TensorRTSlot:
         return dict(zip(("h2d", "gpu", "d2h"), times))
 
     def free(self) -> None:
+        """Free the buffers, and drop everything prepared."""
         self.forget()
         for buffer in self._buffers.values():
             buffer.free()
 
 
 def bytes_of(spec: TensorSpec, shape: tuple[int, ...]) -> int:
-    """Of a tensor of this shape."""
+    """Return the bytes of a tensor of this shape."""
     return int(np.prod(shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize

@@ -1,10 +1,10 @@
-"""Builds one engine in a process of its own; :mod:`trtbatch.backends.tensorrt.builder` starts it.
+"""Build one engine in a process of its own, which :mod:`trtbatch.backends.tensorrt.builder` starts.
 
     python -m trtbatch.backends.tensorrt.worker REQUEST.json
 
-The request holds the plan and the folder to write into. On standard output come JSON objects, one a line:
-``progress``, ``warning``, and at the end ``built`` or ``failed``. When standard input closes, the parent is
-gone, and so is this process.
+The request holds the plan and the folder to write into. Standard output carries JSON objects, one per line:
+``progress``, ``warning``, and at the end ``built`` or ``failed``. The process ends when its standard input closes,
+because its parent is gone then.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["WorkerRequest", "main"]
 
 @dataclass(frozen=True)
 class WorkerRequest:
-    """What the worker is to do.
+    """Task of the worker.
 
     Args:
         read_cache: whether the plan's timing cache is read; it is written either way.
@@ -46,9 +46,9 @@ class WorkerRequest:
 
 
 def main(request_file: str) -> int:
-    """Build, telling the parent on standard output; returns the exit code."""
+    """Build, report to the parent on standard output, and return the exit code."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what TensorRT or a plugin prints must not get among the messages
+    os.dup2(2, 1)  # keeps what TensorRT or a plugin prints out of the messages
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -80,7 +80,7 @@ def _end_with_parent() -> None:
 
 
 class _Forward(logging.Handler):
-    """Warnings go to the parent, which shows them."""
+    """Handler that sends warnings to the parent, which shows them."""
 
     def __init__(self, tell: Any) -> None:
         super().__init__(logging.WARNING)
@@ -161,9 +161,9 @@ class _Attempt:
         self.precision = "fp32"
 
     def run(self, cache: bytes) -> Any | None:
-        """The serialised engine, or None where TensorRT gives none (see :meth:`complaint`)."""
+        """Return the serialised engine, or None where TensorRT gives none (see :meth:`complaint`)."""
         builder = self._trt.Builder(self._logger)
-        wants_types = bool(self._plan.kinds) or self._plan.options.weight_streaming  # which TensorRT streams for alone
+        wants_types = bool(self._plan.kinds) or self._plan.options.weight_streaming  # streaming needs a typed network
         self._typed = wants_types and compat.strongly_typed(self._trt)
         network = compat.create_network(self._trt, builder, self._typed)
         self._parse(network)
@@ -178,7 +178,7 @@ class _Attempt:
         if severity in ("INTERNAL_ERROR", "ERROR"):
             self._errors.append(" ".join(message.split()))
         elif severity == "VERBOSE" and not self._monitored and "Timing Runner" in message:
-            self._tactics += 1  # before the progress monitor of TensorRT 10 this is the only sign of life
+            self._tactics += 1  # the only sign of life before the progress monitor of TensorRT 10
             self._progress(f"timing tactics ({self._tactics} layers tried)", None)
 
     def complaint(self) -> str:
@@ -187,7 +187,7 @@ class _Attempt:
     def _parse(self, network: Any) -> None:
         self._progress("parsing the ONNX file", None)
         parser = self._trt.OnnxParser(network, self._logger)
-        # The absolute path, because external weights are looked up beside it.
+        # The absolute path, because external weights are looked up next to the file.
         if not parser.parse_from_file(str(self._plan.onnx.resolve())):
             nodes = [(node.name, node.op_type) for node in load_onnx(self._plan.onnx).graph.node]
             errors = [compat.parser_error(parser.get_error(index), nodes) for index in range(parser.num_errors)]
@@ -237,7 +237,7 @@ class _Attempt:
             return
         empty = self._config.create_timing_cache(b"")
         made = self._config.create_timing_cache(cache) if cache else empty
-        # 8.6 takes any bytes without a word and makes an empty cache of those that it can't read.
+        # 8.6 accepts any bytes without an error, and makes an empty cache of those that it can't read.
         read = made is not None and (
             not cache or _serialized(made) != _serialized(empty) or cache == _serialized(empty)
         )
@@ -246,11 +246,11 @@ class _Attempt:
             self._config.set_timing_cache(empty, ignore_mismatch=False)
 
     def timing_cache(self) -> bytes:
-        """The cache as it is after the build."""
+        """Return the timing cache as it is after the build."""
         return _serialized(self._config.get_timing_cache())
 
     def _read_back(self, network: Any) -> None:
-        """The dtypes that TensorRT made of the model's (8.6 turns int64 into int32)."""
+        """Take over the dtypes that TensorRT gave the model's tensors (8.6 turns int64 into int32)."""
         outputs = [network.get_output(index) for index in range(network.num_outputs)]
         inputs = [network.get_input(index) for index in range(network.num_inputs)]
         dtypes = {tensor.name: compat.dtype_name(tensor.dtype) for tensor in (*inputs, *outputs)}
