@@ -313,6 +313,7 @@ def test_other_files_are_refused(tmp_path: Path, written: Path) -> None:
         OnnxPreprocessor(written)
 
 
+@pytest.mark.torch
 def test_infer_predicts_the_same_with_it(cli: Cli, folder: Path, photos: Path) -> None:
     for line in (
         ("export", "tests.support.zoo:photos", "--dynamic"),
