@@ -22,6 +22,7 @@ from benchmarks import (
     precision_table,
     prefix_table,
     scale_table,
+    sessions,
 )
 from tests.support.pages import MYMODELS, PAGES, REFERENCE
 from tests.support.processes import COMMANDS, ROOT
@@ -87,7 +88,7 @@ def test_the_table_of_bench_is_what_was_printed_on_the_gpu() -> None:
     assert sum("execute_v2 │" in line for line in shown) == 6
     assert shown == kept["printed"]
     assert kept["device"]["gpu"] in shown[0]
-    assert "On one H100 with TensorRT 8.6.0, both modes" in REFERENCE
+    assert "On one H200 with TensorRT 8.6.0, both modes" in REFERENCE
 
 
 ARTICLE = """
@@ -142,6 +143,10 @@ def test_export_prints_of_a_baked_batch_what_is_shown(cli: Callable[..., Any], f
 
 def test_the_articles_table_is_the_kept_result() -> None:
     assert article_table.markdown(kept_on_gpu("article")) in README
+
+
+def test_the_table_of_sessions_is_the_kept_result() -> None:
+    assert sessions.markdown(json.loads((GPU / "sessions.json").read_text())["rows"]) in REFERENCE
 
 
 def test_the_overhead_is_the_kept_result_and_within_two_per_cent() -> None:

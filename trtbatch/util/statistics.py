@@ -31,7 +31,7 @@ Milliseconds = NDArray[np.float64]
 NOISE_LIMIT = 0.01
 """Largest noise of a stable measurement: the 95 % interval of the median is at most ±1 % wide.
 
-nvbench stops at a standard error of 0.5 % of the mean, about the same width for a 95 % interval.
+nvbench's criterion is another: the standard deviation of the samples, relative to their mean, below 0.5 %.
 """
 
 DECIMAL_RUNS = 100
