@@ -113,7 +113,9 @@ def choose_profiles(
     """Return the profiles of the batch axis that a build is asked for; none leaves them to the model.
 
     Args:
-        smallest, opt, largest: corners of one profile.
+        smallest: smallest batch size of the one profile.
+        opt: batch size that it is tuned for.
+        largest: largest batch size of it.
         static: the one batch size to build for.
         profiles: profiles, or ``auto``: one for each batch size of interest.
         batches: batch sizes of interest.

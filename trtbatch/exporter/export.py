@@ -176,7 +176,7 @@ def _refuse_contradictions(request: ExportRequest) -> None:
 
 
 def _same_weights(model: TorchModel, asked: str) -> str:
-    """The ``--weights`` that gets the same numbers again: what ``auto`` came to, for a torchvision model."""
+    """Return the ``--weights`` that gets the same numbers again: what ``auto`` came to, for a torchvision model."""
     label = model.weights.partition(" ")[0]
     return label if asked == "auto" and label in ("random", "pretrained") else asked
 
@@ -201,7 +201,7 @@ def _input_specs(model: TorchModel, request: ExportRequest) -> tuple[TensorSpec,
 
 
 def _run_torch(model: TorchModel, request: ExportRequest, trace: Trace, folder: Path) -> Reference:
-    """torch's own outputs at every batch of the proof.
+    """Return torch's own outputs at every batch of the proof.
 
     Raises:
         ExportError: the model runs at some batch sizes only; the node that fixes them is named.
@@ -231,7 +231,7 @@ def _output_specs(
 
 
 def _at_two_and_three(model: TorchModel, reference: Reference) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Outputs at batch 2 and 3; of a model that runs at its static batch only, those with the first axis resized."""
+    """Return the outputs at batch 2 and 3; of a model that runs at one batch only, with the first axis resized."""
     try:
         return reference.get(2) or model.run(2), reference.get(3) or model.run(3)
     except ModelError:
@@ -260,7 +260,7 @@ def _renamed(own: list[str], given: Sequence[str], what: str) -> list[str]:
 def _spec(
     name: str, few: NDArray[Any], many: NDArray[Any], request: ExportRequest, value_range: tuple[int, int] | None
 ) -> TensorSpec:
-    """The spec of a tensor seen at batch 2 and 3."""
+    """Return the spec of a tensor seen at batch 2 and 3."""
     moved = [axis for axis, (a, b) in enumerate(zip(few.shape, many.shape)) if (a, b) == (2, 3)]
     others = [axis for axis, (a, b) in enumerate(zip(few.shape, many.shape)) if a != b and axis not in moved[:1]]
     if others:

@@ -26,7 +26,7 @@ Exporter = Literal["torchscript", "dynamo"]
 
 
 def choose_exporter(asked: Exporter | None) -> Exporter:
-    """The exporter asked for, or torchscript while torch carries it.
+    """Return the exporter asked for, or torchscript while torch carries it.
 
     Raises:
         UsageError: torchscript was asked for and this torch has only dynamo.
@@ -154,7 +154,7 @@ def _takes_varargs(module: Any) -> bool:
 
 
 def _positional(module: Any, names: list[str]) -> Any:
-    """A module that takes the named inputs by position and returns a tuple, for exporters that want both."""
+    """Return a module that takes the named inputs by position and returns a tuple, for exporters that want both."""
     torch = optional.require("torch", "export a model")
 
     class Positional(torch.nn.Module):  # type: ignore[misc, name-defined]
@@ -169,7 +169,7 @@ def _positional(module: Any, names: list[str]) -> Any:
 
 
 def _exporter_failed(cause: BaseException, exporter: Exporter) -> ExportError:
-    """The exporter's own words, those of its cause: torch wraps the reason in advice."""
+    """Return the exporter's own words, those of its cause: torch wraps the reason in advice."""
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     telling = [line for line in lines if "pecializ" in line or "constraint" in line.lower() or "guard" in line.lower()]
     reason = " ".join((telling or lines)[:2])[:500] or type(cause).__name__

@@ -67,7 +67,7 @@ def load_model(
     input_shape: tuple[int, ...] | None = None,
     trust_code: bool = False,
 ) -> TorchModel:
-    """The model that the command line names.
+    """Return the model that the command line names.
 
     Args:
         model: torchvision name, ``package.module:factory``, or path of a ``.pt2`` file.
@@ -141,7 +141,7 @@ def _refuse_file(model: str) -> None:
 
 
 def _preprocessing(transforms: Any) -> Preprocessing:
-    """torchvision's ``ImageClassification`` preset as our record."""
+    """Return torchvision's ``ImageClassification`` preset as our record."""
     crop = list(transforms.crop_size) * 2
     return Preprocessing(
         resize=transforms.resize_size[0],
@@ -153,7 +153,7 @@ def _preprocessing(transforms: Any) -> Preprocessing:
 
 
 def _rescaled(preprocessing: Preprocessing, shape: tuple[int, ...]) -> Preprocessing:
-    """The same recipe for another input size; the resize keeps its ratio to the crop."""
+    """Return the same recipe for another input size; the resize keeps its ratio to the crop."""
     if len(shape) != 3 or shape[0] != 3:
         raise UsageError(f"torchvision models take 3 channels, not {shape}", "write `input_shape=(3, HEIGHT, WIDTH)`")
     ratio = preprocessing.resize / min(preprocessing.crop)
@@ -240,7 +240,7 @@ def _no_factory(module: Any, name: str, attribute: str) -> UsageError:
 
 
 def _spec_example(inputs: Any, seed: int) -> tuple[Callable[[int], dict[str, Any]], bool]:
-    """A function of the batch size from a spec's inputs, and whether they go in by keyword."""
+    """Return a function of the batch size from a spec's inputs, and whether they go in by keyword."""
     torch = optional.require("torch", "export a model")
     tiles = not callable(inputs) or isinstance(inputs, torch.Tensor)
 
@@ -327,7 +327,7 @@ def _from_program(model: str, weights: str, input_shape: tuple[int, ...] | None,
 
 
 def _evaluated(program: Any) -> Any:
-    """A module around an exported program, whose own ``train`` and ``eval`` raise."""
+    """Return a module around an exported program, whose own ``train`` and ``eval`` raise."""
     torch = optional.require("torch", "load a .pt2 program")
 
     class Program(torch.nn.Module):  # type: ignore[misc, name-defined]

@@ -80,7 +80,7 @@ def _inputs(trace: Trace, batch: int) -> dict[str, NDArray[Any]]:
 
 
 def _wrong(spec: TensorSpec, found: NDArray[Any], wanted: NDArray[Any]) -> str | None:
-    """What differs from torch; None where nothing does."""
+    """Return what differs from torch; None where nothing does."""
     if found.shape != wanted.shape:
         return f"{spec.name} has shape {found.shape}, not {wanted.shape}"
     limit = tolerance(wanted.dtype.name)
@@ -91,7 +91,7 @@ def _wrong(spec: TensorSpec, found: NDArray[Any], wanted: NDArray[Any]) -> str |
 
 
 def _disproved(made: Path, what: str, message: str = "") -> ExportError:
-    """The error, with the node and the constant that fix the batch first, where they can be found."""
+    """Return the error, with the node and the constant that fix the batch first, where they can be found."""
     culprit = what_fixes_the_batch(made, message)
     if culprit is None:
         return ExportError(f"the exported model is not right at every batch: {what}", _FIX_ANY)
@@ -99,7 +99,7 @@ def _disproved(made: Path, what: str, message: str = "") -> ExportError:
 
 
 def baked(trace: Trace, failure: ModelError, folder: Path) -> ExportError | None:
-    """What fixes the batch of a model that torch itself runs at some batch sizes only.
+    """Find what fixes the batch of a model that torch itself runs at some batch sizes only.
 
     The model is exported at a batch size that it takes, and the result run at one that it doesn't.
 

@@ -32,7 +32,7 @@ class TorchModel:
     fix: str = "give shapes that the model takes with `input_shape`, and a model that takes any batch"
 
     def run(self, batch: int) -> dict[str, NDArray[Any]]:
-        """Outputs for ``example(batch)``, by name.
+        """Return the outputs for ``example(batch)``, by name.
 
         Raises:
             ModelError: the model itself doesn't run at this batch size.
@@ -40,7 +40,7 @@ class TorchModel:
         return self.call(self.example(batch), f"batch {batch}")
 
     def call(self, inputs: Mapping[str, Any], where: str) -> dict[str, NDArray[Any]]:
-        """Outputs for these tensors, in the order of :attr:`example`'s, by name.
+        """Return the outputs for these tensors, in the order of :attr:`example`'s, by name.
 
         Raises:
             ModelError: the model itself doesn't run on them; `where` is said.

@@ -21,7 +21,7 @@ CONNECT_TIMEOUT = 10.0
 
 
 def pretrained(model: str, default: Any, weights: str, seed: int) -> tuple[Any, str]:
-    """A torchvision model with its pretrained weights, and the label of what it got.
+    """Return a torchvision model with its pretrained weights, and the label of what it got.
 
     Where they are neither cached nor to be downloaded, ``auto`` goes on with seeded random ones and warns.
 
@@ -51,7 +51,7 @@ def pretrained(model: str, default: Any, weights: str, seed: int) -> tuple[Any, 
 
 
 def seeded(model: str, seed: int) -> Any:
-    """A torchvision model with random weights, the same for the same seed.
+    """Return a torchvision model with random weights, the same for the same seed.
 
     Weights that torchvision starts at zero (the heads of its vision transformers) are drawn from N(0, 0.02²), as
     these models start all others: outputs that don't depend on the input would make every check pass.
@@ -72,7 +72,7 @@ from a file need that as well. Their own initialisation only slows the start, an
 
 
 def blank(model: str, **options: Any) -> Any:
-    """A torchvision model without weights, otherwise built as for its pretrained ones."""
+    """Return a torchvision model without weights, otherwise built as for its pretrained ones."""
     from torchvision import models
 
     own = _AS_TRAINED if model in ("inception_v3", "googlenet") else {}
@@ -90,7 +90,7 @@ def _connect_timeout(seconds: float) -> Iterator[None]:
 
 
 def fitted(model: str, module: Any, file: str) -> tuple[Any, bool]:
-    """The torchvision model with the state dict of `file`, and whether its head was resized to other classes.
+    """Return the torchvision model with the state dict of `file`, and whether its head was resized to other classes.
 
     Raises:
         ModelError: the file holds no state dict, or another model's.
@@ -150,5 +150,6 @@ def load_into(module: Any, state: dict[str, Any], file: str, model: str) -> None
 
 
 def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, without terminal codes."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
     return text.splitlines()[0][:300] if text else type(error).__name__

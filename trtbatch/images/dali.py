@@ -90,11 +90,13 @@ def pipeline(
     and the crop begins at half of what is cut off, rounded to even.
 
     Args:
-        spec: of the model's input.
+        preprocessing: size, crop and normalization of the samples.
+        spec: spec of the model's input.
         batch: the most images in a batch.
         device: number of the GPU; None runs DALI's CPU operators.
         source: gives each next batch, and raises StopIteration at the end: its encoded images, and of each the size
             and the shares of :func:`geometry`. None leaves an input of encoded images alone, named :data:`INPUT`.
+        threads: number of DALI's threads.
 
     Raises:
         MissingPackageError: DALI isn't installed.
@@ -142,7 +144,7 @@ def pipeline(
 
 
 def _geometry(fn: Any, types: Any, preprocessing: Preprocessing, encoded: Any) -> tuple[Any, Any, Any]:
-    """The numbers of :func:`geometry`, by operators of DALI's.
+    """Return the numbers of :func:`geometry`, by operators of DALI's.
 
     They take longer than the GPU's work on a batch: :class:`DaliReader` gives the same numbers, which it has from the
     headers (:func:`geometry`).
@@ -220,7 +222,7 @@ def jpeg_size(data: bytes | memoryview) -> tuple[int, int] | None:
 
 
 def _orientation(segment: bytes) -> int:
-    """The orientation that an EXIF segment states, 1 where it states none; 0 where it can't be read."""
+    """Return the orientation that an EXIF segment states, 1 where it states none; 0 where it can't be read."""
     from PIL import Image
 
     exif = Image.Exif()
@@ -386,6 +388,8 @@ class DaliReader:
         """Yield files as :meth:`batches` takes them. DALI's reader of them is ready on return.
 
         Args:
+            files: the files, in order.
+            names: names that the batches report, one for each file.
             are_regular: whether each is a regular file. A pipe would hold DALI's threads for ever.
         """
         self._files.close()
@@ -415,6 +419,7 @@ class DaliReader:
         """Yield the batches of images that :meth:`load` has loaded; each is valid until the next is asked for.
 
         Args:
+            images: images, and those that were skipped.
             sizes: the most images of each batch, in turn. A batch is shorter where DALI could not decode an image.
         """
         if self._waiting:  # of an earlier call that was not iterated to its end
@@ -548,7 +553,7 @@ class _Files:
 
 
 def _reading(files: Sequence[Path], block: int) -> Any:
-    """The pipeline that reads files, and their edges, with zeros where a file has ended."""
+    """Return the pipeline that reads files, and their edges, with zeros where a file has ended."""
     dali, fn, types = _dali()
     made = dali.Pipeline(block, 1, None, prefetch_queue_depth=2)
     with made:

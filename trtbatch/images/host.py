@@ -115,7 +115,6 @@ def open_image(source: ImageLike) -> Any:
     Raises:
         InputError: it can't be read, has no known white, or is over Pillow's limit of pixels.
     """
-
     try:
         image = _opened(content(source))
         reason = _unusable(image)
@@ -208,6 +207,8 @@ def read_ahead(
     Closing the generator ends the threads: each finishes its task.
 
     Args:
+        sources: the images.
+        names: names of the images, for errors.
         make: called with an image's content (:func:`content`) in a thread of the pool; its InputError skips the image.
         workers: threads; None is one a core, :data:`MOST_WORKERS` at most.
         ahead: tasks for each thread that may be done or under way before the consumer asks for them.

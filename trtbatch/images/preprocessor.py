@@ -329,6 +329,7 @@ def find_difference(record: PreprocessorRecord, sample_of: Callable[[Pixels], Ar
     """Compare samples with Pillow's on noise of several sizes; describe the first that is over 1 of 255 off.
 
     Args:
+        record: record of the preprocessor.
         sample_of: makes the sample of an image ``(H, W, 3)`` uint8.
     """
     generator = np.random.default_rng(0)

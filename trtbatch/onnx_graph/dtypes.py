@@ -63,7 +63,7 @@ def _elem_types(model: Any) -> dict[str, int]:
 
 
 def kinds(model: Any) -> set[str]:
-    """The reduced types that the graph holds: of ``fp16``, ``bf16``, ``int8`` (quantized) and ``fp8``."""
+    """Return the reduced types that the graph holds: of ``fp16``, ``bf16``, ``int8`` (quantized) and ``fp8``."""
     types = _elem_types(model)
     found = {_kind_of(each) for each in types.values() if each}
     has_quantizers = any(node.op_type in _QUANTIZERS for node in model.graph.node)
@@ -71,7 +71,7 @@ def kinds(model: Any) -> set[str]:
 
 
 def products(model: Any) -> dict[str, str]:
-    """What each convolution and matrix product computes in, by the node's name: its first input's type.
+    """Return what each convolution and matrix product computes in, by the node's name: its first input's type.
 
     A product of two dequantized tensors computes in their 8 bits.
     """
@@ -108,7 +108,7 @@ _PASSING = ("Reshape", "Transpose", "Identity", "Squeeze", "Unsqueeze", "Cast")
 
 
 def _quantized_kind(name: str, makers: Mapping[str, Any], types: Mapping[str, int]) -> str | None:
-    """The 8-bit type behind a tensor that comes out of a DequantizeLinear; None for any other tensor."""
+    """Return the 8-bit type behind a tensor that comes out of a DequantizeLinear; None for any other tensor."""
     node = makers.get(name)
     while node is not None and node.op_type in _PASSING:
         node = makers.get(node.input[0])
@@ -119,7 +119,7 @@ def _quantized_kind(name: str, makers: Mapping[str, Any], types: Mapping[str, in
 
 
 def scales(model: Any) -> Iterator[Any]:
-    """The initializers that are scales of QuantizeLinear and DequantizeLinear."""
+    """Return the initializers that are scales of QuantizeLinear and DequantizeLinear."""
     names = {node.input[1] for node in model.graph.node if node.op_type in _QUANTIZERS}
     return (tensor for tensor in model.graph.initializer if tensor.name in names)
 
@@ -219,6 +219,7 @@ def tell_kernels(model: Any, before: Any) -> None:
     one of ones.
 
     Args:
+        model: the model with quantized weights; it is changed in place.
         before: the model in which the weights are still constants.
     """
     onnx = optional.require("onnx", "write ONNX files")
@@ -303,7 +304,7 @@ class OverflowSearch:
             self._run = OnnxReference.unoptimised(model.SerializeToString())
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Overflow | None:
-        """The overflow on these inputs; None where nothing overflows, or it can't be told."""
+        """Return the overflow on these inputs; None where nothing overflows, or it can't be told."""
         if self._run is None:
             return None
         try:
@@ -324,7 +325,7 @@ class OverflowSearch:
 
 
 def first_overflow(onnx_file: Path, inputs: Mapping[str, NDArray[Any]]) -> Overflow | None:
-    """What one :class:`OverflowSearch` of a file finds on these inputs."""
+    """Return what one :class:`OverflowSearch` of a file finds on these inputs."""
     return OverflowSearch(onnx_file)(inputs)
 
 
@@ -333,7 +334,7 @@ def _overflows(array: NDArray[Any]) -> bool:
 
 
 def _meant(node: Any, nodes: Sequence[Any]) -> Any:
-    """The node that a conversion belongs to: the one that makes its input, else the one that takes its output."""
+    """Return the node that a conversion belongs to: the one before it, else the one after it."""
     while node.op_type == "Cast":
         maker = next((each for each in nodes if node.input[0] in each.output), None)
         taker = next((each for each in nodes if node.output[0] in each.input), None)

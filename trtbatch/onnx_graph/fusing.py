@@ -62,7 +62,7 @@ _BATCHES = (1, 2, 3, 7)
 
 
 def fuse(source: Artifact, layout: Layout, folder: Path) -> Artifact:
-    """The artifact with a uint8 input, in `folder`: made now, or found from before.
+    """Return the artifact with a uint8 input, in `folder`: made now, or found from before.
 
     Raises:
         UsageError: the model can't take images so, or something else has the name.
@@ -113,7 +113,7 @@ def write_fused(path: Path, sidecar: Sidecar, layout: Layout, made: Path) -> tup
 
 
 def _found(target: Path, source: Artifact, layout: Layout) -> Artifact | None:
-    """The file of an earlier run, where source and layout are the same.
+    """Return the file of an earlier run, where source and layout are the same.
 
     Raises:
         UsageError: the name is taken by something that wasn't made so.
@@ -166,6 +166,7 @@ def fuse_graph(model: Any, spec: TensorSpec, recipe: Preprocessing) -> TensorSpe
     """Put the prefix in front of a model's only input, in place; returns the new input's spec.
 
     Args:
+        model: the model; it is changed in place.
         spec: the input as it is, ``(N, 3, H, W)`` float32.
         recipe: with ``fused`` set to the layout in which uint8 images come.
     """
@@ -209,7 +210,7 @@ def _in_layout(shape: tuple[int | str, ...], layout: str | None) -> tuple[int | 
 
 
 def _prefix(image: str, output: str, recipe: Preprocessing, dtype: np.dtype[Any]) -> tuple[list[Any], list[Any]]:
-    """The nodes from the uint8 `image` to `output` (N, 3, H, W), and their constants."""
+    """Return the nodes from the uint8 `image` to `output` (N, 3, H, W), and their constants."""
     onnx = optional.require("onnx", "write ONNX files")
     helper = onnx.helper
     mean, std = (np.asarray(values, np.float64) for values in (recipe.mean, recipe.std))
@@ -270,7 +271,7 @@ def _casts_to(onnx: Any, node: Any, kind: int) -> bool:
 
 
 def unfused_inputs(inputs: Mapping[str, Array], recipe: Preprocessing | None) -> dict[str, Array]:
-    """The inputs of the model before its preprocessing was fused, from those of the one after: floats from bytes."""
+    """Return the inputs that the model took before its preprocessing was fused: floats, from bytes."""
     if recipe is None or recipe.fused is None:
         return dict(inputs)
     return {name: recipe.normalise_batch(array) for name, array in inputs.items()}
@@ -280,6 +281,8 @@ def prove_fused(before: Path, after: Path, sidecar: Sidecar, new: TensorSpec) ->
     """Run both files on random bytes; every row of every output must agree.
 
     Args:
+        before: the file without the prefix.
+        after: the file with it.
         sidecar: of the file before, with the recipe that was fused.
         new: the input of the file after.
 

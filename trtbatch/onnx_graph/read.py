@@ -44,7 +44,7 @@ class FixedBatch:
 
 
 def load_onnx(path: Path, weights: bool = False) -> Any:
-    """The ONNX model of a file, external weights left out unless asked for.
+    """Return the ONNX model of a file, external weights left out unless asked for.
 
     Raises:
         ArtifactError: not an ONNX file, or a damaged one.
@@ -104,7 +104,7 @@ def _refuse_outside(model: Any, path: Path) -> None:
 
 
 def external_files(model: Any) -> list[str]:
-    """The files beside the model that hold its weights, each once."""
+    """Return the files beside the model that hold its weights, each once."""
     names = (
         entry.value for tensor in _tensors(model.graph) for entry in tensor.external_data if entry.key == "location"
     )
@@ -124,12 +124,12 @@ def _tensors(graph: Any) -> Iterator[Any]:
 
 
 def opset_of(model: Any) -> int:
-    """The version of the default operator set."""
+    """Return the version of the default operator set."""
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
 def read_specs(model: Any, where: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Inputs and outputs of a model that has no sidecar.
+    """Return the inputs and outputs of a model that has no sidecar.
 
     An input's batch axis is the first axis where that is open; else the open axis with a batch's name, or the
     only open one; of a model that is fixed throughout, the first axis. In a model with an open batch, inputs
@@ -162,7 +162,7 @@ def read_specs(model: Any, where: str) -> tuple[tuple[TensorSpec, ...], tuple[Te
 
 
 def _output_spec(info: Any, where: str, batch: int | str | None) -> TensorSpec:
-    """An output whose batch axis is the axis of this name; in a fixed model, the first, where it has this size."""
+    """Return an output with its batch axis: the one of this name, or in a fixed model the first of this size."""
     dtype, sizes = _type_of(info, where)
     known = [axis for axis, size in enumerate(sizes) if size == batch and (axis == 0 or isinstance(size, str))]
     spec = TensorSpec(info.name, dtype, tuple(sizes), known[0] if known else None)
@@ -170,7 +170,7 @@ def _output_spec(info: Any, where: str, batch: int | str | None) -> TensorSpec:
 
 
 def _open_batch(spec: TensorSpec) -> TensorSpec:
-    """The spec in a model whose batch is open: the axis under our name, or none where it is fixed."""
+    """Return the spec in a model whose batch is open: the axis under our name, or none where it is fixed."""
     if spec.batch_axis is None or spec.fixed_batch is not None:
         return replace(spec, batch_axis=None)
     return replace(spec, shape=spec.at_name(BATCH_AXIS))
@@ -184,7 +184,7 @@ def _spec(info: Any, where: str) -> TensorSpec:
 
 
 def _type_of(info: Any, where: str) -> tuple[str, list[int | str]]:
-    """numpy's dtype name and the sizes of a tensor; open axes without a name are called ``NAME_AXIS``."""
+    """Return numpy's dtype name and the sizes of a tensor; open axes without a name are called ``NAME_AXIS``."""
     onnx = optional.require("onnx", "read ONNX files")
     tensor_type = info.type.tensor_type
     if not info.type.HasField("tensor_type") or not tensor_type.HasField("shape"):
@@ -218,9 +218,12 @@ def _batch_axis(sizes: list[int | str], name: str, where: str) -> int | None:
 
 
 def what_fixes_the_batch(path: Path, message: str = "") -> FixedBatch | None:
-    """The node and constant that fix the batch of a file: the one at which ONNX Runtime failed, else the likeliest.
+    """Return the node and constant that fix the batch of a file.
+
+    They are those at which ONNX Runtime failed, else the likeliest.
 
     Args:
+        path: the ONNX file.
         message: ONNX Runtime's, where it failed.
     """
     with tempfile.TemporaryDirectory(prefix="trtbatch-") as folder:
@@ -281,7 +284,7 @@ def _is_open(info: Any) -> bool:
 
 
 def node_in_error(model: Any, message: str) -> FixedBatch | None:
-    """The node that ONNX Runtime names in an error, and the constant that it meets there."""
+    """Return the node that ONNX Runtime names in an error, and the constant that it meets there."""
     match = re.search(r"running (\w+) node\. Name:'([^']*)'", message)
     if match is None:
         return None

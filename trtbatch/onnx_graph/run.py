@@ -20,7 +20,7 @@ _SILENT = 4
 
 
 def open_session(model: Path | bytes, options: Any = None) -> Any:
-    """An inference session on the CPU, of a file or of a serialised model.
+    """Return an inference session on the CPU, of a file or of a serialised model.
 
     Raises:
         ArtifactError: ONNX Runtime can't load the file.
@@ -39,7 +39,7 @@ def open_session(model: Path | bytes, options: Any = None) -> Any:
 
 
 def reason_of(error: Exception) -> str:
-    """The message of ONNX Runtime without its prefix, on one line."""
+    """Return the message of ONNX Runtime without its prefix, on one line."""
     text = " ".join(str(error).split())
     return text.partition(" : ")[2].partition(" : ")[2] or text or type(error).__name__
 
@@ -57,7 +57,7 @@ class OnnxReference:
 
     @classmethod
     def unoptimised(cls, model: Path | bytes) -> OnnxReference:
-        """A file or a serialised model, run as it stands: nothing is folded or fused."""
+        """Run a file or a serialised model as it stands: nothing is folded or fused."""
         ort = optional.require("onnxruntime", "run ONNX files")
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -69,6 +69,7 @@ class OnnxReference:
         return dict(self._session.get_modelmeta().custom_metadata_map)
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the outputs for these inputs, by name."""
         names = [output.name for output in self._session.get_outputs()]
         try:
             return dict(zip(names, self._session.run(names, dict(inputs))))
@@ -78,7 +79,7 @@ class OnnxReference:
 
 
 def fold(path: Path, folder: Path) -> Path:
-    """A copy of an ONNX file, in `folder`, in which whatever is computed from constants alone is an initializer.
+    """Return a copy of an ONNX file, in `folder`, in which whatever is computed from constants alone is an initializer.
 
     For reading, not for running; the file itself where ONNX Runtime can't write one.
     """

@@ -30,7 +30,7 @@ class ProductBytes:
     per_sample: int
 
     def ms(self, batch: int, bandwidth: float) -> float:
-        """The time that moving them takes at `bandwidth`, bytes a second."""
+        """Return the time that moving them takes at `bandwidth`, bytes a second."""
         return 1e3 * (self.weights + batch * self.per_sample) / bandwidth
 
 
@@ -45,14 +45,14 @@ def macs_of(model: Any) -> int | None:
 
 
 def bytes_moved(model: Any) -> int | None:
-    """Inputs, weights and outputs of every operator, each once; None where a shape isn't known."""
+    """Return the bytes of inputs, weights and outputs of every operator, each once; None where a shape isn't known."""
     types, shapes = _tensors(model)
     names = [name for node in model.graph.node for name in (*node.input, *node.output) if name]
     return _sum([_bytes(name, types, shapes) for name in names])
 
 
 def product_bytes(model: Any, inputs: Iterable[TensorSpec]) -> ProductBytes | None:
-    """What the products of a model move; None where it has none, or a shape isn't known.
+    """Return what the products of a model move; None where it has none, or a shape isn't known.
 
     A tensor that is dequantized on its way in, or quantized on its way out, travels in its 8 bits.
 

@@ -37,7 +37,7 @@ LARGEST = 2**31 - 2**20
 
 
 def _interpreter() -> tuple[str, dict[str, str]]:
-    """The Python that has ModelOpt, and the environment to run it in.
+    """Return the Python that has ModelOpt, and the environment to run it in.
 
     Raises:
         MissingPackageError: there is none; both ways to get one are named.
@@ -65,7 +65,7 @@ _INSTALL = (
 def run_modelopt(
     source: Artifact, wanted: Conversion, samples: Mapping[str, Array], folder: Path
 ) -> tuple[Path, dict[str, str]]:
-    """The converted file as ModelOpt wrote it, in `folder`, and what wrote it.
+    """Return the converted file as ModelOpt wrote it, in `folder`, and what wrote it.
 
     Raises:
         MissingPackageError: the interpreter has no ModelOpt.

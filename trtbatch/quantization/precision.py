@@ -98,10 +98,11 @@ class ConversionRequest:
 
 
 def convert(source: Artifact, request: ConversionRequest, drawn: Sequence[TensorSpec] | None = None) -> Artifact:
-    """The ONNX file in another precision, made now or found from before.
+    """Return the ONNX file in another precision, made now or found from before.
 
     Args:
         source: the float32 file.
+        request: precision, samples and what stays in float32.
         drawn: its inputs with every axis but the batch known, for the samples; None where the file knows them.
 
     Raises:
@@ -164,7 +165,7 @@ def refuse_reduced(model: Any, name: str) -> None:
 
 
 def kept_nodes(model: Any, names: Sequence[str], file: str) -> set[str]:
-    """The nodes that ``--keep-fp32`` names: by name, by shell pattern, or by operator.
+    """Return the nodes that ``--keep-fp32`` names: by name, by shell pattern, or by operator.
 
     Raises:
         UsageError: with the nearest that there is.
@@ -242,7 +243,7 @@ def _digest(samples: Mapping[str, Array]) -> str:
 
 
 def _found(target: Path, source: Artifact, wanted: Conversion) -> Artifact | None:
-    """The file of an earlier run, where source and settings are the same.
+    """Return the file of an earlier run, where source and settings are the same.
 
     Raises:
         UsageError: the name is taken by something that isn't a conversion.
@@ -348,7 +349,7 @@ def _sides(sidecar: Sidecar, model: Any) -> list[tuple[tuple[TensorSpec, ...], A
 
 
 def _retyped(specs: Sequence[TensorSpec], infos: Any) -> tuple[TensorSpec, ...]:
-    """The specs with the types that the converted model has."""
+    """Return the specs with the types that the converted model has."""
     onnx = optional.require("onnx", "read ONNX files")
     types = {
         info.name: onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type).name

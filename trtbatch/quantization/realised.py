@@ -67,6 +67,6 @@ def _words(node: str, found: str, products: Mapping[str, str]) -> str:
 
 
 def _nodes(layer: str) -> Iterator[str]:
-    """The ONNX nodes that a layer's name tells of."""
+    """Return the ONNX nodes that a layer's name tells of."""
     if _REGION not in layer:
         yield from (part.strip() for part in layer.split(" + "))

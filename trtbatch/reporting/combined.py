@@ -52,6 +52,10 @@ def write_report(
 
     Args:
         results: results, each with the name of its file.
+        html: file of the page.
+        png: file of the charts.
+        svg: file of the charts, scalable.
+        markdown: file of the table.
         article: whether to add the article's line; None adds it next to its own model.
 
     Raises:

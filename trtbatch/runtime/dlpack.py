@@ -78,7 +78,7 @@ def device_of(value: Any) -> tuple[int, int]:
 
 
 def host_array(value: Any, name: str) -> NDArray[Any]:
-    """A tensor in the host's memory as an array, sharing its memory; other things as numpy makes arrays of them.
+    """Return a tensor in the host's memory as an array, sharing its memory; other things as numpy makes arrays of them.
 
     Raises:
         InputError: the tensor's library won't share it, numpy has no such type, or rows of a list differ in shape.
@@ -118,6 +118,8 @@ def shared(value: Any, spec: TensorSpec, stream: int | None = None) -> Shared:
     """Borrow a tensor for an input.
 
     Args:
+        value: the tensor.
+        spec: spec of the input.
         stream: handle of the CUDA stream that is to use it; its producer makes that wait for what computes it.
 
     Raises:
@@ -180,7 +182,7 @@ class DeviceArray:
         return self._device
 
     def __dlpack__(self, *, stream: Any = None, **options: Any) -> Any:
-        """A capsule; the values are complete, so no stream has to wait for them.
+        """Return a capsule; the values are complete, so no stream has to wait for them.
 
         Raises:
             BufferError: a copy, or another device, is asked for.

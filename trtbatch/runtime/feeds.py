@@ -53,25 +53,29 @@ class FillableSlot(Slot, Protocol):
 class GpuWriter(RowWriter, Protocol):
     """Writes rows on the GPU, from `open` to `close` in one thread."""
 
-    def open(self) -> None: ...
+    def open(self) -> None:
+        """Prepare to write, in the thread that calls it."""
 
     def event(self) -> Any:
         """Return an event of the stream."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free what it holds, in the same thread."""
 
 
 @runtime_checkable
 class RowWriting(Protocol):
     """An engine whose input rows can be written on its GPU."""
 
-    def row_writer(self) -> GpuWriter: ...
+    def row_writer(self) -> GpuWriter:
+        """Return what writes rows on the GPU."""
 
 
 class Preprocessor(Protocol):
     """Makes samples of images on the GPU, from `open` to `close` in one thread."""
 
-    def open(self) -> None: ...
+    def open(self) -> None:
+        """Prepare to write, in the thread that calls it."""
 
     def __call__(self, pixels: NDArray[np.uint8], address: int) -> None:
         """Put the sample of an image ``(H, W, 3)`` at an address of the GPU, ordered on the preprocessor's stream."""
@@ -82,7 +86,8 @@ class Preprocessor(Protocol):
     def done(self, events: Sequence[Any]) -> None:
         """Record the events behind all that was asked for until now."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free what it holds, in the same thread."""
 
 
 @dataclass
@@ -108,7 +113,8 @@ class Filled(NamedTuple):
 class Feed(Protocol):
     """Writes samples into slots; opened, used and closed in one thread."""
 
-    def open(self) -> None: ...
+    def open(self) -> None:
+        """Prepare to fill slots, in the thread that calls it."""
 
     def fill(self, room: Room, size: int) -> Filled:
         """Write up to `size` samples into the first rows."""
@@ -116,20 +122,24 @@ class Feed(Protocol):
     def pad(self, room: Room, count: int, executed: int) -> None:
         """Repeat the last of `count` rows up to `executed`."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free what it holds, in the same thread."""
 
 
 class _HostFeed:
     """Pads in the host's memory."""
 
     def open(self) -> None:
+        """Prepare to fill slots; see :class:`Feed`."""
         return
 
     def pad(self, room: Room, count: int, executed: int) -> None:
+        """Repeat the last row; see :class:`Feed`."""
         for array in room.rows.values():
             array[count:executed] = array[count - 1 : count]
 
     def close(self) -> None:
+        """Free what it holds; see :class:`Feed`."""
         return
 
 
@@ -142,6 +152,7 @@ class BlockFeed(_HostFeed):
         self._next = 0
 
     def fill(self, room: Room, size: int) -> Filled:
+        """Write samples into the first rows; see :class:`Feed`."""
         block = self._source.block(self._next, size)
         count = len(block.names)
         for spec in self._specs:
@@ -173,6 +184,7 @@ class RowFeed(_HostFeed):
         self._trace = trace
 
     def fill(self, room: Room, size: int) -> Filled:
+        """Write samples into the first rows; see :class:`Feed`."""
         names: list[str] = []
         rows = room.rows
         while (
@@ -185,6 +197,7 @@ class RowFeed(_HostFeed):
         return Filled(names, len(names) < size)
 
     def close(self) -> None:
+        """Free what it holds; see :class:`Feed`."""
         _close(self._items)
 
 
@@ -212,10 +225,12 @@ class ImageFeed(_HostFeed):
         """Of a batch, before the arithmetic."""
 
     def open(self) -> None:
+        """Prepare to fill slots; see :class:`Feed`."""
         recipe = self._source.preprocessing
         self._images = self._source.loaded(lambda content: cropped(content, recipe), TOGETHER)
 
     def fill(self, room: Room, size: int) -> Filled:
+        """Write samples into the first rows; see :class:`Feed`."""
         rows, names, tasks = room.rows[self._source.spec.name], list[str](), list[Future[Array]]()
         if len(self._pixels) < size:
             self._pixels = np.empty((size, *self._pixels.shape[1:]), np.uint8)
@@ -239,6 +254,7 @@ class ImageFeed(_HostFeed):
         return self._arithmetic.submit(recipe.from_pixels, self._pixels[first:last], rows[first:last])
 
     def close(self) -> None:
+        """Free what it holds; see :class:`Feed`."""
         _close(self._images)
         self._arithmetic.shutdown()
 
@@ -273,6 +289,7 @@ class DaliFeed(_HostFeed):
         self._event: Any = None
 
     def open(self) -> None:
+        """Prepare to fill slots; see :class:`Feed`."""
         if self._writer is not None:
             self._writer.open()
         self._reader = self._make_reader()
@@ -286,6 +303,7 @@ class DaliFeed(_HostFeed):
             yield image
 
     def fill(self, room: Room, size: int) -> Filled:
+        """Write samples into the first rows; see :class:`Feed`."""
         if self._event is not None:
             self._event.synchronize()  # DALI's output is used again from now on
         batch = next(self._batches)
@@ -305,10 +323,12 @@ class DaliFeed(_HostFeed):
         return Filled(batch.names, batch.last)
 
     def pad(self, room: Room, count: int, executed: int) -> None:
+        """Repeat the last row; see :class:`Feed`."""
         if self._writer is None:  # on the GPU, rows beyond the samples keep what an earlier batch has left there
             super().pad(room, count, executed)
 
     def close(self) -> None:
+        """Free what it holds; see :class:`Feed`."""
         if self._images is not None:
             self._images.close()
         if self._event is not None:
@@ -339,10 +359,12 @@ class PreprocessorFeed:
         self._images: Iterator[Loaded[NDArray[np.uint8]] | Skipped] = iter(())
 
     def open(self) -> None:
+        """Prepare to fill slots; see :class:`Feed`."""
         self._preprocessor.open()
         self._images = self._source.loaded(self._source.pixels)
 
     def fill(self, room: Room, size: int) -> Filled:
+        """Write samples into the first rows; see :class:`Feed`."""
         slot = cast(FillableSlot, room.slot)
         if not room.events:
             room.events = self._preprocessor.events()
@@ -361,6 +383,7 @@ class PreprocessorFeed:
         """Leave the rows beyond the samples as an earlier batch has left them: they are rows of no sample."""
 
     def close(self) -> None:
+        """Free what it holds; see :class:`Feed`."""
         try:
             _close(self._images)
         finally:
@@ -370,7 +393,7 @@ class PreprocessorFeed:
 def _next_usable(
     items: Iterator[Any], skip: Callable[[Skipped], None], check: Callable[[], None], trace: Recorder
 ) -> Any:
-    """The next item that can be used; None at the end."""
+    """Return the next item that can be used; None at the end."""
     while True:
         check()
         with trace.span("next"):  # where it is long, the filler waits for the readers

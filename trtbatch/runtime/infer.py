@@ -213,7 +213,7 @@ def _preprocessor_feed(source: ImageSource, preprocessor: TensorRTPreprocessor, 
 
 
 def _preprocessor(request: InferRequest, source: Source, artifact: Artifact) -> Artifact | OnnxPreprocessor | None:
-    """The preprocessor that fills the input: its engine, or one for the CPU, which is given to the source.
+    """Return the preprocessor that fills the input: its engine, or one for the CPU, which is given to the source.
 
     Raises:
         UsageError: one was named, and the input holds no images, or it is for another model's input or backend.
@@ -256,7 +256,7 @@ def _made_for_another(path: Path, other: str, engine: Path) -> UsageError:
 
 
 def _sizes(batch: int | None, sidecar: Sidecar, name: str) -> list[int]:
-    """The batch sizes to run, in turn: the one that was asked for, or what it is split into.
+    """Return the batch sizes to run, in turn: the one that was asked for, or what it is split into.
 
     Raises:
         ProfileError: no profile holds it, and it isn't larger than all of them.
@@ -336,7 +336,7 @@ def _shares(busy: Busy, seconds: float) -> dict[str, float]:
 
 
 def _rows(outputs: dict[str, Array], sidecar: Sidecar, count: int) -> dict[str, Array]:
-    """The outputs that are one row per sample, batch axis first, padding trimmed."""
+    """Return the outputs that are one row per sample, batch axis first, padding trimmed."""
     return {
         spec.name: _first_rows(outputs[spec.name], spec, count)
         for spec in sidecar.outputs
@@ -368,7 +368,7 @@ def _take(
 
 
 def _top(outputs: dict[str, Array], sidecar: Sidecar, k: int, count: int) -> BestClasses | None:
-    """The best classes of the first samples, where the first output is class scores: ``(N, C)`` floats with C ≥ 2."""
+    """Return the best classes of the first samples, where the first output is scores ``(N, C)`` with C ≥ 2."""
     if not outputs or count < 1:
         return None
     first = next(iter(outputs.values()))

@@ -115,7 +115,7 @@ class _Line:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """What is raised in the block stops the line."""
+        """Stop the line when the block raises."""
         try:
             yield
         except _StoppedError:
@@ -144,7 +144,7 @@ class _Queue(Generic[T]):
             self._line.changed.notify_all()
 
     def get(self, wait: bool = True) -> T | None:
-        """The next item; None when there will be none, or, without waiting, where there is none now."""
+        """Return the next item; None when there will be none, or, without waiting, where there is none now."""
         line = self._line
         with line.changed:
             line.changed.wait_for(lambda: self._items or self._ended or line.stopped or not wait)
@@ -347,7 +347,7 @@ class Pipeline:
             self._left.wait()
 
     def _executed(self, names: Sequence[str], size: int, room: Room) -> int:
-        """The size that a batch runs at. One that is filled on the GPU takes none that would be captured only now."""
+        """Return the size that a batch runs at; on the GPU, none that would have to be captured now."""
         if not names:
             return 0
         executed = executed_size(len(names), self._profiles)
@@ -365,11 +365,12 @@ class Pipeline:
 
 
 def foreseen(total: int, sizes: Sequence[int], first: int) -> list[tuple[int, int]]:
-    """Number and samples of the first batches, and of the last one, where all of `total` inputs can be used.
+    """Return number and samples of the first batches, and of the last one, where all of `total` inputs can be used.
 
     Args:
-        sizes: that batches have in turn.
-        first: how many.
+        total: number of inputs.
+        sizes: sizes of the batches, in turn.
+        first: number of first batches.
     """
     found, left = list[tuple[int, int]](), total
     for number, size in zip(range(first), itertools.cycle(sizes)):
@@ -387,7 +388,7 @@ def foreseen(total: int, sizes: Sequence[int], first: int) -> list[tuple[int, in
 
 
 def executed_size(count: int, profiles: Sequence[Profile]) -> int:
-    """The batch size that `count` samples run at: their number, or the next larger size that a profile holds."""
+    """Return the batch size that `count` samples run at: their number, or the next larger size that a profile holds."""
     if pick_profile(profiles, count) is not None:
         return count
     return min(profile.min for profile in profiles if profile.min > count)

@@ -99,7 +99,7 @@ class Runner:
         return (self._joined(parts) if parts else dict(self._nothing())), dict(sorted(unusable.items()))
 
     def _by_host(self, images: Sequence[ImageLike], unusable: dict[int, str]) -> Iterator[Mapping[str, Array]]:
-        """Outputs of images that Pillow prepares."""
+        """Yield the outputs of images that Pillow prepares."""
         spec, preprocessing = image_input(self.sidecar)
         samples: list[Array] = []
         with closing(_numbered(images, lambda content: sample(content, spec, preprocessing))) as made:
@@ -112,7 +112,7 @@ class Runner:
             yield self.run({spec.name: np.stack(samples, axis=spec.batch_axis or 0)})
 
     def _by_dali(self, images: Sequence[ImageLike], unusable: dict[int, str]) -> Iterator[Mapping[str, Array]]:
-        """Outputs of images that DALI prepares: on the engine's GPU, or on the host without one."""
+        """Yield the outputs of images that DALI prepares: on the engine's GPU, or on the host without one."""
         spec, preprocessing = image_input(self.sidecar)
         largest = max(profile.max for profile in self.sidecar.profiles)
         if self._dali is None:
@@ -132,7 +132,7 @@ class Runner:
                     yield self._trimmed(self._run_images(batch, spec, writer), len(batch.names))
 
     def _run_images(self, batch: ImageBatch, spec: TensorSpec, writer: GpuWriter | None) -> Mapping[str, Array]:
-        """The outputs of a batch, padding included, valid until the next one."""
+        """Return the outputs of a batch, padding included, valid until the next one."""
         executed = self._executed(len(batch.names))
         self._refuse_whole_outputs(executed != len(batch.names), len(batch.names))
         if writer is None:
@@ -166,7 +166,7 @@ class Runner:
     # How a batch is cut.
 
     def _split(self, batch: int) -> list[int]:
-        """The numbers of samples to run one after the other; each fits a profile once padded."""
+        """Return the numbers of samples to run one after the other; each fits a profile once padded."""
         if batch not in self._splits:
             self._splits[batch] = split_batch(batch, self.sidecar.profiles, self.sidecar.times) if batch else []
         return self._splits[batch]
@@ -191,7 +191,7 @@ class Runner:
         return self._joined(parts)
 
     def _results(self, arrays: Mapping[str, Array], sizes: Sequence[int]) -> Iterator[tuple[int, dict[str, Array]]]:
-        """The outputs of each piece, padding included, valid until the next is asked for."""
+        """Yield the outputs of each piece, padding included, valid until the next is asked for."""
         if self._session.in_flight == 1:  # it reads inputs where they lie
             start = 0
             for size in sizes:
@@ -242,7 +242,7 @@ class Runner:
             target[size:] = rows[start + size - 1]
 
     def _cut(self, arrays: Mapping[str, Array], start: int, size: int) -> dict[str, Array]:
-        """The inputs of a piece: parts of the arrays, copied only where rows must be added."""
+        """Return the inputs of a piece: parts of the arrays, copied only where rows must be added."""
         executed = self._executed(size)
         found: dict[str, Array] = {}
         for spec in self.sidecar.inputs:
@@ -256,7 +256,7 @@ class Runner:
         return found
 
     def _trimmed(self, outputs: Mapping[str, Array], size: int) -> dict[str, Array]:
-        """The outputs of a piece without padding, in memory of their own."""
+        """Return the outputs of a piece without padding, in memory of their own."""
         found: dict[str, Array] = {}
         for spec in self.sidecar.outputs:
             array = outputs[spec.name]
@@ -276,7 +276,7 @@ class Runner:
         }
 
     def _nothing(self) -> dict[str, Array]:
-        """The outputs of no samples."""
+        """Return the outputs of no samples."""
         shapes = {spec.name: spec.at(0) for spec in self.sidecar.outputs}
         if any(spec.batch_axis is None for spec in self.sidecar.outputs) or any(
             isinstance(size, str) for shape in shapes.values() for size in shape
@@ -287,7 +287,7 @@ class Runner:
         }
 
     def _refuse_whole_outputs(self, cut: bool, batch: int) -> None:
-        """Outputs that are no rows can't be put together from pieces, nor freed of what padding did to them."""
+        """Raise for outputs that aren't rows: pieces can't be joined, and padding can't be removed."""
         whole = [spec.name for spec in self.sidecar.outputs if spec.batch_axis is None]
         if cut and whole:
             fitting = ", ".join(map(str, self.sidecar.profiles))
@@ -344,7 +344,7 @@ class Runner:
         return made
 
     def _refuse_on_device(self, sizes: Sequence[int], batch: int) -> None:
-        """What would need a copy on the GPU is refused: padding, and pieces of an axis that isn't the first."""
+        """Raise for what would need a copy on the GPU: padding, and pieces of an axis that isn't the first."""
         specs = (*self.sidecar.inputs, *self.sidecar.outputs)
         later = [spec for spec in self.sidecar.outputs if any(isinstance(size, str) for size in spec.at(1))]
         if later:
@@ -410,5 +410,5 @@ def _bytes(spec: TensorSpec, shape: Sequence[int | str]) -> int:
 def _numbered(
     images: Sequence[ImageLike], make: Callable[[ImageLike], T]
 ) -> Generator[Loaded[T] | Skipped, None, None]:
-    """What threads make of images, in order; each one's name is its index."""
+    """Yield what threads make of images, in order; each one's name is its index."""
     return read_ahead(images, [str(index) for index in range(len(images))], make)

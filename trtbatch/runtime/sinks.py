@@ -81,17 +81,17 @@ class BestClasses:
         return [[Prediction(i, self.name(i), score) for i, score in zip(*row)] for row in rows]
 
     def name(self, index: int) -> str:
-        """A class's name; its index where that isn't known."""
+        """Return a class's name; its index where that isn't known."""
         return str(index) if self.names is None else self.names[index]
 
 
 def top_predictions(scores: Array, k: int, classes: Sequence[str] | None) -> list[list[Prediction]]:
-    """The `k` best classes of each row of `scores`, ``(N, C)``, as :func:`best_classes` finds them."""
+    """Return the `k` best classes of each row of `scores`, ``(N, C)``, as :func:`best_classes` finds them."""
     return best_classes(scores, k, classes).predictions()
 
 
 def best_classes(scores: Array, k: int, classes: Sequence[str] | None) -> BestClasses:
-    """The `k` best classes of each row of `scores`, ``(N, C)``, best first; all C where `k` is larger.
+    """Return the `k` best classes of each row of `scores`, ``(N, C)``, best first; all C where `k` is larger.
 
     Scores are taken as they are where they are probabilities (not negative, sum 1 ± 1e-3); anything else is
     taken for logits and given as softmax.
@@ -113,7 +113,7 @@ def best_classes(scores: Array, k: int, classes: Sequence[str] | None) -> BestCl
 
 
 def _best(values: Array, k: int) -> NDArray[np.intp]:
-    """Indices of the `k` largest of each row, in order, the first of equal ones first, NaN last: ``(N, k)``.
+    """Return the indices of the `k` largest of each row, in order, the first of equal ones first, NaN last: ``(N, k)``.
 
     Sorting a thousand classes of each sample is dearer than a GPU's computing of them: where not all are wanted, it is
     left to the rows in which a quicker way can't be sure.
@@ -158,7 +158,7 @@ class Sink(Protocol):
 
 @contextmanager
 def open_sink(path: Path | None, sidecar: Sidecar) -> Iterator[Sink]:
-    """The sink for ``--output``; its file appears when the block ends well.
+    """Return the sink for ``--output``; its file appears when the block ends well.
 
     Raises:
         UsageError: a suffix other than .npz, .csv, .jsonl.
@@ -250,7 +250,7 @@ class _CsvSink(_FileSink):
         self._writer.writerows([file, *row] for file, row in zip(files, rows))
 
     def _best_lines(self, files: Sequence[str], top: BestClasses) -> str:
-        """What csv.writer would make of them, looking at every field of every row while it holds Python's lock."""
+        """Return what csv.writer would make of them; it looks at every field and holds Python's lock meanwhile."""
         columns: list[Sequence[Any]] = [_csv_fields(files)]
         for classes, scores in self._ranks(top, _csv_class):
             columns += [classes, scores]

@@ -66,7 +66,8 @@ class Source(Protocol):
     constants: dict[str, Array]
 
     @property
-    def total(self) -> int: ...
+    def total(self) -> int:
+        """Return the number of samples."""
 
     def __iter__(self) -> Iterator[Sample | Skipped]: ...
 
@@ -89,10 +90,11 @@ def open_source(
     option: str = "`input`",
     trace: Recorder = NO_TRACE,
 ) -> Source:
-    """The source that ``--input`` names.
+    """Open the source of samples that is asked for.
 
     Args:
         text: folder or glob of images, ``.npy`` or ``.npz`` file, or ``random``.
+        sidecar: sidecar of the engine, for the inputs.
         count: at most so many samples.
         seed: of random samples.
         option: that named it, for errors.
@@ -169,7 +171,7 @@ def _images(text: str, sidecar: Sidecar, count: int | None, option: str) -> Imag
 
 
 def _matches(pattern: str) -> list[Path]:
-    """What a pattern names, but for folders: what isn't a regular file is named when it is read."""
+    """Return what a pattern names, but for folders: what isn't a regular file is named when it is read."""
     return sorted(Path(found) for found in glob.glob(pattern, recursive=True) if not os.path.isdir(found))
 
 
@@ -212,6 +214,7 @@ class ImageSource:
 
     @property
     def total(self) -> int:
+        """Return the number of files."""
         return len(self.files)
 
     def __iter__(self) -> Generator[Sample | Skipped, None, None]:
@@ -257,6 +260,7 @@ class ArraySource:
             yield Sample(f"{self.name}[{index}]", rows)
 
     def block(self, first: int, count: int) -> Block:
+        """Return samples that lie together; fewer than `count` at the end."""
         end = min(first + count, self.total)
         rows = {
             spec.name: np.moveaxis(self._arrays[spec.name], spec.batch_axis or 0, 0)[first:end] for spec in self._specs
