@@ -70,8 +70,8 @@ __all__ = [
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 PathLike: TypeAlias = "str | Path"
-Batches: TypeAlias = "str | Sequence[int]"
-"""Batch sizes: ``[1, 2, 4]``, or text as for the command line, ``"1,2,4,...,32"``."""
+Batches: TypeAlias = "int | str | Sequence[int]"
+"""Batch sizes: ``[1, 2, 4]``, one number, or text as for the command line, ``"1,2,4,...,32"``."""
 
 Progress: TypeAlias = Callable[[str, "float | None"], None]
 """Called with each step and its share done, 0 to 1; None where that isn't known."""
@@ -146,6 +146,7 @@ def export(
     from trtbatch.exporter.export import ExportRequest
     from trtbatch.exporter.export import export as run
 
+    _require(seed=(seed, *_SEEDS), batch=(batch, 1, None), opset=(opset, 1, None))
     return run(
         ExportRequest(
             model=str(model),
@@ -259,6 +260,15 @@ def build(
     from trtbatch.builder.build import build as run
     from trtbatch.builder.request import BuildRequest, choose_profiles
 
+    _require(
+        tries=(tries, 1, None),
+        workspace=(workspace, 1, None),
+        opt_level=(opt_level, 0, 5),
+        timing_iterations=(timing_iterations, 1, None),
+        aux_streams=(aux_streams, 0, None),
+        max_profiles=(max_profiles, 1, None),
+        device=(device, 0, None),
+    )
     sizes = _batches(batches)
     return run(
         BuildRequest(
@@ -347,6 +357,7 @@ def infer(
     from trtbatch.runtime.infer import InferRequest
     from trtbatch.runtime.infer import infer as run
 
+    _require(batch=(batch, 1, None), count=(count, 1, None), seed=(seed, *_SEEDS), device=(device, 0, None))
     return run(
         InferRequest(
             engine=_path(engine),
@@ -417,6 +428,14 @@ def bench(
     from trtbatch.benchmark.bench import bench as run
     from trtbatch.benchmark.request import BenchRequest
 
+    _require(
+        iterations=(iterations, 1, None),
+        min_time=(min_time, 0, None),
+        time_out=(time_out, 0, None),
+        max_noise=(max_noise, 0, 1),
+        warmup=(warmup, 0, None),
+        device=(device, 0, None),
+    )
     return run(
         BenchRequest(
             engine=_path(engine),
@@ -477,6 +496,7 @@ def verify(
     from trtbatch.verification.verify import VerifyRequest
     from trtbatch.verification.verify import verify as run
 
+    _require(seed=(seed, *_SEEDS), device=(device, 0, None))
     return run(
         VerifyRequest(
             engine=_path(engine),
@@ -532,6 +552,7 @@ def tune(
     from trtbatch.tuner.tune import TuneRequest
     from trtbatch.tuner.tune import tune as run
 
+    _require(min_time=(min_time, 0, None), device=(device, 0, None))
     return run(
         TuneRequest(
             engine=_path(engine),
@@ -580,6 +601,7 @@ def plan(
     from trtbatch.tuner.plan import PlanRequest
     from trtbatch.tuner.plan import plan as run
 
+    _require(max_profiles=(max_profiles, 1, None), device=(device, 0, None))
     return run(PlanRequest(Path(traffic), _path(engine), max_profiles, from_table, save, device, progress or _silent))
 
 
@@ -602,6 +624,7 @@ def compare(a: PathLike | BenchResult, b: PathLike | BenchResult, *, fail_if_slo
     """
     from trtbatch.reporting.gate import compare_results
 
+    _require(fail_if_slower=(fail_if_slower, 0, None))
     (name_a, result_a), (name_b, result_b) = _result(a), _result(b)
     return compare_results(result_a, result_b, (name_a, name_b), fail_if_slower)
 
@@ -633,8 +656,11 @@ def report(
         >>> trtbatch.report([result], markdown="table.md").written
         (PosixPath('table.md'),)
     """
+    from trtbatch.errors import UsageError
     from trtbatch.reporting.combined import write_report
 
+    if not results:
+        raise UsageError("there are no results to report", "give at least one")
     read = [_result(each) for each in results]
     return write_report(read, _path(html), _path(png), _path(svg), _path(markdown), article)
 
@@ -698,6 +724,11 @@ def deploy_triton(
     """
     from trtbatch.deployment.triton import TritonRequest, deploy
 
+    _require(
+        instances=(instances, 1, 1024),
+        version=(version, 1, 2**31 - 1),
+        max_queue_delay_us=(max_queue_delay_us, 0, 60_000_000),
+    )
     return deploy(
         TritonRequest(
             engine=_path(engine),
@@ -746,9 +777,40 @@ def _path(path: PathLike | None) -> Path | None:
 
 
 def _batches(batches: Batches) -> tuple[int, ...]:
-    from trtbatch.core.batches import parse_batches
+    """Return batch sizes as numbers.
 
-    return tuple(parse_batches(batches)) if isinstance(batches, str) else tuple(batches)
+    Raises:
+        BatchListError: text that is no list of batch sizes.
+        UsageError: what is no batch size.
+    """
+    from trtbatch.core.batches import MAX_BATCH, parse_batches
+    from trtbatch.errors import UsageError
+
+    sizes = parse_batches(batches) if isinstance(batches, str) else [batches] if isinstance(batches, int) else batches
+    for size in sizes:
+        if not 1 <= size <= MAX_BATCH:
+            raise UsageError(f"`batches=[{size}]` is not a batch size", f"give 1 to {MAX_BATCH}")
+    return tuple(sizes)
+
+
+def _require(**ranges: tuple[float | None, float, float | None]) -> None:
+    """Raise for a value outside its range; None is none.
+
+    Args:
+        ranges: value, smallest and largest, by argument; None for no largest.
+
+    Raises:
+        UsageError: naming the argument.
+    """
+    from trtbatch.errors import UsageError
+
+    for name, (value, low, high) in ranges.items():
+        if value is not None and not (low <= value < float("inf") and (high is None or value <= high)):
+            fix = f"give {low} or more" if high is None else f"give {low} to {high}"
+            raise UsageError(f"`{name}={value}` is out of range", fix)
+
+
+_SEEDS = (0, 2**32 - 1)
 
 
 def _result(given: PathLike | BenchResult) -> tuple[str, BenchResult]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from tests.support import models
 from tests.support.processes import child_environment
 from tests.support.results import timed
 from trtbatch.core.store import load
-from trtbatch.errors import UsageError
+from trtbatch.errors import TrtbatchError, UsageError
 
 FUNCTIONS = [name for name in trtbatch.__all__ if inspect.isfunction(getattr(trtbatch, name))]
 
@@ -118,6 +120,45 @@ def test_tables_of_notebooks_are_escaped_html(examples: dict[str, Any], folder: 
     ):
         assert found._repr_html_().startswith("<table>"), found  # type: ignore[union-attr]
         assert repr(found).startswith(type(found).__name__ + "("), found
+
+
+ENGINE = "engines/model.ort.onnx"
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: trtbatch.bench(ENGINE, batches=[]), "`batches` names no batch size"),
+        (lambda: trtbatch.bench(ENGINE, batches=[0]), "`batches=[0]` is not a batch size; give 1 to 1000000"),
+        (lambda: trtbatch.bench(ENGINE, batches="1,2,..."), "batch list '1,2,...'"),
+        (lambda: trtbatch.bench(ENGINE, iterations=0), "`iterations=0` is out of range; give 1 or more"),
+        (lambda: trtbatch.bench(ENGINE, min_time=float("nan")), "`min_time=nan` is out of range"),
+        (lambda: trtbatch.infer(ENGINE, input="random", count=-5), "`count=-5` is out of range; give 1 or more"),
+        (lambda: trtbatch.infer(ENGINE, input="random", batch=0), "`batch=0` is out of range"),
+        (lambda: trtbatch.infer(ENGINE, input="random", seed=-1), "`seed=-1` is out of range; give 0 to 4294967295"),
+        (lambda: trtbatch.verify(ENGINE, rtol=float("inf")), "`rtol` inf lets everything pass"),
+        (lambda: trtbatch.build("model.onnx", opt_level=6), "`opt_level=6` is out of range; give 0 to 5"),
+        (lambda: trtbatch.build("model.onnx", profiles="1:x"), "'1:x' is not a profile"),
+        (lambda: trtbatch.build("model.onnx", static=0), "`static=0` is not a batch size"),
+        (lambda: trtbatch.deploy_triton(ENGINE, repository="m", version=0), "`version=0` is out of range"),
+        (lambda: trtbatch.report([]), "there are no results to report"),
+        (
+            lambda: trtbatch.load("model.onnx"),
+            "model.onnx is an ONNX file, not an engine; make an engine of it: trtbatch",
+        ),
+    ],
+)
+def test_values_that_make_no_sense_are_refused_by_name(
+    call: Callable[[], Any], told: str, examples: dict[str, Any], folder: Path
+) -> None:
+    with pytest.raises(TrtbatchError, match=re.escape(told)):
+        call()
+
+
+def test_one_batch_size_and_one_profile_need_no_list(examples: dict[str, Any]) -> None:
+    assert trtbatch.verify(ENGINE, batches=4).batches == (4,)
+    made = trtbatch.build("model.onnx", profiles="2:4:8", backend="onnxruntime", output="one.ort.onnx")
+    assert list(map(str, made.sidecar.profiles)) == ["2:4:8"]
 
 
 @pytest.mark.torch

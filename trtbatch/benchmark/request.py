@@ -116,6 +116,8 @@ def refuse_modes(request: BenchRequest) -> None:
         UsageError: names the option.
     """
     modes = request.modes
+    if not request.batches:
+        raise UsageError("`batches` names no batch size", "give at least one")
     if modes is not None and not modes:
         raise UsageError("`modes` names no mode", "name one, like `modes=['latency']`, or leave out `modes`")
     if not 1 <= request.streams <= MOST_STREAMS:

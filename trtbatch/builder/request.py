@@ -140,9 +140,10 @@ def choose_profiles(
     ]
     if len(ways) > 1:
         raise UsageError(f"{' and '.join(ways)} say the same thing twice", "give one of them")
+    several = [profiles] if isinstance(profiles, str) else profiles
     if corners:
         return (Profile.complete(smallest, opt, largest),)
-    return tuple(dict.fromkeys(Profile.parse(each) if isinstance(each, str) else each for each in profiles))
+    return tuple(dict.fromkeys(Profile.parse(each) if isinstance(each, str) else each for each in several))
 
 
 def refuse_values(request: BuildRequest) -> None:

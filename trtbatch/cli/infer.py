@@ -70,7 +70,7 @@ def command(
     ] = None,
     concurrency: Annotated[
         int | None,
-        typer.Option(min=1, help="With --ray: actors, each with an engine. [default: one a GPU, or one a node]"),
+        typer.Option(min=1, help="With --ray: actors, each with an engine. \\[default: one a GPU, or one a node]"),
     ] = None,
     format_: Annotated[
         str | None, typer.Option("--format", metavar="parquet|jsonl", help="With --ray: of the files in DIR.")

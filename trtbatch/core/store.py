@@ -67,6 +67,10 @@ def load(path: Path, kind: Kind) -> Artifact:
         raise ArtifactError(f"{path} doesn't exist" if not path.exists() else f"{path} is not a file", fix)
     beside = sidecar_path(path)
     if not beside.is_file():
+        if kind == "engine" and path.suffix == ".onnx" and not path.name.endswith(".ort.onnx"):
+            raise ArtifactError(
+                f"{path} is an ONNX file, not an engine", f"make an engine of it: trtbatch build {path}"
+            )
         raise ArtifactError(f"{path} has no sidecar {beside.name}", f"make it again, sidecar and all: {make}")
     sidecar = read_sidecar(beside, make)
     if sidecar.kind != kind:

@@ -136,7 +136,7 @@ def test_an_artifact_is_named_when_it_is_missing_bare_or_damaged(cli: Cli, engin
     refused(cli("bench", engine), 1, "has no sidecar small.ort.onnx.json")
     refused(cli("bench"), 1, "no engine that runs here in engines/", "trtbatch build")
     refused(cli("bench", "nothing.engine"), 1, "nothing.engine doesn't exist")
-    refused(cli("bench", "small.onnx"), 1, "small.onnx has no sidecar")
+    refused(cli("bench", "small.onnx"), 1, "small.onnx is an ONNX file, not an engine", "trtbatch build small.onnx")
 
 
 def test_a_tensorrt_engine_without_tensorrt_says_what_is_missing(cli: Cli, engine: Path, folder: Path) -> None:
