@@ -222,6 +222,8 @@ def _show(result: Any) -> None:
         f"executed batches: {batches or 'none'}"
     )
     if result.samples:
+        if result.origins["batch"] != "given":
+            console.print(f"batch {result.batch}: {result.origins['batch']}")
         console.print(result.bound)
     if result.reader is not None:
         console.print(READ_BY[result.reader])

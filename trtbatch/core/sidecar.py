@@ -283,6 +283,13 @@ class Sidecar:
         least = min(row.ms / row.batch for row in self.table)
         return min(row.batch for row in self.table if row.ms / row.batch <= 1.02 * least)
 
+    @property
+    def best_batch_from(self) -> str:
+        """Return where :attr:`best_batch` comes from, in words."""
+        if self.tuned_choice is not None:
+            return f"tuned on {self.tuned_choice.created[:10]}"
+        return "the least time per sample in the build's table" if self.table else "the largest opt of the profiles"
+
     def profile_for(self, batch: int) -> int | None:
         """Return the index of the profile measured to be fastest for `batch`, or None where no profile holds it."""
         return look_up(self.profiles, self.table, batch)

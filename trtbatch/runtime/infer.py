@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ from trtbatch.util.trace import NO_TRACE, Recorder, open_trace
 if TYPE_CHECKING:
     from trtbatch.backends.tensorrt.preprocess import TensorRTPreprocessor
 
-__all__ = ["InferRequest", "InferResult", "infer", "predict"]
+__all__ = ["InferPlan", "InferRequest", "InferResult", "infer", "plan_infer", "predict"]
 
 Array = NDArray[Any]
 
@@ -95,6 +95,8 @@ class InferResult:
         busy: share of `seconds` in which ``reading``, ``computing`` and ``writing`` worked rather than waited for
             each other.
         reader: that read the images: ``host``, ``dali``, or ``preprocessor``; None of other inputs.
+        batch: the batch size that was chosen; the largest, where one is run in pieces.
+        origins: where ``engine``, ``batch`` and ``reader`` came from, in words.
     """
 
     engine: str
@@ -110,6 +112,8 @@ class InferResult:
     seconds: float = 0.0
     unscored: int = 0
     busy: dict[str, float] = field(default_factory=dict)
+    batch: int = 0
+    origins: dict[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         rate = self.samples / self.seconds if self.seconds else 0.0
@@ -140,38 +144,92 @@ def infer(request: InferRequest) -> InferResult:
         UsageError, InputError: an input that doesn't fit; with `strict`, the first unusable image.
         ExecutionError: the engine failed.
     """
+    outputs = ((request.output, "", "`output`"), (request.trace, ".json", "`trace`"))
+    files.refuse_outputs(*outputs, inputs=[Path(request.input)])
+    with open_trace(request.trace, "trtbatch infer") as trace:
+        plan = plan_infer(request, trace)
+        if plan.reader is not None:
+            now = time.perf_counter_ns()
+            trace.record("reader", now, now, {"reader": plan.reader})
+        return _run(plan, trace)
+
+
+@dataclass(frozen=True)
+class InferPlan:
+    """Decisions of a run, made before it starts.
+
+    Args:
+        sizes: batch sizes to run, in turn.
+        reader: reader of the images; None of other inputs.
+        preprocessor: preprocessor engine that fills the input; None where the source or DALI does.
+        origins: where the engine, the batch size and the reader came from, in words.
+    """
+
+    request: InferRequest
+    artifact: Artifact
+    source: Source
+    sizes: tuple[int, ...]
+    reader: str | None
+    preprocessor: Artifact | None
+    origins: dict[str, str]
+
+
+def plan_infer(request: InferRequest, trace: Recorder = NO_TRACE) -> InferPlan:
+    """Decide which engine, source, reader and batch sizes a request means; nothing is opened on a device.
+
+    Raises:
+        ProfileError: a batch that no profile holds, and that isn't larger than all of them.
+        UsageError, InputError: an input that doesn't fit, or arguments that contradict each other.
+        ArtifactError: no engine or preprocessor, or a damaged one.
+    """
     refuse_topk(request.topk)
     artifact = resolve_engine(request.engine, () if request.batch is None else [request.batch])
     sidecar = artifact.sidecar
     sizes = _sizes(request.batch, sidecar, artifact.path.name)
+    source = open_source(request.input, sidecar, request.count, request.seed, trace=trace)
+    own = _preprocessor(request, source, artifact)
+    reader = _reader(request, source, own, sidecar)
+    if isinstance(own, OnnxPreprocessor) and isinstance(source, ImageSource):
+        source = replace(source, preprocessor=own)
+    origins = {
+        "engine": "given" if request.engine is not None else "the newest in engines/ that runs here",
+        "batch": "given" if request.batch is not None else sidecar.best_batch_from,
+    }
+    if reader is not None:
+        origins["reader"] = "given" if request.reader != "auto" or own is not None else "auto"
+    engine = own if isinstance(own, Artifact) else None
+    return InferPlan(request, artifact, source, tuple(sizes), reader, engine, origins)
+
+
+def _run(plan: InferPlan, trace: Recorder) -> InferResult:
+    """Open what a plan names, and run it."""
+    request, artifact, source = plan.request, plan.artifact, plan.source
+    sidecar = artifact.sidecar
     for spec in sidecar.outputs:
         if spec.batch_axis is None:
             warn(f"output {spec.name!r} has no batch axis: it is not one row per sample, and is left out")
-    outputs = ((request.output, "", "`output`"), (request.trace, ".json", "`trace`"))
-    files.refuse_outputs(*outputs, inputs=[Path(request.input)])
-    result = InferResult(artifact.path.name, sidecar.backend or "", sidecar.model.weights)
-    result.output, result.trace = request.output, request.trace
-    with open_trace(request.trace, "trtbatch infer") as trace:
-        source = open_source(request.input, sidecar, request.count, request.seed, trace=trace)
-        own = _preprocessor(request, source, artifact)
-        reader = result.reader = _reader(request, source, own, sidecar)
-        if reader is not None:
-            now = time.perf_counter_ns()
-            trace.record("reader", now, now, {"reader": reader})
-        with (
-            open_sink(request.output, sidecar) as sink,
-            open_engine(artifact, request.device) as engine,
-            ExitStack() as opened,
-        ):
-            feed = None
-            if isinstance(source, ImageSource):
-                if isinstance(own, Artifact):
-                    feed = _preprocessor_feed(
-                        source, opened.enter_context(open_preprocessor(own, request.device)), trace
-                    )
-                elif reader == "dali":
-                    feed = _dali_feed(source, engine, sizes, request.device, trace)
-            predict(engine, source, sink, sizes, request, result, trace, feed)
+    result = InferResult(
+        artifact.path.name,
+        sidecar.backend or "",
+        sidecar.model.weights,
+        plan.reader,
+        output=request.output,
+        trace=request.trace,
+        batch=max(plan.sizes),
+        origins=plan.origins,
+    )
+    with (
+        open_sink(request.output, sidecar) as sink,
+        open_engine(artifact, request.device) as engine,
+        ExitStack() as opened,
+    ):
+        feed = None
+        if isinstance(source, ImageSource) and plan.preprocessor is not None:
+            preprocessor = opened.enter_context(open_preprocessor(plan.preprocessor, request.device))
+            feed = _preprocessor_feed(source, preprocessor, trace)
+        elif isinstance(source, ImageSource) and plan.reader == "dali":
+            feed = _dali_feed(source, engine, plan.sizes, request.device, trace)
+        predict(engine, source, sink, plan.sizes, request, result, trace, feed)
     return result
 
 
@@ -213,7 +271,7 @@ def _preprocessor_feed(source: ImageSource, preprocessor: TensorRTPreprocessor, 
 
 
 def _preprocessor(request: InferRequest, source: Source, artifact: Artifact) -> Artifact | OnnxPreprocessor | None:
-    """Return the preprocessor that fills the input: its engine, or one for the CPU, which is given to the source.
+    """Return the preprocessor that fills the input: its engine, or one for the CPU, which the source calls.
 
     Raises:
         UsageError: one was named, and the input holds no images, or it is for another model's input or backend.
@@ -236,7 +294,6 @@ def _preprocessor(request: InferRequest, source: Source, artifact: Artifact) -> 
     record = preprocessor.record
     if not _fills(record.output, record.recipe, sidecar):
         raise _made_for_another(path, record.source.file, artifact.path)
-    source.preprocessor = preprocessor
     note(f"preprocessor: {path}, in ONNX Runtime")
     return preprocessor
 

@@ -12,6 +12,7 @@ import sys
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,10 @@ from trtbatch.core.store import load
 from trtbatch.errors import UsageError
 from trtbatch.images.host import CHUNK, Skipped
 from trtbatch.onnx_graph.run import OnnxReference
-from trtbatch.runtime.infer import InferRequest, InferResult, infer
+from trtbatch.runtime.infer import InferRequest, InferResult, infer, plan_infer
 from trtbatch.runtime.sinks import best_classes, open_sink, top_predictions
 from trtbatch.runtime.sources import open_source
+from trtbatch.util.files import sidecar_path
 
 Cli = Callable[..., Any]
 
@@ -511,3 +513,32 @@ def test_images_for_a_model_of_two_inputs_say_so(cli: Cli, folder: Path, photos:
     assert cli("export", "tests.support.zoo:two_in", "--dynamic").exit_code == 0
     assert cli("build", "--max", 2).exit_code == 0
     refused(cli("infer", "--input", photos), 2, "two_in has 2 inputs (image, ids); images can feed a model with one")
+
+
+def test_a_plan_says_what_runs_and_where_it_came_from(cli: Cli, photo_engine: Path, photos: Path) -> None:
+    given = plan_infer(InferRequest(photo_engine, str(photos), batch=20, reader="host"))
+    assert given.sizes == (8, 8, 4)
+    assert given.reader == "host"
+    assert given.origins == {"engine": "given", "batch": "given", "reader": "given"}
+    found = plan_infer(InferRequest(None, str(photos)))
+    assert found.artifact.path.name == photo_engine.name
+    assert found.origins["engine"] == "the newest in engines/ that runs here"
+    assert found.origins["batch"] == "the largest opt of the profiles"
+    assert found.origins["reader"] == "auto"
+    assert found.sizes == (found.artifact.sidecar.best_batch,)
+    with pytest.raises(FrozenInstanceError):
+        found.sizes = (1,)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({}, "batch 4: the largest opt of the profiles"),
+        ({"table": [{"batch": 8, "profile": 0, "ms": 1.0}]}, "batch 8: the least time per sample in the build's table"),
+    ],
+)
+def test_a_run_says_where_its_batch_size_came_from(cli: Cli, engine: Path, fields: dict[str, Any], told: str) -> None:
+    beside = sidecar_path(engine)
+    beside.write_text(json.dumps(json.loads(beside.read_text()) | fields))
+    assert told in cli("infer", "--input", "random", "--count", 3).output
+    assert "batch 2: " not in cli("infer", "--input", "random", "--count", 3, "--batch", 2).output
