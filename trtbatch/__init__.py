@@ -146,7 +146,7 @@ def export(
     from trtbatch.exporter.export import ExportRequest
     from trtbatch.exporter.export import export as run
 
-    _require(seed=(seed, *_SEEDS), batch=(batch, 1, None), opset=(opset, 1, None))
+    _require(seed=(seed, *_SEEDS), batch=(batch, 1, None))
     return run(
         ExportRequest(
             model=str(model),
