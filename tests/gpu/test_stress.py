@@ -18,7 +18,7 @@ from hypothesis import given
 from tests.support import models
 from tests.support.mutations import Mutation, fuzzed, mutated, mutations
 from tests.support.neighbours import neighbour
-from tests.support.processes import RUNS, child_environment, interrupted, resident, run_process
+from tests.support.processes import RUNS, child_environment, interrupted, resident, run_process, run_with_file_limit
 from trtbatch.backends import open_engine
 from trtbatch.core.rows import random_inputs, row_errors
 from trtbatch.core.sidecar import Artifact
@@ -173,20 +173,7 @@ def test_two_builds_of_the_same_target_at_once(folder: Path) -> None:
 
 
 def test_a_full_disk_is_two_lines_and_no_engine(folder: Path) -> None:
-    code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000));"
-        "from trtbatch.cli import main; sys.argv = ['trtbatch', 'build', 'm.onnx', '--output', 'full.engine']; main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        check=False,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env=child_environment(),
-        timeout=200,
-    )
+    done = run_with_file_limit(2000, "build", "m.onnx", "--output", "full.engine", cwd=folder)
     print(done.stderr)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr

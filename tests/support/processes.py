@@ -42,6 +42,24 @@ def run_process(
 EXPORT_PYTHON = os.environ.get("TRTBATCH_EXPORT_PYTHON")
 
 
+def run_with_file_limit(limit: int, *args: object, cwd: Path, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+    """``trtbatch ARGS`` as its own process, in which no file may have more than `limit` bytes, as on a full disk."""
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
+        f"from trtbatch.cli import main; sys.argv = {['trtbatch', *map(str, args)]}; main()"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        cwd=cwd,
+        timeout=timeout,
+        capture_output=True,
+        text=True,
+        env=child_environment(),
+    )
+
+
 def needs_export() -> None:
     """Skip the test where no Python here sees torch."""
     if EXPORT_PYTHON is None:

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper
 from tests.support import models
 from tests.support.arrays import read_npz
 from tests.support.messages import nothing_left, refused
-from tests.support.processes import child_environment, run_process
+from tests.support.processes import child_environment, run_process, run_with_file_limit
 from trtbatch.backends import open_engine
 from trtbatch.builder.request import foreign
 from trtbatch.core.rows import random_inputs, row_errors
@@ -274,20 +274,7 @@ def test_a_folder_that_cannot_be_written(cli: Cli, folder: Path) -> None:
 @pytest.mark.process
 def test_a_full_disk_is_one_line(folder: Path) -> None:
     models.classifier(folder / "m.onnx")
-    code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600));"
-        "from trtbatch.cli import main; sys.argv = ['trtbatch', 'build', 'm.onnx']; main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        check=False,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env=child_environment(),
-        timeout=120,
-    )
+    done = run_with_file_limit(600, "build", "m.onnx", cwd=folder)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert re.search(r"^error: .+\nfix: .+\n$", done.stderr, re.MULTILINE)

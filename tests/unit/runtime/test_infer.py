@@ -7,8 +7,6 @@ import json
 import re
 import shutil
 import struct
-import subprocess
-import sys
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -25,7 +23,7 @@ from tests.support import models
 from tests.support.arrays import read_npz
 from tests.support.labels import CLASSES, PREPROCESSING
 from tests.support.messages import refused
-from tests.support.processes import child_environment
+from tests.support.processes import run_with_file_limit
 from trtbatch.core.store import load
 from trtbatch.errors import UsageError
 from trtbatch.images.host import CHUNK, Skipped
@@ -161,20 +159,7 @@ def test_outputs_that_cannot_be_written_are_told_by_their_option_before_anything
 def test_a_trace_that_the_disk_does_not_hold_is_told_by_its_option(engine: Path, folder: Path) -> None:
     """Spans are written while a row of the output is: the trace is named all the same."""
     line = "infer --input random --count 500 --batch 1 --topk 1 --trace t.json --output o.csv"
-    code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000));"
-        f"from trtbatch.cli import main; sys.argv = ['trtbatch', *{line.split()}]; main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        check=False,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env=child_environment(),
-        timeout=120,
-    )
+    done = run_with_file_limit(30000, *line.split(), cwd=folder)
     assert done.returncode == 1, done.stderr
     assert "\nerror: t.json: File too large\n" in done.stderr
     assert done.stderr.endswith("write elsewhere with --trace\n")
