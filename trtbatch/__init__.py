@@ -436,6 +436,8 @@ def bench(
         warmup=(warmup, 0, None),
         device=(device, 0, None),
     )
+    for each in percentiles:
+        _require(percentiles=(each, 0, 100))
     return run(
         BenchRequest(
             engine=_path(engine),

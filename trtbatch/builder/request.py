@@ -147,13 +147,15 @@ def choose_profiles(
 
 
 def refuse_values(request: BuildRequest) -> None:
-    """Raise if a precision is unknown or a tolerance is infinite.
+    """Raise if a precision is unknown, or a tolerance is negative or infinite.
 
     Raises:
         UsageError: naming it.
     """
     if request.precision is not None and request.precision not in (*PRECISIONS, "best"):
         raise UsageError(f"`precision={request.precision!r}` is none", f"pass one of {', '.join(PRECISIONS)}, best")
+    if request.tolerance is not None and request.tolerance < 0:
+        raise UsageError(f"`tolerance={request.tolerance}` lets nothing pass", "give a finite number from 0 on")
     if request.tolerance is not None and not math.isfinite(request.tolerance):
         raise UsageError(f"`tolerance={request.tolerance}` lets everything pass", "give a finite number from 0 on")
 

@@ -193,7 +193,7 @@ def command(
             static=static,
             profiles=profiles or profile or (),
             max_profiles=max_profiles,
-            batches=batch or (),
+            batches=() if batch is None else batch,
             backend=backend,
             precision=precision,
             io_precision=io_precision,

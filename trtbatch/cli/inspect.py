@@ -29,16 +29,15 @@ def command(
     import trtbatch
     from trtbatch.core.hints import build_line
     from trtbatch.core.sidecar import Artifact
-    from trtbatch.core.store import is_engine
-    from trtbatch.diagnostics.preprocessor_report import is_preprocessor_file
+    from trtbatch.diagnostics.inspection import EngineReport
+    from trtbatch.diagnostics.preprocessor_report import PreprocessorReport
     from trtbatch.errors import ArtifactError, UsageError
     from trtbatch.util.serialization import encode
 
-    preprocessor = is_preprocessor_file(file)
-    engine = is_engine(file)
+    report: Any = trtbatch.inspect(file)
+    engine, preprocessor = isinstance(report, EngineReport), isinstance(report, PreprocessorReport)
     if open_ and engine:
         raise UsageError(f"--open shows ONNX graphs, and {file} is an engine", "name the ONNX file")
-    report: Any = trtbatch.inspect(file)
     if json_:
         print(json.dumps(encode(report), indent=1, ensure_ascii=False))
     elif preprocessor:

@@ -88,7 +88,7 @@ def command(
                 latency_ms=budget,
                 percentile=percentile,
                 streams=_streams_of(streams),
-                batches=batch or (),
+                batches=() if batch is None else batch,
                 min_time=min_time,
                 cuda_graphs=not no_cuda_graph,
                 save=not no_save,

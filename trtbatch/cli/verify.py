@@ -59,7 +59,7 @@ def command(
         result = trtbatch.verify(
             engine,
             against=against,
-            batches=batch or (),
+            batches=() if batch is None else batch,
             input=input_,
             rtol=rtol,
             atol=atol,

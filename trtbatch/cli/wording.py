@@ -1,8 +1,8 @@
 """Say what the library says in the words of the command line.
 
-The library writes arguments of its functions in backticks: ```max=40```, ```verify=False```, ```device```,
-```trtbatch.build('x.onnx', max=40)```. The command line shows options instead: ``--max 40``, ``--no-verify``,
-``--device``, ``trtbatch build x.onnx --max 40``.
+The library writes arguments of its functions in backticks: `max=40`, `verify=False`, `device`, and whole calls:
+`trtbatch.build('x.onnx', max=40)`. The command line shows options instead: ``--max 40``, ``--no-verify``, ``--device``,
+``trtbatch build x.onnx --max 40``.
 """
 
 from __future__ import annotations

@@ -106,6 +106,8 @@ def verify(request: VerifyRequest) -> VerifyResult:
         UsageError, InputError, ArtifactError: the reference or the samples aren't available.
     """
     for option, limit in (("`rtol`", request.rtol), ("`atol`", request.atol)):
+        if limit is not None and limit < 0:
+            raise UsageError(f"{option} {limit} lets nothing pass", "give a finite number from 0 on")
         if limit is not None and not math.isfinite(limit):
             raise UsageError(f"{option} {limit} lets everything pass", "give a finite number from 0 on")
     artifact = resolve_engine(request.engine, request.batches or ())

@@ -54,6 +54,11 @@ def test_help_imports_no_more_than_it_needs(folder: Path) -> None:
         assert not loaded & {"rich.console", "rich.markdown", "numpy", "trtbatch.cli.build", "trtbatch.cli.bench"}
 
 
+@pytest.mark.parametrize("line", [("build", "small.onnx"), ("verify",), ("tune", "--max-throughput"), ("bench",)])
+def test_an_empty_list_of_batches_is_no_default(cli: Cli, engine: Path, line: tuple[str, ...]) -> None:
+    refused(cli(*line, "--batch", ""), 2, "batch list '' has an empty part")
+
+
 def test_the_list_of_commands_says_what_each_says_of_itself(cli: Cli) -> None:
     assert set(app_module.COMMANDS) == {name.split()[0] for name in COMMANDS}
     for name, words in app_module.COMMANDS.items():
