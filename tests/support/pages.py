@@ -77,6 +77,7 @@ def _blocks(text: str) -> Iterator[str | list[str]]:
     """Lines of prose, and blocks of code."""
     block: list[str] = []
     fence: str | None = None
+    prose = False  # an indented line below one of prose continues it, as in Markdown
     for line in text.splitlines():
         if line.startswith("```"):
             if fence is not None and fence in _SHELL:
@@ -84,13 +85,14 @@ def _blocks(text: str) -> Iterator[str | list[str]]:
             block, fence = [], (line[3:].strip() if fence is None else None)
         elif fence is not None:
             block.append(line)
-        elif line.startswith("    "):
+        elif line.startswith("    ") and not prose:
             block.append(line[4:])
         else:
             if block:
                 yield block
                 block = []
             yield line
+            prose = bool(line.strip())
     if block:
         yield block
 
