@@ -25,6 +25,9 @@ LONGEST = ("ray", "recipes", "export", "program", "ray_connecting", "tune", "fuz
 """Files that take the longest: begun last, they would leave the other processors idle at the end."""
 
 
+# Ray gives its workers the lowest priority but four: beside other tests, each job takes four times as long.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 NEEDED = {"modelopt": "precision", "ray": "ray", "torch": "export"}
 """Packages that are markers too, and trtbatch's extras that bring them."""
 

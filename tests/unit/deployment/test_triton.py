@@ -6,7 +6,6 @@ import errno
 import importlib
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,6 @@ from onnx import TensorProto
 
 from tests.support import models
 from tests.support.messages import refused
-from tests.support.processes import child_environment
 from trtbatch.core.batches import Profile, pick_profile
 from trtbatch.core.profiles import Measured
 from trtbatch.core.sidecar import FileRecord, Interval, ModelRecord, Sidecar, Tuned
@@ -435,17 +433,6 @@ def test_delays(text: str, delay: int) -> None:
 def test_what_is_no_delay(text: str) -> None:
     with pytest.raises(UsageError, match="is not a delay"):
         parse_delay(text)
-
-
-@pytest.mark.process
-def test_help_needs_no_server() -> None:
-    for words in (["deploy"], ["deploy", "triton"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "trtbatch", *words, "--help"], check=False,
-            capture_output=True, text=True, timeout=60, env=child_environment(),
-        )  # fmt: skip
-        assert done.returncode == 0
-        assert "Usage" in done.stdout
 
 
 def test_another_version_says_which_are_served_no_longer_and_another_model_is_refused(

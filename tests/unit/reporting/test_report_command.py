@@ -397,15 +397,6 @@ def test_without_matplotlib_nothing_is_written(cli: Cli, folder: Path, monkeypat
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("command", ["report", "compare"])
-def test_help_needs_no_heavy_package(tmp_path: Path, command: str) -> None:
-    code = f"sys.argv = ['trtbatch', '{command}', '--help']; runpy.run_module('trtbatch', run_name='__main__')"
-    done = run_bare(code, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "Usage" in done.stdout, done.stderr
-
-
-@pytest.mark.process
 def test_a_page_is_made_without_heavy_packages(tmp_path: Path) -> None:
     saved(tmp_path / "a.json", timed(lambda b: 1.0))
     code = (
