@@ -190,7 +190,7 @@ def file_operator(members: Members, marker: str) -> None:
 
 MORE = [
     (guard, "guards_code[0] (\"__import__('pathlib')"),
-    (input_name, '/name ("input=open('),
+    (input_name, '("input=open('),
     (argument_name, 'forward_arg_names[1] ("more=open('),
     (parameter_name, """isn't a path of plain names"""),
     (tree_spec, "isn't a path of plain names"),
