@@ -274,11 +274,13 @@ def _event_times(
     ring: list[tuple[Event, Event]] = [(new_event(), new_event()) for _ in range(QUEUE_DEPTH)]
     milliseconds = np.empty(count, np.float64)
     enqueued = np.empty(count, np.int64)
-    for index in range(count + QUEUE_DEPTH):
+    for index in range(-QUEUE_DEPTH, count + QUEUE_DEPTH):  # the first launches meet an idle GPU, and aren't kept
         begin, end = ring[index % QUEUE_DEPTH]
-        if index >= QUEUE_DEPTH:
+        finished = index - QUEUE_DEPTH
+        if index >= 0:
             end.synchronize()
-            milliseconds[index - QUEUE_DEPTH] = end.milliseconds_since(begin)
+        if finished >= 0:
+            milliseconds[finished] = end.milliseconds_since(begin)
         if index < count:
             if flush is not None:
                 flush()
@@ -287,7 +289,8 @@ def _event_times(
             launch()
             ended = clock()
             end.record()
-            enqueued[index] = ended - begun
+            if index >= 0:
+                enqueued[index] = ended - begun
     return Taken(milliseconds, enqueued / 1e6)
 
 
