@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks.summary import write
 from trtbatch.backends import open_engine
+from trtbatch.backends.tensorrt.graphs import CudaGraph
 from trtbatch.backends.tensorrt.session import TensorRTSession
 from trtbatch.backends.tensorrt.slots import TensorRTSlot
 from trtbatch.benchmark.bench import measure
@@ -51,10 +52,10 @@ def bare_graph(session: TensorRTSession, slot: TensorRTSlot, calls: int) -> floa
     """Return the median ms between events around ``cuGraphLaunch``, of the graph that the slot captured."""
     from cuda.bindings import driver
 
-    slot.launch()
+    slot.launch(capture=True)
     stream = session.contexts.computing.pycuda
-    graph = session.contexts.graphs.get(slot.now.number, "kernels")
-    if graph is None:
+    graph = session.contexts.graphs.find(slot.now.key, slot.now.number, "kernels")
+    if not isinstance(graph, CudaGraph):
         raise SystemExit("the engine runs without CUDA graphs")
     executable = graph.executable
     launch, handle = driver.cuGraphLaunch, driver.CUstream(stream.handle)
@@ -100,7 +101,7 @@ def main() -> None:
     options = parser.parse_args()
     artifact = load(options.engine, "engine")
     rows: list[dict[str, Any]] = []
-    with open_engine(artifact) as engine, engine.session() as session:
+    with open_engine(artifact) as engine, engine.entered(), engine.session() as session:
         if not isinstance(session, TensorRTSession):
             raise SystemExit("give it an engine of TensorRT")
         slot = session.slot()

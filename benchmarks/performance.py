@@ -321,7 +321,6 @@ with open_engine(artifact) as engine, engine.session() as session:
     print(json.dumps({"loaded": empty - loaded, "in_use": empty - device.free_memory(),
                       "process": used() - before, "activations": engine.activation_bytes,
                       "contexts": len(session.contexts)}))
-device.close()
 """
 
 

@@ -15,7 +15,7 @@ from onnx import helper
 import trtbatch
 from tests.support import models
 from tests.support.processes import run_process
-from trtbatch.backends.tensorrt.buffers import DeviceMemory
+from trtbatch.backends.tensorrt.buffers import Device
 from trtbatch.errors import InputError, UsageError
 from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.runtime.dlpack import CUDA, DeviceArray
@@ -32,19 +32,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def on_gpu(array: NDArray[Any], offset: int = 0) -> DeviceArray:
-    """A tensor on GPU 0, so many bytes from where memory begins; an open engine has made its context current."""
-    import pycuda.driver as cuda
-
-    memory = DeviceMemory(cuda, array.nbytes + offset)
-    cuda.memcpy_htod(memory.address + offset, array)
+    """A tensor on GPU 0, so many bytes from where memory begins."""
+    device = Device()
+    memory, stream = device.memory(array.nbytes + offset), device.stream()
+    with device.entered():
+        device.upload(memory.address + offset, array, stream)
+        stream.synchronize()
     return DeviceArray(memory.address + offset, array.shape, str(array.dtype), memory)
 
 
 def to_host(tensor: DeviceArray) -> NDArray[Any]:
-    import pycuda.driver as cuda
-
-    found = np.empty(tensor.shape, tensor.dtype)
-    cuda.memcpy_dtoh(found, tensor.address)
+    device = Device()
+    stream, found = device.stream(), np.empty(tensor.shape, tensor.dtype)
+    with device.entered():
+        device.copies([(found, tensor.address)]).down(stream)
+        stream.synchronize()
     return found
 
 
@@ -128,17 +130,14 @@ def test_a_batch_is_not_padded_on_the_gpu(folder: Path, tmp_path: Path) -> None:
 
 
 def test_an_output_frees_its_memory_when_nobody_shares_it(folder: Path) -> None:
-    import pycuda.driver as cuda
-
     many = np.zeros((40_000, 3, 8, 8), np.float32)
     with trtbatch.load(folder / "m.engine") as engine:
         given = on_gpu(many)
         engine(given)
-        free, _ = cuda.mem_get_info()
+        free = Device().free_memory()
         for _ in range(50):  # 800 kB each
             engine(given)
-        assert free - cuda.mem_get_info()[0] < 8 << 20
-        del given
+        assert free - Device().free_memory() <= 1 << 20
 
 
 @pytest.mark.parametrize("sessions", [1, 4])
@@ -168,17 +167,12 @@ def dropped(engine: trtbatch.LoadedEngine, tensor: DeviceArray) -> None:
 
 
 def test_outputs_on_the_gpu_are_dropped_by_other_threads(folder: Path) -> None:
-    """Their memory is freed by later calls, in a thread that may free it."""
-    import pycuda.driver as cuda
-
     given = np.zeros((40_000, 3, 8, 8), np.float32)
     with trtbatch.load(folder / "m.engine") as engine:
         tensor = on_gpu(given)
         engine(tensor)
-        free, _ = cuda.mem_get_info()
+        free = Device().free_memory()
         with ThreadPoolExecutor(4) as pool:
             for call in [pool.submit(dropped, engine, tensor) for _ in range(200)]:  # 800 kB each
                 call.result()
-        engine(tensor)
-        assert free - cuda.mem_get_info()[0] < 8 << 20
-        del tensor
+        assert free - Device().free_memory() <= 1 << 20

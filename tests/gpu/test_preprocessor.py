@@ -114,11 +114,11 @@ def test_rows_are_filled_at_their_addresses_without_waiting(folder: Path, name: 
         preprocessor.done(events)
         for event in events:
             stream.wait_for(event)
-        device.copies([(samples, memory.address)]).down(stream)
+        with device.entered():
+            device.copies([(samples, memory.address)]).down(stream)
         stream.synchronize()
         memory.free()
-        stream.close()
-        device.close()
+        stream.free()
         preprocessor.close()
     for pixels, sample in zip(shots, samples):
         assert np.abs(pixels_of(record, sample) - pillow(record.recipe, pixels)).max() < 1.001

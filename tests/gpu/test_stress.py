@@ -72,7 +72,6 @@ def test_engines_can_be_opened_again_and_again_in_one_process(folder: Path, arti
             session.bind(random_inputs(artifact.sidecar.inputs, 4, seed=0))
             session.run()
         free.append(watcher.free_memory())
-    watcher.close()
     print(f"GPU, free MiB after each of six: {[round(each / 2**20, 1) for each in free]}")
     assert free[-1] >= free[1] - (8 << 20), f"GPU memory leaks: {free}"
 

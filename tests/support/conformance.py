@@ -33,23 +33,26 @@ FILES = (
     "worker.py",
 )
 
-PARAMETERS = {
-    "trt": "module",
-    "builder": "Builder",
-    "network": "INetworkDefinition",
-    "config": "IBuilderConfig",
-    "engine": "ICudaEngine",
-    "context": "IExecutionContext",
-    "error": "ParserError",
-    "cache": "ITimingCache",
-    "logger": "ILogger",
+CLASSES = {
+    "ModuleType": "module",
+    "NetworkBuilder": "Builder",
+    "NetworkDefinition": "INetworkDefinition",
+    "BuilderConfig": "IBuilderConfig",
+    "CudaEngine": "ICudaEngine",
+    "ExecutionContext": "IExecutionContext",
+    "ParserError": "ParserError",
+    "Runtime": "Runtime",
+    "TimingCache": "ITimingCache",
+    "Layer": "ILayer",
 }
-"""Parameters that are declared ``Any`` in these files, and the class that they stand for."""
+"""Our protocols by name, and the class of TensorRT that each stands for."""
 
 FIELDS = {
     "self._trt": "module",
     "self._config": "IBuilderConfig",
+    "self._builder": "Builder",
     "self._runtime": "Runtime",
+    "self._deserialized": "ICudaEngine",
     "self.cuda_engine": "ICudaEngine",
     "self._engine.cuda_engine": "ICudaEngine",
     "prepared.context": "IExecutionContext",
@@ -59,18 +62,6 @@ FIELDS = {
 
 TABLES = ("_TYPES", "_TYPE_FLAGS", "_OPTION_FLAGS")
 """Of compat.py: names of enum members by our own words."""
-
-NOT_TENSORRT = {
-    "allocator": "our own class, which is only kept",
-    "dtype": "an enum member, of which only the name is read",
-    "severity": "an enum member, of which only the name is read",
-    "memory": "an address",
-    "stream": "an address",
-    "shape": "a tuple",
-    "tell": "our own function",
-    "value": "what the user gave",
-}
-"""Other parameters that are declared ``Any``, and why they need no check."""
 
 
 def download(requirement: str, folder: Path) -> str | None:
@@ -203,11 +194,8 @@ class _Reader:
         self._inventory = inventory
         self._types: dict[str, str] = {}
         for argument in (*function.args.args, *function.args.kwonlyargs):
-            if isinstance(argument.annotation, ast.Name) and argument.annotation.id == "Any":
-                if argument.arg in PARAMETERS:
-                    self._types[argument.arg] = PARAMETERS[argument.arg]
-                elif argument.arg not in NOT_TENSORRT:
-                    raise AssertionError(f"{file}: parameter {argument.arg!r} of {function.name} has no known class")
+            if isinstance(argument.annotation, ast.Name) and argument.annotation.id in CLASSES:
+                self._types[argument.arg] = CLASSES[argument.annotation.id]
 
     def read(self) -> list[Use]:
         asked = questions(self._function)
@@ -228,6 +216,10 @@ class _Reader:
 
     def _learn(self, node: ast.AST) -> None:
         """Types of what is assigned, and of ``trt = optional.require("tensorrt", …)``."""
+        if isinstance(node, ast.AnnAssign) and node.value is not None:
+            if isinstance(node.target, ast.Name) and ast.unparse(node.annotation) in CLASSES:
+                self._types[node.target.id] = CLASSES[ast.unparse(node.annotation)]
+            return
         if not isinstance(node, ast.Assign):
             return
         pairs: Iterator[tuple[ast.expr, ast.expr]]

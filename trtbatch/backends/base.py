@@ -7,15 +7,18 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.core.batches import Profile
 from trtbatch.core.sidecar import Sidecar
-from trtbatch.core.tensors import TensorSpec
+from trtbatch.core.tensors import TensorSpec, numpy_dtype
 from trtbatch.errors import InputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing from Python 3.11 on
 
 __all__ = [
     "OPSETS",
@@ -56,7 +59,7 @@ class Event(Protocol):
         """Wait for the event."""
         ...
 
-    def milliseconds_since(self, earlier: Event) -> float:
+    def milliseconds_since(self, earlier: Self) -> float:
         """Return the time between two events, ms."""
         ...
 
@@ -459,14 +462,14 @@ def conform(array: Array, spec: TensorSpec, where: str = "") -> Array:
     Raises:
         InputError: the cast would change a value (float64 noise to float32, 2**40 to int32).
     """
-    dtype = np.dtype(spec.dtype)
+    dtype = numpy_dtype(spec.dtype)
     if array.dtype == dtype:
         return np.ascontiguousarray(array)
     with np.errstate(all="ignore"):
         cast = np.ascontiguousarray(array, dtype=dtype)
         back = cast.astype(array.dtype)
     if not np.can_cast(array.dtype, dtype, "safe"):
-        equal = np.array_equal(back, array, equal_nan=array.dtype.kind == "f" and dtype.kind == "f")
+        equal = np.array_equal(back, array, equal_nan=array.dtype.kind not in "iub" and spec.is_float)
         if not equal or not np.array_equal(cast < 0, array < 0):  # 2**63 survives uint64 → int64 → uint64
             raise InputError(
                 f"{where and f'{where}: '}{spec.name} is {array.dtype} and the engine takes {dtype}: the cast would "

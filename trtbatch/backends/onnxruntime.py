@@ -25,7 +25,7 @@ from trtbatch.backends.base import (
 )
 from trtbatch.core.batches import refuse_no_profile, refuse_outside
 from trtbatch.core.sidecar import Artifact, Sidecar
-from trtbatch.core.tensors import TensorSpec
+from trtbatch.core.tensors import TensorSpec, numpy_dtype
 from trtbatch.errors import ArtifactError, BuildError, ExecutionError, PrecisionError, UsageError
 from trtbatch.onnx_graph.run import open_session, reason_of
 from trtbatch.util import environment, optional
@@ -219,7 +219,7 @@ class OnnxRuntimeSession:
             return
         buffer = self._buffers.get(spec.name)
         if buffer is None or buffer.shape != shape:
-            buffer = np.empty([int(size) for size in shape], spec.dtype)
+            buffer = np.empty([int(size) for size in shape], numpy_dtype(spec.dtype))
             self._buffers[spec.name] = buffer
         binding.bind_output(spec.name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
 
@@ -327,7 +327,7 @@ class OnnxRuntimeSlot:
 
     def _room(self, spec: TensorSpec, batch: int) -> Array:
         """Return an array in the slot's memory; growing that memory discards the bindings of all batch sizes."""
-        shape, dtype = [int(size) for size in spec.at(batch)], np.dtype(spec.dtype)
+        shape, dtype = [int(size) for size in spec.at(batch)], numpy_dtype(spec.dtype)
         count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         memory = self._memory.get(spec.name)
         if memory is None or memory.nbytes < count:

@@ -43,6 +43,7 @@ def open_stand(artifact: Artifact, request: BenchRequest) -> Iterator[Stand]:
     """
     with ExitStack() as stack:
         engine = stack.enter_context(open_engine(artifact, request.device))
+        stack.enter_context(engine.entered())  # once, so that launches needn't do it
         sessions = [stack.enter_context(engine.session(request.cuda_graphs)) for _ in range(request.streams)]
         stand = Stand(artifact, sessions, request)
         stand.refuse_request()

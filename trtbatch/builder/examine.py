@@ -18,7 +18,7 @@ from trtbatch.core.batches import Profile
 from trtbatch.core.profiles import Measured
 from trtbatch.core.rows import Limit, random_inputs, rows_of
 from trtbatch.core.sidecar import Accuracy, Artifact, Sidecar
-from trtbatch.core.tensors import TensorSpec
+from trtbatch.core.tensors import TensorSpec, numpy_dtype
 from trtbatch.errors import AccuracyError, PrecisionError, RowsError, TrtbatchError
 from trtbatch.onnx_graph.dtypes import Overflow, OverflowSearch
 from trtbatch.onnx_graph.read import what_fixes_the_batch
@@ -397,4 +397,4 @@ def _memory(engine: Engine, sidecar: Sidecar, largest: int) -> dict[str, Any]:
 
 def _bytes(spec: TensorSpec, batch: int) -> int:
     sizes = [size for size in spec.at(batch) if isinstance(size, int)]
-    return int(np.prod(sizes, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
+    return int(np.prod(sizes, dtype=np.int64)) * numpy_dtype(spec.dtype).itemsize

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch.core.tensors import TensorSpec
+from trtbatch.core.tensors import TensorSpec, numpy_dtype
 
 __all__ = [
     "Comparison",
@@ -49,7 +49,7 @@ def tolerance(dtype: str, precision: str = "fp32") -> float:
       another batch size may run another kernel, which rounds in another order.
     * fp16, bf16: as for the dtypes. int8, fp8: 1e-1, because calibration, not only rounding, decides their 8 bits.
     """
-    if np.dtype("f" if dtype == "bfloat16" else dtype).kind in "iub":
+    if numpy_dtype(dtype).kind in "iub":
         return 0.0
     return max(_BY_DTYPE[dtype], _BY_PRECISION.get(precision, 0.0))
 
@@ -100,8 +100,8 @@ def random_inputs(inputs: Sequence[TensorSpec], batch: int, seed: int) -> dict[s
     drawn: dict[str, Array] = {}
     for spec in inputs:
         shape = tuple(int(size) for size in spec.at(batch))
-        dtype = np.dtype(spec.dtype)
-        if dtype.kind == "f":
+        dtype = numpy_dtype(spec.dtype)
+        if spec.is_float:
             drawn[spec.name] = generator.standard_normal(shape, dtype=np.float32).astype(dtype)
         elif dtype.kind == "b":
             drawn[spec.name] = generator.integers(0, 2, shape).astype(dtype)
@@ -170,7 +170,7 @@ def compare(rows: Array, reference: Array, limit: Limit, class_scores: bool = Fa
     else:
         with np.errstate(all="ignore"):
             passed = (same | (difference <= (limit.atol or 0.0) + (limit.rtol or 0.0) * size)).all(axis=1)
-    floats = rows.dtype.kind == "f"
+    floats = rows.dtype.kind not in "iub"
     return Comparison(
         max_abs=difference.max(axis=1, initial=0.0),
         max_rel=relative.max(axis=1, initial=0.0),

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["BATCH_AXIS", "TensorSpec"]
+from trtbatch.util import optional
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["BATCH_AXIS", "TensorSpec", "numpy_dtype"]
 
 BATCH_AXIS = "batch_size"
 """Name of the dynamic batch axis in ONNX files and sidecars."""
@@ -14,6 +20,20 @@ _FLOATS = ("float64", "float32", "float16", "bfloat16")
 _INTEGERS = ("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8")
 
 _DTYPES = frozenset({*_FLOATS, *_INTEGERS, "bool"})
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """Return the numpy type of a dtype's name; ``bfloat16`` is that of ml_dtypes, which onnx brings.
+
+    Raises:
+        MissingPackageError: ml_dtypes isn't installed.
+    """
+    import numpy as np
+
+    if name == "bfloat16":
+        dtype: np.dtype[Any] = np.dtype(optional.require("ml_dtypes", "hold values of type bfloat16").bfloat16)
+        return dtype
+    return np.dtype(name)
 
 
 @dataclass(frozen=True)
@@ -43,6 +63,11 @@ class TensorSpec:
             raise ValueError(f"{self.name}: {self.dtype!r} is not a type of tensors")
         if any(isinstance(size, int) and size < 0 for size in self.shape):
             raise ValueError(f"{self.name}: {self.shape} has a negative size")
+
+    @property
+    def is_float(self) -> bool:
+        """Return whether the values are floats."""
+        return self.dtype in _FLOATS
 
     @property
     def fixed_batch(self) -> int | None:

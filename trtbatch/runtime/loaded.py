@@ -63,7 +63,7 @@ class LoadedEngine:
     """An open engine; call it from any thread, and :meth:`close` it or use it as a context manager.
 
     With one session, calls wait for one another. With several, as many calls run side by side. What a call returns is
-    the caller's and outlives the engine, but for outputs on the GPU: give those up before the engine is closed.
+    the caller's and outlives the engine.
 
     Args:
         engine: closed with this object.
@@ -75,7 +75,7 @@ class LoadedEngine:
         self.sidecar: Sidecar = engine.sidecar
         self._engine: Engine | None = engine
         self._name = name
-        self._thread = threading.get_ident()
+        self._closing = threading.Lock()
         self._free: LifoQueue[Runner] = LifoQueue()  # the last used has its graphs and memory at hand
         self._runners: list[Runner] = []
         try:
@@ -106,7 +106,7 @@ class LoadedEngine:
         try:
             if self._engine is None:  # closed while this call waited
                 self._opened()
-            with engine.entered():
+            with engine.entered():  # once a call, so that the session's own steps needn't
                 yield runner
         finally:
             self._free.put(runner)
@@ -206,16 +206,11 @@ class LoadedEngine:
             return runner.run_images(images, reader)
 
     def close(self) -> None:
-        """Wait for the calls that run, then free the sessions and the engine; again does nothing.
-
-        Raises:
-            UsageError: called from another thread than the one that loaded it.
-        """
-        if self._engine is None:
+        """Wait for the calls that run, then free the sessions and the engine; a second call does nothing."""
+        with self._closing:
+            engine, self._engine = self._engine, None
+        if engine is None:
             return
-        if threading.get_ident() != self._thread:
-            raise UsageError(f"{self._name} was loaded by another thread", "close it in that thread")
-        engine, self._engine = self._engine, None
         for _ in self._runners:
             self._free.get()
         with ExitStack() as steps:

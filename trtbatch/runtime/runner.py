@@ -16,7 +16,7 @@ from trtbatch.backends.base import Engine, Session, Slot, batch_of, conform, ref
 from trtbatch.core.preprocessing import choose_reader, image_input
 from trtbatch.core.profiles import split_batch
 from trtbatch.core.sidecar import Sidecar
-from trtbatch.core.tensors import TensorSpec
+from trtbatch.core.tensors import TensorSpec, numpy_dtype
 from trtbatch.errors import ExecutionError, InputError
 from trtbatch.images.dali import DaliReader, ImageBatch
 from trtbatch.images.host import ImageLike, Loaded, Skipped, read_ahead, sample
@@ -36,21 +36,21 @@ class DeviceSession(Protocol):
 
     @property
     def gpu(self) -> int:
-        """Number of the GPU."""
+        """Return the index of the GPU."""
 
     @property
     def stream(self) -> int:
-        """Handle of the stream that computes, for the producers of inputs to order their work before."""
+        """Return the handle of the computing stream, for the producers of inputs to order their work before."""
 
     def device_memory(self, count: int) -> Any:
-        """So many bytes on the GPU: an object with ``address``, which frees them when it is collected."""
+        """Return memory of `count` bytes on the GPU: an object with ``address``, which frees it when it is dropped."""
 
     def run_at(self, addresses: Mapping[str, int], batch: int) -> None:
         """Run a batch that a profile holds on bindings at these addresses, inputs and outputs, and wait for the end."""
 
 
 class Runner:
-    """Run batches on one session, one at a time; whoever calls it has entered the engine in his thread.
+    """Run batches on one session, one at a time, in any thread.
 
     Args:
         engine: engine of the session.
@@ -64,8 +64,6 @@ class Runner:
         self._splits: dict[int, list[int]] = {}
         self._slots: list[Slot] = []
         self._dali: DaliReader | None = None
-        self._dropped: deque[Any] = deque()
-        """GPU memory of outputs that nobody shares any more, whichever thread dropped them; freed by the next call."""
         self._session: Session = engine.session(cuda_graphs=cuda_graphs)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,17 +149,12 @@ class Runner:
         return slot.wait()
 
     def close(self) -> None:
-        """Free the session, in the thread that made it."""
+        """Free the session."""
         self._slots.clear()
         with ExitStack() as steps:
             steps.callback(self._session.close)
-            steps.callback(self._free_dropped)
             if self._dali is not None:
                 steps.callback(self._dali.close)
-
-    def _free_dropped(self) -> None:
-        while self._dropped:
-            self._dropped.popleft().free()
 
     # How a batch is cut.
 
@@ -283,7 +276,8 @@ class Runner:
         ):
             raise InputError("there are no samples, and an output has no shape without any", "give at least one")
         return {
-            spec.name: np.empty([int(size) for size in shapes[spec.name]], spec.dtype) for spec in self.sidecar.outputs
+            spec.name: np.empty([int(size) for size in shapes[spec.name]], numpy_dtype(spec.dtype))
+            for spec in self.sidecar.outputs
         }
 
     def _refuse_whole_outputs(self, cut: bool, batch: int) -> None:
@@ -324,13 +318,11 @@ class Runner:
         batch = batch_of(shapes, sidecar.inputs)
         sizes = self._split(batch)
         self._refuse_on_device(sizes, batch)
-        self._free_dropped()
         made: dict[str, DeviceArray] = {}
         for spec in sidecar.outputs:
             shape = tuple(int(size) for size in spec.at(batch))
             memory = session.device_memory(_bytes(spec, shape))
-            owner = _Owner(memory, self._dropped)
-            made[spec.name] = DeviceArray(memory.address, shape, spec.dtype, owner, (CUDA, session.gpu))
+            made[spec.name] = DeviceArray(memory.address, shape, spec.dtype, memory, (CUDA, session.gpu))
         places = {name: tensor.address for name, tensor in tensors.items()}
         places |= {name: array.address for name, array in made.items()}
         row_bytes = {
@@ -382,17 +374,6 @@ def _refuse_files(array: Array, name: str, engine: str) -> None:
     )
 
 
-class _Owner:
-    """Hold the memory of an output, and hand it over to be freed: only a thread that has entered the engine may."""
-
-    def __init__(self, memory: Any, dropped: deque[Any]) -> None:
-        self._memory = memory
-        self._dropped = dropped
-
-    def __del__(self) -> None:
-        self._dropped.append(self._memory)
-
-
 class _Shape:
     """Stands for an array of which the shape alone is looked at."""
 
@@ -401,7 +382,7 @@ class _Shape:
 
 
 def _bytes(spec: TensorSpec, shape: Sequence[int | str]) -> int:
-    width = 2 if spec.dtype == "bfloat16" else np.dtype(spec.dtype).itemsize
+    width = numpy_dtype(spec.dtype).itemsize
     if any(isinstance(size, str) for size in shape):
         raise ExecutionError(f"{spec} has an open axis", "build the engine again")
     return int(np.prod([int(size) for size in shape], dtype=np.int64)) * width

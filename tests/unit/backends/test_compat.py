@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -22,12 +23,14 @@ def test_an_unknown_version_is_left_to_the_parser() -> None:
     assert compat.max_opset("next") is None
 
 
-def test_the_bindings_list_is_one_profile_after_the_other_where_an_engine_counts_bindings() -> None:
-    old = SimpleNamespace(num_bindings=6, num_io_tensors=2, get_tensor_name=["output", "input"].__getitem__)
-    assert compat.bindings(old, ["input", "output"], [7, 8], 0) == [8, 7, 0, 0, 0, 0]
-    assert compat.bindings(old, ["input", "output"], [7, 8], 2) == [0, 0, 0, 0, 8, 7]
-    new = SimpleNamespace(num_io_tensors=2)
-    assert compat.bindings(new, ["input", "output"], [7, 8], 2) == [7, 8]
+def test_the_bindings_list_is_in_the_engines_order_and_one_profile_after_the_other_up_to_9() -> None:
+    addresses = {"input": 7, "scores": 8, "boxes": 9}
+    order: Any = {"num_io_tensors": 3, "get_tensor_name": ["boxes", "input", "scores"].__getitem__}
+    old: Any = SimpleNamespace(num_bindings=9, **order)
+    assert compat.bindings(old, addresses, 0) == [9, 7, 8, 0, 0, 0, 0, 0, 0]
+    assert compat.bindings(old, addresses, 2) == [0, 0, 0, 0, 0, 0, 9, 7, 8]
+    new: Any = SimpleNamespace(**order)
+    assert compat.bindings(new, addresses, 2) == [9, 7, 8]
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("FLOAT", "float32"), ("HALF", "float16"), ("INT64", "int64")])
@@ -53,6 +56,7 @@ def test_layers_are_read_from_the_inspectors_json(tensor: dict[str, str], tactic
     layer = {"Name": "conv", "LayerType": "CaskConvolution", "Outputs": [tensor], "TacticName": tactic}
     text = json.dumps({"Layers": [layer, "bare name"], "Metadata": "a|b"}).replace("a|b", "a\x1eb")
     inspector = SimpleNamespace(get_engine_information=lambda form: text)
-    trt = SimpleNamespace(LayerInformationFormat=SimpleNamespace(JSON=0, ONELINE=1))
-    found = compat.layers(trt, SimpleNamespace(create_engine_inspector=lambda: inspector))
+    trt: Any = SimpleNamespace(LayerInformationFormat=SimpleNamespace(JSON=0, ONELINE=1))
+    engine: Any = SimpleNamespace(create_engine_inspector=lambda: inspector)
+    found = compat.layers(trt, engine)
     assert found == (("conv", "CaskConvolution", precision, tactic), ("bare name", "", "", ""))

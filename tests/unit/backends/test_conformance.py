@@ -102,13 +102,13 @@ def test_a_use_that_a_release_lacks_is_found(stock: Stock, tmp_path: Path) -> No
     for name in conformance.FILES:
         (tmp_path / name).write_text("")
     (tmp_path / "compat.py").write_text(
-        "def old(trt, config: Any, trt_: int, engine: Any) -> None:\n"
+        "def old(trt, config: BuilderConfig, trt_: int, engine: CudaEngine) -> None:\n"
         "    config.set_flag()\n"
         "    engine.get_binding_index('x')\n"
         "    engine.never_was()\n"
         "    if hasattr(engine, 'device_memory_size'):\n"
         "        engine.device_memory_size\n"
-        "def flag(trt: Any) -> None:\n"
+        "def flag(trt: ModuleType) -> None:\n"
         "    trt.BuilderFlag.FP16\n"
     )
     found = conformance.uses(tmp_path, stock("10.16"))

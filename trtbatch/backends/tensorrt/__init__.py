@@ -58,7 +58,8 @@ def obstacle() -> MissingPackageError | None:
     """Return what keeps TensorRT from running in this process, or None where it can run."""
     if not sees_nvidia():
         return MissingPackageError("no NVIDIA GPU here", "run on a machine with an NVIDIA GPU and driver")
-    for package, purpose in (("tensorrt", "build and run engines"), ("pycuda", "reach the GPU")):
+    packages = {"tensorrt": "build and run engines", "pycuda": "reach the GPU", "cuda.bindings": "reach the GPU"}
+    for package, purpose in packages.items():
         if not optional.is_installed(package):
             return MissingPackageError(
                 f"{package} is needed to {purpose}, and isn't installed", "pip install 'trtbatch[tensorrt]'"

@@ -1,20 +1,25 @@
 """Provide GPU memory, streams and events through pycuda, which only this file imports.
 
-The device's primary context is used, never one of our own, so that torch can live in the same process. ``close()`` or
-``free()`` frees every object here, in reverse order of creation. The context is popped last, because pycuda aborts at
-exit otherwise.
+Everything lives in the GPU's primary context, which TensorRT and torch use too. The context is current only inside
+:meth:`Device.entered`, in whichever thread that is, and the block leaves the thread's context as it was. Any thread
+may free what another one made.
 """
 
 from __future__ import annotations
 
-import atexit
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+import functools
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from types import ModuleType, TracebackType
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trtbatch.backends.tensorrt.protocols import DeviceAllocation, PrimaryContext, PycudaEvent, PycudaStream
+from trtbatch.core.tensors import numpy_dtype
 from trtbatch.errors import ExecutionError, MissingPackageError, UsageError
 from trtbatch.util import optional
 
@@ -27,11 +32,20 @@ __all__ = [
     "Stream",
     "device_count",
     "device_facts",
+    "entering",
     "refuse_device",
 ]
 
+T = TypeVar("T")
+P = ParamSpec("P")
+S = TypeVar("S", bound="OnDevice")
 
-def _driver() -> Any:
+NON_BLOCKING = 1
+"""``CU_STREAM_NON_BLOCKING``. A blocking stream waits for the legacy default stream, where torch computes, and another
+thread's work there would invalidate a capture."""
+
+
+def _driver() -> ModuleType:
     driver = optional.require("pycuda.driver", "reach the GPU")
     try:
         driver.init()
@@ -71,97 +85,184 @@ def device_facts(index: int = 0) -> dict[str, str]:
     }
 
 
+class _Saved(threading.local):
+    """What was current in this thread before each block that is open; None for a block inside another."""
+
+    def __init__(self) -> None:
+        self.contexts: list[Any] = []
+
+
+class _CurrentContext:
+    """Make a GPU's primary context current in this thread for a block. Blocks nest.
+
+    pycuda allocates in the context on top of a stack of its own, one stack a thread, so the context is pushed there. A
+    thread that ends with a context on that stack aborts the process, so it is pushed for the block only.
+    """
+
+    def __init__(self, index: int) -> None:
+        self._driver = _driver()
+        self._cuda = optional.require("cuda.bindings.driver", "make the GPU's context current")
+        # Retained once a process and never released, as torch does it: memory may outlive the engine that made it.
+        self._context: PrimaryContext = self._driver.Device(index).retain_primary_context()
+        self._handle = int(self._context.handle)
+        self._saved = _Saved()
+
+    def __enter__(self) -> None:
+        current = self._cuda.cuCtxGetCurrent()[1]
+        opened = self._saved.contexts
+        if opened and int(current) == self._handle:
+            opened.append(None)
+            return
+        try:
+            self._context.push()
+        except self._driver.Error as error:
+            raise _fault(error) from error
+        opened.append(current)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        before = self._saved.contexts.pop()
+        if before is not None:
+            self._context.pop()
+            # pycuda puts back what lies below on its own stack, which torch.cuda.set_device doesn't change.
+            if int(self._cuda.cuCtxGetCurrent()[1]) != int(before):
+                self._cuda.cuCtxSetCurrent(before)
+        if isinstance(error, self._driver.Error):
+            raise _fault(error) from error
+
+
+def _fault(error: BaseException) -> ExecutionError:
+    return ExecutionError(f"the GPU reports: {error}", "check the inputs; a fault here ends the context")
+
+
+_contexts: dict[int, _CurrentContext] = {}
+_lock = threading.Lock()
+
+
+def _context_of(index: int) -> _CurrentContext:
+    with _lock:
+        if index not in _contexts:
+            _contexts[index] = _CurrentContext(index)
+        return _contexts[index]
+
+
 class Device:
-    """A GPU whose primary context is current in this thread until ``close()``."""
+    """A GPU, whose primary context is current inside :meth:`entered`."""
 
     def __init__(self, index: int = 0) -> None:
         refuse_device(index)
         self.index = index
-        self._driver = _driver()
-        self._context: Any = self._driver.Device(index).retain_primary_context()
-        self._context.push()
-        atexit.register(self.close)
+        self.driver = _driver()
+        self._context = _context_of(index)
+
+    def entered(self) -> AbstractContextManager[None]:
+        """Make the GPU's context current in this thread for a block, and put back what was current before.
+
+        Raises:
+            ExecutionError: the block raised an error of the CUDA driver; the message holds the driver's words.
+        """
+        return self._context
 
     def stream(self) -> Stream:
         """Return a new stream."""
-        return Stream(self._driver)
+        return Stream(self)
 
     def memory(self, count: int) -> DeviceMemory:
         """Return new GPU memory of `count` bytes."""
-        return DeviceMemory(self._driver, count)
+        return DeviceMemory(self, count)
 
     def upload(self, target: int, array: NDArray[Any], stream: Stream) -> None:
         """Copy an array's bytes to the GPU, ordered on the stream."""
-        self._driver.memcpy_htod_async(target, array, stream.pycuda)
+        self.driver.memcpy_htod_async(target, array, stream.pycuda)
 
     def copy(self, target: int, source: int, count: int, stream: Stream) -> None:
         """Copy `count` bytes on the GPU, ordered on the stream."""
-        self._driver.memcpy_dtod_async(target, source, count, stream.pycuda)
+        self.driver.memcpy_dtod_async(target, source, count, stream.pycuda)
 
-    def buffer(self) -> BindingBuffer:
-        """Return the buffer of a binding, empty as yet."""
-        return BindingBuffer(self._driver)
+    def buffer(self, on_host: bool = False) -> BindingBuffer:
+        """Return the buffer of a binding, empty as yet; `on_host`: TensorRT reads and writes it on the host."""
+        return BindingBuffer(self, on_host)
 
     def copies(self, pairs: Sequence[tuple[NDArray[Any], int]]) -> Copies:
         """Return the copies between these host arrays and device addresses."""
-        return Copies(self._driver, pairs)
+        return Copies(self.driver, pairs)
 
     @property
     def cache_bytes(self) -> int:
         """Return the size of the GPU's L2 cache in bytes."""
-        attribute = self._driver.device_attribute.L2_CACHE_SIZE
-        return int(self._driver.Device(self.index).get_attribute(attribute))
-
-    @contextmanager
-    def entered(self) -> Iterator[None]:
-        """Make the context current in this thread for the block."""
-        self.enter_thread()
-        try:
-            yield
-        finally:
-            self.leave_thread()
-
-    def enter_thread(self) -> None:
-        """Make the context current in this thread too, until :meth:`leave_thread` in the same thread."""
-        self._context.push()
-
-    def leave_thread(self) -> None:
-        """Undo :meth:`enter_thread`, in the same thread."""
-        # pycuda aborts the process where a thread ends with a context on its stack.
-        self._context.pop()
+        attribute = self.driver.device_attribute.L2_CACHE_SIZE
+        return int(self.driver.Device(self.index).get_attribute(attribute))
 
     def free_memory(self) -> int:
         """Return the number of free bytes on the GPU now."""
-        return int(self._driver.mem_get_info()[0])
-
-    def close(self) -> None:
-        """Pop the context; every object on the GPU must be freed before."""
-        if self._context is not None:
-            atexit.unregister(self.close)
-            self._context.pop()
-            self._context = None
+        with self.entered():
+            return int(self.driver.mem_get_info()[0])
 
 
-class Stream:
-    """A CUDA stream."""
-
-    def __init__(self, driver: Any) -> None:
-        self.driver = driver
-        self._stream: Any = driver.Stream()
+class OnDevice(Protocol):
+    """What works on a GPU."""
 
     @property
-    def pycuda(self) -> Any:
-        """Return the stream as pycuda's object."""
-        return self._stream
+    def device(self) -> Device: ...
+
+
+def entering(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
+    """Make a method run with the context of its object's GPU current, whichever thread calls it."""
+
+    @functools.wraps(method)
+    def entered(self: S, /, *args: P.args, **options: P.kwargs) -> T:
+        with self.device.entered():
+            return method(self, *args, **options)
+
+    return entered
+
+
+class _Owned(Generic[T]):
+    """Something of pycuda's that is freed with its GPU's context current, in whichever thread drops it."""
+
+    _made: T | None = None
+
+    def __init__(self, device: Device, make: Callable[[], T]) -> None:
+        self._device = device
+        with device.entered():
+            self._made = make()
 
     @property
-    def handle(self) -> int:
-        """Return the ``cudaStream_t``, which TensorRT takes."""
-        return int(self._stream.handle)
+    def pycuda(self) -> T:
+        """Return pycuda's object."""
+        assert self._made is not None, "used after it was freed"
+        return self._made
+
+    def free(self) -> None:
+        """Free it; a second call does nothing."""
+        made, self._made = self._made, None
+        if made is not None:
+            with self._device.entered():
+                del made
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():
+            with suppress(ExecutionError):  # after a fault, there is nothing left to free
+                self.free()
+
+
+class Stream(_Owned[PycudaStream]):
+    """A CUDA stream that doesn't wait for the legacy default stream."""
+
+    def __init__(self, device: Device) -> None:
+        super().__init__(device, lambda: device.driver.Stream(NON_BLOCKING))
+        self.handle = int(self.pycuda.handle)
+        """The ``cudaStream_t``, which TensorRT takes."""
 
     def synchronize(self) -> None:
-        """Wait for all work on the stream."""
-        _checked(self.driver, self._stream.synchronize)
+        """Wait for all work on the stream.
+
+        Raises:
+            ExecutionError: the GPU reports a fault.
+        """
+        with self._device.entered():
+            self.pycuda.synchronize()
 
     def event(self, timed: bool = True, blocking: bool = False) -> CudaEvent:
         """Return a new event on this stream.
@@ -171,94 +272,72 @@ class Stream:
             blocking: whether a thread that waits for the event sleeps; that frees its core and takes some microseconds
                 longer.
         """
-        return CudaEvent(self.driver, self._stream, timed, blocking)
+        return CudaEvent(self._device, self, timed, blocking)
 
     def wait_for(self, event: CudaEvent) -> None:
         """Start later work on the stream only after the event."""
-        self._stream.wait_for_event(event.pycuda)
-
-    def close(self) -> None:
-        """Free the stream."""
-        self._stream = None
+        self.pycuda.wait_for_event(event.pycuda)
 
 
-def _checked(driver: Any, wait: Callable[[], Any]) -> Any:
-    """Call a function that waits for the GPU, and convert a fault that the GPU reports.
-
-    Raises:
-        ExecutionError: the GPU reports a fault; the message holds the driver's words.
-    """
-    try:
-        return wait()
-    except driver.Error as error:
-        raise ExecutionError(f"the GPU reports: {error}", "check the inputs; a fault here ends the context") from error
-
-
-class CudaEvent:
+class CudaEvent(_Owned[PycudaEvent]):
     """An event on a stream."""
 
-    def __init__(self, driver: Any, stream: Any, timed: bool = True, blocking: bool = False) -> None:
-        self._driver = driver
-        flags = driver.event_flags
-        self._event = driver.Event((not timed) * flags.DISABLE_TIMING | blocking * flags.BLOCKING_SYNC)
+    def __init__(self, device: Device, stream: Stream, timed: bool = True, blocking: bool = False) -> None:
+        flags = device.driver.event_flags
+        chosen = (not timed) * flags.DISABLE_TIMING | blocking * flags.BLOCKING_SYNC
+        super().__init__(device, lambda: device.driver.Event(chosen))
         self._stream = stream
-
-    @property
-    def pycuda(self) -> Any:
-        """Return the event as pycuda's object."""
-        return self._event
 
     def record(self) -> None:
         """Record the event; see :class:`trtbatch.backends.base.Event`."""
-        self._event.record(self._stream)
+        self.pycuda.record(self._stream.pycuda)
 
     def synchronize(self) -> None:
         """Wait for the event; see :class:`trtbatch.backends.base.Event`."""
-        _checked(self._driver, self._event.synchronize)
+        with self._device.entered():
+            self.pycuda.synchronize()
 
     def milliseconds_since(self, earlier: CudaEvent) -> float:
         """Return the time since another event, ms; see :class:`trtbatch.backends.base.Event`."""
-        return float(self._event.time_since(earlier._event))
+        return float(self.pycuda.time_since(earlier.pycuda))
 
 
-class DeviceMemory:
-    """A block of GPU memory, freed by :meth:`free`.
+class DeviceMemory(_Owned[DeviceAllocation]):
+    """A block of GPU memory, freed by :meth:`free` or with its last reference.
 
     Raises:
         ExecutionError: out of memory; the message gives the bytes requested.
     """
 
-    def __init__(self, driver: Any, count: int) -> None:
-        self._driver = driver
+    def __init__(self, device: Device, count: int) -> None:
         self.bytes = max(1, count)
-        try:
-            self._device: Any = driver.mem_alloc(self.bytes)
-        except driver.Error as error:
-            raise ExecutionError(
-                f"{self.bytes} bytes of GPU memory can't be had: {error}",
-                "free GPU memory (nvidia-smi shows who holds it), or build with a smaller `max`",
-            ) from error
+
+        def allocate() -> DeviceAllocation:
+            try:
+                made: DeviceAllocation = device.driver.mem_alloc(self.bytes)
+            except device.driver.Error as error:
+                raise ExecutionError(
+                    f"{self.bytes} bytes of GPU memory can't be had: {error}",
+                    "free GPU memory (nvidia-smi shows who holds it), or build with a smaller `max`",
+                ) from error
+            return made
+
+        super().__init__(device, allocate)
 
     @property
     def address(self) -> int:
         """Return the device pointer."""
-        return int(self._device)
+        return int(self.pycuda)
 
     def fill(self, byte: int, stream: Stream) -> None:
         """Set every byte, ordered on the stream."""
-        self._driver.memset_d8_async(self._device, byte, self.bytes, stream.pycuda)
-
-    def free(self) -> None:
-        """Free the memory; a second call does nothing."""
-        if self._device is not None:
-            self._device.free()
-            self._device = None
+        self._device.driver.memset_d8_async(self.address, byte, self.bytes, stream.pycuda)
 
 
 class Copies:
     """Copies between host arrays and device addresses, prepared so that a call only puts them on a stream."""
 
-    def __init__(self, driver: Any, pairs: Sequence[tuple[NDArray[Any], int]]) -> None:
+    def __init__(self, driver: ModuleType, pairs: Sequence[tuple[NDArray[Any], int]]) -> None:
         self._upload = driver.memcpy_htod_async
         self._download = driver.memcpy_dtoh_async
         self._pairs = [(array, address) for array, address in pairs if array.nbytes]
@@ -278,12 +357,18 @@ class BindingBuffer:
     """Memory of one input or output, of the same size on the host (page-locked) and on the device.
 
     The memory grows when a shape needs more bytes. A smaller shape reuses its first bytes.
+
+    Args:
+        device: the GPU.
+        on_host: whether TensorRT takes the host's address, as of tensors that hold shapes; there is no other memory
+            then.
     """
 
-    def __init__(self, driver: Any) -> None:
-        self._driver = driver
-        self._host: Any = None
-        self._device: Any = None
+    def __init__(self, device: Device, on_host: bool = False) -> None:
+        self.on_host = on_host
+        self._device = device
+        self._host: NDArray[np.uint8] | None = None
+        self._memory: DeviceMemory | None = None
         self._capacity = 0
         self.array: NDArray[Any] = np.empty(0, np.uint8)
 
@@ -293,16 +378,18 @@ class BindingBuffer:
         Raises:
             ExecutionError: out of memory; the message gives the bytes requested.
         """
-        count = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        kind = numpy_dtype(dtype)
+        count = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
         self.reserve(count)
-        self.array = self._host[:count].view(dtype).reshape(shape)
+        assert self._host is not None, "reserved above"
+        self.array = self._host[:count].view(kind).reshape(shape)
 
     def holds(self, count: int) -> bool:
         """Return whether `count` bytes fit without new memory at another address."""
         return max(1, count) <= self._capacity
 
     def reserve(self, count: int) -> int:
-        """Make room for `count` bytes, and return the device address.
+        """Make room for `count` bytes, and return the address that TensorRT takes.
 
         Raises:
             ExecutionError: out of memory; the message gives the bytes requested.
@@ -310,32 +397,42 @@ class BindingBuffer:
         wanted = max(1, count)
         if wanted > self._capacity:
             self.free()
-            try:
-                self._host = self._driver.pagelocked_empty(wanted, np.uint8)
-                self._device = self._driver.mem_alloc(wanted)
-            except self._driver.Error as error:
-                self.free()
-                raise ExecutionError(
-                    f"{wanted} bytes of page-locked and GPU memory can't be had: {error}", "use a smaller batch"
-                ) from error
+            driver = self._device.driver
+            with self._device.entered():
+                try:
+                    self._host = driver.pagelocked_empty(wanted, np.uint8)
+                    self._memory = None if self.on_host else self._device.memory(wanted)
+                except (driver.Error, ExecutionError) as error:
+                    self.free()
+                    raise ExecutionError(
+                        f"{wanted} bytes of page-locked and GPU memory can't be had: {error}", "use a smaller batch"
+                    ) from error
             self._capacity = wanted
         return self.address
 
     @property
     def address(self) -> int:
-        """Return the device pointer."""
-        return int(self._device)
+        """Return the device pointer, or the host's where TensorRT takes that."""
+        if self._memory is not None:
+            return self._memory.address
+        assert self._host is not None, "reserve() comes first"
+        return int(self._host.ctypes.data)
 
     def fill(self, byte: int, count: int, stream: Stream) -> None:
-        """Set the first `count` bytes on the device, ordered on the stream."""
-        if count:
-            self._driver.memset_d8_async(self._device, byte, count, stream.pycuda)
+        """Set the first `count` bytes that TensorRT sees, ordered on the stream."""
+        if self.on_host:
+            self.array.view(np.uint8).fill(byte)
+        elif count:
+            self._device.driver.memset_d8_async(self.address, byte, count, stream.pycuda)
 
     def free(self) -> None:
         """Free the memory; the buffer can grow again."""
         self.array = np.empty(0, np.uint8)
-        if self._device is not None:
-            self._device.free()
-        if self._host is not None:
-            self._host.base.free()
-        self._host, self._device, self._capacity = None, None, 0
+        host, self._host = self._host, None
+        memory, self._memory = self._memory, None
+        self._capacity = 0
+        with self._device.entered():
+            if memory is not None:
+                memory.free()
+            if host is not None:
+                host.base.free()  # type: ignore[union-attr]

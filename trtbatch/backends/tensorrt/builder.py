@@ -15,6 +15,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from trtbatch.backends.base import OPSETS, BuilderOptions, BuildPlan, Built, Progress, option_flag
@@ -35,7 +36,7 @@ TF32 runs as float32 where there is none, and float16 on every GPU that TensorRT
 """
 
 
-def refuse_precision(trt: Any, precision: str | None, facts: dict[str, str]) -> None:
+def refuse_precision(trt: ModuleType, precision: str | None, facts: dict[str, str]) -> None:
     """Raise where this TensorRT or this GPU can't compute in a precision.
 
     Raises:

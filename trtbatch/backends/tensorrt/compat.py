@@ -8,8 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
+from trtbatch.backends.tensorrt.protocols import (
+    BuilderConfig,
+    CudaEngine,
+    ExecutionContext,
+    Named,
+    NetworkBuilder,
+    NetworkDefinition,
+    OutputAllocator,
+    ParserError,
+)
 from trtbatch.util.signals import called_back
 
 __all__ = [
@@ -81,12 +92,12 @@ def max_opset(version: str) -> int | None:
     return max((opset for since, opset in _OPSETS.items() if since <= numbers), default=13)
 
 
-def strongly_typed(trt: Any) -> bool:
+def strongly_typed(trt: ModuleType) -> bool:
     """Return whether a network's types can decide alone (a flag from 9 on; always so in 11)."""
     return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
 
 
-def create_network(trt: Any, builder: Any, typed: bool = False) -> Any:
+def create_network(trt: ModuleType, builder: NetworkBuilder, typed: bool = False) -> NetworkDefinition:
     """Return a new network with an explicit batch: a flag up to 9, the only kind from 10 on (11 has no such flag).
 
     Args:
@@ -105,12 +116,12 @@ _TYPE_FLAGS = {"fp16": "FP16", "bf16": "BF16", "int8": "INT8", "fp8": "FP8"}
 """Builder flags that let layers use a type; removed in 11, and not to be set for strongly typed networks."""
 
 
-def has_type(trt: Any, precision: str) -> bool:
+def has_type(trt: ModuleType, precision: str) -> bool:
     """Return whether this release has the type of a precision at all."""
     return precision not in _TYPES or hasattr(trt.DataType, _TYPES[precision])
 
 
-def allow_types(trt: Any, config: Any, tf32: bool, kinds: Sequence[str]) -> None:
+def allow_types(trt: ModuleType, config: BuilderConfig, tf32: bool, kinds: Sequence[str]) -> None:
     """Allow or forbid TF32 for float32 products, and allow the types `kinds` where the release has flags for them."""
     if tf32:
         config.set_flag(trt.BuilderFlag.TF32)
@@ -122,7 +133,9 @@ def allow_types(trt: Any, config: Any, tf32: bool, kinds: Sequence[str]) -> None
             config.set_flag(flag)
 
 
-def honour_types(trt: Any, config: Any, network: Any, node_types: Mapping[str, str]) -> None:
+def honour_types(
+    trt: ModuleType, config: BuilderConfig, network: NetworkDefinition, node_types: Mapping[str, str]
+) -> None:
     """Hold each layer to the float type of its ONNX node, where flags alone would leave the type to the builder.
 
     This is only for releases without strongly typed networks. There, FP16 allows half precision for every layer, even
@@ -152,7 +165,7 @@ _OPTION_FLAGS = {
 """Options of an engine that are builder flags."""
 
 
-def missing_option(trt: Any, name: str) -> bool:
+def missing_option(trt: ModuleType, name: str) -> bool:
     """Return whether this release lacks an option of :class:`trtbatch.backends.base.BuilderOptions`."""
     if name == "hardware_compatible":
         return not hasattr(trt, "HardwareCompatibilityLevel")
@@ -161,7 +174,7 @@ def missing_option(trt: Any, name: str) -> bool:
     return not hasattr(trt.BuilderFlag, _OPTION_FLAGS[name])
 
 
-def set_options(trt: Any, config: Any, options: Mapping[str, Any]) -> None:
+def set_options(trt: ModuleType, config: BuilderConfig, options: Mapping[str, Any]) -> None:
     """Set options by name; the release must have all of them (:func:`missing_option`)."""
     for name, value in options.items():
         if name == "hardware_compatible" and hasattr(trt, "HardwareCompatibilityLevel"):
@@ -172,7 +185,7 @@ def set_options(trt: Any, config: Any, options: Mapping[str, Any]) -> None:
             config.set_flag(getattr(trt.BuilderFlag, _OPTION_FLAGS[name]))
 
 
-def refit(trt: Any, engine: Any, logger: Any, onnx: str) -> str | None:
+def refit(trt: ModuleType, engine: CudaEngine, logger: object, onnx: str) -> str | None:
     """Give a stripped engine the weights of an ONNX file (10 and later); return what failed, or None."""
     if not hasattr(trt, "OnnxParserRefitter"):
         return "this TensorRT can't refit from an ONNX file"
@@ -183,7 +196,7 @@ def refit(trt: Any, engine: Any, logger: Any, onnx: str) -> str | None:
     return None if refitter.refit_cuda_engine() else "some weights are missing"
 
 
-def stream_weights(engine: Any) -> int | None:
+def stream_weights(engine: CudaEngine) -> int | None:
     """Keep the weights that fit on the GPU, and stream the others; return the bytes kept, or None without streaming."""
     asked = ("weight_streaming_budget_v2", "get_weight_streaming_automatic_budget", "streamable_weights_size")
     if not all(hasattr(engine, name) for name in asked) or engine.streamable_weights_size == 0:
@@ -192,7 +205,7 @@ def stream_weights(engine: Any) -> int | None:
     return int(engine.weight_streaming_budget_v2)
 
 
-def dtype_name(dtype: Any) -> str:
+def dtype_name(dtype: Named) -> str:
     """Return numpy's name of a TensorRT data type.
 
     ``tensorrt.nptype`` of 8.6 fails with numpy 1.24 to 1.26.
@@ -200,14 +213,14 @@ def dtype_name(dtype: Any) -> str:
     return _DTYPES.get(dtype.name, str(dtype.name).lower())
 
 
-def device_memory(engine: Any) -> int:
+def device_memory(engine: CudaEngine) -> int:
     """Return the bytes of activation memory of one execution context; from 10 on by the v2 name, the only one in 11."""
     if hasattr(engine, "device_memory_size_v2"):
         return int(engine.device_memory_size_v2)
     return int(engine.device_memory_size) if hasattr(engine, "device_memory_size") else 0
 
 
-def create_context(trt: Any, engine: Any) -> Any:
+def create_context(trt: ModuleType, engine: CudaEngine) -> ExecutionContext | None:
     """Return an execution context without activation memory (see :func:`give_memory`), or None where TensorRT fails.
 
     8.6 and 10 have a method for it; from 10 on there also is an allocation strategy.
@@ -220,7 +233,7 @@ def create_context(trt: Any, engine: Any) -> Any:
     return engine.create_execution_context()
 
 
-def give_memory(context: Any, address: int, size: int) -> None:
+def give_memory(context: ExecutionContext, address: int, size: int) -> None:
     """Set the memory of a context's activations: at least :func:`device_memory` bytes, aligned to 256."""
     if hasattr(context, "set_device_memory"):
         context.set_device_memory(address, size)
@@ -228,22 +241,20 @@ def give_memory(context: Any, address: int, size: int) -> None:
         context.device_memory = address
 
 
-def bindings(engine: Any, names: Sequence[str], addresses: Sequence[int], profile: int) -> list[int]:
-    """Return the pointer list of ``execute_v2``.
+def bindings(engine: CudaEngine, addresses: Mapping[str, int], profile: int) -> list[int]:
+    """Return the pointer list of ``execute_v2``, in the engine's own order of bindings, which may be any.
 
     Up to 9 it has ``num_bindings`` entries, profile after profile; from 10 on ``num_io_tensors``.
     """
-    if not hasattr(engine, "num_bindings"):
-        return list(addresses)
-    pointers = [0] * engine.num_bindings
-    count = engine.num_io_tensors
-    order = [engine.get_tensor_name(index) for index in range(count)]
-    for name, address in zip(names, addresses):
-        pointers[profile * count + order.index(name)] = address
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    before = profile * len(names) if hasattr(engine, "num_bindings") else 0
+    pointers = [0] * int(getattr(engine, "num_bindings", len(names)))
+    for index, name in enumerate(names):
+        pointers[before + index] = addresses[name]
     return pointers
 
 
-def parser_error(error: Any, nodes: Sequence[tuple[str, str]]) -> str:
+def parser_error(error: ParserError, nodes: Sequence[tuple[str, str]]) -> str:
     """Return a parser error in words, with node and operator; before 10 the error holds only the node's index."""
     index = error.node()
     name, operator = nodes[index] if 0 <= index < len(nodes) else ("", "")
@@ -253,7 +264,7 @@ def parser_error(error: Any, nodes: Sequence[tuple[str, str]]) -> str:
     return f"node {name or index} ({operator}): {description}" if name or operator else description
 
 
-def layers(trt: Any, engine: Any) -> tuple[tuple[str, str, str, str], ...]:
+def layers(trt: ModuleType, engine: CudaEngine) -> tuple[tuple[str, str, str, str], ...]:
     """Return (name, kind, precision, tactic) of each layer from the engine inspector, or names where it has no more.
 
     The JSON of 8.6 has unescaped control characters (NVIDIA/TensorRT#2779). Up to 10 a tensor's type is the end of
@@ -287,12 +298,12 @@ def _layer(layer: dict[str, Any]) -> tuple[str, str, str, str]:
     return str(layer.get("Name", "")), str(layer.get("LayerType", "")), precision, tactic
 
 
-def keep_details(trt: Any, config: Any) -> None:
+def keep_details(trt: ModuleType, config: BuilderConfig) -> None:
     """Make the engine keep its layers' precision and tactic, for the inspector."""
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
 
 
-def leave_out_libraries(trt: Any, config: Any) -> None:
+def leave_out_libraries(trt: ModuleType, config: BuilderConfig) -> None:
     """Make the builder try only TensorRT's own tactics: cuDNN's and cuBLAS's are deprecated in 8.6, gone in 11."""
     tactics = config.get_tactic_sources()
     for name in ("CUDNN", "CUBLAS", "CUBLAS_LT"):
@@ -302,28 +313,30 @@ def leave_out_libraries(trt: Any, config: Any) -> None:
     config.set_tactic_sources(tactics)
 
 
-def share_profiles(trt: Any, config: Any) -> None:
+def share_profiles(trt: ModuleType, config: BuilderConfig) -> None:
     """Let several execution contexts use one profile at once: a preview feature of 8.6, always so from 10 on."""
     feature = getattr(getattr(trt, "PreviewFeature", None), "PROFILE_SHARING_0806", None)
     if feature is not None:
         config.set_preview_feature(feature, True)
 
 
-def make_logger(trt: Any, sink: Callable[[str, str], None]) -> Any:
+def make_logger(trt: ModuleType, sink: Callable[[str, str], None]) -> object:
     """Return a TensorRT logger that passes every message to `sink` as (severity name, text)."""
 
-    class Logger(trt.ILogger):  # type: ignore[misc]
+    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
         @called_back
-        def log(self, severity: Any, message: str) -> None:
+        def log(self, severity: Named, message: str) -> None:
             sink(severity.name, message)
 
     return Logger()
 
 
-def make_output_allocator(trt: Any, reallocate: Callable[[int], int], notify: Callable[[tuple[int, ...]], None]) -> Any:
+def make_output_allocator(
+    trt: ModuleType, reallocate: Callable[[int], int], notify: Callable[[tuple[int, ...]], None]
+) -> OutputAllocator:
     """Return an output allocator for one tensor whose shape depends on the data.
 
     Args:
@@ -332,7 +345,7 @@ def make_output_allocator(trt: Any, reallocate: Callable[[int], int], notify: Ca
         notify: receives the shape.
     """
 
-    class Allocator(trt.IOutputAllocator):  # type: ignore[misc]
+    class Allocator(trt.IOutputAllocator):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             trt.IOutputAllocator.__init__(self)
 
@@ -345,18 +358,18 @@ def make_output_allocator(trt: Any, reallocate: Callable[[int], int], notify: Ca
             return reallocate(size)
 
         @called_back
-        def notify_shape(self, tensor_name: str, shape: Any) -> None:
+        def notify_shape(self, tensor_name: str, shape: Sequence[int]) -> None:
             notify(tuple(int(size) for size in shape))
 
     return Allocator()
 
 
-def watch_progress(trt: Any, config: Any, report: Callable[[str, float | None], None]) -> bool:
+def watch_progress(trt: ModuleType, config: BuilderConfig, report: Callable[[str, float | None], None]) -> bool:
     """Make TensorRT report its progress (10 and later), and return whether it can."""
     if not hasattr(trt, "IProgressMonitor") or not hasattr(config, "progress_monitor"):
         return False
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self._steps: dict[str, int] = {}

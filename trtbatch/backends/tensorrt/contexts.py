@@ -9,23 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any
 
 from trtbatch.backends.tensorrt.buffers import DeviceMemory, Stream
 from trtbatch.backends.tensorrt.deserialized import DeserializedEngine
-from trtbatch.backends.tensorrt.graphs import CudaGraph, GraphCache
+from trtbatch.backends.tensorrt.graphs import Closable, CudaGraph, GraphCache, Shaped, ShapesKey
+from trtbatch.backends.tensorrt.protocols import CudaEngine, ExecutionContext, OutputAllocator
 from trtbatch.core.batches import refuse_outside
 from trtbatch.errors import ExecutionError
 from trtbatch.util.log import note
 
 __all__ = ["Contexts"]
 
-MOST_GRAPH_CONTEXTS = 32
-"""Most contexts, of one batch size each, that graphs are captured from; each holds some megabytes on the GPU."""
-
 
 class Contexts:
-    """Make, bind and launch the execution contexts of a session; use and close it in the thread that made it.
+    """Make, bind and launch the execution contexts of a session; call it with the GPU's context current.
 
     Args:
         engine: the engine of the contexts.
@@ -38,36 +35,36 @@ class Contexts:
         self.device = engine.device
         self.inputs = engine.sidecar.inputs
         self.outputs = engine.sidecar.outputs
+        self.on_host = engine.on_host
+        """Names of the bindings that TensorRT reads or writes in the host's memory."""
         self.forced: int | None = None
         """Index of the profile that runs every batch; None where each batch runs on its fastest."""
         self.uses_graphs = cuda_graphs
+        if self.on_host:
+            self.run_without_graphs("TensorRT reads or writes a tensor in the host's memory")
         self.graphs = GraphCache()
         self.open_outputs: set[str] = set()
         """Names of the outputs whose shape depends on the data, as TensorRT reported before the first run."""
         self.failure: ExecutionError | None = None
         """Error in a callback from TensorRT, kept because TensorRT must not see it."""
-        self._contexts: dict[int, Any] = {}
-        self._graph_contexts: dict[tuple[int, tuple[tuple[str, tuple[int, ...]], ...]], Any] = {}
+        self._contexts: dict[int, ExecutionContext] = {}
         self._active: dict[int, object] = {}
-        self._allocators: dict[tuple[int, str], Any] = {}
+        self._allocators: dict[tuple[int, str], OutputAllocator] = {}
         self.activations: DeviceMemory | None = None
         """Memory that all contexts compute in; None until the first context is made."""
-        engine.device.enter_thread()
-        self._exit.callback(engine.device.leave_thread)
         try:
             self.computing, self.uploading, self.downloading = (self._stream() for _ in range(3))
-            self._handle = self.computing.handle
         except BaseException:
             self.close()
             raise
 
     def _stream(self) -> Stream:
         made = self.device.stream()
-        self._exit.callback(made.close)
+        self._exit.callback(made.free)
         return made
 
     @property
-    def cuda_engine(self) -> Any:
+    def cuda_engine(self) -> CudaEngine:
         """Return TensorRT's engine object."""
         return self._engine.cuda_engine
 
@@ -84,7 +81,7 @@ class Contexts:
         assert found is not None, "refuse_outside raises where no profile fits"
         return found
 
-    def context(self, profile: int) -> Any:
+    def context(self, profile: int) -> ExecutionContext:
         """Return the execution context of a profile.
 
         Raises:
@@ -94,29 +91,12 @@ class Contexts:
             self._contexts[profile] = self._made(profile)
         return self._contexts[profile]
 
-    def graph_context(self, profile: int, shapes: Mapping[str, tuple[int, ...]]) -> Any:
-        """Return a context of a profile that only ever has these shapes, for the capture of graphs.
-
-        Raises:
-            ExecutionError: out of memory, or TensorRT refuses.
-        """
-        key = (profile, tuple(shapes.items()))
-        if key not in self._graph_contexts:
-            if len(self._graph_contexts) >= MOST_GRAPH_CONTEXTS:
-                self.computing.synchronize()
-                self.graphs.close()
-                self._graph_contexts.clear()
-            context = self._made(profile)
-            self.set_shapes(context, shapes)
-            self._graph_contexts[key] = context
-        return self._graph_contexts[key]
-
-    def _made(self, profile: int) -> Any:
+    def _made(self, profile: int) -> ExecutionContext:
         if self.activations is None:
             self.activations = self.device.memory(self._engine.activation_bytes)
         return self._engine.context(profile, self.computing, self.activations)
 
-    def set_shapes(self, context: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def set_shapes(self, context: ExecutionContext, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Give a context its input shapes.
 
         Raises:
@@ -127,8 +107,8 @@ class Contexts:
             if known is context:
                 self._active[profile] = None  # until its addresses are set too
 
-    def set_addresses(self, context: Any, addresses: Mapping[str, int]) -> None:
-        """Give a context the GPU addresses of its bindings.
+    def set_addresses(self, context: ExecutionContext, addresses: Mapping[str, int]) -> None:
+        """Give a context the addresses of its bindings.
 
         Raises:
             ExecutionError: TensorRT refuses an address.
@@ -152,30 +132,58 @@ class Contexts:
         """Return the number of profiles that have a context."""
         return len(self._contexts)
 
-    def keep(self, context: Any, name: str, allocator: Any) -> None:
+    def keep(self, context: ExecutionContext, name: str, allocator: OutputAllocator) -> None:
         """Hold an output allocator as long as its context."""
         self._allocators[id(context), name] = allocator
 
-    def enqueue(self, context: Any) -> None:
+    def enqueue(self, context: ExecutionContext) -> None:
         """Put a context's work on the computing stream.
 
         Raises:
             ExecutionError: TensorRT refuses.
         """
-        done = context.execute_async_v3(self._handle)
+        self._engine.forget_complaints()
+        done = context.execute_async_v3(self.computing.handle)
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
         if not done:
             raise ExecutionError(f"execute_async_v3 failed: {self._engine.complaint()}", "build the engine again")
 
-    def capture(self, enqueue: Callable[[], None]) -> CudaGraph:
-        """Return a graph of the work that `enqueue` puts on the computing stream.
+    def capture(
+        self,
+        key: ShapesKey,
+        addresses: Mapping[str, int],
+        number: int,
+        what: str,
+        enqueue: Callable[[ExecutionContext], None],
+    ) -> Closable | None:
+        """Return the graph of what `enqueue` does with a context; None where that can't be captured.
 
-        Raises:
-            ExecutionError: the work can't be captured.
+        The graph is captured from a context that never has other shapes, because the graph also uses what a context
+        keeps on the GPU for its shapes (TensorRT's developer guide, "CUDA Graphs"). The work runs once before its
+        capture.
+
+        Args:
+            key: profile and shapes.
+            addresses: of the bindings.
+            number: of the prepared batch, which the addresses belong to.
+            what: name of the work.
+            enqueue: puts the work on the computing stream.
         """
-        return CudaGraph(self.computing, enqueue)
+        try:
+            shaped = self.graphs.shaped(key) or self._shaped(key)
+            self.set_addresses(shaped.context, addresses)
+            enqueue(shaped.context)
+            self.computing.synchronize()
+            graph = CudaGraph(self.computing, lambda: enqueue(shaped.context))
+        except ExecutionError as error:
+            if self.graphs.refuse(key):
+                shapes = ", ".join(f"{name} {shape}" for name, shape in key[1])
+                note(f"{self._engine.path.name} runs {shapes} without a CUDA graph: {error.problem}")
+            return None
+        shaped.graphs[number, what] = graph
+        return graph
 
     def run_without_graphs(self, why: str) -> None:
         """Launch kernel by kernel from now on, and log the reason once."""
@@ -183,17 +191,26 @@ class Contexts:
             self.uses_graphs = False
             note(f"{self._engine.path.name} runs without CUDA graphs: {why}")
 
+    def _shaped(self, key: ShapesKey) -> Shaped:
+        """Return a new context that keeps these shapes, in place of another where there are too many."""
+        profile, shapes = key
+        context = self._made(profile)
+        self.set_shapes(context, dict(shapes))
+        if self.graphs.is_full:
+            self.computing.synchronize()  # the graphs of the size that gives way may still run
+        return self.graphs.add(key, context)
+
     def clear(self) -> None:
         """Wait for the GPU, then drop graphs, contexts and what they hold."""
         with ExitStack() as steps:  # runs every step, in reverse order
-            for kept in (self._active, self._contexts, self._graph_contexts, self._allocators):
+            for kept in (self._active, self._contexts, self._allocators):
                 steps.callback(kept.clear)
             steps.callback(self.graphs.close)
             for stream in (self.uploading, self.computing, self.downloading):
                 steps.callback(stream.synchronize)
 
     def close(self) -> None:
-        """Free the activations and the streams, and leave the GPU's context; call :meth:`clear` first."""
+        """Free the activations and the streams; call :meth:`clear` first."""
         with self._exit:
             if self.activations is not None:
                 self._exit.callback(self.activations.free)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any
 
 from trtbatch.backends.base import Description
 from trtbatch.backends.tensorrt import compat
+from trtbatch.backends.tensorrt.buffers import entering
 from trtbatch.backends.tensorrt.deserialized import DeserializedEngine
+from trtbatch.backends.tensorrt.protocols import CudaEngine
 from trtbatch.backends.tensorrt.rows import GpuRows
 from trtbatch.backends.tensorrt.session import TensorRTSession
 from trtbatch.util import optional
@@ -31,6 +32,7 @@ class TensorRTEngine(DeserializedEngine):
         """Return a session; see :class:`trtbatch.backends.base.Engine`."""
         return TensorRTSession(self, cuda_graphs)
 
+    @entering
     def describe(self) -> Description:
         """Return tensors, profiles and layers; see :class:`trtbatch.backends.base.Engine`."""
         trt, engine = optional.require("tensorrt", "run engines"), self.cuda_engine
@@ -73,6 +75,6 @@ class TensorRTEngine(DeserializedEngine):
         self.close()
 
 
-def _profile(engine: Any, name: str, axis: int, profile: int) -> str:
+def _profile(engine: CudaEngine, name: str, axis: int, profile: int) -> str:
     """Return ``min:opt:max`` of an input's batch axis, as the engine reports it."""
     return ":".join(str(int(shape[axis])) for shape in engine.get_tensor_profile_shape(name, profile))

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch.backends.tensorrt.buffers import CudaEvent
+from trtbatch.backends.tensorrt.buffers import CudaEvent, entering
 from trtbatch.backends.tensorrt.deserialized import DeserializedEngine
 from trtbatch.backends.tensorrt.slots import bytes_of
 from trtbatch.core.tensors import TensorSpec
@@ -37,7 +37,7 @@ class Network(Protocol):
 
 
 class TensorRTPreprocessor:
-    """Run the engine of a preprocessor; open, use and close it in one thread, whichever thread made it.
+    """Run the engine of a preprocessor; two threads must not use it at once.
 
     Args:
         engine: freed by :meth:`free`.
@@ -50,7 +50,7 @@ class TensorRTPreprocessor:
         self._runner: _Runner | None = None
 
     def open(self) -> None:
-        """Make the stream, the execution context and the buffers, in the thread that uses them.
+        """Make the stream, the execution context and the buffers.
 
         Raises:
             ExecutionError: out of GPU memory.
@@ -83,17 +83,17 @@ class TensorRTPreprocessor:
     @property
     def _opened(self) -> _Runner:
         if self._runner is None:
-            raise ExecutionError("the preprocessor isn't open", "call open() in the thread that uses it")
+            raise ExecutionError("the preprocessor isn't open", "call open() before")
         return self._runner
 
     def close(self) -> None:
-        """Wait for the GPU, and free what :meth:`open` made, in the same thread."""
+        """Wait for the GPU, and free what :meth:`open` made."""
         if self._runner is not None:
-            self._runner.steps.close()  # in reverse order, so it waits for the stream first
+            self._runner.close()
             self._runner = None
 
     def free(self) -> None:
-        """Free the engine, in the thread that loaded it."""
+        """Free the engine."""
         self._engine.close()
 
     def __enter__(self) -> TensorRTPreprocessor:
@@ -106,15 +106,14 @@ class TensorRTPreprocessor:
 
 
 class _Runner:
-    """An execution context with its stream and buffers; made, used and closed in one thread."""
+    """An execution context with its stream and buffers."""
 
     def __init__(self, engine: DeserializedEngine, record: Network) -> None:
-        self._engine, self._record, device = engine, record, engine.device
-        with ExitStack() as steps:
-            device.enter_thread()
-            steps.callback(device.leave_thread)
+        self._engine, self._record, self.device = engine, record, engine.device
+        device = self.device
+        with device.entered(), ExitStack() as steps:
             self.stream = device.stream()
-            steps.callback(self.stream.close)
+            steps.callback(self.stream.free)
             self._buffers = {spec.name: device.buffer() for spec in record.inputs}
             for buffer in self._buffers.values():
                 steps.callback(buffer.free)
@@ -122,12 +121,18 @@ class _Runner:
             steps.callback(self._sample.free)
             activations = device.memory(engine.activation_bytes)
             steps.callback(activations.free)
-            self._context: Any = engine.context(0, self.stream, activations)
+            self._context = engine.context(0, self.stream, activations)
             self._uploaded = self.stream.event(timed=False, blocking=True)  # decoding needs the cores
             steps.callback(self._drop)
             steps.callback(self.stream.synchronize)
-            self.steps = steps.pop_all()
+            self._steps = steps.pop_all()
 
+    @entering
+    def close(self) -> None:
+        """Wait for the GPU, and free everything."""
+        self._steps.close()  # in reverse order, so it waits for the stream first
+
+    @entering
     def run(self, pixels: NDArray[np.uint8], address: int | None = None) -> None:
         """Put the work for an image on the stream; the sample goes to the runner's own memory, then to `address`."""
         feeds = self._record.feeds(pixels)
@@ -138,21 +143,23 @@ class _Runner:
             buffer = self._buffers[name]
             buffer.fit(array.shape, array.dtype.name)
             np.copyto(buffer.array, array)
-            self._engine.device.upload(buffer.address, buffer.array, self.stream)
+            self.device.upload(buffer.address, buffer.array, self.stream)
         self._uploaded.record()
         self._engine.set_shapes(self._context, {name: array.shape for name, array in feeds.items()})
         addresses = {name: buffer.address for name, buffer in self._buffers.items()}
         self._engine.set_addresses(self._context, {**addresses, self._record.output.name: self._sample.address})
+        self._engine.forget_complaints()
         if not self._context.execute_async_v3(self.stream.handle):
             raise ExecutionError(f"the preprocessor failed: {self._engine.complaint()}", "build it again")
         if address is not None:  # as a copy: TensorRT needs output addresses at multiples of 256, rows may have others
-            self._engine.device.copy(address, self._sample.address, self._sample.bytes, self.stream)
+            self.device.copy(address, self._sample.address, self._sample.bytes, self.stream)
 
+    @entering
     def download(self) -> Array:
         """Wait for the sample, and return it."""
         spec = self._record.output
         found = np.empty([int(size) for size in spec.shape[1:]], spec.dtype)
-        self._engine.device.copies([(found, self._sample.address)]).down(self.stream)
+        self.device.copies([(found, self._sample.address)]).down(self.stream)
         self.stream.synchronize()
         return found
 

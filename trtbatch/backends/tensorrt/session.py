@@ -1,8 +1,8 @@
-"""Run batches on a TensorRT engine from one thread, one after the other or several in flight."""
+"""Run batches on a TensorRT engine, one after the other or several in flight."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.backends.base import Event, Mode, batch_of, conform
-from trtbatch.backends.tensorrt.buffers import DeviceMemory
+from trtbatch.backends.tensorrt.buffers import Device, DeviceMemory, entering
 from trtbatch.backends.tensorrt.contexts import Contexts
 from trtbatch.backends.tensorrt.deserialized import DeserializedEngine
 from trtbatch.backends.tensorrt.slots import TensorRTSlot, bytes_of
@@ -33,7 +33,8 @@ IN_FLIGHT = 3
 class TensorRTSession:
     """Run batches in slots over the execution contexts of an engine.
 
-    A session is made, used and closed in one thread; other threads have sessions of their own.
+    Any thread may use it, and two threads must not use it at once. Each call makes the GPU's context current, and
+    leaves the thread's context as it was.
     """
 
     in_flight = IN_FLIGHT
@@ -41,11 +42,12 @@ class TensorRTSession:
     def __init__(self, engine: DeserializedEngine, cuda_graphs: bool = True) -> None:
         self._engine = engine
         self._is_open = True
-        self.contexts = Contexts(engine, cuda_graphs)
+        self.device: Device = engine.device
         self.inputs = engine.sidecar.inputs
         self.outputs = engine.sidecar.outputs
         self._flushed: DeviceMemory | None = None
         self._slots: list[TensorRTSlot] = []
+        self.contexts = Contexts(engine, cuda_graphs)
         try:
             self._own = self.slot()
         except BaseException:
@@ -66,7 +68,7 @@ class TensorRTSession:
     @property
     def gpu(self) -> int:
         """Return the index of the GPU."""
-        return self.contexts.device.index
+        return self.device.index
 
     @property
     def stream(self) -> int:
@@ -74,9 +76,10 @@ class TensorRTSession:
         return self.contexts.computing.handle
 
     def device_memory(self, count: int) -> DeviceMemory:
-        """Return GPU memory of `count` bytes, freed by garbage collection."""
-        return self.contexts.device.memory(count)
+        """Return GPU memory of `count` bytes, freed with its last reference, in whichever thread drops that."""
+        return self.device.memory(count)
 
+    @entering
     def run_at(self, addresses: Mapping[str, int], batch: int) -> None:
         """Run a batch on inputs and outputs at these GPU addresses, and wait for the end.
 
@@ -95,23 +98,24 @@ class TensorRTSession:
         contexts.set_shapes(context, {spec.name: tuple(int(size) for size in spec.at(batch)) for spec in self.inputs})
         astray = [spec for spec in (*self.inputs, *self.outputs) if addresses[spec.name] % ALIGNMENT]
         sizes = {spec.name: bytes_of(spec, tuple(map(int, spec.at(batch)))) for spec in astray}
-        rooms = {name: contexts.device.memory(size) for name, size in sizes.items()}
+        rooms = {name: self.device.memory(size) for name, size in sizes.items()}
         try:
             for spec in self.inputs:
                 if spec.name in rooms:
                     place = rooms[spec.name].address
-                    contexts.device.copy(place, addresses[spec.name], sizes[spec.name], contexts.computing)
+                    self.device.copy(place, addresses[spec.name], sizes[spec.name], contexts.computing)
             contexts.set_addresses(context, {**addresses, **{name: room.address for name, room in rooms.items()}})
             contexts.enqueue(context)
             for spec in self.outputs:
                 if spec.name in rooms:
                     place = rooms[spec.name].address
-                    contexts.device.copy(addresses[spec.name], place, sizes[spec.name], contexts.computing)
+                    self.device.copy(addresses[spec.name], place, sizes[spec.name], contexts.computing)
             contexts.computing.synchronize()
         finally:
             for room in rooms.values():
                 room.free()
 
+    @entering
     def bind(self, inputs: Mapping[str, Array]) -> None:
         """Bind the inputs; see :class:`trtbatch.backends.base.Session`."""
         batch = batch_of(inputs, self.inputs)
@@ -122,32 +126,35 @@ class TensorRTSession:
         self._own.activate(self._own.now)
         self._own.upload()
 
+    @entering
     def run(self) -> None:
         """Run what is bound; see :class:`trtbatch.backends.base.Session`."""
         self._own.enqueue()
         self.contexts.computing.synchronize()
 
+    @entering
     def _execute(self) -> None:
         prepared = self._own.now
         if not self.contexts.is_active(prepared.profile, prepared):
             self._own.activate(prepared)
+        self._engine.forget_complaints()
         if not prepared.context.execute_v2(prepared.pointers):
             raise ExecutionError(f"execute_v2 failed: {self._engine.complaint()}", "build the engine again")
 
     def _launch_graph(self) -> None:
-        self._own.launch()
-        if not self.contexts.uses_graphs:
+        if not self._own.launch(capture=True):
             raise ExecutionError(
                 f"{self._engine.path.name} can't run as a CUDA graph", "use `modes=['async']`, or execute_v2"
             )
 
+    @entering
     def fetch(self) -> dict[str, Array]:
         """Return copies of the outputs; see :class:`trtbatch.backends.base.Session`."""
         return {name: array.copy() for name, array in self._own.download().items()}
 
     def bound(self) -> dict[str, Array]:
-        """Return the bound inputs; see :class:`trtbatch.backends.base.Session`."""
-        return dict(self._own.now.inputs)
+        """Return copies of the bound inputs; see :class:`trtbatch.backends.base.Session`."""
+        return {name: array.copy() for name, array in self._own.now.inputs.items()}
 
     def poison(self, pattern: int) -> None:
         """Fill the output buffers; see :class:`trtbatch.backends.base.Session`."""
@@ -155,22 +162,22 @@ class TensorRTSession:
 
     def modes(self) -> dict[str, Mode]:
         """Return ``execute_v2``, ``async``, ``graph`` where possible; see :class:`trtbatch.backends.base.Session`."""
-        event: Any = self.contexts.computing.event
-        new_event: type[Event] = event
+        new_event: Callable[[], Event] = self.contexts.computing.event
         timed = "one execute_async_v3 between two CUDA events on a busy stream, inputs on the GPU"
         modes = {"async": Mode("async", timed, self._own.enqueue, new_event)}
         if self._own.now.later:  # execute_v2 has no way to ask for memory
             return modes
-        if self.contexts.uses_graphs:
+        if self._own.may_be_graph:
             timed = "one launch of a CUDA graph between two CUDA events on a busy stream, inputs on the GPU"
             modes["graph"] = Mode("graph", timed, self._launch_graph, new_event)
         timed = "one synchronous execute_v2, wall time per call, inputs on the GPU"
         return {"execute_v2": Mode("execute_v2", timed, self._execute), **modes}
 
+    @entering
     def flush(self) -> None:
         """Overwrite memory of twice the L2 cache's size on the computing stream."""
         if self._flushed is None:
-            self._flushed = self.contexts.device.memory(2 * self.contexts.device.cache_bytes)
+            self._flushed = self.device.memory(2 * self.device.cache_bytes)
         self._flushed.fill(0, self.contexts.computing)
 
     def close(self) -> None:
@@ -179,6 +186,7 @@ class TensorRTSession:
             self._is_open = False
             self._free()
 
+    @entering
     def _free(self) -> None:
         """Free what the session has on the GPU, all of it; a GPU fault on the way is raised at the end."""
         with ExitStack() as steps:  # runs every step, in reverse order

@@ -8,8 +8,9 @@ overlap the computing of another.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.backends.tensorrt import compat
-from trtbatch.backends.tensorrt.buffers import Copies, CudaEvent
+from trtbatch.backends.tensorrt.buffers import Copies, CudaEvent, Device, entering
 from trtbatch.backends.tensorrt.contexts import Contexts
-from trtbatch.core.tensors import TensorSpec
+from trtbatch.backends.tensorrt.graphs import Closable, ShapesKey
+from trtbatch.backends.tensorrt.protocols import ExecutionContext
+from trtbatch.core.tensors import TensorSpec, numpy_dtype
 from trtbatch.errors import ExecutionError
 from trtbatch.util import optional
 
@@ -40,7 +43,7 @@ class Prepared:
     Args:
         context: the execution context of `profile`.
         shapes: of the inputs, as the context takes them.
-        addresses: of every binding on the device.
+        addresses: of every binding, as TensorRT takes them.
         inputs, outputs: host memory; of the outputs only those whose shape doesn't depend on the data.
         later: specs of the outputs whose shape depends on the data.
         pointers: the list that ``execute_v2`` takes.
@@ -48,7 +51,7 @@ class Prepared:
     """
 
     profile: int
-    context: Any
+    context: ExecutionContext
     shapes: dict[str, tuple[int, ...]]
     addresses: dict[str, int]
     inputs: dict[str, Array]
@@ -59,9 +62,14 @@ class Prepared:
     pointers: list[int]
     number: int = field(default_factory=lambda: next(_numbers))
 
+    @functools.cached_property
+    def key(self) -> ShapesKey:
+        """Return what contexts with graphs are found by."""
+        return self.profile, tuple(self.shapes.items())
+
 
 class TensorRTSlot:
-    """Buffers for one batch in flight; made by its session, used in the session's thread, freed with the session.
+    """Buffers for one batch in flight; made by its session, and freed with it. Two threads must not use it at once.
 
     Args:
         contexts: the execution contexts of the session.
@@ -71,7 +79,8 @@ class TensorRTSlot:
     def __init__(self, contexts: Contexts, spins: bool = True) -> None:
         self._contexts = contexts
         self._specs = (*contexts.inputs, *contexts.outputs)
-        self._buffers = {spec.name: contexts.device.buffer() for spec in self._specs}
+        self.device: Device = contexts.device
+        self._buffers = {spec.name: self.device.buffer(spec.name in contexts.on_host) for spec in self._specs}
         self._seen: dict[tuple[int | None, int], Prepared] = {}
         self._now: Prepared | None = None
         self._uploaded = contexts.uploading.event(timed=False)
@@ -91,6 +100,7 @@ class TensorRTSlot:
             raise ExecutionError("no batch is prepared", "prepare one again: the last could not have its memory")
         return self._now
 
+    @entering
     def prepare(self, batch: int) -> dict[str, Array]:
         """Return the inputs' memory; see :class:`trtbatch.backends.base.Slot`."""
         return self._take(batch).inputs
@@ -115,10 +125,14 @@ class TensorRTSlot:
         contexts.open_outputs.update(name for name, shape in found.items() if min(shape, default=0) < 0)
         known = [spec for spec in self._specs if spec.name not in contexts.open_outputs]
         later = tuple(spec for spec in self._specs if spec.name in contexts.open_outputs)
+        if later:
+            contexts.run_without_graphs("the shape of an output depends on the data")
         sizes = {spec.name: bytes_of(spec, found[spec.name]) for spec in known}
         sizes |= {spec.name: int(context.get_max_output_size(spec.name)) for spec in later}
-        if len(self._seen) >= MOST_SEEN or not all(self._buffers[name].holds(size) for name, size in sizes.items()):
-            self.forget()  # addresses may change, and everything prepared so far holds the old ones
+        if not all(self._buffers[name].holds(size) for name, size in sizes.items()):
+            self.forget()  # addresses change, and everything prepared so far holds the old ones
+        while len(self._seen) >= MOST_SEEN:
+            self._drop(self._seen.pop(next(iter(self._seen))))
         for name, size in sizes.items():
             self._buffers[name].reserve(size)
         for spec in known:
@@ -135,19 +149,28 @@ class TensorRTSlot:
             inputs=inputs,
             outputs=outputs,
             later=later,
-            uploads=contexts.device.copies([(inputs[name], addresses[name]) for name in inputs]),
-            downloads=contexts.device.copies([(outputs[name], addresses[name]) for name in outputs]),
-            pointers=compat.bindings(contexts.cuda_engine, list(addresses), list(addresses.values()), profile),
+            uploads=self._copies(inputs),
+            downloads=self._copies(outputs),
+            pointers=compat.bindings(contexts.cuda_engine, addresses, profile),
         )
+
+    def _copies(self, arrays: Mapping[str, Array]) -> Copies:
+        """Return the copies of bindings that are on the device."""
+        pairs = ((array, self._buffers[name]) for name, array in arrays.items())
+        return self.device.copies([(array, buffer.address) for array, buffer in pairs if not buffer.on_host])
 
     def forget(self) -> None:
         """Drop everything prepared, and its graphs."""
         for prepared in self._seen.values():
-            self._contexts.graphs.drop(prepared.number)
-            self._contexts.deactivate(prepared.profile, prepared)
+            self._drop(prepared)
         self._seen.clear()
         self._now = None
 
+    def _drop(self, prepared: Prepared) -> None:
+        self._contexts.graphs.drop(prepared.number)
+        self._contexts.deactivate(prepared.profile, prepared)
+
+    @entering
     def activate(self, prepared: Prepared) -> None:
         """Give the context this batch's shapes and addresses, where another slot or size used it last.
 
@@ -168,7 +191,7 @@ class TensorRTSlot:
         contexts.set_addresses(context, {name: self._buffers[name].address for name in prepared.addresses})
         contexts.set_active(prepared.profile, prepared)
 
-    def _allocate_later(self, context: Any, spec: TensorSpec) -> None:
+    def _allocate_later(self, context: ExecutionContext, spec: TensorSpec) -> None:
         """Set the allocator of an output whose shape depends on the data: TensorRT calls it for memory as it runs."""
         buffer = self._buffers[spec.name]
 
@@ -186,25 +209,37 @@ class TensorRTSlot:
         self._contexts.keep(context, spec.name, allocator)  # TensorRT keeps no reference
         context.set_output_allocator(spec.name, allocator)
 
+    @entering
     def enqueue(self) -> None:
         """Put the kernels on the computing stream, without a graph."""
         prepared = self.now
         self.activate(prepared)
         self._contexts.enqueue(prepared.context)
 
-    def launch(self) -> None:
-        """Put the kernels on the computing stream, as a graph where possible."""
-        prepared = self.now
-        graph = self._graph(prepared, "kernels", self._contexts.enqueue)
+    @entering
+    def launch(self, capture: bool = False) -> bool:
+        """Put the kernels on the computing stream, as a graph where possible; return whether it is one.
+
+        Args:
+            capture: whether to capture the graph now where there is none yet.
+        """
+        graph = self._graph("kernels", self._contexts.enqueue, capture)
         if graph is None:
             self.enqueue()
         else:
             graph.launch()
+        return graph is not None
 
+    @property
+    def may_be_graph(self) -> bool:
+        """Return whether what was prepared last can be launched as a graph, as far as is known."""
+        return self._contexts.uses_graphs and not self._contexts.graphs.refused(self.now.key)
+
+    @entering
     def run(self) -> dict[str, Array]:
         """Run the batch as one graph where possible; see :class:`trtbatch.backends.base.Slot`."""
         prepared, stream = self.now, self._contexts.computing
-        graph = self._graph(prepared, "whole", self._all_on_one)
+        graph = self._graph("whole", self._all_on_one)
         if graph is None:
             self.activate(prepared)
             self._all_on_one(prepared.context)
@@ -213,40 +248,29 @@ class TensorRTSlot:
         stream.synchronize()
         return prepared.outputs if not prepared.later else self._with_later(prepared)
 
-    def _all_on_one(self, context: Any) -> None:
+    def _all_on_one(self, context: ExecutionContext) -> None:
         prepared, stream = self.now, self._contexts.computing
         prepared.uploads.up(stream)
         self._contexts.enqueue(context)
         prepared.downloads.down(stream)
 
-    def _graph(self, prepared: Prepared, what: str, enqueue: Callable[[Any], None]) -> Any:
-        """Return the graph of what `enqueue` does with a context, or None where the slot runs without graphs.
+    def _graph(self, what: str, enqueue: Callable[[ExecutionContext], None], capture: bool = False) -> Closable | None:
+        """Return the graph of what `enqueue` does with a context, or None where the batch is better launched without.
 
-        The graph is captured from a context that never has other shapes, because the graph also uses what a context
-        keeps on the GPU for its shapes (TensorRT's developer guide, "CUDA Graphs"). The work runs once before its
-        capture.
+        Args:
+            what: name of the work.
+            enqueue: puts the work on the computing stream.
+            capture: whether to capture the graph now where there is none yet.
         """
-        contexts = self._contexts
-        if not contexts.uses_graphs:
+        if not self.may_be_graph:
             return None
-        graph = contexts.graphs.get(prepared.number, what)
-        if graph is not None:
-            return graph
-        if prepared.later:
-            contexts.run_without_graphs("the shape of an output depends on the data")
-            return None
-        try:
-            context = contexts.graph_context(prepared.profile, prepared.shapes)
-            contexts.set_addresses(context, prepared.addresses)
-            enqueue(context)
-            contexts.computing.synchronize()
-            graph = contexts.capture(lambda: enqueue(context))
-        except ExecutionError as error:
-            contexts.run_without_graphs(error.problem)
-            return None
-        contexts.graphs.put(prepared.number, what, graph)
+        prepared, graphs = self.now, self._contexts.graphs
+        graph = graphs.find(prepared.key, prepared.number, what)
+        if graph is None and (graphs.wants(prepared.key) or capture):
+            return self._contexts.capture(prepared.key, prepared.addresses, prepared.number, what, enqueue)
         return graph
 
+    @entering
     def warm(self, batch: int) -> None:
         """Capture the graph of this batch size in advance; see :class:`trtbatch.backends.base.Slot`."""
         prepared, contexts = self._take(batch), self._contexts
@@ -254,9 +278,10 @@ class TensorRTSlot:
             return
         for name, array in prepared.inputs.items():
             self._buffers[name].fill(0, array.nbytes, contexts.computing)  # inputs may be indices into a table
-        self._graph(prepared, "kernels", contexts.enqueue)
+        self._graph("kernels", contexts.enqueue, capture=True)
         contexts.computing.synchronize()
 
+    @entering
     def submit(self) -> None:
         """Start the batch; see :class:`trtbatch.backends.base.Slot`."""
         self.now.uploads.up(self._contexts.uploading)
@@ -268,6 +293,7 @@ class TensorRTSlot:
         row = self.now.inputs[name][:1].nbytes
         return self._buffers[name].address + index * row
 
+    @entering
     def submit_after(self, events: Sequence[CudaEvent]) -> None:
         """Start the batch as :meth:`submit` does, but with inputs that are on the GPU after these events."""
         prepared, contexts = self.now, self._contexts
@@ -279,6 +305,7 @@ class TensorRTSlot:
         prepared.downloads.down(contexts.downloading)
         self._done.record()
 
+    @entering
     def wait(self) -> dict[str, Array]:
         """Wait for the outputs; see :class:`trtbatch.backends.base.Slot`."""
         self._done.synchronize()
@@ -295,15 +322,17 @@ class TensorRTSlot:
                 raise ExecutionError(f"TensorRT told no shape for {spec.name}", "build the engine again")
             buffer.fit(self._shapes[spec.name], spec.dtype)
             arrays[spec.name] = buffer.array
-            self._contexts.device.copies([(buffer.array, buffer.address)]).down(stream)
+            self._copies({spec.name: buffer.array}).down(stream)
         stream.synchronize()
         return {spec.name: arrays[spec.name] for spec in self._contexts.outputs}
 
+    @entering
     def upload(self) -> None:
         """Copy the inputs to the GPU, and wait."""
         self.now.uploads.up(self._contexts.computing)
         self._contexts.computing.synchronize()
 
+    @entering
     def download(self) -> dict[str, Array]:
         """Copy the outputs of the last run to the host, and return their memory."""
         prepared = self.now
@@ -311,6 +340,7 @@ class TensorRTSlot:
         self._contexts.computing.synchronize()
         return self._with_later(prepared) if prepared.later else prepared.outputs
 
+    @entering
     def poison(self, pattern: int) -> None:
         """Fill the device memory of the outputs with a byte."""
         stream = self._contexts.computing
@@ -320,10 +350,11 @@ class TensorRTSlot:
             buffer.fill(pattern, array.nbytes, stream)
         stream.synchronize()
 
+    @entering
     def parts(self) -> dict[str, float]:
         """Return the times of copies and compute; see :class:`trtbatch.backends.base.Slot`."""
         stream, prepared = self._contexts.computing, self.now
-        self.launch()  # keeps the capture of the graph out of the timing
+        self.launch(capture=True)  # keeps the capture of the graph out of the timing
         stream.synchronize()
         marks = [stream.event() for _ in range(4)]
         marks[0].record()
@@ -337,13 +368,16 @@ class TensorRTSlot:
         times = (later.milliseconds_since(earlier) for earlier, later in itertools.pairwise(marks))
         return dict(zip(("h2d", "gpu", "d2h"), times))
 
+    @entering
     def free(self) -> None:
         """Free the buffers, and drop everything prepared."""
         self.forget()
         for buffer in self._buffers.values():
             buffer.free()
+        for event in (self._uploaded, self._computed, self._done):
+            event.free()
 
 
 def bytes_of(spec: TensorSpec, shape: tuple[int, ...]) -> int:
     """Return the bytes of a tensor of this shape."""
-    return int(np.prod(shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
+    return int(np.prod(shape, dtype=np.int64)) * numpy_dtype(spec.dtype).itemsize

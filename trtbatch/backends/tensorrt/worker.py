@@ -17,10 +17,17 @@ import sys
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from trtbatch.backends.base import BuildPlan, Built, Progress
 from trtbatch.backends.tensorrt import buffers, compat
+from trtbatch.backends.tensorrt.protocols import (
+    NetworkBuilder,
+    NetworkDefinition,
+    Serialized,
+    TimingCache,
+)
 from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import BuildError, TrtbatchError, from_os_error
 from trtbatch.onnx_graph.read import load_onnx
@@ -93,8 +100,7 @@ class _Forward(logging.Handler):
 def _build(request: WorkerRequest, progress: Progress) -> Built:
     trt = optional.require("tensorrt", "build engines")
     plan = request.plan
-    device = buffers.Device(plan.device)
-    try:
+    with buffers.Device(plan.device).entered():
         attempt = _Attempt(trt, plan, progress)
         serialized = attempt.run(_read_cache(plan.timing_cache) if request.read_cache else b"")
         if serialized is None:
@@ -106,11 +112,9 @@ def _build(request: WorkerRequest, progress: Progress) -> Built:
             _write_cache(plan.timing_cache, attempt.timing_cache())
         facts = buffers.device_facts(plan.device)
         return Built(file, (), attempt.inputs, attempt.outputs, attempt.precision, _tools(trt), facts)
-    finally:
-        device.close()
 
 
-def _tools(trt: Any) -> dict[str, str]:
+def _tools(trt: ModuleType) -> dict[str, str]:
     tools = {"tensorrt": str(trt.__version__)}
     return tools | {name: found for name in ("pycuda", "onnx") if (found := optional.version(name))}
 
@@ -146,7 +150,7 @@ def _advice(complaint: str) -> str:
 class _Attempt:
     """One run of the builder, with its own logger, network and configuration."""
 
-    def __init__(self, trt: Any, plan: BuildPlan, progress: Progress) -> None:
+    def __init__(self, trt: ModuleType, plan: BuildPlan, progress: Progress) -> None:
         self._trt = trt
         self._plan = plan
         self._progress = progress
@@ -155,21 +159,20 @@ class _Attempt:
         self._monitored = False
         self._typed = False
         self._logger = compat.make_logger(trt, self._log)
-        self._config: Any = None
+        self._builder: NetworkBuilder = trt.Builder(self._logger)
+        self._config = self._builder.create_builder_config()
         self.inputs = plan.inputs
         self.outputs = plan.outputs
         self.precision = "fp32"
 
-    def run(self, cache: bytes) -> Any | None:
+    def run(self, cache: bytes) -> Serialized | None:
         """Return the serialised engine, or None where TensorRT gives none (see :meth:`complaint`)."""
-        builder = self._trt.Builder(self._logger)
         wants_types = bool(self._plan.kinds) or self._plan.options.weight_streaming  # streaming needs a typed network
         self._typed = wants_types and compat.strongly_typed(self._trt)
-        network = compat.create_network(self._trt, builder, self._typed)
+        network = compat.create_network(self._trt, self._builder, self._typed)
         self._parse(network)
-        self._config = builder.create_builder_config()
-        self._configure(builder, network, cache)
-        serialized = builder.build_serialized_network(network, self._config)
+        self._configure(network, cache)
+        serialized = self._builder.build_serialized_network(network, self._config)
         if serialized is not None:
             self._read_back(network)
         return serialized
@@ -184,7 +187,7 @@ class _Attempt:
     def complaint(self) -> str:
         return self._errors[-1] if self._errors else "it gave no reason"
 
-    def _parse(self, network: Any) -> None:
+    def _parse(self, network: NetworkDefinition) -> None:
         self._progress("parsing the ONNX file", None)
         parser = self._trt.OnnxParser(network, self._logger)
         # The absolute path, because external weights are looked up next to the file.
@@ -196,8 +199,8 @@ class _Attempt:
                 f"export with operators and an opset that TensorRT {self._trt.__version__} reads (`opset=17`)",
             )
 
-    def _configure(self, builder: Any, network: Any, cache: bytes) -> None:
-        plan, config, trt = self._plan, self._config, self._trt
+    def _configure(self, network: NetworkDefinition, cache: bytes) -> None:
+        plan, builder, config, trt = self._plan, self._builder, self._config, self._trt
         if plan.workspace is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, plan.workspace)
         if plan.opt_level is not None:
@@ -238,9 +241,8 @@ class _Attempt:
         empty = self._config.create_timing_cache(b"")
         made = self._config.create_timing_cache(cache) if cache else empty
         # 8.6 accepts any bytes without an error, and makes an empty cache of those that it can't read.
-        read = made is not None and (
-            not cache or _serialized(made) != _serialized(empty) or cache == _serialized(empty)
-        )
+        nothing = _serialized(empty)
+        read = made is not None and (not cache or _serialized(made) != nothing or cache == nothing)
         if not read or not self._config.set_timing_cache(made, ignore_mismatch=False):
             warn(f"{self._plan.timing_cache}: unusable timing cache ignored")
             self._config.set_timing_cache(empty, ignore_mismatch=False)
@@ -249,7 +251,7 @@ class _Attempt:
         """Return the timing cache as it is after the build."""
         return _serialized(self._config.get_timing_cache())
 
-    def _read_back(self, network: Any) -> None:
+    def _read_back(self, network: NetworkDefinition) -> None:
         """Take over the dtypes that TensorRT gave the model's tensors (8.6 turns int64 into int32)."""
         outputs = [network.get_output(index) for index in range(network.num_outputs)]
         inputs = [network.get_input(index) for index in range(network.num_inputs)]
@@ -262,7 +264,7 @@ def _with_dtype(spec: TensorSpec, dtypes: dict[str, str]) -> TensorSpec:
     return replace(spec, dtype=dtypes.get(spec.name, spec.dtype))
 
 
-def _serialized(cache: Any) -> bytes:
+def _serialized(cache: TimingCache) -> bytes:
     return bytes(memoryview(cache.serialize()))
 
 
