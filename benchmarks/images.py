@@ -192,6 +192,7 @@ def compare_readers(engine: Path, folder: Path, count: int) -> dict[str, Any]:
     scale = 255 * np.asarray(recipe.std)[:, None, None]
     differences: list[float] = []
     for batch in reader.batches(read_ahead(images, numbers, reader.load), iter([BATCH] * len(images))):
+        assert batch.samples is not None
         for name, row in zip(batch.names, batch.rows):
             made = np.asarray(batch.samples[row].as_cpu()) if isinstance(row, int) else row
             wanted = sample(images[int(name)], spec, recipe)

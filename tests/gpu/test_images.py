@@ -79,6 +79,7 @@ def test_samples_differ_little_on_the_gpu(folder: Path) -> None:
     means = []
     names = [str(index) for index in range(len(files))]
     for batch in reader.batches(read_ahead(files, names, reader.load), iter([16] * 9)):
+        assert batch.samples is not None
         for name, row in zip(batch.names, batch.rows):
             assert isinstance(row, int), "a plain JPEG file goes through DALI"
             made = np.asarray(batch.samples[row].as_cpu())

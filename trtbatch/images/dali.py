@@ -24,7 +24,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +73,70 @@ MAX_PIXELS = 1 << 25
 _FILTERS = {"nearest": "NN", "bilinear": "TRIANGULAR", "bicubic": "CUBIC", "lanczos": "LANCZOS3"}
 
 
-def _dali() -> Iterator[Any]:
+class DaliTensor(Protocol):
+    """One of DALI's tensors, on the host or on the GPU."""
+
+    def __array__(self, dtype: np.dtype[Any] | None = None) -> Array:
+        """Return its values, of a tensor on the host."""
+
+    def as_cpu(self) -> DaliTensor:
+        """Return a copy on the host, of a tensor on the GPU."""
+
+    def copy_to_external(self, pointer: ctypes.c_void_p, *, cuda_stream: ctypes.c_void_p, non_blocking: bool) -> None:
+        """Copy its values to an address, ordered on a stream."""
+
+
+class TensorList(Protocol):
+    """DALI's list of the tensors of a batch."""
+
+    def __len__(self) -> int:
+        """Return the number of tensors."""
+
+    def __getitem__(self, index: int) -> DaliTensor:
+        """Return the tensor of a sample."""
+
+    def as_tensor(self) -> DaliTensor:
+        """Return the tensors as one, where all have the same shape."""
+
+    def copy_to_external(self, pointer: ctypes.c_void_p, *, cuda_stream: ctypes.c_void_p, non_blocking: bool) -> None:
+        """Copy all values to an address, ordered on a stream."""
+
+
+class DaliPipeline(Protocol):
+    """What is used of ``nvidia.dali.Pipeline``."""
+
+    def build(self) -> None:
+        """Make the operators."""
+
+    def reset(self) -> None:
+        """Begin anew after the source's end."""
+
+    def schedule_run(self) -> None:
+        """Ask the source for a batch, and start on it."""
+
+    def share_outputs(self) -> tuple[TensorList, ...]:
+        """Wait for the oldest batch, and return its outputs."""
+
+    def release_outputs(self) -> None:
+        """Give the outputs back."""
+
+    def run(self) -> tuple[TensorList, ...]:
+        """Run a batch to its end, and return its outputs."""
+
+    def serialize(self) -> bytes:
+        """Return the definition."""
+
+    def _shutdown(self) -> None: ...
+
+
+Encoded: TypeAlias = "NDArray[np.uint8] | DaliTensor"
+"""The bytes of an image file."""
+
+Fed: TypeAlias = "tuple[TensorList | list[Encoded], Array, Array, Array]"
+"""A batch as DALI is given it: encoded images, and their sizes and shares (:func:`geometry`)."""
+
+
+def _dali() -> Iterator[ModuleType]:
     return (optional.require(f"nvidia.dali{part}", "read images with DALI") for part in ("", ".fn", ".types"))
 
 
@@ -81,9 +145,9 @@ def pipeline(
     spec: TensorSpec,
     batch: int,
     device: int | None = None,
-    source: Callable[[], tuple[Any, Array, Array, Array]] | None = None,
+    source: Callable[[], Fed] | None = None,
     threads: int = THREADS,
-) -> Any:
+) -> DaliPipeline:
     """Define the DALI pipeline that turns encoded images into samples of a model's input.
 
     The arithmetic of sizes is torchvision's: the shorter side becomes `resize`, the longer ``int(resize·long/short)``,
@@ -106,8 +170,8 @@ def pipeline(
     kind = types.FLOAT16 if spec.dtype == "float16" else types.UINT8 if preprocessing.fused else types.FLOAT
     unit = 1.0 if preprocessing.fused else 255.0
     mean, std = ((0.0,) * 3, (1.0,) * 3) if preprocessing.fused else (preprocessing.mean, preprocessing.std)
-    made = dali.Pipeline(batch, threads, device, prefetch_queue_depth=DEPTH)
-    with made:
+    made: DaliPipeline
+    with dali.Pipeline(batch, threads, device, prefetch_queue_depth=DEPTH) as made:
         if source is None:
             encoded = fn.external_source(name=INPUT, device="cpu", dtype=types.UINT8, ndim=1)
             size, top, left = _geometry(fn, types, preprocessing, encoded)
@@ -139,11 +203,11 @@ def pipeline(
             mean=[unit * value for value in mean],
             std=[unit * value for value in std],
         )
-        made.set_outputs(samples)
+        dali.Pipeline.current().set_outputs(samples)
     return made
 
 
-def _geometry(fn: Any, types: Any, preprocessing: Preprocessing, encoded: Any) -> tuple[Any, Any, Any]:
+def _geometry(fn: ModuleType, types: ModuleType, preprocessing: Preprocessing, encoded: Any) -> tuple[Any, Any, Any]:
     """Return the numbers of :func:`geometry`, by operators of DALI's.
 
     They take longer than the GPU's work on a batch: :class:`DaliReader` gives the same numbers, which it has from the
@@ -242,15 +306,18 @@ class Jpeg(NamedTuple):
         place: in DALI's list.
     """
 
-    data: Any
+    data: NDArray[np.uint8] | TensorList
     height: int
     width: int
     place: int | None = None
 
     @property
-    def bytes(self) -> Any:
-        """An array of its bytes, or DALI's tensor of them."""
-        return self.data if self.place is None else self.data[self.place]
+    def bytes(self) -> Encoded:
+        """Return an array of its bytes, or DALI's tensor of them."""
+        if isinstance(self.data, np.ndarray):
+            return self.data
+        assert self.place is not None, "a list holds several files"
+        return self.data[self.place]
 
 
 class Block(NamedTuple):
@@ -261,6 +328,7 @@ class Block(NamedTuple):
 
 
 Item = Loaded[Any] | Skipped | Block
+"""What :meth:`DaliReader.load` gives, or a sample under way; what was skipped; or plain JPEG files."""
 
 
 @dataclass
@@ -277,19 +345,24 @@ class ImageBatch:
     """
 
     names: list[str] = field(default_factory=list)
-    rows: list[Any] = field(default_factory=list)
+    rows: list[int | Array | Future[Array]] = field(default_factory=list)
     encoded: list[Jpeg] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
-    samples: Any = None
+    samples: TensorList | None = None
     last: bool = False
     failed: bool = False
-    fed: tuple[Any, Array, Array, Array] = ([], np.empty(0), np.empty(0), np.empty(0))
+    fed: Fed = ([], np.empty(0), np.empty(0), np.empty(0))
     """What DALI was given, which reads it where it lies."""
 
     @property
     def _is_dense(self) -> bool:
         """Whether the rows are DALI's output as it is."""
         return 0 < len(self.encoded) == len(self.rows)
+
+    @property
+    def _made(self) -> TensorList:
+        assert self.samples is not None, "DALI's output is there"
+        return self.samples
 
     def feed(self, geometry: Callable[[int, int], tuple[int, int, float, float]]) -> None:
         """Lay out what DALI is given: a whole list of DALI's own as it is, which costs nothing for each image."""
@@ -298,28 +371,30 @@ class ImageBatch:
         is_whole = first.place == 0 and first.data is last.data and last.place == len(jpegs) - 1 == len(last.data) - 1
         each = (geometry(jpeg.height, jpeg.width) for jpeg in jpegs)
         numbers = np.fromiter(itertools.chain.from_iterable(each), np.float32).reshape(-1, 4)
-        encoded = first.data if is_whole else [jpeg.bytes for jpeg in jpegs]
+        whole = first.data if is_whole and not isinstance(first.data, np.ndarray) else None
+        encoded = [jpeg.bytes for jpeg in jpegs] if whole is None else whole
         self.fed = encoded, numbers[:, :2].copy(), numbers[:, 2].copy(), numbers[:, 3].copy()
 
     def write(self, rows: Array) -> None:
         """Write the samples, which DALI's CPU operators have made, into the first rows of an array on the host."""
         if self._is_dense:
-            rows[: len(self.rows)] = np.asarray(self.samples.as_tensor())
+            rows[: len(self.rows)] = np.asarray(self._made.as_tensor())
             return
         for row, made in zip(rows, self.rows):
-            row[...] = np.asarray(self.samples[made]) if isinstance(made, int) else made
+            row[...] = np.asarray(self._made[made]) if isinstance(made, int) else made
 
     def write_on_gpu(self, address: int, row_bytes: int, writer: RowWriter) -> None:
         """Write the samples to rows that lie on the GPU from an address on, ordered on the writer's stream."""
-        options = {"cuda_stream": ctypes.c_void_p(writer.stream), "non_blocking": True}
+        stream = ctypes.c_void_p(writer.stream)
         if self._is_dense:
-            self.samples.copy_to_external(ctypes.c_void_p(address), **options)
+            self._made.copy_to_external(ctypes.c_void_p(address), cuda_stream=stream, non_blocking=True)
             return
         for index, made in enumerate(self.rows):
             target = address + index * row_bytes
             if isinstance(made, int):
-                self.samples[made].copy_to_external(ctypes.c_void_p(target), **options)
+                self._made[made].copy_to_external(ctypes.c_void_p(target), cuda_stream=stream, non_blocking=True)
             else:
+                assert isinstance(made, np.ndarray), "waited for"
                 writer.upload(target, made)
 
 
@@ -348,7 +423,7 @@ class DaliReader:
         self._batch = batch
         self._device = device
         self._trace = trace
-        self._pipeline: Any = None
+        self._running: DaliPipeline | None = None
         self._gathered: Iterator[ImageBatch] = iter(())
         self._next: ImageBatch | None = None
         self._waiting: deque[ImageBatch] = deque()
@@ -359,10 +434,15 @@ class DaliReader:
         self._make()
 
     def _make(self) -> None:
-        if self._pipeline is not None:
-            self._pipeline._shutdown()  # noqa: SLF001
-        self._pipeline = pipeline(self._preprocessing, self._spec, self._batch, self._device, self._next_batch)
-        self._pipeline.build()
+        if self._running is not None:
+            self._running._shutdown()  # noqa: SLF001
+        self._running = pipeline(self._preprocessing, self._spec, self._batch, self._device, self._next_batch)
+        self._running.build()
+
+    @property
+    def _pipeline(self) -> DaliPipeline:
+        assert self._running is not None, "used after it was closed"
+        return self._running
 
     def warm(self) -> None:
         """On a GPU, run batches of noise: decoders and all their memory are there before the first image is read."""
@@ -441,9 +521,9 @@ class DaliReader:
         """End DALI's threads and free its memory; again does nothing."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._files.close()
-        if self._pipeline is not None:
-            self._pipeline._shutdown()  # noqa: SLF001
-            self._pipeline = None
+        if self._running is not None:
+            self._running._shutdown()  # noqa: SLF001
+            self._running = None
 
     def _gather(self, images: Iterator[Item], sizes: Iterable[int]) -> Iterator[ImageBatch]:
         of_block: Iterator[Item] = iter(())
@@ -471,7 +551,7 @@ class DaliReader:
             if batch.last:
                 return
 
-    def _next_batch(self) -> tuple[Any, Array, Array, Array]:
+    def _next_batch(self) -> Fed:
         """Give DALI, which calls this, the next batch; at first it asks for as many as it works on at the same time."""
         batch, self._next = self._next or next(self._gathered), None
         self._waiting.append(batch)
@@ -531,15 +611,17 @@ class _Files:
     def __init__(self, files: Sequence[Path], block: int) -> None:
         self._files = files
         self._block = min(block, len(files)) or 1  # DALI reads files again to fill a block
-        self._pipeline: Any = None
+        self._pipeline: DaliPipeline | None = None
         with suppress(RuntimeError, TypeError, ValueError):  # a name that is no text: Python reads it
             self._pipeline = _reading(files, self._block) if files else None
 
-    def __iter__(self) -> Iterator[tuple[Any, list[bytes]]]:
+    def __iter__(self) -> Iterator[tuple[TensorList, list[bytes]]]:
         """Yield DALI's list of the files' content, and their edges, up to a block with a file that can't be read."""
-        for first in range(0, len(self._files) if self._pipeline else 0, self._block):
+        pipeline = self._pipeline
+        for first in range(0, 0 if pipeline is None else len(self._files), self._block):
             try:
-                encoded, edges = self._pipeline.run()
+                assert pipeline is not None, "the range is empty"
+                encoded, edges = pipeline.run()
             except RuntimeError:  # it is gone: Python says which
                 return
             every = np.asarray(edges.as_tensor()).tobytes()
@@ -552,15 +634,17 @@ class _Files:
             self._pipeline = None
 
 
-def _reading(files: Sequence[Path], block: int) -> Any:
+def _reading(files: Sequence[Path], block: int) -> DaliPipeline:
     """Return the pipeline that reads files, and their edges, with zeros where a file has ended."""
     dali, fn, types = _dali()
-    made = dali.Pipeline(block, 1, None, prefetch_queue_depth=2)
-    with made:
+    made: DaliPipeline
+    with dali.Pipeline(block, 1, None, prefetch_queue_depth=2) as made:
         encoded, _ = fn.readers.file(files=[os.fspath(file) for file in files], dont_use_mmap=True)
         padded = {"axes": [0], "out_of_bounds_policy": "pad"}
         last = fn.cast(encoded.shape() - 2, dtype=types.INT32)
-        made.set_outputs(encoded, fn.cat(fn.slice(encoded, 0, HEAD, **padded), fn.slice(encoded, last, 2, **padded)))
+        dali.Pipeline.current().set_outputs(
+            encoded, fn.cat(fn.slice(encoded, 0, HEAD, **padded), fn.slice(encoded, last, 2, **padded))
+        )
     made.build()
     return made
 
