@@ -36,7 +36,6 @@ def net():
 def examples(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A folder with what the examples name, and their variables."""
     monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.delitem(sys.modules, "mymodels", raising=False)  # of another test
     models.classifier(folder / "model.onnx")
     trtbatch.build("model.onnx", min=1, opt=4, max=8, backend="onnxruntime")
     (folder / "traffic.csv").write_text("batch,count\n1,100\n8,10\n")
