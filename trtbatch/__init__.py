@@ -23,12 +23,15 @@ import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
 
 from trtbatch.util.version import __version__
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from trtbatch.benchmark.bench import BenchResult
+    from trtbatch.benchmark.duel import DuelResult, ProfilesResult
     from trtbatch.core.batches import Profile
     from trtbatch.core.preprocessing import Preprocessing
     from trtbatch.core.sidecar import Artifact
@@ -378,6 +381,41 @@ def infer(
     )
 
 
+class _Timing(TypedDict, total=False):
+    """Keyword arguments of :func:`bench` that its comparisons take too."""
+
+    batches: Batches
+    modes: Sequence[str] | None
+    iterations: int | None
+    min_time: float
+    time_out: float | None
+    max_noise: float
+    warmup: float
+    percentiles: Sequence[float]
+    streams: int
+    cuda_graphs: bool
+    flush_l2: bool
+    device: int
+    progress: Progress | None
+
+
+@overload
+def bench(engine: PathLike | None = None, *, against: PathLike, **options: Unpack[_Timing]) -> DuelResult: ...
+@overload
+def bench(
+    engine: PathLike | None = None, *, compare_profiles: Literal[True], **options: Unpack[_Timing]
+) -> ProfilesResult: ...
+@overload
+def bench(engine: PathLike | None = None, *, profile: int | None = None, **options: Unpack[_Timing]) -> BenchResult: ...
+@overload
+def bench(
+    engine: PathLike | None = None,
+    *,
+    profile: int | None,
+    against: PathLike | None,
+    compare_profiles: bool,
+    **options: Unpack[_Timing],
+) -> BenchResult | DuelResult | ProfilesResult: ...
 def bench(
     engine: PathLike | None = None,
     *,
@@ -393,10 +431,14 @@ def bench(
     cuda_graphs: bool = True,
     flush_l2: bool = False,
     profile: int | None = None,
+    against: PathLike | None = None,
+    compare_profiles: bool = False,
     device: int = 0,
     progress: Progress | None = None,
-) -> BenchResult:
+) -> BenchResult | DuelResult | ProfilesResult:
     """Time an engine at each batch size, after its rows were checked there.
+
+    With `against` or `compare_profiles` it compares instead, in turns, and returns the comparison.
 
     Args:
         engine: engine; None takes the newest in ``engines/`` that runs here.
@@ -412,6 +454,8 @@ def bench(
         cuda_graphs: whether slots may run as CUDA graphs.
         flush_l2: whether to evict the GPU's L2 cache before each launch.
         profile: optimization profile; None is the fastest for each batch size.
+        against: another engine, B, to compare with.
+        compare_profiles: whether to compare the profiles that hold each batch size.
         device: number of the GPU.
         progress: called with each step.
 
@@ -425,6 +469,7 @@ def bench(
         >>> [line.batch for line in result.batches]
         [1, 2, 3, 4]
     """
+    from trtbatch.benchmark import duel
     from trtbatch.benchmark.bench import bench as run
     from trtbatch.benchmark.request import BenchRequest
 
@@ -438,25 +483,28 @@ def bench(
     )
     for each in percentiles:
         _require(percentiles=(each, 0, 100))
-    return run(
-        BenchRequest(
-            engine=_path(engine),
-            batches=_batches(batches),
-            modes=modes,
-            iterations=iterations,
-            min_time=min_time,
-            warmup=warmup,
-            percentiles=percentiles,
-            device=device,
-            progress=progress or _silent,
-            max_noise=max_noise,
-            time_out=time_out,
-            streams=streams,
-            cuda_graphs=cuda_graphs,
-            flush_l2=flush_l2,
-            profile=profile,
-        )
+    request = BenchRequest(
+        engine=_path(engine),
+        batches=_batches(batches),
+        modes=modes,
+        iterations=iterations,
+        min_time=min_time,
+        warmup=warmup,
+        percentiles=percentiles,
+        device=device,
+        progress=progress or _silent,
+        max_noise=max_noise,
+        time_out=time_out,
+        streams=streams,
+        cuda_graphs=cuda_graphs,
+        flush_l2=flush_l2,
+        profile=profile,
+        against=_path(against),
+        compare_profiles=compare_profiles,
     )
+    if compare_profiles:
+        return duel.compare_profiles(request)
+    return run(request) if against is None else duel.duel(request)
 
 
 def verify(

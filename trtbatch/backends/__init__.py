@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "choose_builder",
+    "engine_origin",
     "open_engine",
     "refuse_gpu",
     "resolve_engine",
@@ -89,6 +90,11 @@ def resolve_engine(path: Path | None, batches: Sequence[int] = ()) -> Artifact:
         note(f"using the newest engine: {artifact.path}")
     warn_of_random(artifact.sidecar)
     return artifact
+
+
+def engine_origin(path: Path | None) -> str:
+    """Return where the engine of :func:`resolve_engine` comes from, in words."""
+    return "given" if path is not None else "the newest in engines/ that runs here"
 
 
 def warn_of_random(sidecar: Sidecar) -> None:

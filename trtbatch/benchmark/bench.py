@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from trtbatch.backends import resolve_engine
 from trtbatch.benchmark.clocks import ClockWatch
 from trtbatch.benchmark.loops import Loop, Milliseconds, collect, measure
-from trtbatch.benchmark.request import BenchRequest, refuse_batches, refuse_modes
+from trtbatch.benchmark.request import BenchPlan, BenchRequest, plan_bench
 from trtbatch.benchmark.run import Run
 from trtbatch.benchmark.stand import Stand, open_stand
 from trtbatch.core.sidecar import Accuracy, Sidecar
@@ -74,13 +73,18 @@ class BatchResult:
 
 @dataclass(frozen=True)
 class BenchResult(Run):
-    """Result of a whole run: what was timed, on what, and the figures."""
+    """Result of a whole run: what was timed, on what, and the figures.
+
+    Args:
+        origins: where the engine, the mode, the profile and the time-out came from, in words.
+    """
 
     gpu_before: dict[str, Any]
     gpu_after: dict[str, Any]
     batches: tuple[BatchResult, ...]
     accuracy: Accuracy | None = None
     format_version: int = 1
+    origins: dict[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         times = ", ".join(f"{line.batch}: {line.summary.median:.4g}" for line in self.batches)
@@ -102,37 +106,37 @@ def bench(request: BenchRequest) -> BenchResult:
         UsageError: a mode or profile is unknown, or an option doesn't fit the modes.
         RowsError: rows are wrong; there are no figures.
     """
-    refuse_modes(request)
-    artifact = resolve_engine(request.engine, request.batches)
-    sidecar = artifact.sidecar
-    refuse_batches(request, sidecar, artifact.path.name)
-    gpu = sidecar.backend == "tensorrt"
-    bandwidth = environment.memory_bandwidth(request.device) if gpu else None
+    plan = plan_bench(request)
+    gpu, (engine,) = plan.gpu, plan.engines
+    sidecar = engine.artifact.sidecar
+    bandwidth = None if gpu is None else environment.memory_bandwidth(gpu)
     found: list[BatchResult] = []
     timed: dict[str, str] = {}
-    with open_stand(artifact, request) as stand, ClockWatch(request.device if gpu else None) as watch:
-        before = environment.gpu_state(request.device) if gpu else {}
+    with open_stand(engine, request) as stand, ClockWatch(gpu) as watch:
+        before = {} if gpu is None else environment.gpu_state(gpu)
         stand.require_rows()
         for batch in request.batches:
             for mode in stand.modes(batch):
                 request.progress(f"batch {batch}: timing {mode}", None)
                 loop = stand.loop(batch, mode)
                 timed[mode] = loop.timed
-                found.append(_measure(loop, batch, request, stand, watch, memory_ms(sidecar, batch, bandwidth)))
-        after = environment.gpu_state(request.device) if gpu else {}
+                found.append(_measure(loop, batch, plan, stand, watch, memory_ms(sidecar, batch, bandwidth)))
+        after = {} if gpu is None else environment.gpu_state(gpu)
     return BenchResult(
-        **Run.of(artifact, timed, request.settings),
+        **Run.of(engine.artifact, timed, request.settings),
         gpu_before=before,
         gpu_after=after,
         batches=_with_speedup(found),
         accuracy=sidecar.accuracy,
+        origins=plan.origins,
     )
 
 
 def _measure(
-    loop: Loop, batch: int, request: BenchRequest, stand: Stand, watch: ClockWatch, memory: float | None
+    loop: Loop, batch: int, plan: BenchPlan, stand: Stand, watch: ClockWatch, memory: float | None
 ) -> BatchResult:
-    samples = collect(loop, request.rule, request.warmup, watch)
+    request = plan.request
+    samples = collect(loop, plan.rule, request.warmup, watch)
     parts = loop.parts()
     recorded = rounded(samples.ms)  # figures of the rounded samples can be computed again from the record
     summary = summarize(samples.kept(np.asarray(recorded)), request.percentiles, request.max_noise)
@@ -140,7 +144,7 @@ def _measure(
     return BatchResult(
         batch=batch,
         mode=loop.name,
-        profile=stand.profile_of(batch),
+        profile=stand.profiles[batch][0],
         shapes=stand.shapes(batch),
         samples_per_s=batch / summary.median * 1e3,
         ms_per_sample=summary.median / batch,

@@ -8,35 +8,27 @@ where there are none.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from trtbatch.backends import resolve_engine
-from trtbatch.benchmark.bench import BenchRequest, rounded
+from trtbatch.benchmark.bench import rounded
 from trtbatch.benchmark.clocks import ClockWatch
-from trtbatch.benchmark.loops import Loop, StopRule, collect
-from trtbatch.benchmark.request import refuse_batches, refuse_modes
+from trtbatch.benchmark.loops import Loop, collect
+from trtbatch.benchmark.request import ROUNDS, BenchPlan, BenchRequest, plan_bench
 from trtbatch.benchmark.run import Contender, Run
 from trtbatch.benchmark.stand import Stand, open_stand
 from trtbatch.core import store
-from trtbatch.core.sidecar import Artifact, Sidecar
+from trtbatch.core.sidecar import Sidecar
 from trtbatch.errors import UsageError
 from trtbatch.util import environment
 from trtbatch.util.statistics import Relative, compare_rounds
 
 __all__ = ["ROUNDS", "DuelLine", "DuelResult", "ProfileLine", "ProfilesResult", "compare_profiles", "duel"]
 
-ROUNDS = 20
-"""Rounds of a comparison. The 95 % interval of the median of 20 lies between the 6th smallest and the 6th largest."""
-
 SETTLE_MS = 5.0
 """Milliseconds of runs before each turn, to settle caches and clocks; the first turn has the whole warm-up."""
-
-MIN_RUNS = 3
-"""Smallest number of samples in a turn."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +70,7 @@ class DuelResult:
     created: str
     lines: tuple[DuelLine, ...]
     format_version: int = 1
+    origins: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -110,6 +103,7 @@ class ProfilesResult(Run):
     gpu: dict[str, Any]
     lines: tuple[ProfileLine, ...]
     format_version: int = 1
+    origins: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -135,21 +129,19 @@ class Rounds:
         return replace(relative, verdict="UNCLEAR") if throttled else relative
 
 
-def duel(request: BenchRequest, against: Path) -> DuelResult:
-    """Compare the engine of the request, A, with another, B, after checking the rows of both.
+def duel(request: BenchRequest) -> DuelResult:
+    """Compare the engine of the request, A, with `against`, B, after checking the rows of both.
 
     Raises:
         ProfileError: one of them doesn't take a batch; nothing has run.
         UsageError: one of them lacks a mode.
         RowsError: one of them gives wrong rows.
     """
-    refuse_modes(request)
-    ours, theirs = resolve_engine(request.engine, request.batches), resolve_engine(against)
-    for artifact in (ours, theirs):
-        refuse_batches(request, artifact.sidecar, artifact.path.name)
+    plan = plan_bench(request)
+    ours, theirs = plan.engines
     timed: dict[str, str] = {}
     lines: list[DuelLine] = []
-    with open_stand(ours, request) as a, open_stand(theirs, request) as b, _watch(request, ours, theirs) as watch:
+    with open_stand(ours, request) as a, open_stand(theirs, request) as b, ClockWatch(plan.gpu) as watch:
         for stand in (a, b):
             stand.require_rows()
         for batch in request.batches:
@@ -157,19 +149,20 @@ def duel(request: BenchRequest, against: Path) -> DuelResult:
                 request.progress(f"batch {batch}: {mode}, the two in turns", None)
                 loops = [stand.loop(batch, mode) for stand in (a, b)]
                 timed[mode] = loops[0].timed
-                rounds = take_turns([lambda loop=loop: loop for loop in loops], request, watch)  # type: ignore[misc]
+                rounds = take_turns([lambda loop=loop: loop for loop in loops], plan, watch)  # type: ignore[misc]
                 lines.append(_duel_line(batch, mode, a, b, rounds))
     return DuelResult(
-        a=Contender(**Contender.fields_of(ours)),
-        b=Contender(**Contender.fields_of(theirs)),
+        a=Contender(**Contender.fields_of(ours.artifact)),
+        b=Contender(**Contender.fields_of(theirs.artifact)),
         timed=timed,
         settings=_settings(request),
-        tools=ours.sidecar.tools,
-        device=ours.sidecar.device,
+        tools=ours.artifact.sidecar.tools,
+        device=ours.artifact.sidecar.device,
         environment=environment.describe(),
-        gpu=_gpu_state(request, ours, theirs),
+        gpu=_gpu_state(plan),
         created=store.now(),
         lines=tuple(lines),
+        origins=plan.origins,
     )
 
 
@@ -193,8 +186,8 @@ def _duel_line(batch: int, mode: str, a: Stand, b: Stand, rounds: Rounds) -> Due
     return DuelLine(
         batch=batch,
         mode=mode,
-        profile_a=a.profile_of(batch),
-        profile_b=b.profile_of(batch),
+        profile_a=a.profiles[batch][0],
+        profile_b=b.profiles[batch][0],
         ms_a=rounds.median(0),
         ms_b=rounds.median(1),
         relative=rounds.compare(0, 1),
@@ -212,28 +205,25 @@ def compare_profiles(request: BenchRequest) -> ProfilesResult:
         UsageError: a mode is unknown, or the request forces a profile.
         RowsError: rows are wrong.
     """
-    refuse_modes(request)
-    if request.profile is not None:
-        raise UsageError(f"`profile={request.profile}` leaves nothing to compare", "leave out one of the two options")
-    artifact = resolve_engine(request.engine, request.batches)
-    sidecar = artifact.sidecar
-    refuse_batches(request, sidecar, artifact.path.name)
+    plan = plan_bench(request)
+    (engine,) = plan.engines
     timed: dict[str, str] = {}
     lines: list[ProfileLine] = []
-    with open_stand(artifact, request) as stand, _watch(request, artifact) as watch:
+    with open_stand(engine, request) as stand, ClockWatch(plan.gpu) as watch:
         stand.require_rows()
         for batch in request.batches:
-            holding = [index for index, profile in enumerate(sidecar.profiles) if batch in profile]
+            holding = engine.profiles[batch]
             for mode in stand.modes(batch):
                 request.progress(f"batch {batch}: {mode}, {len(holding)} profiles in turns", None)
                 turns = [_on_profile(stand, batch, mode, index) for index in holding]
                 timed[mode] = turns[0]().timed
-                rounds = take_turns(turns, request, watch)
-                lines.append(profile_line(batch, mode, sidecar, holding, rounds))
+                rounds = take_turns(turns, plan, watch)
+                lines.append(profile_line(batch, mode, stand.sidecar, holding, rounds))
     return ProfilesResult(
-        **Run.of(artifact, timed, _settings(request)),
-        gpu=_gpu_state(request, artifact),
+        **Run.of(engine.artifact, timed, _settings(request)),
+        gpu=_gpu_state(plan),
         lines=tuple(lines),
+        origins=plan.origins,
     )
 
 
@@ -259,41 +249,25 @@ def profile_line(batch: int, mode: str, sidecar: Sidecar, holding: Sequence[int]
     )
 
 
-def take_turns(prepare: Sequence[Callable[[], Loop]], request: BenchRequest, watch: ClockWatch) -> Rounds:
+def take_turns(prepare: Sequence[Callable[[], Loop]], plan: BenchPlan, watch: ClockWatch) -> Rounds:
     """Time each loop in every round, in alternating order."""
-    rule = _turn_rule(request)
+    rule, warmup = plan.rule, plan.request.warmup
     medians: list[list[float]] = [[] for _ in prepare]
     bad: list[int] = []
     for turn in range(ROUNDS):
         order = range(len(prepare)) if turn % 2 == 0 else range(len(prepare) - 1, -1, -1)
         for index in order:
             loop = prepare[index]()
-            samples = collect(loop, rule, request.warmup if turn == 0 else min(SETTLE_MS, request.warmup), watch)
+            samples = collect(loop, rule, warmup if turn == 0 else min(SETTLE_MS, warmup), watch)
             medians[index].append(float(np.median(samples.kept(samples.ms))))
             if samples.throttled and turn not in bad:
                 bad.append(turn)
     return Rounds(tuple(rounded(each) for each in medians), tuple(bad))
 
 
-def _turn_rule(request: BenchRequest) -> StopRule:
-    """Return the stop rule of a turn: its share of the runs or of the time, stable or not."""
-    if request.iterations is not None:
-        return StopRule(max(1, round(request.iterations / ROUNDS)))
-    slice_s = request.min_time / ROUNDS
-    return StopRule(None, slice_s, slice_s, request.max_noise, MIN_RUNS)
-
-
 def _settings(request: BenchRequest) -> dict[str, Any]:
     return request.settings | {"rounds": ROUNDS}
 
 
-def _on_gpu(engines: Sequence[Artifact]) -> bool:
-    return any(artifact.sidecar.backend == "tensorrt" for artifact in engines)
-
-
-def _watch(request: BenchRequest, *engines: Artifact) -> ClockWatch:
-    return ClockWatch(request.device if _on_gpu(engines) else None)
-
-
-def _gpu_state(request: BenchRequest, *engines: Artifact) -> dict[str, Any]:
-    return environment.gpu_state(request.device) if _on_gpu(engines) else {}
+def _gpu_state(plan: BenchPlan) -> dict[str, Any]:
+    return {} if plan.gpu is None else environment.gpu_state(plan.gpu)

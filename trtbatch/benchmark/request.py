@@ -1,4 +1,4 @@
-"""Define the request of ``bench`` and its comparisons, and check it."""
+"""Define the request of ``bench`` and its comparisons, and decide from it what runs."""
 
 from __future__ import annotations
 
@@ -7,13 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trtbatch.backends import engine_origin, resolve_engine
 from trtbatch.benchmark.loops import TIME_OUT, StopRule
 from trtbatch.core.batches import nearest_inside, refuse_no_profile, refuse_outside
-from trtbatch.core.sidecar import Sidecar
+from trtbatch.core.sidecar import Artifact, Sidecar
 from trtbatch.errors import ProfileError, UsageError
 from trtbatch.util.statistics import NOISE_LIMIT
 
-__all__ = ["LATENCY", "MOST_STREAMS", "SLOT_MODES", "THROUGHPUT", "BenchRequest", "refuse_batches", "refuse_modes"]
+__all__ = [
+    "LATENCY",
+    "MOST_STREAMS",
+    "ROUNDS",
+    "SLOT_MODES",
+    "THROUGHPUT",
+    "BenchPlan",
+    "BenchRequest",
+    "PlannedEngine",
+    "plan_bench",
+]
 
 LATENCY, THROUGHPUT = "latency", "throughput"
 
@@ -24,9 +35,16 @@ MOST_STREAMS = 64
 """Largest number of streams; more are taken for a typing error."""
 
 
+ROUNDS = 20
+"""Rounds of a comparison. The 95 % interval of the median of 20 lies between the 6th smallest and the 6th largest."""
+
+MIN_RUNS = 3
+"""Smallest number of samples in a turn of a comparison."""
+
+
 @dataclass(frozen=True)
 class BenchRequest:
-    """Request to time an engine.
+    """Request to time an engine, or to compare two engines or the profiles of one.
 
     Args:
         engine: engine to time; None takes the newest in ``engines/`` that runs here.
@@ -45,6 +63,8 @@ class BenchRequest:
         cuda_graphs: whether slots may run as CUDA graphs.
         flush_l2: whether to evict the L2 cache before each launch, for the session's own modes on a GPU.
         profile: optimization profile to run on; None is the fastest one for each batch.
+        against: engine to compare with, in turns.
+        compare_profiles: whether to compare the profiles that hold each batch size, in turns.
     """
 
     engine: Path | None
@@ -63,6 +83,8 @@ class BenchRequest:
     cuda_graphs: bool = True
     flush_l2: bool = False
     profile: int | None = None
+    against: Path | None = None
+    compare_profiles: bool = False
 
     @property
     def rule(self) -> StopRule:
@@ -88,7 +110,109 @@ class BenchRequest:
         }
 
 
-def refuse_batches(request: BenchRequest, sidecar: Sidecar, name: str) -> None:
+@dataclass(frozen=True)
+class PlannedEngine:
+    """Engine under test, and the profiles that run each batch size there, by batch size."""
+
+    artifact: Artifact
+    profiles: dict[int, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class BenchPlan:
+    """Decisions of a run, made before it starts.
+
+    Args:
+        engines: the engine under test, A; the one that it is compared with, B, comes second.
+        rule: when there are enough samples of a result, or of one turn of a comparison.
+        origins: where the engine, the mode, the profile and the time-out came from, in words.
+    """
+
+    request: BenchRequest
+    engines: tuple[PlannedEngine, ...]
+    rule: StopRule
+    origins: dict[str, str]
+
+    @property
+    def gpu(self) -> int | None:
+        """Return the number of the GPU; None where all engines run on the CPU."""
+        on_gpu = any(engine.artifact.sidecar.backend == "tensorrt" for engine in self.engines)
+        return self.request.device if on_gpu else None
+
+
+def plan_bench(request: BenchRequest) -> BenchPlan:
+    """Decide which engines, profiles and stopping rule a request means; nothing is opened on a device.
+
+    Raises:
+        ProfileError: an engine, or the one profile to run on, doesn't hold a batch.
+        UsageError: there is no such profile, or arguments contradict each other.
+        ArtifactError: no engine, or a damaged one.
+    """
+    _refuse_two_questions(request)
+    _refuse_modes(request)
+    artifacts = [resolve_engine(request.engine, request.batches)]
+    if request.against is not None:
+        artifacts.append(resolve_engine(request.against))
+    for artifact in artifacts:
+        _refuse_batches(request, artifact.sidecar, artifact.path.name)
+    engines = tuple(PlannedEngine(each, _profiles(request, each.sidecar)) for each in artifacts)
+    origins = {
+        "engine": engine_origin(request.engine),
+        "mode": "given" if request.modes is not None else "the first that the engine has",
+    }
+    for name, artifact in zip(("profile", "profile_b"), artifacts):
+        origins[name] = _profile_origin(request, artifact.sidecar)
+    if request.against is not None or request.compare_profiles:
+        return BenchPlan(request, engines, _turn_rule(request), origins)
+    if request.iterations is None:
+        origins["time_out"] = "given" if request.time_out is not None else f"{TIME_OUT:g} times min_time"
+    return BenchPlan(request, engines, request.rule, origins)
+
+
+def _profiles(request: BenchRequest, sidecar: Sidecar) -> dict[int, tuple[int, ...]]:
+    """Return the indices of the profiles to time each batch size on."""
+    if request.compare_profiles:
+        profiles = list(enumerate(sidecar.profiles))
+        return {batch: tuple(index for index, each in profiles if batch in each) for batch in request.batches}
+    forced = request.profile
+    return {batch: (sidecar.profile_for(batch) or 0 if forced is None else forced,) for batch in request.batches}
+
+
+def _profile_origin(request: BenchRequest, sidecar: Sidecar) -> str:
+    if request.profile is not None:
+        return "given"
+    if request.compare_profiles:
+        return "every one that holds the batch"
+    if len(sidecar.profiles) == 1:
+        return "the only one"
+    return "the fastest by the build's table" if sidecar.table else "the one with the nearest opt"
+
+
+def _turn_rule(request: BenchRequest) -> StopRule:
+    """Return the stop rule of a turn: its share of the runs or of the time, stable or not."""
+    if request.iterations is not None:
+        return StopRule(max(1, round(request.iterations / ROUNDS)))
+    slice_s = request.min_time / ROUNDS
+    return StopRule(None, slice_s, slice_s, request.max_noise, MIN_RUNS)
+
+
+def _refuse_two_questions(request: BenchRequest) -> None:
+    """Raise if a request has more than one of `against`, `compare_profiles` and `profile`.
+
+    Raises:
+        UsageError: names two of them.
+    """
+    given = {
+        "`against`": request.against is not None,
+        "`compare_profiles`": request.compare_profiles,
+        "`profile`": request.profile is not None,
+    }
+    asked = [name for name, is_given in given.items() if is_given]
+    if len(asked) > 1:
+        raise UsageError(f"{asked[0]} and {asked[1]} are two questions", "ask one after the other")
+
+
+def _refuse_batches(request: BenchRequest, sidecar: Sidecar, name: str) -> None:
     """Raise if the engine, or the one profile to run on, doesn't hold a batch.
 
     Raises:
@@ -109,7 +233,7 @@ def refuse_batches(request: BenchRequest, sidecar: Sidecar, name: str) -> None:
         )
 
 
-def refuse_modes(request: BenchRequest) -> None:
+def _refuse_modes(request: BenchRequest) -> None:
     """Raise if modes and options contradict each other, as far as that shows without an engine.
 
     Raises:

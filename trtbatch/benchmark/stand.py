@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from trtbatch.backends import open_engine
 from trtbatch.backends.base import Mode, Session, Slot
 from trtbatch.benchmark.loops import Loop, latency_loop, mode_loop, throughput_loop
-from trtbatch.benchmark.request import LATENCY, SLOT_MODES, THROUGHPUT, BenchRequest
-from trtbatch.core.sidecar import Artifact
+from trtbatch.benchmark.request import LATENCY, SLOT_MODES, THROUGHPUT, BenchRequest, PlannedEngine
 from trtbatch.errors import UsageError
 from trtbatch.verification.checks import RowChecker, fill_slot, require_same_rows, require_slots
 
@@ -35,17 +34,17 @@ class _Checked:
 
 
 @contextmanager
-def open_stand(artifact: Artifact, request: BenchRequest) -> Iterator[Stand]:
+def open_stand(planned: PlannedEngine, request: BenchRequest) -> Iterator[Stand]:
     """Open the engine and the sessions that the request needs.
 
     Raises:
         UsageError: the engine lacks a mode, or there is no cache to flush.
     """
     with ExitStack() as stack:
-        engine = stack.enter_context(open_engine(artifact, request.device))
+        engine = stack.enter_context(open_engine(planned.artifact, request.device))
         stack.enter_context(engine.entered())  # once, so that launches needn't do it
         sessions = [stack.enter_context(engine.session(request.cuda_graphs)) for _ in range(request.streams)]
-        stand = Stand(artifact, sessions, request)
+        stand = Stand(planned, sessions, request)
         stand.refuse_request()
         yield stand
 
@@ -54,14 +53,15 @@ class Stand:
     """Test harness of one engine: its sessions, and the samples that its rows were checked with.
 
     Args:
-        artifact: the engine.
+        planned: the engine, and its profile at each batch size.
         sessions: sessions of the engine; all of them run throughput, and the first one runs everything else.
         request: settings of the timing.
     """
 
-    def __init__(self, artifact: Artifact, sessions: Sequence[Session], request: BenchRequest) -> None:
-        self.artifact = artifact
-        self.sidecar = artifact.sidecar
+    def __init__(self, planned: PlannedEngine, sessions: Sequence[Session], request: BenchRequest) -> None:
+        self.artifact = planned.artifact
+        self.profiles = planned.profiles
+        self.sidecar = planned.artifact.sidecar
         self._sessions = sessions
         self._request = request
         self._slots: list[Slot] = []
@@ -113,12 +113,6 @@ class Stand:
             return self._request.modes
         self._plain_run(batch)
         return [next(iter(self._sessions[0].modes()))]
-
-    def profile_of(self, batch: int) -> int:
-        """Return the index of the profile that runs a batch size."""
-        if self._request.profile is not None:
-            return self._request.profile
-        return self.sidecar.profile_for(batch) or 0
 
     def shapes(self, batch: int) -> dict[str, list[int]]:
         """Return the executed shape of every input and output."""

@@ -73,19 +73,16 @@ def command(
 
     An engine whose rows are wrong gets no numbers, and exit code 1.
     """
-    from trtbatch.benchmark import duel
-    from trtbatch.benchmark.bench import BenchRequest, bench
-    from trtbatch.core.batches import parse_batches
+    import trtbatch
     from trtbatch.reporting import report
     from trtbatch.util.files import refuse_outputs
 
     _refuse_contradictions(iterations, min_time, time_out, warmup)
-    _refuse_comparisons(profile, compare_profiles, against)
     refuse_outputs((json_, ".json", "--json"), (csv, ".csv", "--csv"))
     with show_progress() as (_, progress):
-        request = BenchRequest(
-            engine=engine,
-            batches=parse_batches(batch),
+        result = trtbatch.bench(
+            engine,
+            batches=batch,
             modes=None if mode is None else list(dict.fromkeys(parse_names(mode))),
             iterations=iterations,
             min_time=1.0 if min_time is None else min_time,
@@ -99,12 +96,9 @@ def command(
             cuda_graphs=not no_cuda_graph,
             flush_l2=flush_l2,
             profile=profile,
+            against=against,
+            compare_profiles=compare_profiles,
         )
-        result: BenchResult | DuelResult | ProfilesResult
-        if against is not None:
-            result = duel.duel(request, against)
-        else:
-            result = duel.compare_profiles(request) if compare_profiles else bench(request)
     console = out()
     for line in _show(console, result):
         console.print(as_typed(line), style="dim", markup=False)
@@ -169,27 +163,6 @@ def _refuse_contradictions(
             f"--time-out {time_out:g} is less than the {shortest:g} s of --min-time",
             f"pass --min-time {time_out:g} too",
         )
-
-
-def _refuse_comparisons(profile: int | None, compare_profiles: bool, against: Path | None) -> None:
-    """Refuse more than one of ``--against``, ``--compare-profiles`` and ``--profile``.
-
-    Raises:
-        UsageError: the message names two of them.
-    """
-    from trtbatch.errors import UsageError
-
-    asked = [
-        name
-        for name, given in (
-            ("--against", against is not None),
-            ("--compare-profiles", compare_profiles),
-            ("--profile", profile is not None),
-        )
-        if given
-    ]
-    if len(asked) > 1:
-        raise UsageError(f"{asked[0]} and {asked[1]} are two questions", "ask one after the other")
 
 
 def _share(text: str) -> float:

@@ -40,7 +40,7 @@ _NEGATIVE = {
 
 _COMMANDS = {"deploy_triton": "deploy triton"}
 
-_OTHERS = {"address", "against", "compare_profiles", "concurrency", "debug", "format"}
+_OTHERS = {"address", "concurrency", "debug", "format"}
 """Arguments of what the command line calls besides the package's functions."""
 
 _CODE = re.compile(r"`([a-z][^`]*)`")

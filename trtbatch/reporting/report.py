@@ -260,12 +260,18 @@ def footnotes(result: BenchResult) -> list[str]:
         lines.append(f"executed at batch {row.batch}: {shapes}")
     if result.accuracy is not None:
         lines.append(f"accuracy: {result.accuracy}")
-    lines += [*_bounds(result), *_few(result), *_clocks(result), *_unstable(result)]
+    lines += [*_profile_origins(result), *_bounds(result), *_few(result), *_clocks(result), *_unstable(result)]
     return lines
 
 
 def _timed(result: AnyBench) -> list[str]:
     return [f"{mode}: {what}" for mode, what in result.timed.items()]
+
+
+def _profile_origins(result: BenchResult | DuelResult) -> list[str]:
+    """Return how the profiles were chosen, where there was a choice and nobody named one."""
+    found = {"profile": result.origins.get("profile"), "profile of B": result.origins.get("profile_b")}
+    return [f"{name}: {origin}" for name, origin in found.items() if origin not in (None, "given", "the only one")]
 
 
 def _bounds(result: BenchResult) -> list[str]:
@@ -366,6 +372,7 @@ def duel_notes(result: DuelResult) -> list[str]:
         *_timed(result),
         f"A / B is the median, over {result.settings['rounds']} rounds in turns, of A's median time over B's; "
         + _rule("A is"),
+        *_profile_origins(result),
         *_bad_rounds(result),
     ]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch.backends import open_engine, resolve_engine
+from trtbatch.backends import engine_origin, open_engine, resolve_engine
 from trtbatch.backends.base import Engine
 from trtbatch.core import store
 from trtbatch.core.batches import MAX_BATCH, refuse_outside
@@ -192,7 +192,7 @@ def plan_infer(request: InferRequest, trace: Recorder = NO_TRACE) -> InferPlan:
     if isinstance(own, OnnxPreprocessor) and isinstance(source, ImageSource):
         source = replace(source, preprocessor=own)
     origins = {
-        "engine": "given" if request.engine is not None else "the newest in engines/ that runs here",
+        "engine": engine_origin(request.engine),
         "batch": "given" if request.batch is not None else sidecar.best_batch_from,
     }
     if reader is not None:

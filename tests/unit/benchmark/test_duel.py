@@ -20,6 +20,7 @@ from trtbatch.benchmark.bench import BenchRequest
 from trtbatch.benchmark.clocks import ClockWatch
 from trtbatch.benchmark.duel import DuelResult, ProfilesResult, compare_profiles
 from trtbatch.benchmark.loops import Loop, Samples, StopRule, Taken
+from trtbatch.benchmark.request import BenchPlan
 from trtbatch.core import store
 from trtbatch.core.batches import Profile
 from trtbatch.errors import UsageError
@@ -120,8 +121,8 @@ def test_an_engine_that_is_not_there(cli: Cli, engine: Path) -> None:
 
 
 def test_a_forced_profile_leaves_nothing_to_compare(engine: Path) -> None:
-    with pytest.raises(UsageError, match="`profile=0` leaves nothing to compare"):
-        compare_profiles(BenchRequest(engine, [1], profile=0))
+    with pytest.raises(UsageError, match="`compare_profiles` and `profile` are two questions"):
+        compare_profiles(BenchRequest(engine, [1], profile=0, compare_profiles=True))
 
 
 def test_they_take_turns_and_rounds_of_changing_clocks_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +139,8 @@ def test_they_take_turns_and_rounds_of_changing_clocks_are_left_out(monkeypatch:
         return lambda: Loop(name, "", lambda count: Taken(np.ones(count)))
 
     monkeypatch.setattr(duel_module, "collect", collect)
-    rounds = duel_module.take_turns([prepared("A"), prepared("B")], BenchRequest(None, [1]), ClockWatch())
+    plan = BenchPlan(BenchRequest(None, [1]), (), StopRule(3), {})
+    rounds = duel_module.take_turns([prepared("A"), prepared("B")], plan, ClockWatch())
     assert "".join(order) == "ABBA" * (duel_module.ROUNDS // 2)
     assert rounds.bad == (0,)
     assert rounds.ms[1][0] == 18.0
