@@ -20,14 +20,22 @@ COMMANDS = (
 """Every command that does something."""
 
 
+OTHERS = {"export": os.environ.get("TRTBATCH_EXPORT_PYTHON"), "build": os.environ.get("TRTBATCH_BUILD_PYTHON")}
+"""Interpreters that export and build where this one can't: it has no torch, or only TensorRT's lean runtime."""
+
+EXPORT_PYTHON = OTHERS["export"]
+
+
 def run_process(
     *args: object, cwd: Path, timeout: float = 300, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """``trtbatch ARGS`` as its own process; ``export`` by the Python that sees torch, where that is another."""
+    """``trtbatch ARGS`` as its own process, by one of :data:`OTHERS` where it is named; it builds for any release."""
     python, around = sys.executable, child_environment()
-    if EXPORT_PYTHON is not None and args[0] == "export":
-        python, around = EXPORT_PYTHON, around | {"PYTHONPATH": str(ROOT)}
+    other = OTHERS.get(str(args[0]))
+    if other is not None:
+        python, around = other, around | {"PYTHONPATH": str(ROOT)}
         around.pop("LD_LIBRARY_PATH", None)
+        args = (*args, "--version-compatible") if args[0] == "build" else args
     return subprocess.run(
         [python, "-m", "trtbatch", *map(str, args)],
         check=False,
@@ -37,9 +45,6 @@ def run_process(
         text=True,
         env=around | (env or {}),
     )
-
-
-EXPORT_PYTHON = os.environ.get("TRTBATCH_EXPORT_PYTHON")
 
 
 def run_with_file_limit(limit: int, *args: object, cwd: Path, timeout: float = 200) -> subprocess.CompletedProcess[str]:
