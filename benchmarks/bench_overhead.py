@@ -127,7 +127,7 @@ def main() -> None:
         result = {
             "script": "benchmarks/bench_overhead.py",
             "engine": artifact.path.name,
-            "device": artifact.sidecar.device,
+            "device": artifact.sidecar.build.device,
             "environment": environment.describe(),
             "rows": rows,
         }

@@ -99,10 +99,10 @@ def main() -> None:
         rows.append(
             {
                 "way": way,
-                "profiles": len(sidecar.profiles),
-                "build_seconds": sidecar.build["build_seconds"],
+                "profiles": len(sidecar.engine.profiles),
+                "build_seconds": sidecar.build.details["build_seconds"],
                 "mib": sidecar.artifact.bytes / 2**20,
-                "ms": {str(row.batch): row.ms for row in sidecar.table},
+                "ms": {str(row.batch): row.ms for row in sidecar.engine.table},
             }
         )
         print(rows[-1], flush=True)
@@ -113,8 +113,8 @@ def main() -> None:
             "model": source.sidecar.model.name,
             "precision": options.precision,
             "several_like": chosen,
-            "device": made.sidecar.device,
-            "tools": made.sidecar.tools,
+            "device": made.sidecar.build.device,
+            "tools": made.sidecar.build.tools,
             "environment": environment.describe(),
             "rows": rows,
         }

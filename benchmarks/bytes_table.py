@@ -117,8 +117,8 @@ def measure_all(rounds: int, inputs: Sequence[str]) -> dict[str, Any]:
         return {
             "model": sidecar.model.name,
             "batch": BATCH,
-            "device": sidecar.device,
-            "tools": sidecar.tools,
+            "device": sidecar.build.device,
+            "tools": sidecar.build.tools,
             "rows": rows,
         }
 

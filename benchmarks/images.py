@@ -378,7 +378,7 @@ def main() -> None:
     described = environment.describe()
     libraries = {name: found for name in ("nvidia-dali-cuda130", "pillow") if (found := optional.version(name))}
     result["environment"] = {**described, "libraries": {**described["libraries"], **libraries}}
-    result["device"] = load(options.engine, "engine").sidecar.device
+    result["device"] = load(options.engine, "engine").sidecar.build.device
     print(markdown(result))
     if options.json:
         write(options.json, result)

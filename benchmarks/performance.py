@@ -136,7 +136,7 @@ class Bench:
             session.bind(self.inputs(name, batch))
             session.run()
             outputs[name] = session.fetch()
-        limit = tolerance("float32", self.artifacts[names[0]].sidecar.precision)
+        limit = tolerance("float32", self.artifacts[names[0]].sidecar.precision.name)
         for name in names[1:]:
             for output, rows in outputs[names[0]].items():
                 wrong, errors = wrong_rows(outputs[name][output], rows, 2 * limit)  # each may be off by the limit
@@ -347,7 +347,9 @@ def memory() -> dict[str, Any]:
 def builds(bench: Bench) -> dict[str, Any]:
     """Return build times and engine sizes from the sidecars."""
     there = [name for name in NAMES if (ENGINES / f"{name}.engine").is_file()]
-    seconds = {name: load(ENGINES / f"{name}.engine", "engine").sidecar.build["build_seconds"] for name in there}
+    seconds = {
+        name: load(ENGINES / f"{name}.engine", "engine").sidecar.build.details["build_seconds"] for name in there
+    }
     sizes = {name: load(ENGINES / f"{name}.engine", "engine").sidecar.artifact.bytes for name in ("one", "auto")}
     return {"seconds": seconds, "bytes": sizes, "auto_over_one": seconds["auto"] / seconds["one"]}
 
@@ -374,7 +376,12 @@ def measure_all(rounds: int) -> dict[str, Any]:
                 found[name] = {"failed": f"{type(error).__name__}: {error}"}
             print(name, f"{time.perf_counter() - began:.0f} s", flush=True)
         auto = bench.artifacts["auto"].sidecar
-        head = {"model": auto.model.name, "precision": auto.precision, "device": auto.device, "tools": auto.tools}
+        head = {
+            "model": auto.model.name,
+            "precision": auto.precision.name,
+            "device": auto.build.device,
+            "tools": auto.build.tools,
+        }
         return head | found
 
 

@@ -61,7 +61,7 @@ def build_all(model: str, precisions: Sequence[str], largest: int, kept: Sequenc
             print(model, precision, f"failed: {error.problem}", flush=True)
             continue
         verdict = verify(VerifyRequest(artifact.path, batches=VERIFIED))
-        facts = worst(verdict) | {"build_seconds": artifact.sidecar.build["build_seconds"]}
+        facts = worst(verdict) | {"build_seconds": artifact.sidecar.build.details["build_seconds"]}
         artifact.path.with_suffix(".verdict").write_text(json.dumps(facts))
         print(model, precision, facts, flush=True)
     return failures
@@ -158,8 +158,8 @@ def main() -> None:
             "script": "benchmarks/precision_table.py",
             "timed": "one launch of a CUDA graph between two CUDA events on a busy stream, inputs on the GPU",
             "weights": sidecar.model.weights,
-            "device": sidecar.device,
-            "tools": sidecar.tools,
+            "device": sidecar.build.device,
+            "tools": sidecar.build.tools,
             "environment": environment.describe(),
             "rows": rows,
         }

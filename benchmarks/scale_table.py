@@ -113,9 +113,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     return {
         "script": "benchmarks/scale_table.py",
         "model": sidecar.model.name,
-        "precision": sidecar.precision,
-        "device": sidecar.device,
-        "tools": sidecar.tools,
+        "precision": sidecar.precision.name,
+        "device": sidecar.build.device,
+        "tools": sidecar.build.tools,
         "batch": given.batch,
         "samples": given.samples,
         "actors": given.actors,

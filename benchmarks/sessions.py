@@ -88,7 +88,7 @@ def main() -> None:
     print(markdown(rows))
     if options.output is not None:
         with trtbatch.load(options.engine) as engine:
-            device = engine.sidecar.device
+            device = engine.sidecar.build.device
         result = {
             "script": "benchmarks/sessions.py",
             "engine": options.engine.name,

@@ -43,12 +43,13 @@ std::vector<char> read(const std::string& path) {
 // The profile of a batch, as trtbatch itself looks it up: a measured batch has its winner, one between two measured
 // ones that of the next larger, else of the next smaller; without measurements it is the one whose opt is nearest.
 int profileOf(const json& sidecar, int batch) {
-    const json& profiles = sidecar.at("profiles");
+    const json& engine = sidecar.at("engine");
+    const json& profiles = engine.at("profiles");
     auto holds = [&](int index) {
         const json& profile = profiles.at(index);
         return profile.at("min").get<int>() <= batch && batch <= profile.at("max").get<int>();
     };
-    std::vector<json> table = sidecar.value("table", std::vector<json>{});
+    std::vector<json> table = engine.value("table", std::vector<json>{});
     std::sort(table.begin(), table.end(), [](const json& a, const json& b) { return a.at("batch") < b.at("batch"); });
     auto larger = std::find_if(table.begin(), table.end(), [&](const json& row) { return row.at("batch") >= batch; });
     if (larger != table.end() && holds(larger->at("profile"))) return larger->at("profile");

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
 import tempfile
@@ -17,9 +16,9 @@ from typer.testing import CliRunner
 from scripts.photos import copy_photos
 from tests.support import models
 from tests.support.labels import CLASSES, PREPROCESSING
+from tests.support.sidecars import change_sidecar
 from trtbatch.cli.app import app
 from trtbatch.util import optional
-from trtbatch.util.files import sidecar_path
 from trtbatch.util.serialization import encode
 
 LONGEST = ("ray", "recipes", "export", "program", "ray_connecting", "tune", "fuzz", "scale_table", "stress", "plan")
@@ -128,9 +127,7 @@ def engine(folder: Path, cli: Callable[..., Any]) -> Path:
 @pytest.fixture
 def photo_engine(engine: Path) -> Path:
     """The small engine, with preprocessing and classes in its sidecar."""
-    beside = sidecar_path(engine)
-    data = json.loads(beside.read_text()) | {"preprocessing": encode(PREPROCESSING), "classes": CLASSES}
-    beside.write_text(json.dumps(data))
+    change_sidecar(engine, preprocessing=encode(PREPROCESSING), classes=CLASSES)
     return engine
 
 

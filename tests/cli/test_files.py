@@ -54,7 +54,7 @@ def test_sidecars_of_engines(built: CommandLine, golden: Golden) -> None:
     built.succeed("tune", ENGINE, "--max-throughput", "--batch", 2, *QUICK, "--json", "tune.json")
     built.succeed("plan", ENGINE, "--traffic", "traffic.csv", "--from-table", "--json", "plan.json")
     after = fields(built.read(f"{ENGINE}.json"))
-    golden.check("sidecar after tune and plan", {name: after[name] for name in ("tuned", "planned")})
+    golden.check("sidecar after tune and plan", {name: after["engine"][name] for name in ("tuned", "planned")})
     golden.check("tune --json", fields(built.read("tune.json")))
     golden.check("plan --json", fields(built.read("plan.json")))
     (built.folder / f"{ENGINE}.json").write_text(json.dumps(before))

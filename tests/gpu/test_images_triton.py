@@ -16,7 +16,7 @@ from tests.support import models
 from tests.support.processes import run_process
 from trtbatch.core import store
 from trtbatch.core.preprocessing import Preprocessing
-from trtbatch.core.sidecar import ModelRecord, Sidecar
+from trtbatch.core.sidecar import BuildRecord, ModelRecord, Sidecar
 from trtbatch.core.tensors import TensorSpec
 
 pytest.importorskip("tritonclient.grpc", reason="Triton's protobuf definitions (tritonclient[grpc]) aren't installed")
@@ -38,7 +38,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         outputs=(TensorSpec("output", "float32", ("batch_size", 5)),),
         model=ModelRecord("net", "of the test"),
         preprocessing=RECIPE,
-        created=store.now(),
+        build=BuildRecord(created=store.now()),
     )
     store.publish(made, folder / "net.onnx", sidecar)
     for line in (

@@ -74,11 +74,11 @@ def in_layers(folder: Path, node: str) -> set[str]:
 def test_fp32_is_without_tf32_and_tf32_is_near(tmp_path: Path) -> None:
     models.wide(tmp_path / "m.onnx")
     sidecar = built(tmp_path, "--precision", "fp32")
-    assert sidecar.precision_realised == "fp32"
-    assert "tf32" not in sidecar.layer_precisions
+    assert sidecar.precision.realized == "fp32"
+    assert "tf32" not in sidecar.precision.layers
     assert in_layers(tmp_path, "/second") == {"fp32"}
     assert worst(tmp_path) < 1e-5
-    assert built(tmp_path, "--precision", "tf32").precision_realised == "tf32"
+    assert built(tmp_path, "--precision", "tf32").precision.realized == "tf32"
     assert in_layers(tmp_path, "/second") <= {"fp32", "tf32"}
     assert worst(tmp_path) < 2e-3
 
@@ -88,9 +88,9 @@ def test_fp16_is_realised_and_near(tmp_path: Path) -> None:
     models.wide(tmp_path / "m.onnx")
     sidecar = built(tmp_path, "--precision", "fp16")
     assert in_layers(tmp_path, "/second") == {"fp16"}
-    assert sidecar.layer_precisions["fp16"] > 0.5
-    assert sidecar.accuracy is not None
-    assert 1e-5 < sidecar.accuracy.l2_rel < 1e-2
+    assert sidecar.precision.layers["fp16"] > 0.5
+    assert sidecar.precision.accuracy is not None
+    assert 1e-5 < sidecar.precision.accuracy.l2_rel < 1e-2
     assert 1e-5 < worst(tmp_path) < 1e-2
 
 
@@ -118,7 +118,7 @@ def test_int8_is_realised_and_near(tmp_path: Path) -> None:
     np.savez(tmp_path / "calib.npz", input=samples)
     sidecar = built(tmp_path, "--precision", "int8", "--calibration", "calib.npz")
     assert in_layers(tmp_path, "/second") == {"int8"}
-    assert sidecar.layer_precisions["int8"] > 0
+    assert sidecar.precision.layers["int8"] > 0
     assert 1e-4 < worst(tmp_path) < 1e-1
 
 
@@ -126,9 +126,9 @@ def test_int8_is_realised_and_near(tmp_path: Path) -> None:
 def test_best_tries_what_there_is_and_keeps_the_fastest(tmp_path: Path) -> None:
     models.wide(tmp_path / "m.onnx")
     sidecar = built(tmp_path, "--precision", "best")
-    tried = {each["precision"]: each for each in sidecar.build["candidates"]}
+    tried = {each["precision"]: each for each in sidecar.build.details["candidates"]}
     assert {name for name, each in tried.items() if "ms" in each} == {"fp32", "tf32", "fp16"}
-    assert "8.6" not in sidecar.tools["tensorrt"] or "has no bf16" in tried["bf16"]["refused"]
+    assert "8.6" not in sidecar.build.tools["tensorrt"] or "has no bf16" in tried["bf16"]["refused"]
     assert worst(tmp_path) < 1e-2
 
 
@@ -163,7 +163,7 @@ def test_options_that_this_release_has(tmp_path: Path) -> None:
     models.wide(tmp_path / "m.onnx")
     options = ("--hardware-compatible", "--refit", "--sparsity", "--aux-streams", 1)
     sidecar = built(tmp_path, *options)
-    assert sidecar.options == {"hardware_compatible": True, "refit": True, "sparsity": True, "aux_streams": 1}
+    assert sidecar.build.options == {"hardware_compatible": True, "refit": True, "sparsity": True, "aux_streams": 1}
     assert worst(tmp_path) < 2e-3
 
 

@@ -50,12 +50,12 @@ def outputs_of(oracle: OnnxReference, artifact: Artifact, batch: int, seed: int)
 
 def test_the_table_names_the_fastest_profile_of_each_batch(folder: Path, artifact: Artifact) -> None:
     sidecar = artifact.sidecar
-    assert [row.batch for row in sidecar.table] == [1, 2, 4, 8]
-    for row in sidecar.table:
-        holding = {str(i) for i, profile in enumerate(sidecar.profiles) if row.batch in profile}
+    assert [row.batch for row in sidecar.engine.table] == [1, 2, 4, 8]
+    for row in sidecar.engine.table:
+        holding = {str(i) for i, profile in enumerate(sidecar.engine.profiles) if row.batch in profile}
         assert set(row.times) == holding
         assert row.ms == min(row.times.values()) == row.times[str(row.profile)]
-        assert sidecar.profile_for(row.batch) == row.profile
+        assert sidecar.engine.profile_for(row.batch) == row.profile
     done = run_process("inspect", "m.engine", cwd=folder)
     print(done.stdout)
     assert done.returncode == 0
@@ -89,9 +89,9 @@ def test_of_several_builds_the_fastest_is_kept(tmp_path: Path) -> None:
     assert "build 1" in done.stdout
     assert "build 2" in done.stdout
     sidecar = load(tmp_path / "m.engine", "engine").sidecar
-    times = [each["ms"]["4"] for each in sidecar.build["tries"]]
+    times = [each["ms"]["4"] for each in sidecar.build.details["tries"]]
     assert len(times) == 2
-    assert sidecar.times[4] == min(times)
+    assert sidecar.engine.times[4] == min(times)
     assert not list(tmp_path.glob("*.timing"))
 
 
@@ -99,7 +99,7 @@ def test_every_profile_gives_right_rows_in_every_way_of_running(folder: Path, ar
     oracle = OnnxReference(folder / "m.onnx")
     with open_engine(artifact) as engine, engine.session() as session:
         slot = session.slot()
-        for index, profile in enumerate(artifact.sidecar.profiles):
+        for index, profile in enumerate(artifact.sidecar.engine.profiles):
             session.use_profile(index)
             for batch in profile.corners:
                 inputs, expected = outputs_of(oracle, artifact, batch, seed=10 * index + batch)
@@ -173,7 +173,7 @@ def test_graphs_are_bounded_and_captured_again(folder: Path, artifact: Artifact)
 def test_graphs_of_one_profile_keep_their_rows_whatever_ran_since(folder: Path, artifact: Artifact) -> None:
     oracle = OnnxReference(folder / "m.onnx")
     with open_engine(artifact) as engine, engine.session() as session:
-        session.use_profile(len(artifact.sidecar.profiles) - 1)  # one that holds every batch
+        session.use_profile(len(artifact.sidecar.engine.profiles) - 1)  # one that holds every batch
         slots = [session.slot(), session.slot()]
         for turn in range(3):  # captured in the first turn, launched in the others
             for batch in (1, 8, 3, 5):
@@ -191,7 +191,7 @@ def test_contexts_share_their_activation_memory(folder: Path, artifact: Artifact
         for batch in (1, 2, 4, 8):
             session.bind(random_inputs(artifact.sidecar.inputs, batch, seed=0))
             session.run()
-        assert len(session.contexts) == len({artifact.sidecar.profile_for(batch) for batch in (1, 2, 4, 8)})
+        assert len(session.contexts) == len({artifact.sidecar.engine.profile_for(batch) for batch in (1, 2, 4, 8)})
         assert session.contexts.activations is not None
         assert session.contexts.activations.bytes == max(1, engine.activation_bytes)  # type: ignore[attr-defined]
 

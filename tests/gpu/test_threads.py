@@ -19,6 +19,7 @@ import trtbatch
 from tests.support import models
 from tests.support.neighbours import neighbour
 from tests.support.processes import child_environment, run_process
+from tests.support.sidecars import change_sidecar
 from trtbatch.backends import open_engine
 from trtbatch.backends.tensorrt import buffers, compat, contexts, graphs
 from trtbatch.backends.tensorrt.buffers import Device, device_count
@@ -162,8 +163,7 @@ def test_a_stripped_engine_without_its_weights_does_not_end_the_process(folder: 
     damaged = tmp_path / "m.engine"
     for suffix in ("", ".json"):
         damaged.with_name(f"m.engine{suffix}").write_bytes((folder / f"m.engine{suffix}").read_bytes())
-    text = damaged.with_name("m.engine.json").read_text().replace('"strip_weights": false', '"strip_weights": true')
-    damaged.with_name("m.engine.json").write_text(text.replace('"options": {}', '"options": {"strip_weights": true}'))
+    change_sidecar(damaged, build={"options": {"strip_weights": True}})
     done = subprocess.run(
         [sys.executable, "-c", code, str(damaged)],
         check=False,

@@ -9,7 +9,7 @@ import onnx
 from tests.support import models
 from trtbatch.core import store
 from trtbatch.core.preprocessing import Preprocessing
-from trtbatch.core.sidecar import ModelRecord, Sidecar
+from trtbatch.core.sidecar import BuildRecord, ModelRecord, Sidecar
 from trtbatch.core.tensors import TensorSpec
 
 
@@ -30,7 +30,7 @@ def write_classifier(folder: Path, recipe: Preprocessing, name: str) -> Path:
         outputs=(TensorSpec("output", "float32", ("batch_size", 5)),),
         model=ModelRecord(name, "of the test"),
         preprocessing=recipe,
-        created=store.now(),
+        build=BuildRecord(created=store.now()),
     )
     store.publish(made, folder / f"{name}.onnx", sidecar)
     room.rmdir()

@@ -86,9 +86,9 @@ def test_batches_are_numbers_or_text(examples: dict[str, Any], folder: Path) -> 
 
 
 def test_profiles_are_text_or_objects(examples: dict[str, Any], folder: Path) -> None:
-    (one,) = load(folder / "engines/model.ort.onnx", "engine").sidecar.profiles
+    (one,) = load(folder / "engines/model.ort.onnx", "engine").sidecar.engine.profiles
     made = trtbatch.build("model.onnx", profiles=["1:1:1", one], backend="onnxruntime", output=folder / "two.ort.onnx")
-    assert list(map(str, made.sidecar.profiles)) == ["1:1:1", "1:4:8"]
+    assert list(map(str, made.sidecar.engine.profiles)) == ["1:1:1", "1:4:8"]
     with pytest.raises(UsageError, match="say the same thing twice"):
         trtbatch.build("model.onnx", static=4, max=8)
 
@@ -162,7 +162,7 @@ def test_values_that_make_no_sense_are_refused_by_name(
 def test_one_batch_size_and_one_profile_need_no_list(examples: dict[str, Any]) -> None:
     assert trtbatch.verify(ENGINE, batches=4).batches == (4,)
     made = trtbatch.build("model.onnx", profiles="2:4:8", backend="onnxruntime", output="one.ort.onnx")
-    assert list(map(str, made.sidecar.profiles)) == ["2:4:8"]
+    assert list(map(str, made.sidecar.engine.profiles)) == ["2:4:8"]
 
 
 @pytest.mark.torch

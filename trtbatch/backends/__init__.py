@@ -83,9 +83,9 @@ def resolve_engine(path: Path | None, batches: Sequence[int] = ()) -> Artifact:
     else:
         artifact = store.newest(
             "engine",
-            lambda sidecar: runs_here(sidecar.backend),
+            lambda sidecar: runs_here(sidecar.engine.backend),
             "engine that runs here",
-            prefer=lambda sidecar: all(pick_profile(sidecar.profiles, batch) is not None for batch in batches),
+            prefer=lambda sidecar: all(pick_profile(sidecar.engine.profiles, batch) is not None for batch in batches),
         )
         note(f"using the newest engine: {artifact.path}")
     warn_of_random(artifact.sidecar)
@@ -129,7 +129,7 @@ def open_engine(artifact: Artifact, device: int = 0, weights: Path | None = None
         ArtifactError: the file is damaged, or was made by another TensorRT or for another GPU.
         MissingPackageError: the engine's backend can't run here.
     """
-    backend = artifact.sidecar.backend
+    backend = artifact.sidecar.engine.backend
     if backend == "onnxruntime":
         from trtbatch.backends.onnxruntime import OnnxRuntimeEngine
 

@@ -102,7 +102,7 @@ class OnnxRuntimeEngine:
         """
         ort = optional.require("onnxruntime", "run ONNX files")
         options = ort.SessionOptions()
-        if self.sidecar.precision == "fp16":
+        if self.sidecar.precision.name == "fp16":
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         return options
 
@@ -188,7 +188,7 @@ class OnnxRuntimeSession:
 
     def use_profile(self, profile: int | None) -> None:
         """Set the profile; see :class:`trtbatch.backends.base.Session`."""
-        refuse_no_profile(self._sidecar.profiles, profile, self._name)
+        refuse_no_profile(self._sidecar.engine.profiles, profile, self._name)
         self._profile = profile
 
     def slot(self, spins: bool = True) -> OnnxRuntimeSlot:
@@ -196,7 +196,7 @@ class OnnxRuntimeSession:
         return OnnxRuntimeSlot(self._session, self._inputs, self._outputs, self._refuse)
 
     def _refuse(self, batch: int) -> None:
-        profiles = self._sidecar.profiles
+        profiles = self._sidecar.engine.profiles
         refuse_outside(profiles if self._profile is None else [profiles[self._profile]], [batch], self._name)
 
     def bind(self, inputs: Mapping[str, Array]) -> None:

@@ -127,7 +127,7 @@ def bench(request: BenchRequest) -> BenchResult:
         gpu_before=before,
         gpu_after=after,
         batches=_with_speedup(found),
-        accuracy=sidecar.accuracy,
+        accuracy=sidecar.precision.accuracy,
         origins=plan.origins,
     )
 
@@ -172,7 +172,7 @@ def _bound(summary: Summary, enqueue: float | None, parts: dict[str, float], mem
 
 def memory_ms(sidecar: Sidecar, batch: int, bandwidth: float | None) -> float | None:
     """Return the time in ms that the GPU's memory takes for a batch at `bandwidth` bytes/s; None if unknown."""
-    moved = sidecar.build.get("product_bytes")
+    moved = sidecar.build.details.get("product_bytes")
     if bandwidth is None or not isinstance(moved, dict):
         return None
     return float(f"{ProductBytes(int(moved['weights']), int(moved['per_sample'])).ms(batch, bandwidth):.5g}")

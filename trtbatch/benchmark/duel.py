@@ -156,8 +156,8 @@ def duel(request: BenchRequest) -> DuelResult:
         b=Contender(**Contender.fields_of(theirs.artifact)),
         timed=timed,
         settings=_settings(request),
-        tools=ours.artifact.sidecar.tools,
-        device=ours.artifact.sidecar.device,
+        tools=ours.artifact.sidecar.build.tools,
+        device=ours.artifact.sidecar.build.device,
         environment=environment.describe(),
         gpu=_gpu_state(plan),
         created=store.now(),
@@ -233,7 +233,7 @@ def _on_profile(stand: Stand, batch: int, mode: str, profile: int) -> Callable[[
 
 
 def profile_line(batch: int, mode: str, sidecar: Sidecar, holding: Sequence[int], rounds: Rounds) -> ProfileLine:
-    profiles, differ = sidecar.profiles, sidecar.backend == "tensorrt"
+    profiles, differ = sidecar.engine.profiles, sidecar.engine.backend == "tensorrt"
     places = range(len(holding))
     fastest = min(places, key=rounds.median)
     widest = max(places, key=lambda place: profiles[holding[place]].max - profiles[holding[place]].min)

@@ -136,7 +136,7 @@ class BenchPlan:
     @property
     def gpu(self) -> int | None:
         """Return the number of the GPU; None where all engines run on the CPU."""
-        on_gpu = any(engine.artifact.sidecar.backend == "tensorrt" for engine in self.engines)
+        on_gpu = any(engine.artifact.sidecar.engine.backend == "tensorrt" for engine in self.engines)
         return self.request.device if on_gpu else None
 
 
@@ -172,10 +172,10 @@ def plan_bench(request: BenchRequest) -> BenchPlan:
 def _profiles(request: BenchRequest, sidecar: Sidecar) -> dict[int, tuple[int, ...]]:
     """Return the indices of the profiles to time each batch size on."""
     if request.compare_profiles:
-        profiles = list(enumerate(sidecar.profiles))
+        profiles = list(enumerate(sidecar.engine.profiles))
         return {batch: tuple(index for index, each in profiles if batch in each) for batch in request.batches}
     forced = request.profile
-    return {batch: (sidecar.profile_for(batch) or 0 if forced is None else forced,) for batch in request.batches}
+    return {batch: (sidecar.engine.profile_for(batch) or 0 if forced is None else forced,) for batch in request.batches}
 
 
 def _profile_origin(request: BenchRequest, sidecar: Sidecar) -> str:
@@ -183,9 +183,9 @@ def _profile_origin(request: BenchRequest, sidecar: Sidecar) -> str:
         return "given"
     if request.compare_profiles:
         return "every one that holds the batch"
-    if len(sidecar.profiles) == 1:
+    if len(sidecar.engine.profiles) == 1:
         return "the only one"
-    return "the fastest by the build's table" if sidecar.table else "the one with the nearest opt"
+    return "the fastest by the build's table" if sidecar.engine.table else "the one with the nearest opt"
 
 
 def _turn_rule(request: BenchRequest) -> StopRule:
@@ -219,11 +219,11 @@ def _refuse_batches(request: BenchRequest, sidecar: Sidecar, name: str) -> None:
         UsageError: there is no such profile.
         ProfileError: names the batches.
     """
-    refuse_outside(sidecar.profiles, request.batches, name)
+    refuse_outside(sidecar.engine.profiles, request.batches, name)
     if request.profile is None:
         return
-    refuse_no_profile(sidecar.profiles, request.profile, name)
-    profile = sidecar.profiles[request.profile]
+    refuse_no_profile(sidecar.engine.profiles, request.profile, name)
+    profile = sidecar.engine.profiles[request.profile]
     outside = [batch for batch in request.batches if batch not in profile]
     if outside:
         what = f"batch {outside[0]} is" if len(outside) == 1 else f"batches {', '.join(map(str, outside))} are"

@@ -36,11 +36,11 @@ class Contender:
         sidecar = artifact.sidecar
         return {
             "engine": artifact.path.name,
-            "backend": sidecar.backend or "",
-            "precision": sidecar.precision_realised or "",
+            "backend": sidecar.engine.backend or "",
+            "precision": sidecar.precision.realized or "",
             "model": sidecar.model,
-            "profiles": sidecar.profiles,
-            "tools": sidecar.tools,
+            "profiles": sidecar.engine.profiles,
+            "tools": sidecar.build.tools,
         }
 
 
@@ -68,7 +68,7 @@ class Run(Contender):
             **Contender.fields_of(artifact),
             "timed": dict(timed),
             "settings": dict(settings),
-            "device": artifact.sidecar.device,
+            "device": artifact.sidecar.build.device,
             "environment": environment.describe(),
             "created": store.now(),
         }

@@ -68,13 +68,13 @@ class Stand:
         self._checked: _Checked | None = None
         self._proven: set[tuple[int, str, int | None]] = set()
         self._use(request.profile)
-        profile = None if request.profile is None else self.sidecar.profiles[request.profile]
+        profile = None if request.profile is None else self.sidecar.engine.profiles[request.profile]
         self._checker = RowChecker(
             sessions[0],
             self.sidecar.inputs,
             self.sidecar.outputs,
-            precision=self.sidecar.precision,
-            smallest=self.sidecar.corners[0] if profile is None else profile.min,
+            precision=self.sidecar.precision.name,
+            smallest=self.sidecar.engine.corners[0] if profile is None else profile.min,
             largest=max(request.batches),
             seed=request.seed,
         )

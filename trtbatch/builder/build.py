@@ -33,7 +33,7 @@ from trtbatch.builder.request import (
 from trtbatch.core import store
 from trtbatch.core.batches import Profile, pick_profile, refuse_outside
 from trtbatch.core.profiles import gaps, powers_of_two
-from trtbatch.core.sidecar import Artifact, Sidecar
+from trtbatch.core.sidecar import Artifact, BuildRecord, EngineRecord, PrecisionRecord, Sidecar, SourceRecord
 from trtbatch.core.store import ENGINES
 from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import AccuracyError, BuildError, ExecutionError, MissingPackageError, PrecisionError, RowsError
@@ -119,8 +119,9 @@ def _build_best(request: BuildRequest, builder: Builder, source: Artifact, targe
         reasons = "; ".join(f"{each.precision}: {each.refused}" for each in tried)
         raise PrecisionError(f"no precision is right within {limit:g}: {reasons}", "raise `tolerance`")
     chosen = made[best.precision]
-    facts = chosen.sidecar.build | {"candidates": [encode(each) for each in tried], "tolerance": limit}
-    return Artifact(chosen.path, replace(chosen.sidecar, precision_asked="best", build=facts))
+    precision = replace(chosen.sidecar.precision, asked="best")
+    sidecar = _with_details(chosen.sidecar, candidates=[encode(each) for each in tried], tolerance=limit)
+    return Artifact(chosen.path, replace(sidecar, precision=precision))
 
 
 def build_again(request: BuildRequest, builder: Builder, source: Artifact, target: Path, folder: Path) -> Artifact:
@@ -144,19 +145,25 @@ def build_again(request: BuildRequest, builder: Builder, source: Artifact, targe
             tries.append(Try(0.0, {}, error.problem))
             made.append(None)
             continue
-        facts = one.sidecar.build
-        tries.append(Try(facts["build_seconds"], {str(row.batch): row.ms for row in one.sidecar.table}))
+        facts = one.sidecar.build.details
+        tries.append(Try(facts["build_seconds"], {str(row.batch): row.ms for row in one.sidecar.engine.table}))
         made.append(one)
     chosen = made[fastest_try(tries)]
     assert chosen is not None, "what is out is never the fastest"
-    total = sum(each.sidecar.build["total_seconds"] for each in made if each is not None)
-    facts = chosen.sidecar.build | {"tries": [encode(each) for each in tries], "total_seconds": round(total, 3)}
-    return Artifact(chosen.path, replace(chosen.sidecar, build=facts))
+    total = sum(each.sidecar.build.details["total_seconds"] for each in made if each is not None)
+    sidecar = _with_details(chosen.sidecar, tries=[encode(each) for each in tries], total_seconds=round(total, 3))
+    return Artifact(chosen.path, sidecar)
+
+
+def _with_details(sidecar: Sidecar, **details: Any) -> Sidecar:
+    """Return a sidecar with more details of the build."""
+    return replace(sidecar, build=replace(sidecar.build, details=sidecar.build.details | details))
 
 
 def _weights(sidecar: Sidecar, source: Artifact, target: Path) -> Path:
     """Return the ONNX file that an engine was built from, which holds its weights."""
-    return source.path if sidecar.converted is None else target.with_name(sidecar.converted.file)
+    converted = None if sidecar.source is None else sidecar.source.converted
+    return source.path if converted is None else target.with_name(converted.file)
 
 
 def _named(name: str, progress: Progress) -> Progress:
@@ -277,15 +284,14 @@ def _timed_batches(request: BuildRequest, builder: Builder, profiles: tuple[Prof
 
 
 def _with_seen(sidecar: Sidecar, seen: Examined, facts: dict[str, Any], original: Path, target: Path) -> Sidecar:
+    assert sidecar.source is not None
     return replace(
         sidecar,
         outputs=seen.outputs,
-        source_path=_relative(original, target),
-        table=seen.table,
-        accuracy=seen.accuracy,
-        layer_precisions=seen.layer_precisions,
-        build=facts | seen.facts,
-        created=store.now(),
+        source=replace(sidecar.source, path=_relative(original, target)),
+        build=replace(sidecar.build, created=store.now(), details=facts | seen.facts),
+        engine=replace(sidecar.engine, table=seen.table),
+        precision=replace(sidecar.precision, layers=seen.layer_precisions, accuracy=seen.accuracy),
     )
 
 
@@ -341,6 +347,7 @@ def _sidecar(
     source, typed, original = files_of
     known = source.sidecar
     own = [kind for kind in _BITS_ORDER if kind in held and kind in computes.values()]
+    converted = typed.sidecar.artifact if typed is not original else None
     return Sidecar(
         kind="engine",
         artifact=store.record_file(built.file),
@@ -348,18 +355,15 @@ def _sidecar(
         inputs=built.inputs,
         outputs=built.outputs,
         model=known.model,
-        source=original.sidecar.artifact,
-        backend=builder.name,
-        profiles=profiles,
-        precision_asked=request.precision or "default",
-        precision_realised=request.precision or (own[0] if own else built.precision),
+        source=SourceRecord.of(original.sidecar.artifact, None, converted),
         conversion=typed.sidecar.conversion,
-        converted=typed.sidecar.artifact if typed is not original else None,
-        options=request.options.asked,
         preprocessing=known.preprocessing,
         classes=known.classes,
-        tools=built.tools,
-        device=built.device,
+        build=BuildRecord(built.tools, built.device, options=request.options.asked),
+        engine=EngineRecord(builder.name, profiles),
+        precision=PrecisionRecord(
+            request.precision or "default", request.precision or (own[0] if own else built.precision)
+        ),
     )
 
 

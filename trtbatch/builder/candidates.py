@@ -82,17 +82,17 @@ def timed(name: str, artifact: Artifact, device: int, weights: Path) -> Candidat
     Otherwise the engine's default mode is timed now. `weights` is passed to :func:`trtbatch.backends.open_engine`.
     """
     sidecar = artifact.sidecar
-    opts = list(dict.fromkeys(profile.opt for profile in sidecar.profiles))
-    known = sidecar.times
+    opts = list(dict.fromkeys(profile.opt for profile in sidecar.engine.profiles))
+    known = sidecar.engine.times
     if all(batch in known for batch in opts):
-        return Candidate(name, None, {str(batch): known[batch] for batch in opts}, sidecar.accuracy)
+        return Candidate(name, None, {str(batch): known[batch] for batch in opts}, sidecar.precision.accuracy)
     found: dict[str, float] = {}
     with open_engine(artifact, device, weights) as engine, engine.session() as session:
         for batch in opts:
             session.bind(random_inputs(sidecar.inputs, batch, seed=0))
             mode = next(iter(session.modes().values()))
             found[str(batch)] = float(f"{np.median(measure(mode, None, SECONDS, 200.0)):.5g}")
-    return Candidate(name, None, found, sidecar.accuracy)
+    return Candidate(name, None, found, sidecar.precision.accuracy)
 
 
 def fastest(tried: Sequence[Candidate]) -> Candidate | None:

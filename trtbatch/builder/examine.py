@@ -97,10 +97,10 @@ def examine(artifact: Artifact, what: Examination) -> Examined:
         PrecisionError: layers compute in another precision than was requested.
     """
     sidecar = artifact.sidecar
-    corners = sidecar.corners
+    corners = sidecar.engine.corners
     with open_engine(artifact, what.device, what.onnx) as engine, engine.session() as session:
         layers = realised(what.products, engine.describe().layers, what.allowed, what.kept)
-        if sidecar.backend == "tensorrt":
+        if sidecar.engine.backend == "tensorrt":
             _require_precision(layers, what)
         elif layers.shares.get("fp32") and what.asked in ("fp16", "int8"):
             note(
@@ -127,10 +127,10 @@ def _run_corners(session: Session, sidecar: Sidecar, what: Examination) -> None:
         RowsError: rows are wrong.
     """
     turns: list[tuple[int | None, int, tuple[int, ...]]]
-    if sidecar.backend == "tensorrt":
-        turns = [(index, profile.min, profile.corners) for index, profile in enumerate(sidecar.profiles)]
+    if sidecar.engine.backend == "tensorrt":
+        turns = [(index, profile.min, profile.corners) for index, profile in enumerate(sidecar.engine.profiles)]
     else:
-        turns = [(None, sidecar.corners[0], tuple(sidecar.corners))]
+        turns = [(None, sidecar.engine.corners[0], tuple(sidecar.engine.corners))]
     for profile, smallest, corners in turns:
         session.use_profile(profile)
         checker = RowChecker.of(session, sidecar, corners[-1], smallest=smallest)
@@ -197,7 +197,7 @@ def _accuracy(session: Session, sidecar: Sidecar, what: Examination) -> Accuracy
         AccuracyError: a row differs from the reference by more than the tolerance.
     """
     reference = OnnxFileReference(what.reference)
-    batch = _compared_batch(sidecar.profiles)
+    batch = _compared_batch(sidecar.engine.profiles)
     alike = reference.is_dynamic and all(spec.batch_axis is not None for spec in sidecar.outputs)
     rows = min(batch, ACCURACY_SAMPLES) if alike else batch
     drawn, count, words = _samples(sidecar, what, rows)
@@ -207,13 +207,13 @@ def _accuracy(session: Session, sidecar: Sidecar, what: Examination) -> Accuracy
     session.run()
     limit = None if what.tolerance is None else Limit(what.tolerance)
     expected = _in_turn(wanted, sidecar.outputs, batch, rows)
-    results = compare_outputs(session.fetch(), expected, batch, sidecar.outputs, sidecar.precision, limit)
+    results = compare_outputs(session.fetch(), expected, batch, sidecar.outputs, sidecar.precision.name, limit)
     others = examine_other_profiles(session, sidecar, drawn, wanted, rows, limit)
     _tell_constant(wanted, sidecar.outputs, what.name)
     some = rows if sidecar.is_dynamic else batch
     overflow = _overflow(sidecar, inputs, some, what) if "fp16" in what.products.values() else None
     _require_near([*results, *others], what, overflow)
-    if overflow is not None and sidecar.backend == "onnxruntime":
+    if overflow is not None and sidecar.engine.backend == "onnxruntime":
         raise _overflowing(f"{what.name} is right on the CPU alone, which computes it in float32", overflow)
     errors = np.array([[float(row.l2_rel) for row in each.rows] for each in results if len(each.rows) == batch])
     if not errors.size:
@@ -268,18 +268,18 @@ def examine_other_profiles(
 
     Each profile has its own kernels, so the accuracy of one says nothing about the others.
     """
-    if sidecar.backend != "tensorrt" or len(sidecar.profiles) == 1 or not sidecar.is_dynamic:
+    if sidecar.engine.backend != "tensorrt" or len(sidecar.engine.profiles) == 1 or not sidecar.is_dynamic:
         return []
     outputs = tuple(spec for spec in sidecar.outputs if spec.batch_axis is not None and spec.name in wanted)
     wanted = {spec.name: wanted[spec.name] for spec in outputs}
     results: list[OutputResult] = []
-    for index, profile in enumerate(sidecar.profiles):
+    for index, profile in enumerate(sidecar.engine.profiles):
         batch = _compared_size(profile)
         session.use_profile(index)
         session.bind(_in_turn(inputs, sidecar.inputs, batch, rows))
         session.run()
         expected = _in_turn(wanted, outputs, batch, rows)
-        results += compare_outputs(session.fetch(), expected, batch, outputs, sidecar.precision, limit)
+        results += compare_outputs(session.fetch(), expected, batch, outputs, sidecar.precision.name, limit)
     session.use_profile(None)
     return results
 

@@ -32,12 +32,12 @@ def forecast(source: Artifact, precision: str | None, profiles: Sequence[Profile
             f"at least {weights / 2**20:.0f} MiB"
         )
     sidecar = known.sidecar
-    share = _SHARE.get(sidecar.precision, 1.0)
-    seconds = float(sidecar.build["build_seconds"]) / len(sidecar.profiles) * many
-    kernels = max(0.0, sidecar.artifact.bytes - share * source.sidecar.artifact.bytes) / len(sidecar.profiles)
+    share = _SHARE.get(sidecar.precision.name, 1.0)
+    seconds = float(sidecar.build.details["build_seconds"]) / len(sidecar.engine.profiles) * many
+    kernels = max(0.0, sidecar.artifact.bytes - share * source.sidecar.artifact.bytes) / len(sidecar.engine.profiles)
     return (
         f"{many} {name}: about {seconds:.0f} s and {(weights + kernels * many) / 2**20:.0f} MiB, going by "
-        f"{known.path.name} ({len(sidecar.profiles)} in {sidecar.build['build_seconds']:.0f} s)"
+        f"{known.path.name} ({len(sidecar.engine.profiles)} in {sidecar.build.details['build_seconds']:.0f} s)"
     )
 
 
@@ -46,10 +46,10 @@ def _earlier(source: Artifact, precision: str | None, folder: Path) -> Artifact 
     own = source.sidecar.artifact.sha256
     engines = store.listed("engine", folder, tell=lambda words: None)
     found = [artifact for artifact in engines if _is_of(artifact.sidecar, own)]
-    same = [each for each in found if each.sidecar.precision_asked == (precision or "default")]
-    return max(same or found, key=lambda each: each.sidecar.created, default=None)
+    same = [each for each in found if each.sidecar.precision.asked == (precision or "default")]
+    return max(same or found, key=lambda each: each.sidecar.build.created, default=None)
 
 
 def _is_of(sidecar: Sidecar, sha256: str) -> bool:
     same = sidecar.source is not None and sidecar.source.sha256 == sha256
-    return sidecar.backend == "tensorrt" and same and "build_seconds" in sidecar.build
+    return sidecar.engine.backend == "tensorrt" and same and "build_seconds" in sidecar.build.details

@@ -11,7 +11,7 @@ from trtbatch.backends.base import BuildPlan, Built, Range
 from trtbatch.builder.request import BuildRequest, builder_settings, refuse_target
 from trtbatch.core import store
 from trtbatch.core.batches import Profile
-from trtbatch.core.sidecar import Artifact, ModelRecord, Sidecar
+from trtbatch.core.sidecar import Artifact, BuildRecord, EngineRecord, ModelRecord, Sidecar, SourceRecord
 from trtbatch.errors import RowsError, UsageError
 from trtbatch.images.preprocessor import (
     SUFFIX,
@@ -107,14 +107,15 @@ def _sidecar(record: PreprocessorRecord, source: Path, built: Built, seconds: fl
         inputs=record.inputs,
         outputs=(record.output,),
         model=ModelRecord(record.source.file, "none"),
-        source=store.record_file(source),
-        source_path=source.name,
-        backend="tensorrt",
+        source=SourceRecord.of(store.record_file(source), source.name),
         preprocessing=record.recipe,
-        build={"build_seconds": round(seconds, 3), "max_size": record.max_size},
-        tools=built.tools,
-        device=built.device,
-        created=store.now(),
+        build=BuildRecord(
+            built.tools,
+            built.device,
+            store.now(),
+            details={"build_seconds": round(seconds, 3), "max_size": record.max_size},
+        ),
+        engine=EngineRecord("tensorrt"),
     )
 
 

@@ -328,9 +328,10 @@ def stem_of(onnx: Path, request: BuildRequest) -> str:
 
 def original_of(converted: Artifact) -> Artifact:
     """Return the float32 file of a converted one, or the converted one if the float32 file is gone."""
-    record, sidecar = converted.sidecar.source, converted.sidecar
-    path = converted.path.parent / (sidecar.source_path or "")
-    if record is not None and path.is_file() and store.record_file(path).sha256 == record.sha256:
-        return store.load(path, "onnx") if files.sidecar_path(path).is_file() else foreign(path)
+    source = converted.sidecar.source
+    if source is not None and source.path is not None:
+        path = converted.path.parent / source.path
+        if path.is_file() and store.record_file(path).sha256 == source.sha256:
+            return store.load(path, "onnx") if files.sidecar_path(path).is_file() else foreign(path)
     note(f"the float32 file of {converted.path} isn't there: the accuracy is taken against itself")
     return converted

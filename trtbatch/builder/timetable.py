@@ -36,9 +36,9 @@ def time_profiles(
     """
     rows = []
     for batch in sorted(set(batches)):
-        fitting = [index for index, profile in enumerate(sidecar.profiles) if batch in profile]
-        if sidecar.backend != "tensorrt":
-            nearest = pick_profile(sidecar.profiles, batch)
+        fitting = [index for index, profile in enumerate(sidecar.engine.profiles) if batch in profile]
+        if sidecar.engine.backend != "tensorrt":
+            nearest = pick_profile(sidecar.engine.profiles, batch)
             fitting = [] if nearest is None else [nearest]
         if fitting:
             tell(f"timing batch {batch}")

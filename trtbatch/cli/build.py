@@ -239,27 +239,27 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
 
 def _show(artifact: Any) -> None:
     sidecar = artifact.sidecar
-    facts = sidecar.build
+    facts = sidecar.build.details
     console = out()
     console.print(
         f"[bold]{plain(str(artifact.path))}[/]  {size(sidecar.artifact.bytes)}, built in {facts['build_seconds']:.1f} s"
     )
-    where = sidecar.device.get("gpu") or sidecar.device.get("cpu", "")
-    tools = " ".join(f"{name} {version}" for name, version in sidecar.tools.items())
+    where = sidecar.build.device.get("gpu") or sidecar.build.device.get("cpu", "")
+    tools = " ".join(f"{name} {version}" for name, version in sidecar.build.tools.items())
     for line in (*_candidates(facts.get("candidates", [])), *_tries(facts.get("tries", []))):
         console.print(as_typed(f"  {line}"), markup=False)
     lines = [
-        ("backend", f"{sidecar.backend} {sidecar.precision_realised} on {where} ({tools})"),
-        ("profiles", _profile_words(sidecar.profiles)),
+        ("backend", f"{sidecar.engine.backend} {sidecar.precision.realized} on {where} ({tools})"),
+        ("profiles", _profile_words(sidecar.engine.profiles)),
         *(("input", str(spec)) for spec in sidecar.inputs),
         *(("output", str(spec)) for spec in sidecar.outputs),
         ("weights", sidecar.model.weights),
         ("memory", _memory(facts)),
         ("checked", _checked(facts)),
-        *((("times", _times(sidecar)),) if sidecar.table else ()),
-        *((("accuracy", str(sidecar.accuracy)),) if sidecar.accuracy else ()),
-        *((("layers", _shares(sidecar.layer_precisions)),) if sidecar.layer_precisions else ()),
-        *((("options", ", ".join(sidecar.options)),) if sidecar.options else ()),
+        *((("times", _times(sidecar)),) if sidecar.engine.table else ()),
+        *((("accuracy", str(sidecar.precision.accuracy)),) if sidecar.precision.accuracy else ()),
+        *((("layers", _shares(sidecar.precision.layers)),) if sidecar.precision.layers else ()),
+        *((("options", ", ".join(sidecar.build.options)),) if sidecar.build.options else ()),
     ]
     for label, text in lines:
         console.print(f"  {label:9}{text}", markup=False)
@@ -267,9 +267,9 @@ def _show(artifact: Any) -> None:
 
 def _show_preprocessor(artifact: Any) -> None:
     sidecar, console = artifact.sidecar, out()
-    seconds, most = sidecar.build["build_seconds"], sidecar.build["max_size"]
+    seconds, most = sidecar.build.details["build_seconds"], sidecar.build.details["max_size"]
     console.print(f"[bold]{plain(str(artifact.path))}[/]  {size(sidecar.artifact.bytes)}, built in {seconds:.1f} s")
-    console.print(f"  backend  tensorrt on {sidecar.device.get('gpu', '')}", markup=False)
+    console.print(f"  backend  tensorrt on {sidecar.build.device.get('gpu', '')}", markup=False)
     console.print(f"  for      {sidecar.model.name}", markup=False)
     console.print(f"  input    images of up to {most}×{most}; Pillow resizes larger ones", markup=False)
     console.print(f"  output   {sidecar.outputs[0]}", markup=False)
@@ -287,10 +287,10 @@ def _times(sidecar: Any) -> str:
 
     ``trtbatch inspect`` shows the whole table.
     """
-    several = len(sidecar.profiles) > 1
+    several = len(sidecar.engine.profiles) > 1
     rows = (
-        f"{row.batch}: {row.ms:.3f}" + (f" on {sidecar.profiles[row.profile]}" if several else "")
-        for row in sidecar.table
+        f"{row.batch}: {row.ms:.3f}" + (f" on {sidecar.engine.profiles[row.profile]}" if several else "")
+        for row in sidecar.engine.table
     )
     return f"ms at batch {', '.join(rows)}"
 

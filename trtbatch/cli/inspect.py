@@ -88,7 +88,7 @@ def _show_onnx(report: Any) -> None:
 
 def _show_preprocessor(report: Any) -> None:
     console, sidecar, recipe = out(), report.sidecar, report.recipe
-    kind = f"opset {report.opset}" if sidecar is None else sidecar.backend
+    kind = f"opset {report.opset}" if sidecar is None else sidecar.engine.backend
     console.print(f"[bold]{plain(report.path)}[/]  {size(Path(report.path).stat().st_size)}, {kind}")
     crop = "×".join(map(str, recipe.crop[::-1]))
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (recipe.mean, recipe.std))
@@ -102,10 +102,10 @@ def _show_preprocessor(report: Any) -> None:
         ("output", str(report.output)),
     ]
     if sidecar is not None:
-        where = sidecar.device.get("gpu", "unknown")
-        tools = " ".join(f"{name} {version}" for name, version in sidecar.tools.items())
+        where = sidecar.build.device.get("gpu", "unknown")
+        tools = " ".join(f"{name} {version}" for name, version in sidecar.build.tools.items())
         lines.append(("source", sidecar.source.file))
-        lines.append(("made", f"{sidecar.created} on {where} ({tools})"))
+        lines.append(("made", f"{sidecar.build.created} on {where} ({tools})"))
     lines.append(("use", f"trtbatch infer ENGINE --input IMAGES/ --preprocessor {report.path}"))
     for label, text in lines:
         console.print(f"  {label:10}{text}", markup=False)
@@ -113,7 +113,7 @@ def _show_preprocessor(report: Any) -> None:
 
 def _layers(sidecar: Any) -> str:
     """Return the shares of the layers' precisions, as recorded by the build; empty where none are recorded."""
-    shares = ", ".join(f"{share:.0%} {name}" for name, share in sidecar.layer_precisions.items())
+    shares = ", ".join(f"{share:.0%} {name}" for name, share in sidecar.precision.layers.items())
     return f" (layers when it was built: {shares})" if shares else ""
 
 
@@ -139,28 +139,28 @@ def _show_engine(report: Any, layers: bool) -> None:
 
     console = out()
     sidecar = report.sidecar
-    console.print(f"[bold]{plain(report.path)}[/]  {size(Path(report.path).stat().st_size)}, {sidecar.backend}")
-    where = sidecar.device.get("gpu") or sidecar.device.get("cpu", "unknown")
-    tools = " ".join(f"{name} {version}" for name, version in sidecar.tools.items())
+    console.print(f"[bold]{plain(report.path)}[/]  {size(Path(report.path).stat().st_size)}, {sidecar.engine.backend}")
+    where = sidecar.build.device.get("gpu") or sidecar.build.device.get("cpu", "unknown")
+    tools = " ".join(f"{name} {version}" for name, version in sidecar.build.tools.items())
     lines = [
         ("model", f"{sidecar.model.name}, weights: {sidecar.model.weights}"),
         ("source", sidecar.source.file if sidecar.source else "unknown"),
-        ("made", f"{sidecar.created} on {where} ({tools})"),
-        ("precision", f"asked {sidecar.precision_asked}, realised {sidecar.precision_realised}{_layers(sidecar)}"),
+        ("made", f"{sidecar.build.created} on {where} ({tools})"),
+        ("precision", f"asked {sidecar.precision.asked}, realised {sidecar.precision.realized}{_layers(sidecar)}"),
     ]
-    if sidecar.accuracy is not None:
-        lines.append(("accuracy", str(sidecar.accuracy)))
+    if sidecar.precision.accuracy is not None:
+        lines.append(("accuracy", str(sidecar.precision.accuracy)))
     if sidecar.conversion is not None:
         lines.append(("converted", _conversion(sidecar.conversion)))
-    if sidecar.options:
-        lines.append(("options", ", ".join(f"{name} {value}" for name, value in sidecar.options.items())))
-    if sidecar.tuned is not None:
-        lines.append(("tuned", str(sidecar.tuned)))
-    if sidecar.planned is not None:
-        lines.append(("planned", str(sidecar.planned)))
+    if sidecar.build.options:
+        lines.append(("options", ", ".join(f"{name} {value}" for name, value in sidecar.build.options.items())))
+    if sidecar.engine.tuned is not None:
+        lines.append(("tuned", str(sidecar.engine.tuned)))
+    if sidecar.engine.planned is not None:
+        lines.append(("planned", str(sidecar.engine.planned)))
     for label, text in lines:
         console.print(f"  {label:10}{text}", markup=False)
-    if sidecar.table:
+    if sidecar.engine.table:
         console.print(_times(sidecar))
     if report.unopened is not None:
         console.print(f"  [yellow]not opened[/]: {escape(report.unopened)}; all this is the sidecar's word")
@@ -188,10 +188,11 @@ def _times(sidecar: Any) -> Any:
     table = Table("batch", "profile", "ms", "ms/sample", "next best", title="times when it was built")
     for column in table.columns:
         column.justify = "right"
-    for row in sidecar.table:
+    profiles = sidecar.engine.profiles
+    for row in sidecar.engine.table:
         others = sorted((time, index) for index, time in row.times.items() if int(index) != row.profile)
-        next_best = f"+{row.loss:.1%} on {sidecar.profiles[int(others[0][1])]}" if row.loss is not None else ""
-        cells = (row.batch, sidecar.profiles[row.profile], f"{row.ms:.4g}", f"{row.ms / row.batch:.4g}", next_best)
+        next_best = f"+{row.loss:.1%} on {profiles[int(others[0][1])]}" if row.loss is not None else ""
+        cells = (row.batch, profiles[row.profile], f"{row.ms:.4g}", f"{row.ms / row.batch:.4g}", next_best)
         table.add_row(*map(str, cells))
     return table
 

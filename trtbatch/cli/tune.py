@@ -346,7 +346,7 @@ def _notes(result: TuneResult) -> Sequence[str]:
 
 def _show_largest(artifact: Artifact, largest: Largest) -> None:
     console = out()
-    most = max(profile.max for profile in artifact.sidecar.profiles)
+    most = max(profile.max for profile in artifact.sidecar.engine.profiles)
     console.print(f"largest batch: [bold]{largest.batch}[/] of {most}, the most that {plain(artifact.path.name)} takes")
     if largest.bound == "profile":
         console.print("  bounded by the profile, not by memory: rebuild with a larger --max to go on")

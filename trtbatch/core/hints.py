@@ -32,8 +32,8 @@ MAKE: dict[Kind, str] = {
 
 def built_from(artifact: Artifact) -> list[str]:
     """Return the path of the file that an artifact was made from, relative to here; empty where it is unknown."""
-    source = artifact.sidecar.source_path
-    return [] if source is None else [os.path.normpath(artifact.path.parent / source)]
+    source = artifact.sidecar.source
+    return [os.path.normpath(artifact.path.parent / source.path)] if source is not None and source.path else []
 
 
 def build_line(artifact: Artifact) -> str:
@@ -45,20 +45,20 @@ def build_line(artifact: Artifact) -> str:
     sidecar = artifact.sidecar
     words = ["trtbatch", "build", *(built_from(artifact) or ["ONNX_FILE"])]
     if sidecar.kind == "engine" and sidecar.is_dynamic:
-        words += [word for profile in sidecar.profiles for word in ("--profile", str(profile))]
+        words += [word for profile in sidecar.engine.profiles for word in ("--profile", str(profile))]
     elif sidecar.kind == "engine":
-        words += ["--static", str(sidecar.profiles[0].max)]
+        words += ["--static", str(sidecar.engine.profiles[0].max)]
     words += precision_words(sidecar)
-    for name, value in sidecar.options.items():
+    for name, value in sidecar.build.options.items():
         words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    if sidecar.backend == "onnxruntime":
+    if sidecar.engine.backend == "onnxruntime":
         words += ["--backend", "onnxruntime"]
     return shlex.join([*words, "--output", str(artifact.path)])
 
 
 def precision_words(sidecar: Sidecar) -> list[str]:
     """Return the options of ``build`` that request this engine's precision."""
-    conversion, asked = sidecar.conversion, sidecar.precision_asked
+    conversion, asked = sidecar.conversion, sidecar.precision.asked
     if asked in (None, "default"):
         asked = None if conversion is None else conversion.precision
     words = [] if asked is None else ["--precision", asked]
@@ -156,9 +156,8 @@ def instead(path: Path, sidecar: Sidecar, kind: Kind) -> str:
         return _for_images(path)
     if kind == "engine":
         return f"make an engine of it: trtbatch build {path}"
-    if sidecar.source_path is None:
-        return "name the ONNX file that it was made from"
-    return f"name the ONNX file that it was made from: {path.parent / sidecar.source_path}"
+    known = "" if sidecar.source is None or sidecar.source.path is None else f": {path.parent / sidecar.source.path}"
+    return f"name the ONNX file that it was made from{known}"
 
 
 def _for_images(path: Path) -> str:

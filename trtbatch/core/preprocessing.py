@@ -196,6 +196,6 @@ def choose_reader(wanted: str, sidecar: Sidecar) -> str:
             raise UsageError(f"DALI doesn't fill the input {spec} of {sidecar.model.name}", "pass `reader='host'`")
         optional.require("nvidia.dali", "read images with DALI")
     if wanted == "auto":
-        found = fits and sidecar.backend == "tensorrt" and optional.is_installed("nvidia.dali")
+        found = fits and sidecar.engine.backend == "tensorrt" and optional.is_installed("nvidia.dali")
         return "dali" if found else "host"
     return wanted

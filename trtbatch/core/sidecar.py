@@ -21,13 +21,17 @@ from trtbatch.util.serialization import RecordError, decode
 __all__ = [
     "Accuracy",
     "Artifact",
+    "BuildRecord",
     "Conversion",
+    "EngineRecord",
     "FileRecord",
     "Interval",
     "Kind",
     "ModelRecord",
     "Planned",
+    "PrecisionRecord",
     "Sidecar",
+    "SourceRecord",
     "Tuned",
     "read_sidecar",
 ]
@@ -196,62 +200,49 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Sidecar:
-    """Description of an artifact that is known without opening it.
+class SourceRecord(FileRecord):
+    """The file that an artifact was made from.
 
     Args:
-        source, source_path: the file that the artifact was made from, and its path relative to the artifact's folder.
-        conversion: of an ONNX file: how it was made from another in another precision.
-        converted: of an engine: the ONNX file in another precision between the source and the engine.
-        options: the options of :class:`trtbatch.backends.base.BuilderOptions` that were requested.
-        kind: ``preprocessor`` is the engine of a preprocessor, which has no batch, and so no profiles.
-        table: the fastest profile at each measured batch size, and its time.
-        layer_precisions: share of the engine's layers that compute in each precision, as the engine reports.
-        tuned, planned: results of searches on the finished engine; they don't change the artifact.
+        path: its path relative to the artifact's folder.
+        converted: of an engine: the ONNX file in another precision that was built, where that is not the file itself.
     """
 
-    kind: Kind
-    artifact: FileRecord
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    model: ModelRecord
-    companions: tuple[FileRecord, ...] = ()
-    source: FileRecord | None = None
-    source_path: str | None = None
+    path: str | None = None
+    converted: FileRecord | None = None
+
+    @classmethod
+    def of(cls, record: FileRecord, path: str | None = None, converted: FileRecord | None = None) -> SourceRecord:
+        """Return the record of a file with its place."""
+        return cls(record.file, record.sha256, record.bytes, path, converted)
+
+    @property
+    def built(self) -> FileRecord:
+        """Return the file that the backend was given."""
+        return self.converted or self
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """What runs an engine, at which batch sizes, and which of them are best. Empty for an ONNX file.
+
+    Args:
+        profiles: none in the engine of a preprocessor, which has no batch.
+        table: the fastest profile at each measured batch size, and its time.
+        tuned, planned: results of searches on the finished engine; they don't change it.
+    """
+
     backend: Literal["tensorrt", "onnxruntime"] | None = None
     profiles: tuple[Profile, ...] = ()
     table: tuple[Measured, ...] = ()
-    precision_asked: str | None = None
-    precision_realised: str | None = None
-    conversion: Conversion | None = None
-    converted: FileRecord | None = None
-    layer_precisions: dict[str, float] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
-    accuracy: Accuracy | None = None
-    preprocessing: Preprocessing | None = None
-    classes: tuple[str, ...] | None = None
-    build: dict[str, Any] = field(default_factory=dict)
-    tools: dict[str, str] = field(default_factory=dict)
-    device: dict[str, str] = field(default_factory=dict)
-    created: str = ""
     tuned: Tuned | None = None
     planned: Planned | None = None
-    format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        if not self.inputs or not self.outputs:
-            raise ValueError("no inputs, or no outputs")
-        if self.kind == "engine" and (not self.profiles or self.backend is None):
-            raise ValueError("an engine without profiles, or without a backend")
         for row in self.table:
             for index in (row.profile, *map(int, row.times)):
                 if not 0 <= index < len(self.profiles) or row.batch not in self.profiles[index]:
                     raise ValueError(f"batch {row.batch} timed on profile {index}, which doesn't hold it")
-
-    @property
-    def precision(self) -> str:
-        """Return the precision that an engine computes in, for its tolerance."""
-        return self.precision_realised or "fp32"
 
     @property
     def corners(self) -> list[int]:
@@ -294,6 +285,76 @@ class Sidecar:
         """Return the index of the profile measured to be fastest for `batch`, or None where no profile holds it."""
         return look_up(self.profiles, self.table, batch)
 
+
+@dataclass(frozen=True)
+class PrecisionRecord:
+    """Precision of an engine.
+
+    Args:
+        layers: share of the layers that compute in each precision, as the engine reports.
+        accuracy: deviation from the ONNX file, where the build measured it.
+    """
+
+    asked: str | None = None
+    realized: str | None = None
+    layers: dict[str, float] = field(default_factory=dict)
+    accuracy: Accuracy | None = None
+
+    @property
+    def name(self) -> str:
+        """Return the precision that the engine computes in, for its tolerance."""
+        return self.realized or "fp32"
+
+
+@dataclass(frozen=True)
+class BuildRecord:
+    """When, where and how an artifact was made.
+
+    Args:
+        tools: versions of the packages that made it.
+        device: the GPU or CPU that it was made for.
+        created: time, UTC.
+        options: the options of :class:`trtbatch.backends.base.BuilderOptions` that were requested.
+        details: durations and choices of the build.
+    """
+
+    tools: dict[str, str] = field(default_factory=dict)
+    device: dict[str, str] = field(default_factory=dict)
+    created: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """Description of an artifact that is known without opening it.
+
+    Args:
+        kind: ``preprocessor`` is the engine of a preprocessor.
+        conversion: how the ONNX file, or the one that an engine was built from, got another precision.
+    """
+
+    kind: Kind
+    artifact: FileRecord
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    model: ModelRecord
+    companions: tuple[FileRecord, ...] = ()
+    source: SourceRecord | None = None
+    conversion: Conversion | None = None
+    preprocessing: Preprocessing | None = None
+    classes: tuple[str, ...] | None = None
+    build: BuildRecord = BuildRecord()
+    engine: EngineRecord = EngineRecord()
+    precision: PrecisionRecord = PrecisionRecord()
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if not self.inputs or not self.outputs:
+            raise ValueError("no inputs, or no outputs")
+        if self.kind == "engine" and (not self.engine.profiles or self.engine.backend is None):
+            raise ValueError("an engine without profiles, or without a backend")
+
     @property
     def is_dynamic(self) -> bool:
         """Return whether at least one input's batch axis is open."""
@@ -317,10 +378,10 @@ class Artifact:
         """Return what tells this artifact from others, by name."""
         sidecar = self.sidecar
         facts = {}
-        if sidecar.backend is not None:
-            facts["backend"] = f"{sidecar.backend} {sidecar.precision_realised or ''}".rstrip()
-        if sidecar.profiles:
-            facts["profiles"] = f"profiles {', '.join(map(str, sidecar.profiles))}"
+        if sidecar.engine.backend is not None:
+            facts["backend"] = f"{sidecar.engine.backend} {sidecar.precision.realized or ''}".rstrip()
+        if sidecar.engine.profiles:
+            facts["profiles"] = f"profiles {', '.join(map(str, sidecar.engine.profiles))}"
         else:
             facts["inputs"] = f"{', '.join(map(str, sidecar.inputs))}"
         return {**facts, "weights": f"weights: {sidecar.model.weights}"}

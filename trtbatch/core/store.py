@@ -121,7 +121,7 @@ def newest(
     found = [each for each in listed(kind, folder) if fits(each.sidecar)]
     if not found:
         raise ArtifactError(f"no {what} in {folder}/", f"run: {MAKE[kind]}, or name the file")
-    return max(found, key=lambda each: (prefer(each.sidecar), each.sidecar.created, each.path.name))
+    return max(found, key=lambda each: (prefer(each.sidecar), each.sidecar.build.created, each.path.name))
 
 
 def listed(kind: Kind, folder: Path, tell: Callable[[str], None] = warn) -> list[Artifact]:
@@ -197,7 +197,7 @@ def publish(made: Path, target: Path, sidecar: Sidecar, companions: tuple[Path, 
 
 
 def rewrite(artifact: Artifact, **fields: Any) -> Artifact:
-    """Set fields of an artifact's sidecar atomically, and leave the artifact and all other fields unchanged.
+    """Set fields of an engine's record atomically, and leave the artifact and all other fields unchanged.
 
     The sidecar is read again first, which keeps fields that another command has written since then, and fields of a
     newer trtbatch that this one doesn't know.
@@ -210,7 +210,8 @@ def rewrite(artifact: Artifact, **fields: Any) -> Artifact:
     if there.artifact != sidecar.artifact:
         raise ArtifactError(f"{path} was made anew meanwhile", "run the command again")
     beside = sidecar_path(path)
-    data = json.loads(beside.read_text(encoding="utf-8")) | {name: encode(value) for name, value in fields.items()}
+    data = json.loads(beside.read_text(encoding="utf-8"))
+    data["engine"] |= {name: encode(value) for name, value in fields.items()}
     with atomic_file(beside) as made:
         made.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return load(path, sidecar.kind)

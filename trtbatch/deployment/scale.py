@@ -127,9 +127,9 @@ def infer_with_ray(request: RayRequest, predictor: type[Any] = Predictor) -> Ray
     refuse_topk(request.topk)
     artifact = resolve_engine(request.engine)
     sidecar = artifact.sidecar
-    batch = sidecar.best_batch if request.batch is None else request.batch
-    if batch <= max(profile.max for profile in sidecar.profiles):
-        refuse_outside(sidecar.profiles, [batch], artifact.path.name)
+    batch = sidecar.engine.best_batch if request.batch is None else request.batch
+    if batch <= max(profile.max for profile in sidecar.engine.profiles):
+        refuse_outside(sidecar.engine.profiles, [batch], artifact.path.name)
     source, target = open_store(request.input, "`input`"), open_store(request.output, "`output`")
     refuse_file_name(target, request.output)
     kind, rows = list_rows(source, sidecar, request.count)
@@ -338,7 +338,7 @@ def _actors(sidecar: Sidecar, wanted: int | None) -> tuple[int, dict[str, Any]]:
         UsageError: the engine is TensorRT's, and the cluster has no GPU.
     """
     ray = optional.require("ray", "predict on a cluster")
-    if sidecar.backend == "tensorrt":
+    if sidecar.engine.backend == "tensorrt":
         gpus = int(ray.cluster_resources().get("GPU", 0))
         if gpus == 0:
             raise UsageError("the engine is TensorRT's, and the cluster has no GPU", "build for ONNX Runtime")

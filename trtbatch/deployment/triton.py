@@ -185,8 +185,8 @@ def _engine_writer(artifact: Artifact) -> Callable[[Path], object]:
         ArtifactError: the ONNX file that an ONNX Runtime engine was built from is missing or changed.
     """
     sidecar = artifact.sidecar
-    file = _FILES[sidecar.backend or ""]
-    if sidecar.backend == "tensorrt":
+    file = _FILES[sidecar.engine.backend or ""]
+    if sidecar.engine.backend == "tensorrt":
         return lambda inner: shutil.copyfile(artifact.path, inner / file)
     onnx = _onnx_of(artifact)
     return lambda inner: _fill_onnx(onnx, sidecar, inner / file, inner.parents[1])
@@ -367,9 +367,9 @@ def _replace(made: Path, target: Path, version: int, undo: ExitStack) -> None:
 
 
 def _tell_needs(sidecar: Sidecar) -> None:
-    tool = sidecar.tools.get(sidecar.backend or "")
-    if sidecar.backend == "tensorrt":
-        if sidecar.options.get("version_compatible"):
+    tool = sidecar.build.tools.get(sidecar.engine.backend or "")
+    if sidecar.engine.backend == "tensorrt":
+        if sidecar.build.options.get("version_compatible"):
             note("start Triton with --backend-config=tensorrt,version-compatible=true")
         else:
             note(f"Triton must come with TensorRT {tool or 'of the same version'}: an engine runs on no other")
@@ -391,7 +391,7 @@ def refuse_unservable(artifact: Artifact) -> None:
     def refuse(reason: str, fix: str) -> None:
         raise ArtifactError(f"Triton can't serve {name}: {reason}", fix)
 
-    if sidecar.options.get("strip_weights"):
+    if sidecar.build.options.get("strip_weights"):
         refuse("it holds no weights", "build it without `strip_weights`")
     for side, specs in (("input", sidecar.inputs), ("output", sidecar.outputs)):
         for spec in specs:
@@ -406,8 +406,8 @@ def refuse_unservable(artifact: Artifact) -> None:
     fixed = [spec.name for spec in (*sidecar.inputs, *sidecar.outputs) if spec.fixed_batch is not None]
     if fixed:
         refuse(f"the batch of {fixed[0]!r} is fixed, and that of others is open", "export it with `dynamic`")
-    least = min(profile.min for profile in sidecar.profiles)
-    missing = [(1, least - 1), *gaps(sidecar.profiles)] if least > 1 else gaps(sidecar.profiles)
+    least = min(profile.min for profile in sidecar.engine.profiles)
+    missing = [(1, least - 1), *gaps(sidecar.engine.profiles)] if least > 1 else gaps(sidecar.engine.profiles)
     if missing:
         ranges = ", ".join(f"{low}" if low == high else f"{low}–{high}" for low, high in missing)
         refuse(f"no profile holds batch {ranges}, which it may send", "build it with `min=1`, and without gaps")
@@ -423,9 +423,9 @@ def model_config(sidecar: Sidecar, name: str, request: TritonRequest) -> Any:
         MissingPackageError: Triton's protobuf definitions aren't installed.
     """
     messages = optional.require("tritonclient.grpc.model_config_pb2", "write Triton's configuration")
-    config = messages.ModelConfig(name=name, backend=sidecar.backend)
+    config = messages.ModelConfig(name=name, backend=sidecar.engine.backend)
     plan = batching(sidecar, request.instances, request.max_queue_delay)
-    config.max_batch_size = max(profile.max for profile in sidecar.profiles) if one_size(sidecar) is None else 0
+    config.max_batch_size = max(profile.max for profile in sidecar.engine.profiles) if one_size(sidecar) is None else 0
     config.version_policy.specific.versions.append(request.version)
     for spec in sidecar.inputs:
         _describe(config.input.add(), spec, sidecar)
@@ -438,7 +438,7 @@ def model_config(sidecar: Sidecar, name: str, request: TritonRequest) -> Any:
         config.dynamic_batching.preferred_batch_size.extend(plan.sizes)
         config.dynamic_batching.max_queue_delay_microseconds = plan.delay
     _place(config.instance_group.add(), sidecar, plan.instances, messages)
-    if sidecar.backend == "tensorrt":
+    if sidecar.engine.backend == "tensorrt":
         _capture(config.optimization.cuda, sidecar, plan.sizes)
     for size in plan.sizes or [1]:
         _warm_up(config.model_warmup.add(), sidecar, size)
@@ -470,18 +470,18 @@ def _labelled(sidecar: Sidecar) -> TensorSpec | None:
 
 
 def _place(group: Any, sidecar: Sidecar, instances: int, messages: Any) -> None:
-    on_gpu = sidecar.backend == "tensorrt"
+    on_gpu = sidecar.engine.backend == "tensorrt"
     group.count = instances
     group.kind = messages.ModelInstanceGroup.KIND_GPU if on_gpu else messages.ModelInstanceGroup.KIND_CPU
     if on_gpu:
-        group.profile.extend(str(index) for index in range(len(sidecar.profiles)))
+        group.profile.extend(str(index) for index in range(len(sidecar.engine.profiles)))
 
 
 def _capture(cuda: Any, sidecar: Sidecar, preferred: Sequence[int]) -> None:
     """Request CUDA graphs at batch 1, at the measured batch sizes and at the preferred ones."""
     cuda.graphs = True
     fixed = one_size(sidecar)
-    sizes = sorted({1, *sidecar.times, *preferred}) if fixed is None else [0]
+    sizes = sorted({1, *sidecar.engine.times, *preferred}) if fixed is None else [0]
     for size in sizes:
         spec = cuda.graph_spec.add(batch_size=size)
         for each in sidecar.inputs:

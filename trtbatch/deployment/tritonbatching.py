@@ -48,7 +48,7 @@ def batching(sidecar: Sidecar, instances: int | None = None, delay: int | None =
     the server and the network. The delay is at most the time of one batch: the next batch gathers during that time
     anyway.
     """
-    tuned, fixed, found = sidecar.tuned_choice, one_size(sidecar), []
+    tuned, fixed, found = sidecar.engine.tuned_choice, one_size(sidecar), []
     sizes = [] if fixed is not None else preferred_sizes(sidecar)
     if tuned is not None and fixed is None:
         sizes = [*(size for size in sizes if size < tuned.batch), tuned.batch]
@@ -82,14 +82,14 @@ def preferred_sizes(sidecar: Sidecar) -> list[int]:
     2 % less time than at the size kept before, so no mix of smaller sizes is as fast. Without measurements they are the
     powers of two and the profiles' opts.
     """
-    largest = max(profile.max for profile in sidecar.profiles)
-    if not sidecar.times:
-        sizes = {*powers_of_two(1, largest), *(profile.opt for profile in sidecar.profiles)}
+    largest = max(profile.max for profile in sidecar.engine.profiles)
+    if not sidecar.engine.times:
+        sizes = {*powers_of_two(1, largest), *(profile.opt for profile in sidecar.engine.profiles)}
         return sorted(size for size in sizes if 1 < size <= largest)
     kept: list[int] = []
     least = math.inf
-    for size in sorted(sidecar.times):
-        per_sample = sidecar.times[size] / size
+    for size in sorted(sidecar.engine.times):
+        per_sample = sidecar.engine.times[size] / size
         if per_sample <= GAIN * least:
             kept.append(size)
             least = per_sample

@@ -95,7 +95,7 @@ def image_models(artifact: Artifact, engine: Any, version: int) -> ImageModels:
     Raises:
         MissingPackageError: DALI, or the GPU that it serializes the pipeline for, is missing.
     """
-    on_gpu = artifact.sidecar.backend == "tensorrt"
+    on_gpu = artifact.sidecar.engine.backend == "tensorrt"
     spec, recipe = image_input(artifact.sidecar)
     try:
         pipeline = dali.serialize(recipe, spec, engine.max_batch_size, 0 if on_gpu else None)

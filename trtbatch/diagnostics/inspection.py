@@ -204,10 +204,10 @@ def _ask(artifact: Artifact) -> tuple[tuple[Difference, ...], tuple[Layer, ...]]
     expected = {
         **{f"input {spec.name}": _shown(spec) for spec in sidecar.inputs},
         **{f"output {spec.name}": _shown(spec) for spec in sidecar.outputs},
-        "profiles": ", ".join(map(str, sidecar.profiles)),
+        "profiles": ", ".join(map(str, sidecar.engine.profiles)),
     }
-    if "activation_bytes" in sidecar.build:
-        expected["device memory"] = f"{sidecar.build['activation_bytes']:,} bytes of activations"
+    if "activation_bytes" in sidecar.build.details:
+        expected["device memory"] = f"{sidecar.build.details['activation_bytes']:,} bytes of activations"
     names = dict.fromkeys((*expected, *told.facts))
     facts = tuple(Difference(name, expected.get(name, UNTOLD), told.facts.get(name, UNTOLD)) for name in names)
     return facts, tuple(Layer(*layer) for layer in told.layers)

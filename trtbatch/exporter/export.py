@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.core import store
-from trtbatch.core.sidecar import Artifact, ModelRecord, Sidecar
+from trtbatch.core.sidecar import Artifact, BuildRecord, ModelRecord, Sidecar
 from trtbatch.core.store import ENGINES
 from trtbatch.core.tensors import BATCH_AXIS, TensorSpec
 from trtbatch.errors import ModelError, UsageError
@@ -116,8 +116,10 @@ def export(request: ExportRequest) -> Artifact:
             ),
             preprocessing=model.preprocessing,
             classes=model.classes,
-            tools={name: found for name in ("torch", "torchvision", "onnx") if (found := optional.version(name))},
-            created=store.now(),
+            build=BuildRecord(
+                {name: found for name in ("torch", "torchvision", "onnx") if (found := optional.version(name))},
+                created=store.now(),
+            ),
         )
         if request.input_dtype == "uint8":
             refuse_unfusable(sidecar, model.name)

@@ -304,7 +304,7 @@ def engine_record(artifact: Artifact) -> PreprocessorRecord:
         ArtifactError: the sidecar lacks something, or the engine is of an earlier trtbatch.
     """
     sidecar = artifact.sidecar
-    recipe, size = sidecar.preprocessing, sidecar.build.get("max_size")
+    recipe, size = sidecar.preprocessing, sidecar.build.details.get("max_size")
     if recipe is None or not isinstance(size, int) or sidecar.source is None:
         raise ArtifactError(f"{artifact.path}: its sidecar lacks the recipe or the size", "run: trtbatch build")
     record = PreprocessorRecord(recipe, sidecar.outputs[0], size, sidecar.source)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from trtbatch.core import store
 from trtbatch.core.preprocessing import Preprocessing
 from trtbatch.core.rows import as_rows, random_inputs, wrong_rows
-from trtbatch.core.sidecar import Artifact, Sidecar
+from trtbatch.core.sidecar import Artifact, Sidecar, SourceRecord
 from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import ExportError, UsageError
 from trtbatch.onnx_graph.read import load_onnx
@@ -77,11 +77,8 @@ def fuse(source: Artifact, layout: Layout, folder: Path) -> Artifact:
         return found
     with files.scratch(target) as room:
         made, fused, companions = write_fused(source.path, sidecar, layout, room / target.name)
-        fused = replace(
-            fused,
-            source=sidecar.artifact,
-            source_path=os.path.relpath(source.path.resolve(), target.resolve().parent),
-        )
+        path = os.path.relpath(source.path.resolve(), target.resolve().parent)
+        fused = replace(fused, source=SourceRecord.of(sidecar.artifact, path))
         return store.publish(made, target, fused, companions)
 
 
@@ -107,7 +104,7 @@ def write_fused(path: Path, sidecar: Sidecar, layout: Layout, made: Path) -> tup
         companions=tuple(store.record_file(each) for each in companions),
         inputs=(spec,),
         preprocessing=recipe,
-        created=store.now(),
+        build=replace(sidecar.build, created=store.now()),
     )
     return made, fused, companions
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from trtbatch.backends.base import Progress
 from trtbatch.core import store
-from trtbatch.core.sidecar import Artifact, Conversion, Sidecar
+from trtbatch.core.sidecar import Artifact, Conversion, Sidecar, SourceRecord
 from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import ArtifactError, InputError, PrecisionError, UsageError
 from trtbatch.onnx_graph.dtypes import (
@@ -301,11 +301,11 @@ def _publish(made: Path, target: Path, source: Artifact, wanted: Conversion, too
         inputs=inputs,
         outputs=outputs,
         model=replace(source.sidecar.model, opset=opset_of(model)),
-        source=source.sidecar.artifact,
-        source_path=os.path.relpath(source.path.resolve(), target.resolve().parent),
+        source=SourceRecord.of(
+            source.sidecar.artifact, os.path.relpath(source.path.resolve(), target.resolve().parent)
+        ),
         conversion=replace(wanted, stayed=stayed, tools=tools),
-        tools=source.sidecar.tools | tools,
-        created=store.now(),
+        build=replace(source.sidecar.build, tools=source.sidecar.build.tools | tools, created=store.now()),
     )
     return store.publish(final, target, sidecar, companions)
 

@@ -193,7 +193,7 @@ def plan_infer(request: InferRequest, trace: Recorder = NO_TRACE) -> InferPlan:
         source = replace(source, preprocessor=own)
     origins = {
         "engine": engine_origin(request.engine),
-        "batch": "given" if request.batch is not None else sidecar.best_batch_from,
+        "batch": "given" if request.batch is not None else sidecar.engine.best_batch_from,
     }
     if reader is not None:
         origins["reader"] = "given" if request.reader != "auto" or own is not None else "auto"
@@ -210,7 +210,7 @@ def _run(plan: InferPlan, trace: Recorder) -> InferResult:
             warn(f"output {spec.name!r} has no batch axis: it is not one row per sample, and is left out")
     result = InferResult(
         artifact.path.name,
-        sidecar.backend or "",
+        sidecar.engine.backend or "",
         sidecar.model.weights,
         plan.reader,
         output=request.output,
@@ -283,7 +283,7 @@ def _preprocessor(request: InferRequest, source: Source, artifact: Artifact) -> 
     if not isinstance(source, ImageSource):
         raise UsageError("`preprocessor` is for images, and the input holds none", "leave it out")
     if path.name.endswith(".engine"):
-        if sidecar.backend != "tensorrt":
+        if sidecar.engine.backend != "tensorrt":
             raise UsageError(f"{path} runs on a GPU, and {artifact.path} doesn't", "name the .pre.onnx file")
         own = store.load(path, "preprocessor")
         if not _fills(own.sidecar.outputs[0], own.sidecar.preprocessing, sidecar):
@@ -319,13 +319,13 @@ def _sizes(batch: int | None, sidecar: Sidecar, name: str) -> list[int]:
         ProfileError: no profile holds it, and it isn't larger than all of them.
     """
     if batch is None:
-        return [sidecar.best_batch]
-    if batch <= max(profile.max for profile in sidecar.profiles):
-        refuse_outside(sidecar.profiles, [batch], name)
+        return [sidecar.engine.best_batch]
+    if batch <= max(profile.max for profile in sidecar.engine.profiles):
+        refuse_outside(sidecar.engine.profiles, [batch], name)
         return [batch]
     if batch > MAX_BATCH:
         raise ProfileError(f"`batch={batch}` is over {MAX_BATCH}", f"pass one from 1 to {MAX_BATCH}")
-    pieces = split_batch(batch, sidecar.profiles, sidecar.times)
+    pieces = split_batch(batch, sidecar.engine.profiles, sidecar.engine.times)
     note(f"batch {batch} is larger than every profile of {name}: it runs as {_listed(pieces)}")
     return pieces
 
@@ -364,7 +364,7 @@ def predict(
     pipeline = Pipeline(
         engine,
         sidecar.inputs,
-        sidecar.profiles,
+        sidecar.engine.profiles,
         source,
         sizes,
         skip,

@@ -86,17 +86,18 @@ class LoadedEngine:
             raise
         for runner in reversed(self._runners):
             self._free.put(runner)
-        bytes_each = sum(self.sidecar.build.get(f"{kind}_bytes", 0) for kind in ("activation", "binding"))
+        bytes_each = sum(self.sidecar.build.details.get(f"{kind}_bytes", 0) for kind in ("activation", "binding"))
         if sessions > 1 and bytes_each:
             note(f"{name}: {sessions} sessions, each with up to {bytes_each / 2**20:,.0f} MiB on the GPU")
 
     def __repr__(self) -> str:
         sidecar = self.sidecar
-        device = sidecar.device.get("gpu") or sidecar.device.get("cpu") or sidecar.backend
-        profiles = ", ".join(map(str, sidecar.profiles))
+        device = sidecar.build.device.get("gpu") or sidecar.build.device.get("cpu") or sidecar.engine.backend
+        profiles = ", ".join(map(str, sidecar.engine.profiles))
         state = "" if len(self._runners) == 1 else f", {len(self._runners)} sessions"
         state += "" if self._engine is not None else ", closed"
-        return f"LoadedEngine({sidecar.model.name!r}, {sidecar.precision}, profiles {profiles}, on {device}{state})"
+        told = f"{sidecar.model.name!r}, {sidecar.precision.name}, profiles {profiles}, on {device}{state}"
+        return f"LoadedEngine({told})"
 
     @contextmanager
     def _runner(self) -> Iterator[Runner]:

@@ -112,7 +112,7 @@ class Runner:
     def _by_dali(self, images: Sequence[ImageLike], unusable: dict[int, str]) -> Iterator[Mapping[str, Array]]:
         """Yield the outputs of images that DALI prepares: on the engine's GPU, or on the host without one."""
         spec, preprocessing = image_input(self.sidecar)
-        largest = max(profile.max for profile in self.sidecar.profiles)
+        largest = max(profile.max for profile in self.sidecar.engine.profiles)
         if self._dali is None:
             gpu = self._session.gpu if isinstance(self._session, DeviceSession) else None
             self._dali = DaliReader(preprocessing, spec, largest, gpu)
@@ -161,11 +161,12 @@ class Runner:
     def _split(self, batch: int) -> list[int]:
         """Return the numbers of samples to run one after the other; each fits a profile once padded."""
         if batch not in self._splits:
-            self._splits[batch] = split_batch(batch, self.sidecar.profiles, self.sidecar.times) if batch else []
+            record = self.sidecar.engine
+            self._splits[batch] = split_batch(batch, record.profiles, record.times) if batch else []
         return self._splits[batch]
 
     def _executed(self, count: int) -> int:
-        return executed_size(count, self.sidecar.profiles)
+        return executed_size(count, self.sidecar.engine.profiles)
 
     # In the host's memory.
 
@@ -284,7 +285,7 @@ class Runner:
         """Raise for outputs that aren't rows: pieces can't be joined, and padding can't be removed."""
         whole = [spec.name for spec in self.sidecar.outputs if spec.batch_axis is None]
         if cut and whole:
-            fitting = ", ".join(map(str, self.sidecar.profiles))
+            fitting = ", ".join(map(str, self.sidecar.engine.profiles))
             raise InputError(
                 f"batch {batch} must run in pieces or padded, and output {whole[0]!r} is not one row per sample",
                 f"give a batch that a profile of {self._name} holds ({fitting})",
@@ -295,7 +296,7 @@ class Runner:
     def _run_on_device(self, inputs: Mapping[str, Any], devices: Mapping[str, tuple[int, int]]) -> Mapping[str, Any]:
         session = self._session
         name, device = next((name, each) for name, each in devices.items() if each != (CPU, 0))
-        if self.sidecar.backend != "tensorrt":
+        if self.sidecar.engine.backend != "tensorrt":
             raise InputError(f"{name} lies on a GPU, and {self._name} runs on the CPU", "give tensor.cpu()")
         if not isinstance(session, DeviceSession):
             raise InputError(f"{name} lies on a GPU; this release takes inputs from the host", "give tensor.cpu()")

@@ -29,7 +29,7 @@ _FIX = "pass `save=False` to leave the sidecar as it is (the result is kept all 
 
 
 def keep(artifact: Artifact, **fields: Any) -> str:
-    """Write fields to the sidecar; return why that failed, or an empty string on success."""
+    """Write fields of the engine's record to the sidecar; return why that failed, or an empty string on success."""
     try:
         store.rewrite(artifact, **fields)
     except OSError as error:

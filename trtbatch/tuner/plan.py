@@ -140,13 +140,13 @@ def plan(request: PlanRequest) -> PlanResult:
     _refuse_fixed(artifact)
     if request.save:
         refuse_unkeepable(artifact)
-    table = sidecar.table if request.from_table else (*sidecar.table, *_timed(request, artifact, counts))
+    table = sidecar.engine.table if request.from_table else (*sidecar.engine.table, *_timed(request, artifact, counts))
     if not table:
         raise ArtifactError(
             f"{artifact.path} has no table of measured times",
             "leave out `from_table`, or build it again with `profiles='auto'`",
         )
-    model = TimeModel.of(sidecar.profiles, table)
+    model = TimeModel.of(sidecar.engine.profiles, table)
     beyond = tuple(batch for batch in counts if batch > model.largest)
     if beyond:
         warn(
@@ -155,7 +155,7 @@ def plan(request: PlanRequest) -> PlanResult:
         )
     lines, method = plan_lines(Costs(counts, model.times), model.sizes, request.most)
     chosen = _enough(lines)
-    smallest = min(sidecar.corners[0], *counts)
+    smallest = min(sidecar.engine.corners[0], *counts)
     profiles = tuple(Profile(smallest, opt, opt) for opt in chosen.opts)
     found = PlanResult(
         engine=artifact.path.name,
@@ -199,14 +199,14 @@ def _refuse_fixed(artifact: Artifact) -> None:
 def _timed(request: PlanRequest, artifact: Artifact, counts: Mapping[int, int]) -> tuple[Measured, ...]:
     """Time up to :data:`MOST_TIMED` batch sizes of the traffic that a profile holds and the table lacks."""
     sidecar = artifact.sidecar
-    known = sidecar.times
-    lacking = [size for size in counts if size not in known and pick_profile(sidecar.profiles, size) is not None]
+    known = sidecar.engine.times
+    lacking = [size for size in counts if size not in known and pick_profile(sidecar.engine.profiles, size) is not None]
     chosen = sorted(lacking, key=lambda size: (-counts[size], size))[:MOST_TIMED]
     if not known:
-        chosen += sidecar.corners  # otherwise a traffic beyond every profile leaves no times at all
+        chosen += sidecar.engine.corners  # otherwise a traffic beyond every profile leaves no times at all
     if not chosen:
         return ()
-    if known and not runs_here(sidecar.backend):
+    if known and not runs_here(sidecar.engine.backend):
         note(
             f"{artifact.path.name} doesn't run here: the times of batch {', '.join(map(str, chosen))} are interpolated"
         )

@@ -159,10 +159,12 @@ def tune(request: TuneRequest) -> TuneResult:
     if request.save:
         refuse_unkeepable(artifact)
     if request.batches is not None:
-        refuse_outside(sidecar.profiles, request.batches, artifact.path.name)
+        refuse_outside(sidecar.engine.profiles, request.batches, artifact.path.name)
     batches = list(request.batches or _usual(sidecar))
-    inside = None if request.batches is not None else lambda batch: pick_profile(sidecar.profiles, batch) is not None
-    gpu = sidecar.backend == "tensorrt"
+    inside = (
+        None if request.batches is not None else lambda batch: pick_profile(sidecar.engine.profiles, batch) is not None
+    )
+    gpu = sidecar.engine.backend == "tensorrt"
     device = _device(sidecar, request.device)
     known = _known_times(sidecar, device) if request.batches is None else {}
     goal = Goal(request.latency_ms)
@@ -198,11 +200,11 @@ def _refuse_numbers(request: TuneRequest) -> None:
 
 def _usual(sidecar: Sidecar) -> list[int]:
     """Return the sizes that a search begins with: those of the table, or else powers of two within the profiles."""
-    profiles = sidecar.profiles
-    found = [size for size in sidecar.times if pick_profile(profiles, size) is not None]
+    profiles = sidecar.engine.profiles
+    found = [size for size in sidecar.engine.times if pick_profile(profiles, size) is not None]
     if not found:
         ends = min(profile.min for profile in profiles), max(profile.max for profile in profiles)
-        found = [*sidecar.corners, *powers_of_two(*ends)]
+        found = [*sidecar.engine.corners, *powers_of_two(*ends)]
     sizes = sorted({size for size in found if pick_profile(profiles, size) is not None})
     if len(sizes) <= MOST_SIZES:
         return sizes
@@ -224,7 +226,7 @@ class _Bench:
 
     def measure(self, batch: int, streams: int) -> Trial:
         """Measure a choice. One that fails gives a trial too, and the next one gets fresh sessions."""
-        profile = self._load.sidecar.profile_for(batch) or 0
+        profile = self._load.sidecar.engine.profile_for(batch) or 0
         if self._is_ruled_out(batch):
             return Trial.failure(batch, streams, profile, self._left_out[batch], left_out=True)
         self._count += 1
@@ -315,7 +317,7 @@ def _unmet(
             "raise `min_time`, or lower `percentile`, and raise `latency_ms`",
         )
     smallest = min(outcome.trials, key=lambda trial: trial.batch).batch
-    smaller = ", or try smaller batches with `batches`" if smallest > artifact.sidecar.corners[0] else ""
+    smaller = ", or try smaller batches with `batches`" if smallest > artifact.sidecar.engine.corners[0] else ""
     return TrtbatchError(problem, f"pass a `latency_ms` of about {_plainly(enough)}ms{smaller}")
 
 
@@ -326,8 +328,8 @@ def _plainly(value: float) -> str:
 
 def _known_times(sidecar: Sidecar, device: Mapping[str, str]) -> dict[int, float]:
     """Return the build's times in ms by batch size; empty if the engine was built for another device."""
-    kind = "gpu" if sidecar.backend == "tensorrt" else "cpu"
-    return sidecar.times if sidecar.device.get(kind) == device.get(kind) else {}
+    kind = "gpu" if sidecar.engine.backend == "tensorrt" else "cpu"
+    return sidecar.engine.times if sidecar.build.device.get(kind) == device.get(kind) else {}
 
 
 def _streams(count: int) -> str:
@@ -336,10 +338,10 @@ def _streams(count: int) -> str:
 
 def _device(sidecar: Sidecar, number: int) -> dict[str, str]:
     """Return the device of the run; a hardware-compatible engine may have been built on another one."""
-    if sidecar.backend != "tensorrt":
+    if sidecar.engine.backend != "tensorrt":
         return {"cpu": environment.cpu_name()}
     name = environment.ask_nvml(lambda nvml: nvml.nvmlDeviceGetName(environment.nvml_handle(nvml, number)))
-    known = sidecar.device.get("gpu", "unknown")
+    known = sidecar.build.device.get("gpu", "unknown")
     return {"gpu": name.decode() if isinstance(name, bytes) else known if name is None else str(name)}
 
 
@@ -396,7 +398,7 @@ def largest_batch(
     """
     artifact = resolve_engine(engine)
     sidecar = artifact.sidecar
-    sizes = sorted({size for profile in sidecar.profiles for size in range(profile.min, profile.max + 1)})
+    sizes = sorted({size for profile in sidecar.engine.profiles for size in range(profile.min, profile.max + 1)})
     with open_engine(artifact, device) as opened:
 
         def run(batch: int) -> str | None:

@@ -130,8 +130,8 @@ class Load:
                 self._sessions[0],
                 sidecar.inputs,
                 sidecar.outputs,
-                precision=sidecar.precision,
-                smallest=sidecar.corners[0],
+                precision=sidecar.precision.name,
+                smallest=sidecar.engine.corners[0],
                 largest=self._largest,
                 seed=self._seed,
             )

@@ -19,10 +19,10 @@ class RecordError(ValueError):
 
 
 def encode(value: Any) -> Any:
-    """Return the JSON-ready form of a dataclass tree; a field that is None, and None by default, is left out."""
+    """Return the JSON-ready form of a dataclass tree, without optional values and records at their default."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         pairs = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
-        return {field.name: encode(item) for field, item in pairs if item is not None or field.default is not None}
+        return {field.name: encode(item) for field, item in pairs if not _is_left_out(field, item)}
     if isinstance(value, dict):
         return {key: encode(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -30,6 +30,10 @@ def encode(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # JSON has no infinity and no NaN
     return str(value) if isinstance(value, Path) else value
+
+
+def _is_left_out(field: dataclasses.Field[Any], item: Any) -> bool:
+    return item == field.default if dataclasses.is_dataclass(item) else item is None and field.default is None
 
 
 Place = tuple[str | int, ...]

@@ -104,8 +104,8 @@ class RowChecker:
             session,
             sidecar.inputs,
             sidecar.outputs,
-            precision=sidecar.precision,
-            smallest=sidecar.corners[0] if smallest is None else smallest,
+            precision=sidecar.precision.name,
+            smallest=sidecar.engine.corners[0] if smallest is None else smallest,
             largest=largest,
             seed=seed,
             pool=pool,
@@ -253,7 +253,7 @@ def require_same_rows(what: str, found: Mapping[str, Array], wanted: Mapping[str
     one, two = (valid_only(dict(outputs), sidecar.outputs) for outputs in (found, wanted))
     for spec in sidecar.outputs:
         rows, others = one[spec.name], two[spec.name]
-        limit = tolerance(spec.dtype, sidecar.precision)
+        limit = tolerance(spec.dtype, sidecar.precision.name)
         if rows.shape != others.shape or wrong_rows(as_rows(rows, spec), as_rows(others, spec), limit)[0].size:
             raise RowsError(
                 f"{what} gives other rows of {spec.name} than the run that was checked",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trtbatch.backends.base import conform
 from trtbatch.core.hints import build_line, refuse_other_file
-from trtbatch.core.sidecar import Artifact, FileRecord
+from trtbatch.core.sidecar import Artifact, FileRecord, SourceRecord
 from trtbatch.core.store import ENGINES, record_file
 from trtbatch.errors import ArtifactError, InputError, UsageError, reading_fix, unreadable
 from trtbatch.exporter.models import load_model
@@ -74,9 +74,10 @@ def find_onnx(artifact: Artifact) -> Path:
     Raises:
         ArtifactError: the file is missing or has changed.
     """
-    if artifact.sidecar.source is None:
+    source = artifact.sidecar.source
+    if source is None:
         raise ArtifactError(f"{artifact.path} doesn't say what it was built from", "pass `against='FILE.onnx'`")
-    return _find(artifact, artifact.sidecar.source, ", or pass `against='FILE.onnx'`")
+    return _find(artifact, source, source, ", or pass `against='FILE.onnx'`")
 
 
 def find_built(artifact: Artifact) -> Path:
@@ -85,17 +86,18 @@ def find_built(artifact: Artifact) -> Path:
     Raises:
         ArtifactError: the file is missing or has changed.
     """
-    record = artifact.sidecar.converted or artifact.sidecar.source
-    if record is None:
+    source = artifact.sidecar.source
+    if source is None:
         raise ArtifactError(f"{artifact.path} doesn't say what it was built from", "build it again: trtbatch build")
-    return _find(artifact, record, "")
+    return _find(artifact, source, source.built, "")
 
 
-def _find(artifact: Artifact, record: FileRecord, otherwise: str) -> Path:
+def _find(artifact: Artifact, source: SourceRecord, record: FileRecord, otherwise: str) -> Path:
     """Return the file of a record in an engine's sidecar.
 
     Args:
         artifact: the engine.
+        source: what its sidecar says of the files that it was made from.
         record: name, size and hash of the file.
         otherwise: another way out, as the end of the error's advice.
 
@@ -103,7 +105,7 @@ def _find(artifact: Artifact, record: FileRecord, otherwise: str) -> Path:
         ArtifactError: the file is missing or has changed.
     """
     folder, name = artifact.path.parent, record.file
-    there = (folder / (artifact.sidecar.source_path or name)).parent / name
+    there = (folder / (source.path or name)).parent / name
     found = [place for place in dict.fromkeys((there, folder / name, ENGINES / name)) if place.is_file()]
     for place in found:
         if place.stat().st_size == record.bytes and record_file(place).sha256 == record.sha256:

@@ -113,8 +113,8 @@ def verify(request: VerifyRequest) -> VerifyResult:
     artifact = resolve_engine(request.engine, request.batches or ())
     sidecar = artifact.sidecar
     name = artifact.path.name
-    batches = tuple(dict.fromkeys(request.batches or sidecar.corners))
-    refuse_outside(sidecar.profiles, batches, name)
+    batches = tuple(dict.fromkeys(request.batches or sidecar.engine.corners))
+    refuse_outside(sidecar.engine.profiles, batches, name)
     reference = _reference(request, artifact)
     if isinstance(reference, SavedReference):
         reference.require_rows(max(batches))
@@ -132,8 +132,8 @@ def verify(request: VerifyRequest) -> VerifyResult:
     _tell_numbers_that_are_none(outputs)
     return VerifyResult(
         engine=name,
-        backend=sidecar.backend or "",
-        precision=sidecar.precision_realised or "",
+        backend=sidecar.engine.backend or "",
+        precision=sidecar.precision.realized or "",
         weights=sidecar.model.weights,
         reference=None if reference is None else reference.label,
         batches=batches,
@@ -142,8 +142,8 @@ def verify(request: VerifyRequest) -> VerifyResult:
         explanations=tuple(_explanations(findings, artifact)),
         outputs=tuple(outputs),
         passed=not findings and all(output.passed for output in outputs),
-        tools=sidecar.tools,
-        device=sidecar.device,
+        tools=sidecar.build.tools,
+        device=sidecar.build.device,
         environment=environment.describe(),
         created=store.now(),
     )
@@ -216,7 +216,7 @@ def _against(
     limit = None
     if request.rtol is not None or request.atol is not None:
         limit = Limit(0.0, request.rtol, request.atol)
-    return compare_outputs(session.fetch(), wanted, batch, sidecar.outputs, sidecar.precision, limit)
+    return compare_outputs(session.fetch(), wanted, batch, sidecar.outputs, sidecar.precision.name, limit)
 
 
 def _tell_numbers_that_are_none(outputs: Sequence[OutputResult]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from trtbatch.backends.tensorrt.deserialized import Binding, differences
 from trtbatch.core.batches import Profile
-from trtbatch.core.sidecar import FileRecord, ModelRecord, Sidecar
+from trtbatch.core.sidecar import EngineRecord, FileRecord, ModelRecord, Sidecar
 from trtbatch.core.tensors import TensorSpec
 
 SIDECAR = Sidecar(
@@ -21,8 +21,7 @@ SIDECAR = Sidecar(
         TensorSpec("found", "int32", ("batch_size", "entries"), 0),
     ),
     model=ModelRecord("m", "random"),
-    backend="tensorrt",
-    profiles=(Profile(1, 4, 8),),
+    engine=EngineRecord("tensorrt", (Profile(1, 4, 8),)),
 )
 
 BINDINGS = {

@@ -15,6 +15,7 @@ import pytest
 
 from tests.support import models
 from tests.support.messages import refused
+from tests.support.sidecars import change_sidecar
 from trtbatch.backends.base import Mode
 from trtbatch.backends.onnxruntime import OnnxRuntimeSession, OnnxRuntimeSlot
 from trtbatch.benchmark import loops, stand
@@ -144,8 +145,7 @@ def test_a_tensorrt_engine_without_tensorrt_says_what_is_missing(cli: Cli, engin
 
     if tensorrt.obstacle() is None:
         pytest.skip("TensorRT runs here")
-    data = json.loads(sidecar_path(engine).read_text()) | {"backend": "tensorrt"}
-    sidecar_path(engine).write_text(json.dumps(data))
+    change_sidecar(engine, engine={"backend": "tensorrt"})
     refused(cli("bench", engine), 1, "is a TensorRT engine: no NVIDIA GPU here")
     refused(cli("bench"), 1, "no engine that runs here")
 

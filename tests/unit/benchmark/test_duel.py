@@ -23,6 +23,7 @@ from trtbatch.benchmark.loops import Loop, Samples, StopRule, Taken
 from trtbatch.benchmark.request import BenchPlan
 from trtbatch.core import store
 from trtbatch.core.batches import Profile
+from trtbatch.core.sidecar import EngineRecord
 from trtbatch.errors import UsageError
 from trtbatch.reporting import report
 from trtbatch.util.serialization import decode
@@ -149,9 +150,8 @@ def test_they_take_turns_and_rounds_of_changing_clocks_are_left_out(monkeypatch:
 
 
 def test_on_a_gpu_the_fastest_profile_is_named(engine: Path) -> None:
-    sidecar = replace(
-        store.load(engine, "engine").sidecar, backend="tensorrt", profiles=(Profile(1, 1, 4), Profile(2, 8, 8))
-    )
+    record = EngineRecord("tensorrt", (Profile(1, 1, 4), Profile(2, 8, 8)))
+    sidecar = replace(store.load(engine, "engine").sidecar, engine=record)
     line = duel_module.profile_line(4, "graph", sidecar, (0, 1), duel_module.Rounds(((2.0,) * 20, (1.0,) * 20), ()))
     assert (line.fastest, line.widest, line.ms) == (1, 1, {"0": 2.0, "1": 1.0})
     other = duel_module.profile_line(4, "graph", sidecar, (0, 1), duel_module.Rounds(((1.0,) * 20, (2.0,) * 20), ()))
@@ -159,7 +159,7 @@ def test_on_a_gpu_the_fastest_profile_is_named(engine: Path) -> None:
     assert other.relative is not None
     assert other.relative.ratio == 2.0
     given: dict[str, Any] = {"engine": "x.engine", "backend": "tensorrt", "precision": "fp16", "model": sidecar.model}
-    given |= {"profiles": sidecar.profiles, "timed": {}, "settings": {"rounds": 20}, "tools": {}, "device": {}}
+    given |= {"profiles": sidecar.engine.profiles, "timed": {}, "settings": {"rounds": 20}, "tools": {}, "device": {}}
     result = ProfilesResult(**given, environment={}, gpu={}, created="", lines=(line, other))
     printed = io.StringIO()
     Console(width=160, file=printed).print(report.profiles_table(result))

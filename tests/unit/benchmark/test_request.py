@@ -91,7 +91,8 @@ def test_comparisons_take_turns_on_every_profile_or_on_two_engines(engine: Path,
 def test_on_a_gpu_its_number_is_planned(engine: Path) -> None:
     plan = plan_bench(BenchRequest(engine, [1], device=3))
     (planned,) = plan.engines
-    sidecar = replace(planned.artifact.sidecar, backend="tensorrt")
+    sidecar = planned.artifact.sidecar
+    sidecar = replace(sidecar, engine=replace(sidecar.engine, backend="tensorrt"))
     on_gpu = replace(planned, artifact=replace(planned.artifact, sidecar=sidecar))
     assert replace(plan, engines=(planned, on_gpu)).gpu == 3
 

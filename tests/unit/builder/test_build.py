@@ -25,6 +25,7 @@ from tests.support.processes import child_environment, run_process, run_with_fil
 from trtbatch.backends import open_engine
 from trtbatch.builder.request import foreign
 from trtbatch.core.rows import random_inputs, row_errors
+from trtbatch.core.sidecar import BuildRecord, SourceRecord
 from trtbatch.core.store import load, record_file
 from trtbatch.errors import ProfileError
 from trtbatch.onnx_graph.run import OnnxReference
@@ -40,18 +41,18 @@ def test_the_profile_reaches_the_sidecar_and_the_terminal(cli: Cli, folder: Path
     assert result.exit_code == 0, result.output
     artifact = load(folder / "engines/m.ort.onnx", "engine")
     sidecar = artifact.sidecar
-    assert [(p.min, p.opt, p.max) for p in sidecar.profiles] == [(2, 4, 9)]
-    assert sidecar.backend == "onnxruntime"
-    assert sidecar.precision_realised == "fp32"
+    assert [(p.min, p.opt, p.max) for p in sidecar.engine.profiles] == [(2, 4, 9)]
+    assert sidecar.engine.backend == "onnxruntime"
+    assert sidecar.precision.realized == "fp32"
     assert sidecar.inputs[0].shape == ("batch_size", 3, 8, 8)
     assert sidecar.outputs[0].shape == ("batch_size", 5)
-    assert sidecar.source == record_file(path)
+    assert sidecar.source == SourceRecord.of(record_file(path), "../m.onnx")
     assert sidecar.artifact == record_file(artifact.path)
-    assert sidecar.build["rows_checked_at"] == [2, 4, 9]
-    assert sidecar.build["build_seconds"] > 0
-    assert sidecar.build["peak_host_bytes"] > 10**6
-    assert sidecar.tools["onnxruntime"]
-    assert sidecar.device["cpu"]
+    assert sidecar.build.details["rows_checked_at"] == [2, 4, 9]
+    assert sidecar.build.details["build_seconds"] > 0
+    assert sidecar.build.details["peak_host_bytes"] > 10**6
+    assert sidecar.build.tools["onnxruntime"]
+    assert sidecar.build.device["cpu"]
     for words in ("min 2, opt 4, max 9", "input (batch_size, 3, 8, 8) float32", "KiB, built in", "at the most while"):
         assert words in result.output, result.output
     assert "note: backend: ONNX Runtime on the CPU" in result.output
@@ -74,16 +75,16 @@ def test_several_profiles_are_checked_at_every_corner(cli: Cli, folder: Path) ->
     models.classifier(folder / "m.onnx")
     result = cli("build", "m.onnx", "--profile", "1:1:2", "--profile", "8:16:24")
     assert result.exit_code == 0, result.output
-    assert load(folder / "engines/m.ort.onnx", "engine").sidecar.build["rows_checked_at"] == [1, 2, 8, 16, 24]
+    assert load(folder / "engines/m.ort.onnx", "engine").sidecar.build.details["rows_checked_at"] == [1, 2, 8, 16, 24]
     refused(cli("bench", "--batch", "2,4"), 2, "batch 4 is outside every profile", "(1:1:2, 8:16:24)")
 
 
 def test_defaults_are_one_sixteen_thirty_two(cli: Cli, folder: Path) -> None:
     models.classifier(folder / "m.onnx")
     assert cli("build", "m.onnx").exit_code == 0
-    assert str(load(folder / "engines/m.ort.onnx", "engine").sidecar.profiles[0]) == "1:16:32"
+    assert str(load(folder / "engines/m.ort.onnx", "engine").sidecar.engine.profiles[0]) == "1:16:32"
     assert cli("build", "m.onnx", "--max", 8).exit_code == 0
-    assert str(load(folder / "engines/m.ort.onnx", "engine").sidecar.profiles[0]) == "1:8:8"
+    assert str(load(folder / "engines/m.ort.onnx", "engine").sidecar.engine.profiles[0]) == "1:8:8"
 
 
 def test_static_fixes_an_open_batch(cli: Cli, folder: Path) -> None:
@@ -92,7 +93,7 @@ def test_static_fixes_an_open_batch(cli: Cli, folder: Path) -> None:
     assert result.exit_code == 0, result.output
     sidecar = load(folder / "engines/m_b4.ort.onnx", "engine").sidecar
     assert sidecar.inputs[0].shape == (4, 3, 8, 8)
-    assert str(sidecar.profiles[0]) == "4:4:4"
+    assert str(sidecar.engine.profiles[0]) == "4:4:4"
     graph = onnx.load(folder / "engines/m_b4.ort.onnx").graph
     assert graph.input[0].type.tensor_type.shape.dim[0].dim_value == 4
 
@@ -100,7 +101,7 @@ def test_static_fixes_an_open_batch(cli: Cli, folder: Path) -> None:
 def test_a_fixed_model_needs_no_profile_and_takes_no_other(cli: Cli, folder: Path) -> None:
     models.classifier(folder / "m.onnx", batch=4)
     assert cli("build", "m.onnx").exit_code == 0
-    assert str(load(folder / "engines/m.ort.onnx", "engine").sidecar.profiles[0]) == "4:4:4"
+    assert str(load(folder / "engines/m.ort.onnx", "engine").sidecar.engine.profiles[0]) == "4:4:4"
     refused(cli("build", "m.onnx", "--max", 8), 2, "fixed batch of 4", "--dynamic")
     refused(cli("build", "m.onnx", "--static", 8), 2, "fixed batch of 4, not 8")
 
@@ -228,7 +229,9 @@ def exported(path: Path, created: str, batch: int | str = "batch_size") -> None:
     """A classifier's ONNX file with a sidecar, as an export of that time leaves it."""
     path.parent.mkdir(exist_ok=True)
     models.classifier(path, batch=batch)
-    sidecar_path(path).write_text(json.dumps(encode(replace(foreign(path).sidecar, created=created))))
+    sidecar_path(path).write_text(
+        json.dumps(encode(replace(foreign(path).sidecar, build=BuildRecord(created=created))))
+    )
 
 
 def test_the_newest_that_can_be_built_for_a_static_batch_is_taken(cli: Cli, folder: Path) -> None:
@@ -286,7 +289,7 @@ def test_building_again_replaces_the_engine_whole(cli: Cli, folder: Path) -> Non
     for largest in (4, 8):
         assert cli("build", "m.onnx", "--max", largest).exit_code == 0
     assert sorted(path.name for path in (folder / "engines").iterdir()) == ["m.ort.onnx", "m.ort.onnx.json"]
-    assert load(folder / "engines/m.ort.onnx", "engine").sidecar.profiles[0].max == 8
+    assert load(folder / "engines/m.ort.onnx", "engine").sidecar.engine.profiles[0].max == 8
 
 
 def test_a_failed_build_leaves_the_old_engine(cli: Cli, folder: Path) -> None:
@@ -321,7 +324,7 @@ def test_a_sidecar_is_plain_json_with_what_it_was_made_from(engine: Path, folder
     assert data["kind"] == "engine"
     assert data["source"]["file"] == "small.onnx"
     assert len(data["source"]["sha256"]) == 64
-    assert data["profiles"] == [{"min": 1, "opt": 4, "max": 8}]
+    assert data["engine"]["profiles"] == [{"min": 1, "opt": 4, "max": 8}]
 
 
 @pytest.mark.process

@@ -38,10 +38,10 @@ def test_each_build_is_measured_and_one_is_kept(folder: Path) -> None:
     path = models.classifier(folder / "m.onnx")
     request = BuildRequest(path, batches=(1, 4), tries=3)
     made = build_again(request, OnnxRuntimeBuilder(), source_of(request), folder / "m.ort.onnx", folder)
-    tries = made.sidecar.build["tries"]
+    tries = made.sidecar.build.details["tries"]
     assert len(tries) == 3
     assert all(set(each["ms"]) == {"1", "4"} for each in tries)
-    kept = {str(row.batch): row.ms for row in made.sidecar.table}
+    kept = {str(row.batch): row.ms for row in made.sidecar.engine.table}
     index = [each["ms"] for each in tries].index(kept)
     assert made.path == folder / f"try{index + 1}" / "m.ort.onnx"
     assert made.path.is_file()

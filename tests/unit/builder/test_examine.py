@@ -24,10 +24,10 @@ Cli = Callable[..., Any]
 
 def accuracy_of(folder: Path, name: str = "m") -> str:
     sidecar = load(folder / f"engines/{name}.ort.onnx", "engine").sidecar
-    assert sidecar.accuracy is not None
-    assert sidecar.accuracy.l2_rel < 1e-5
-    assert sidecar.accuracy.top1 == 1.0
-    return sidecar.accuracy.samples
+    assert sidecar.precision.accuracy is not None
+    assert sidecar.precision.accuracy.l2_rel < 1e-5
+    assert sidecar.precision.accuracy.top1 == 1.0
+    return sidecar.precision.accuracy.samples
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_outputs_that_are_no_rows_are_compared_with_those_of_the_same_batch(cli:
     models.summarised(folder / "m.onnx")
     result = cli("build", "m.onnx", "--profile", "48:48:64", "--backend", "onnxruntime")
     assert result.exit_code == 0, result.output
-    accuracy = load(folder / "engines/m.ort.onnx", "engine").sidecar.accuracy
+    accuracy = load(folder / "engines/m.ort.onnx", "engine").sidecar.precision.accuracy
     assert accuracy is not None
     assert accuracy.samples == "48 random samples"
 
@@ -112,7 +112,9 @@ def test_each_profile_is_compared_also_one_that_begins_beyond_the_samples(
     monkeypatch.setattr(OnnxRuntimeSession, "use_profile", use)
     spoil(monkeypatch, lambda session, batch: used[-1] == spoilt)
     with open_engine(artifact) as engine, engine.session() as session:
-        results = examine_other_profiles(session, replace(sidecar, backend="tensorrt"), inputs, wanted, 16, None)
+        results = examine_other_profiles(
+            session, replace(sidecar, engine=replace(sidecar.engine, backend="tensorrt")), inputs, wanted, 16, None
+        )
     assert [(each.batch, each.passed) for each in results] == [
         (batch, index != spoilt) for index, batch in enumerate((1, 16, 40))
     ]

@@ -30,11 +30,11 @@ def test_auto_profiles_are_timed_and_stand_in_the_sidecar(
     assert "1:1:1, 1:2:2, 1:4:4, 1:8:8" in done.stderr
     assert "times" in done.stdout
     sidecar = load(Path("engines/m.ort.onnx"), "engine").sidecar
-    assert sidecar.profiles == (Profile(1, 1, 1), Profile(1, 2, 2), Profile(1, 4, 4), Profile(1, 8, 8))
-    assert [row.batch for row in sidecar.table] == [1, 2, 4, 8]
-    assert all(row.ms > 0 for row in sidecar.table)
-    assert sidecar.times == {row.batch: row.ms for row in sidecar.table}
-    assert sidecar.best_batch in sidecar.times
+    assert sidecar.engine.profiles == (Profile(1, 1, 1), Profile(1, 2, 2), Profile(1, 4, 4), Profile(1, 8, 8))
+    assert [row.batch for row in sidecar.engine.table] == [1, 2, 4, 8]
+    assert all(row.ms > 0 for row in sidecar.engine.table)
+    assert sidecar.engine.times == {row.batch: row.ms for row in sidecar.engine.table}
+    assert sidecar.engine.best_batch in sidecar.engine.times
     shown = cli("inspect", "engines/m.ort.onnx")
     assert shown.exit_code == 0, shown.stdout
     assert re.search(r"8\s+│\s+1:8:8", shown.stdout), shown.stdout
@@ -44,13 +44,13 @@ def test_named_batches_are_timed_even_with_one_profile(onnx: Path) -> None:
     made = build(
         BuildRequest(onnx=onnx, profiles=(Profile(1, 4, 8),), batches=(3, 5), output=onnx.with_suffix(".ort.onnx"))
     )
-    assert [(row.batch, row.profile, row.loss) for row in made.sidecar.table] == [(3, 0, None), (5, 0, None)]
+    assert [(row.batch, row.profile, row.loss) for row in made.sidecar.engine.table] == [(3, 0, None), (5, 0, None)]
 
 
 def test_one_profile_on_the_cpu_is_not_timed(onnx: Path) -> None:
     made = build(BuildRequest(onnx=onnx, profiles=(Profile(1, 4, 8),), output=onnx.with_suffix(".ort.onnx")))
-    assert made.sidecar.table == ()
-    assert made.sidecar.best_batch == 4
+    assert made.sidecar.engine.table == ()
+    assert made.sidecar.engine.best_batch == 4
 
 
 def test_a_named_batch_in_a_gap_is_an_error_before_anything_is_built(

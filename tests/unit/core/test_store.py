@@ -11,7 +11,16 @@ import pytest
 
 from trtbatch.core import hints, sidecar, store
 from trtbatch.core.batches import Profile
-from trtbatch.core.sidecar import Artifact, Conversion, ModelRecord, Sidecar
+from trtbatch.core.sidecar import (
+    Artifact,
+    BuildRecord,
+    Conversion,
+    EngineRecord,
+    ModelRecord,
+    PrecisionRecord,
+    Sidecar,
+    SourceRecord,
+)
 from trtbatch.core.tensors import BATCH_AXIS, TensorSpec
 from trtbatch.errors import ArtifactError, UsageError
 from trtbatch.util import files
@@ -28,9 +37,8 @@ def published(target: Path, content: bytes = b"engine", **changes: object) -> Ar
             inputs=(TensorSpec("input", "float32", (BATCH_AXIS, 3, 8, 8)),),
             outputs=(TensorSpec("output", "float32", (BATCH_AXIS, 5)),),
             model=ModelRecord("m", "random (seed 0)"),
-            backend="onnxruntime",
-            profiles=(Profile(1, 4, 8),),
-            created=store.now(),
+            engine=EngineRecord("onnxruntime", (Profile(1, 4, 8),)),
+            build=BuildRecord(created=store.now()),
         )
         return store.publish(made, target, replace(sidecar, **changes))  # type: ignore[arg-type]
 
@@ -70,13 +78,13 @@ def test_a_folder_is_no_target(tmp_path: Path) -> None:
 
 def test_the_newest_that_fits_is_taken(tmp_path: Path) -> None:
     published(tmp_path / "a.engine")
-    published(tmp_path / "b.engine", profiles=(Profile(1, 1, 1),))
-    published(tmp_path / "c.engine", backend="tensorrt")
+    published(tmp_path / "b.engine", engine=EngineRecord("onnxruntime", (Profile(1, 1, 1),)))
+    published(tmp_path / "c.engine", engine=EngineRecord("tensorrt", (Profile(1, 4, 8),)))
     (tmp_path / "d.engine.json").write_text("damaged")
     (tmp_path / "d.engine").write_text("")
 
     def newest(backend: str) -> str:
-        return store.newest("engine", lambda sidecar: sidecar.backend == backend, "engine", tmp_path).path.name
+        return store.newest("engine", lambda sidecar: sidecar.engine.backend == backend, "engine", tmp_path).path.name
 
     assert newest("onnxruntime") == "b.engine"
     assert newest("tensorrt") == "c.engine"
@@ -132,7 +140,7 @@ def test_impossible_values_in_a_sidecar_are_damage(tmp_path: Path) -> None:
     beside = files.sidecar_path(made.path)
     data = json.loads(beside.read_text())
     for key, value in (
-        ("profiles", [{"min": 8, "opt": 4, "max": 1}]),
+        ("engine", data["engine"] | {"profiles": [{"min": 8, "opt": 4, "max": 1}]}),
         ("inputs", [{"name": "i", "dtype": "float32", "shape": [], "batch_axis": 2}]),
     ):
         beside.write_text(json.dumps(data | {key: value}))
@@ -184,7 +192,7 @@ def test_another_json_file_is_no_artifact(tmp_path: Path) -> None:
 
 
 def test_an_engine_in_an_onnx_files_place_names_what_it_was_made_from(tmp_path: Path) -> None:
-    made = published(tmp_path / "engines" / "m.engine", source_path="../m.onnx")
+    made = published(tmp_path / "engines" / "m.engine", source=SourceRecord("m.onnx", "0", 1, "../m.onnx"))
     with pytest.raises(ArtifactError) as caught:
         store.load(made.path, "onnx")
     assert caught.value.problem == f"{made.path} is an engine, not an ONNX file"
@@ -194,26 +202,38 @@ def test_an_engine_in_an_onnx_files_place_names_what_it_was_made_from(tmp_path: 
 def test_a_damaged_engine_names_the_command_that_builds_it(tmp_path: Path) -> None:
     fixed = TensorSpec("input", "float32", (4, 3, 8, 8))
     int8 = Conversion("int8", "fp32", "fp16", ("Conv", "/head"), "photos", "0", "entropy")
-    for changes, words in (
+    beside, above = (SourceRecord("m.onnx", "0", 1, path) for path in ("m.onnx", "../m.onnx"))
+    one, static = (EngineRecord("tensorrt", (Profile(1, 4, 8),)), EngineRecord("onnxruntime", (Profile(4, 4, 4),)))
+    cases: list[tuple[dict[str, Any], str]] = [
         ({}, "trtbatch build ONNX_FILE --profile 1:4:8 --backend onnxruntime"),
         (
-            {"source_path": "../m.onnx", "profiles": (Profile(1, 1, 2), Profile(1, 8, 8)), "backend": "tensorrt"},
+            {"source": above, "engine": EngineRecord("tensorrt", (Profile(1, 1, 2), Profile(1, 8, 8)))},
             f"trtbatch build {tmp_path / 'm.onnx'} --profile 1:1:2 --profile 1:8:8",
         ),
         (
-            {"source_path": "m.onnx", "inputs": (fixed,), "profiles": (Profile(4, 4, 4),), "precision_asked": "fp16"},
+            {"source": beside, "inputs": (fixed,), "engine": static, "precision": PrecisionRecord("fp16")},
             f"trtbatch build {tmp_path / 'a b/m.onnx'} --static 4 --precision fp16 --backend onnxruntime",
         ),
         (
-            {"backend": "tensorrt", "precision_asked": "default", "conversion": int8, "options": {"aux_streams": 0}},
+            {
+                "engine": one,
+                "precision": PrecisionRecord("default"),
+                "conversion": int8,
+                "build": BuildRecord(options={"aux_streams": 0}),
+            },
             "trtbatch build ONNX_FILE --profile 1:4:8 --precision int8 --io-precision fp16 --keep-fp32 Conv "
             "--keep-fp32 /head --calibration SAMPLES --aux-streams 0",
         ),
         (
-            {"kind": "preprocessor", "source_path": "m.pre.onnx", "backend": "tensorrt", "profiles": ()},
+            {
+                "kind": "preprocessor",
+                "source": SourceRecord("m.pre.onnx", "0", 1, "m.pre.onnx"),
+                "engine": EngineRecord("tensorrt"),
+            },
             f"trtbatch build {tmp_path / 'a b/m.pre.onnx'}",
         ),
-    ):
+    ]
+    for changes, words in cases:
         made = published(tmp_path / "a b" / "m.engine", **changes)
         made.path.write_bytes(b"ENGINE")
         with pytest.raises(ArtifactError, match="SHA-256 differs") as caught:

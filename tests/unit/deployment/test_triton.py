@@ -18,9 +18,10 @@ from onnx import TensorProto
 
 from tests.support import models
 from tests.support.messages import refused
+from tests.support.sidecars import change_sidecar
 from trtbatch.core.batches import Profile, pick_profile
 from trtbatch.core.profiles import Measured
-from trtbatch.core.sidecar import FileRecord, Interval, ModelRecord, Sidecar, Tuned
+from trtbatch.core.sidecar import EngineRecord, FileRecord, Interval, ModelRecord, Sidecar, Tuned
 from trtbatch.core.tensors import TensorSpec
 from trtbatch.deployment import triton
 from trtbatch.deployment.triton import TritonRequest
@@ -48,11 +49,6 @@ def type_name(number: int) -> str:
     return str(model_config_pb2.DataType.Name(number))
 
 
-def changed(path: Path, **values: Any) -> None:
-    beside = sidecar_path(path)
-    beside.write_text(json.dumps(json.loads(beside.read_text()) | values))
-
-
 def sidecar(**values: Any) -> Sidecar:
     """A TensorRT engine's, as a build with measured profiles leaves it."""
     times = {1: 0.158, 2: 0.170, 4: 0.201, 8: 0.237, 16: 0.303, 24: 0.430, 32: 0.462}
@@ -63,14 +59,14 @@ def sidecar(**values: Any) -> Sidecar:
         "inputs": (TensorSpec("input", "float32", ("batch_size", 3, 8, 8)),),
         "outputs": (TensorSpec("output", "float32", ("batch_size", 5)),),
         "model": ModelRecord("net", "random"),
-        "backend": "tensorrt",
-        "profiles": profiles,
     }
-    given |= values
+    record: dict[str, Any] = {"backend": "tensorrt", "profiles": profiles}
+    for name, value in values.items():
+        (record if name in ("profiles", "table", "tuned") else given)[name] = value
     if "table" not in values:
-        holding = ((size, pick_profile(given["profiles"], size)) for size in times)
-        given["table"] = tuple(Measured(size, index, times[size]) for size, index in holding if index is not None)
-    return Sidecar(**given)
+        holding = ((size, pick_profile(record["profiles"], size)) for size in times)
+        record["table"] = tuple(Measured(size, index, times[size]) for size, index in holding if index is not None)
+    return Sidecar(**given, engine=EngineRecord(**record))
 
 
 def config_of(made: Sidecar, **values: Any) -> Any:
@@ -78,7 +74,7 @@ def config_of(made: Sidecar, **values: Any) -> Any:
 
 
 def test_an_onnx_engine_becomes_a_model_folder(cli: Cli, engine: Path, folder: Path) -> None:
-    changed(engine, classes=CLASSES)
+    change_sidecar(engine, classes=CLASSES)
     result = cli("deploy", "triton", "--repository", "models", "--instances", 2, "--max-queue-delay", "500us")
     assert result.exit_code == 0, result.output
     assert "models/small" in result.output
@@ -228,7 +224,7 @@ def test_what_triton_cannot_serve_is_refused(
 
 
 def test_an_engine_without_its_weights_is_refused(cli: Cli, engine: Path) -> None:
-    changed(engine, options={"strip_weights": True})
+    change_sidecar(engine, build={"options": {"strip_weights": True}})
     refused(cli("deploy", "triton", "--repository", "models"), 1, "it holds no weights")
 
 
@@ -311,7 +307,7 @@ def test_deploy_follows_tune_and_says_so(cli: Cli, engine: Path, folder: Path) -
     assert "from tune" not in first.output
     search = ("--percentile", 50, "--batch", "2,4", "--streams", "1,2", "--min-time", 0.05)
     assert cli("tune", "--latency", "5s", *search).exit_code == 0
-    chosen = json.loads(sidecar_path(engine).read_text())["tuned"]
+    chosen = json.loads(sidecar_path(engine).read_text())["engine"]["tuned"]
     assert chosen["budget_ms"] == 5000
     result = cli("deploy", "triton", "--repository", "models")
     assert result.exit_code == 0, result.output

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -17,15 +16,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.support import models
+from tests.support.sidecars import change_sidecar
 from trtbatch.core.batches import Profile
 from trtbatch.core.preprocessing import Preprocessing
-from trtbatch.core.sidecar import Artifact, FileRecord, ModelRecord, Sidecar
+from trtbatch.core.sidecar import Artifact, EngineRecord, FileRecord, ModelRecord, Sidecar
 from trtbatch.core.tensors import TensorSpec
 from trtbatch.deployment.triton import TritonRequest, model_config
 from trtbatch.deployment.tritonimages import image_models, release_for
 from trtbatch.images.dali import THREADS
 from trtbatch.onnx_graph.run import OnnxReference
-from trtbatch.util.files import sidecar_path
 from trtbatch.util.serialization import encode
 
 pytest.importorskip("tritonclient.grpc", reason="Triton's protobuf definitions (tritonclient[grpc]) aren't installed")
@@ -180,8 +179,7 @@ def test_the_pipeline_is_made_for_where_the_engine_runs(
         inputs=(TensorSpec("input", "float32", ("batch_size", 3, 8, 8)),),
         outputs=(TensorSpec("best", "int64", ("batch_size",)),),
         model=ModelRecord("net", "random"),
-        backend=backend,
-        profiles=(Profile(1, 8, 32),),
+        engine=EngineRecord(backend, (Profile(1, 8, 32),)),
         preprocessing=Preprocessing(10, (8, 8)),
     )
     asked: list[Any] = []
@@ -253,17 +251,12 @@ def refused(result: Any, code: int, *told: str) -> None:
     assert "Traceback" not in result.output
 
 
-def recorded(engine: Path, **fields: Any) -> None:
-    beside = sidecar_path(engine)
-    beside.write_text(json.dumps(json.loads(beside.read_text()) | fields))
-
-
 def built(cli: Cli, make: Callable[..., Path], folder: Path, *options: object, **shape: Any) -> Path:
     """An engine of a model of the tests, with preprocessing in its sidecar."""
     make(folder / "m.onnx", **shape)
     assert cli("build", "m.onnx", "--backend", "onnxruntime", *options).exit_code == 0
     (engine,) = (folder / "engines").glob("*.ort.onnx")
-    recorded(engine, preprocessing=encode(Preprocessing(10, (8, 8))))
+    change_sidecar(engine, preprocessing=encode(Preprocessing(10, (8, 8))))
     return engine
 
 
@@ -275,7 +268,7 @@ def test_names_of_tensors_that_are_taken_are_left(cli: Cli, folder: Path, shots:
     nodes = [helper.make_node("Neg", ["samples"], ["encoded"], name="/neg")]
     models.save(path, nodes, {"samples": ["batch_size", 3, 8, 8]}, {"encoded": ["batch_size", 3, 8, 8]})
     assert cli("build", "auto.onnx", "--max", 8, "--backend", "onnxruntime").exit_code == 0
-    recorded(folder / "engines" / "auto.ort.onnx", preprocessing=encode(Preprocessing(10, (8, 8))))
+    change_sidecar(folder / "engines" / "auto.ort.onnx", preprocessing=encode(Preprocessing(10, (8, 8))))
     deployed(cli)
     _, _, ensemble = configs(folder / "models", "auto")
     assert [each.name for each in ensemble.input] == ["encoded_"]
@@ -300,7 +293,7 @@ def test_samples_have_the_type_and_layout_of_the_input(
     )
     assert cli("build", "m.onnx", "--max", 8, "--backend", "onnxruntime", "--no-verify").exit_code == 0
     recipe = Preprocessing(10, (8, 8), fused=fused)
-    recorded(folder / "engines" / "m.ort.onnx", preprocessing=encode(recipe))
+    change_sidecar(folder / "engines" / "m.ort.onnx", preprocessing=encode(recipe))
     deployed(cli)
     images = [path.read_bytes() for path in sorted(shots.iterdir())]
     found = answer(folder / "models", "m_images", images)["output"]
@@ -313,7 +306,7 @@ def test_samples_have_the_type_and_layout_of_the_input(
 def test_what_cannot_be_served_from_images_is_refused(cli: Cli, engine: Path, folder: Path) -> None:
     why = "Triton can't serve small.ort.onnx from images: "
     refused(cli(*DEPLOY), 1, f"{why}small has no preprocessing recorded", "leave out --from-images")
-    recorded(engine, preprocessing=encode(Preprocessing(10, (6, 6))))
+    change_sidecar(engine, preprocessing=encode(Preprocessing(10, (6, 6))))
     told = f"{why}the preprocessing of small makes samples (3, 6, 6), which its input input (batch_size, 3, 8, 8)"
     refused(cli(*DEPLOY), 1, told)
     assert not (folder / "models").exists()

@@ -13,6 +13,7 @@ from onnx import TensorProto
 
 from tests.support import models
 from tests.support.messages import refused
+from tests.support.sidecars import change_sidecar
 from trtbatch.diagnostics.inspection import inspect_onnx
 from trtbatch.util.files import sidecar_path
 
@@ -93,9 +94,7 @@ def test_a_damaged_engine_shows_its_sidecar_and_fails(cli: Cli, engine: Path) ->
 
 
 def test_an_engine_of_another_machine_shows_its_sidecar_and_is_no_failure(cli: Cli, engine: Path) -> None:
-    data = json.loads(sidecar_path(engine).read_text())
-    data["backend"] = "tensorrt"
-    sidecar_path(engine).write_text(json.dumps(data))
+    change_sidecar(engine, engine={"backend": "tensorrt"})
     result = cli("inspect", engine)
     assert result.exit_code == 0, result.output
     assert "not opened" in result.output, result.output

@@ -28,6 +28,7 @@ from tests.support import models
 from tests.support.labels import PREPROCESSING
 from tests.support.messages import refused
 from tests.support.processes import child_environment
+from tests.support.sidecars import change_sidecar
 from trtbatch.core.preprocessing import Preprocessing
 from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import InputError
@@ -483,8 +484,7 @@ def test_preprocessing_that_the_input_does_not_take(cli: Cli, photo_engine: Path
 def test_normalized_samples_are_not_cut_to_integers(cli: Cli, folder: Path, images: Path) -> None:
     models.negated(folder / "m.onnx", dtype=TensorProto.INT32, shape=("batch_size", 3, 8, 8))
     assert cli("build", "m.onnx", "--max", 4, "--backend", "onnxruntime").exit_code == 0
-    beside = sidecar_path(folder / "engines" / "m.ort.onnx")
-    beside.write_text(json.dumps(json.loads(beside.read_text()) | {"preprocessing": encode(PREPROCESSING)}))
+    change_sidecar(folder / "engines" / "m.ort.onnx", preprocessing=encode(PREPROCESSING))
     refused(cli("infer", "--input", images, "--output", "p.npz"), 1, "the cast would change values")
     assert not (folder / "p.npz").exists()
 
@@ -494,8 +494,7 @@ def test_outputs_that_are_no_rows_are_not_put_together(cli: Cli, folder: Path, i
     pytest.importorskip("nvidia.dali", reason="needs DALI")
     models.whole_and_rows(folder / "m.onnx")
     assert cli("build", "m.onnx", "--max", 4, "--backend", "onnxruntime").exit_code == 0
-    beside = sidecar_path(folder / "engines" / "m.ort.onnx")
-    beside.write_text(json.dumps(json.loads(beside.read_text()) | {"preprocessing": encode(PREPROCESSING)}))
+    change_sidecar(folder / "engines" / "m.ort.onnx", preprocessing=encode(PREPROCESSING))
     with trtbatch.load(folder / "engines" / "m.ort.onnx") as engine:
         files = sorted(images.iterdir())
         for reader in ("host", "dali"):

@@ -21,7 +21,7 @@ from trtbatch.backends.base import Range
 from trtbatch.builder.preprocessor_engine import size_ranges
 from trtbatch.core import store
 from trtbatch.core.preprocessing import Preprocessing
-from trtbatch.core.sidecar import FileRecord, ModelRecord, Sidecar
+from trtbatch.core.sidecar import BuildRecord, EngineRecord, FileRecord, ModelRecord, Sidecar, SourceRecord
 from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import ArtifactError, ExportError, InputError, UsageError
 from trtbatch.images.preprocessor import (
@@ -243,7 +243,7 @@ def write(folder: Path, recipe: Preprocessing = SMALL) -> Path:
     room.mkdir()
     (folder / "engines").mkdir(exist_ok=True)
     made = models.classifier(room / "x.onnx")
-    known = replace(sidecar(recipe), artifact=store.record_file(made), created=store.now())
+    known = replace(sidecar(recipe), artifact=store.record_file(made), build=BuildRecord(created=store.now()))
     store.publish(made, folder / "engines" / "x.onnx", known)
     room.rmdir()
     return folder / "engines" / "x.onnx"
@@ -394,11 +394,10 @@ def engine_of(folder: Path, record: PreprocessorRecord, name: str = "x.pre.engin
         record.inputs,
         (record.output,),
         ModelRecord("x.engine", "none"),
-        source=FileRecord("x.pre.onnx", "0", 1),
-        backend="tensorrt",
+        source=SourceRecord("x.pre.onnx", "0", 1),
         preprocessing=record.recipe,
-        build={"max_size": record.max_size},
-        created=store.now(),
+        build=BuildRecord(created=store.now(), details={"max_size": record.max_size}),
+        engine=EngineRecord("tensorrt"),
     )
     store.publish(made, folder / name, replace(known, **changes))
     room.rmdir()
@@ -455,7 +454,7 @@ def test_inspect_describes_the_engine_by_its_sidecar(folder: Path, cli: Cli) -> 
     assert "tensorrt" in shown.output
     built.write_bytes(b"another")
     refused(cli("inspect", built), 1, "x.pre.engine is truncated", "trtbatch build x.pre.onnx")
-    lacking = engine_of(folder, record, "a.pre.engine", build={})
+    lacking = engine_of(folder, record, "a.pre.engine", build=BuildRecord())
     refused(cli("inspect", lacking), 1, "its sidecar lacks the recipe or the size")
     old = engine_of(folder, record, "b.pre.engine", inputs=record.inputs[:1])
     refused(cli("inspect", old), 1, "has other inputs", "trtbatch export-preprocessor, then trtbatch build")

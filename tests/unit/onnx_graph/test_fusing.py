@@ -61,9 +61,9 @@ def test_the_fused_file_agrees_with_the_one_that_it_was_made_from(
     assert row_errors(found.reshape(6, -1), wanted.reshape(6, -1)).max() < 1e-5
     assert np.array_equal(recipe.normalise_batch(images), floats)
     again = fuse(source, layout, tmp_path)
-    assert again.sidecar.created == fused.sidecar.created  # found, not made
+    assert again.sidecar.build.created == fused.sidecar.build.created  # found, not made
     monkeypatch.setattr("trtbatch.onnx_graph.fusing.is_looked_up", lambda path: False)  # as an earlier release wrote it
-    assert fuse(source, layout, tmp_path).sidecar.created != fused.sidecar.created
+    assert fuse(source, layout, tmp_path).sidecar.build.created != fused.sidecar.build.created
 
 
 def test_a_prefix_in_half_precision_stays_near(exported: Path, tmp_path: Path) -> None:

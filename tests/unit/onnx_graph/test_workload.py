@@ -77,7 +77,7 @@ def test_without_products_or_shapes_nothing_is_known(tmp_path: Path) -> None:
 
 def test_an_engine_knows_what_its_products_move(engine: Path) -> None:
     sidecar = load(engine, "engine").sidecar
-    known = sidecar.build["product_bytes"]
+    known = sidecar.build.details["product_bytes"]
     assert known == {"weights": 4 * (16 * 27 + 16 * 5), "per_sample": 4 * (3 * 64 + 16 * 64 + 16 + 5)}
     assert memory_ms(sidecar, 8, 1e9) == pytest.approx(1e-6 * (known["weights"] + 8 * known["per_sample"]), rel=1e-4)
     assert memory_ms(sidecar, 8, None) is None

@@ -120,14 +120,14 @@ def test_fp16_is_converted_built_verified_and_recorded(cli: Cli, folder: Path, m
     assert 0 < errors(typed, model) < 2e-3
     assert errors(engine, model) < 2e-3
     sidecar = load(engine, "engine").sidecar
-    assert (sidecar.precision_asked, sidecar.precision_realised) == ("fp16", "fp16")
+    assert (sidecar.precision.asked, sidecar.precision.realized) == ("fp16", "fp16")
     assert sidecar.source is not None
     assert sidecar.source.file == "m.onnx"
-    assert sidecar.converted == load(typed, "onnx").sidecar.artifact
-    assert sidecar.accuracy is not None
-    assert 0 < sidecar.accuracy.l2_rel < 2e-3
-    assert sidecar.accuracy.reference == "m.onnx"
-    assert sidecar.accuracy.top1 is not None
+    assert sidecar.source.converted == load(typed, "onnx").sidecar.artifact
+    assert sidecar.precision.accuracy is not None
+    assert 0 < sidecar.precision.accuracy.l2_rel < 2e-3
+    assert sidecar.precision.accuracy.reference == "m.onnx"
+    assert sidecar.precision.accuracy.top1 is not None
     assert sidecar.conversion is not None
     assert sidecar.conversion.tools["modelopt"]
     assert [spec.dtype for spec in (*sidecar.inputs, *sidecar.outputs)] == ["float32", "float32"]
@@ -180,8 +180,8 @@ def test_int8_from_real_samples(cli: Cli, folder: Path, model: Path) -> None:
     sidecar = load(folder / "engines/m.int8.ort.onnx", "engine").sidecar
     assert sidecar.conversion is not None
     assert sidecar.conversion.calibration == "40 samples of calib.npz"
-    assert sidecar.accuracy is not None
-    assert "samples of calib.npz" in sidecar.accuracy.samples
+    assert sidecar.precision.accuracy is not None
+    assert "samples of calib.npz" in sidecar.precision.accuracy.samples
     assert sidecar.conversion.method == "max"
 
 
@@ -229,18 +229,18 @@ def test_best_takes_the_fastest_within_the_tolerance(cli: Cli, folder: Path, mod
     for line in ("tf32  out: ONNX Runtime on the CPU computes nothing in tf32", "int8  out: not tried without real"):
         assert line in result.output
     sidecar = load(folder / "engines/m.best.ort.onnx", "engine").sidecar
-    tried = {each["precision"]: each for each in sidecar.build["candidates"]}
-    assert sidecar.precision_asked == "best"
-    assert sidecar.build["tolerance"] == 1e-2
+    tried = {each["precision"]: each for each in sidecar.build.details["candidates"]}
+    assert sidecar.precision.asked == "best"
+    assert sidecar.build.details["tolerance"] == 1e-2
     assert tried["fp32"]["ms"]["4"] > 0
     assert tried["fp16"]["ms"]["4"] > 0
     timed = {name: each["ms"]["4"] for name, each in tried.items() if "ms" in each}
-    assert sidecar.precision_realised == min(timed, key=lambda name: timed[name])
+    assert sidecar.precision.realized == min(timed, key=lambda name: timed[name])
     strict = build(cli, "--precision", "best", "--tolerance", 1e-5)
     assert strict.exit_code == 0
     assert "fp16  out: " in strict.output
     assert "(limit 1e-05)" in strict.output
-    assert load(folder / "engines/m.best.ort.onnx", "engine").sidecar.precision_realised == "fp32"
+    assert load(folder / "engines/m.best.ort.onnx", "engine").sidecar.precision.realized == "fp32"
 
 
 @pytest.mark.modelopt
@@ -265,13 +265,13 @@ def test_best_goes_by_the_builds_times_where_it_has_those_of_every_opt(
     monkeypatch.setattr(candidates, "open_engine", opened)
     assert build(cli, "--precision", "best", *options).exit_code == 0
     sidecar = load(folder / "engines/m.best.ort.onnx", "engine").sidecar
-    tried = {each["precision"]: each["ms"] for each in sidecar.build["candidates"] if "ms" in each}
+    tried = {each["precision"]: each["ms"] for each in sidecar.build.details["candidates"] if "ms" in each}
     assert set(tried) == {"fp32", "fp16"}
     assert all(set(ms) == {"4"} for ms in tried.values())
     assert len(timed) == (2 if again else 0)
     if not again:
-        assert tried[sidecar.precision_realised]["4"] == sidecar.times[4]
-    assert sidecar.precision_realised == min(tried, key=lambda name: tried[name]["4"])
+        assert tried[sidecar.precision.realized]["4"] == sidecar.engine.times[4]
+    assert sidecar.precision.realized == min(tried, key=lambda name: tried[name]["4"])
 
 
 @pytest.mark.modelopt

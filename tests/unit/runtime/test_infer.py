@@ -24,6 +24,7 @@ from tests.support.arrays import read_npz
 from tests.support.labels import CLASSES, PREPROCESSING
 from tests.support.messages import refused
 from tests.support.processes import run_with_file_limit
+from tests.support.sidecars import change_sidecar
 from trtbatch.core.store import load
 from trtbatch.errors import UsageError
 from trtbatch.images.host import CHUNK, Skipped
@@ -31,7 +32,6 @@ from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.runtime.infer import InferRequest, InferResult, infer, plan_infer
 from trtbatch.runtime.sinks import best_classes, open_sink, top_predictions
 from trtbatch.runtime.sources import open_source
-from trtbatch.util.files import sidecar_path
 
 Cli = Callable[..., Any]
 
@@ -510,7 +510,7 @@ def test_a_plan_says_what_runs_and_where_it_came_from(cli: Cli, photo_engine: Pa
     assert found.origins["engine"] == "the newest in engines/ that runs here"
     assert found.origins["batch"] == "the largest opt of the profiles"
     assert found.origins["reader"] == "auto"
-    assert found.sizes == (found.artifact.sidecar.best_batch,)
+    assert found.sizes == (found.artifact.sidecar.engine.best_batch,)
     with pytest.raises(FrozenInstanceError):
         found.sizes = (1,)  # type: ignore[misc]
 
@@ -523,7 +523,6 @@ def test_a_plan_says_what_runs_and_where_it_came_from(cli: Cli, photo_engine: Pa
     ],
 )
 def test_a_run_says_where_its_batch_size_came_from(cli: Cli, engine: Path, fields: dict[str, Any], told: str) -> None:
-    beside = sidecar_path(engine)
-    beside.write_text(json.dumps(json.loads(beside.read_text()) | fields))
+    change_sidecar(engine, engine=fields)
     assert told in cli("infer", "--input", "random", "--count", 3).output
     assert "batch 2: " not in cli("infer", "--input", "random", "--count", 3, "--batch", 2).output

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import re
 import threading
@@ -22,13 +21,13 @@ import trtbatch
 from scripts.photos import PHOTOS
 from tests.support import models
 from tests.support.labels import CLASSES, PREPROCESSING
+from tests.support.sidecars import change_sidecar
 from trtbatch.backends.onnxruntime import OnnxRuntimeSession
 from trtbatch.core.preprocessing import Preprocessing
 from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import InputError, UsageError
 from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.runtime import dlpack
-from trtbatch.util.files import sidecar_path
 from trtbatch.util.serialization import encode
 
 Cli = Callable[..., Any]
@@ -368,8 +367,7 @@ def test_a_model_that_takes_bytes_is_given_bytes(cli: Cli, folder: Path, photos:
         dtypes={"input": TensorProto.UINT8},
     ), "--max", 4)  # fmt: skip
     recipe = Preprocessing(10, (8, 8), fused="NHWC" if layout == "NHWC" else "NCHW")
-    beside = sidecar_path(path)
-    beside.write_text(json.dumps(json.loads(beside.read_text()) | {"preprocessing": encode(recipe)}))
+    change_sidecar(path, preprocessing=encode(recipe))
     samples = np.stack([recipe(Image.open(photos / name)) for name in PHOTOS])
     expected = OnnxReference(folder / "m.onnx")({"input": samples})["output"]
     with trtbatch.load(path) as loaded:

@@ -7,7 +7,6 @@ the other they would never end, and the wait's time-out is the failure.
 from __future__ import annotations
 
 import itertools
-import json
 import random
 import signal
 import threading
@@ -21,6 +20,7 @@ import pytest
 from onnxruntime import InferenceSession
 
 from tests.support import models
+from tests.support.sidecars import change_sidecar
 from tests.support.traces import refuse_crossings, spans, thread_names
 from trtbatch.backends import open_engine
 from trtbatch.core.batches import Profile
@@ -33,7 +33,6 @@ from trtbatch.runtime.infer import InferRequest, InferResult, predict
 from trtbatch.runtime.pipeline import SPARE, Batch, Pipeline, executed_size, foreseen
 from trtbatch.runtime.sinks import open_sink
 from trtbatch.runtime.sources import ArraySource, Sample, Source
-from trtbatch.util.files import sidecar_path
 from trtbatch.util.serialization import encode
 from trtbatch.util.trace import open_trace
 
@@ -674,7 +673,9 @@ def test_outputs_whose_size_the_data_decides(cli: Cli, folder: Path) -> None:
     np.save("x.npy", array)
     source = ArraySource(Path("x.npy"), artifact.sidecar.inputs, None)
     with open_engine(artifact) as opened:
-        lines = Pipeline(opened, artifact.sidecar.inputs, artifact.sidecar.profiles, source, [4], nothing_skipped)
+        lines = Pipeline(
+            opened, artifact.sidecar.inputs, artifact.sidecar.engine.profiles, source, [4], nothing_skipped
+        )
         with lines as batches:
             for batch in batches:
                 part = array[4 * batch.number : 4 * batch.number + 4]
@@ -710,9 +711,7 @@ def test_an_engine_that_fails_is_told_as_it_failed(cli: Cli, folder: Path, monke
 
 
 def test_the_trace_of_a_run_on_images(cli: Cli, engine: Path, folder: Path, photos: Path) -> None:
-    beside = sidecar_path(engine)
-    known = {"preprocessing": encode(Preprocessing(10, (8, 8)))}
-    beside.write_text(json.dumps(json.loads(beside.read_text()) | known))
+    change_sidecar(engine, preprocessing=encode(Preprocessing(10, (8, 8))))
     result = cli("infer", "--input", photos, "--output", "p.csv", "--trace", "t.json")
     assert result.exit_code == 0, result.output
     events = spans(folder / "t.json")

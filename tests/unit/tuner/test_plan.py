@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tests.support import models
 from tests.support.messages import refused
+from tests.support.sidecars import change_sidecar
 from trtbatch.core import store
 from trtbatch.core.batches import Profile
 from trtbatch.core.profiles import Measured, auto_profiles
@@ -301,8 +302,7 @@ def with_table(engine: Path, rows: Sequence[Measured], profiles: Sequence[Profil
     """The sidecar as a TensorRT build would have it, where each profile has its own times."""
     from trtbatch.util.serialization import encode
 
-    data = json.loads(sidecar_path(engine).read_text()) | {"table": encode(rows), "profiles": encode(profiles)}
-    sidecar_path(engine).write_text(json.dumps(data))
+    change_sidecar(engine, engine={"table": encode(rows), "profiles": encode(profiles)})
 
 
 def test_on_onnx_runtime_one_profile_is_as_good_as_any(cli: Cli, auto: Path, folder: Path) -> None:
@@ -316,14 +316,14 @@ def test_on_onnx_runtime_one_profile_is_as_good_as_any(cli: Cli, auto: Path, fol
     assert data["by_batch_alone"] is True
     assert data["profiles"] == [{"min": 1, "opt": 8, "max": 8}]
     assert data["requests"] == 100
-    planned = load(auto, "engine").sidecar.planned
+    planned = load(auto, "engine").sidecar.engine.planned
     assert planned is not None
     assert planned.profiles == (Profile(1, 8, 8),)
     assert planned.requests == 100
     assert planned.traffic.file == "traffic.csv"
     assert str(planned).startswith("1:8:8 for traffic.csv: ")
     assert auto.read_bytes() == before
-    assert load(auto, "engine").sidecar.best_batch in (1, 2, 4, 8)
+    assert load(auto, "engine").sidecar.engine.best_batch in (1, 2, 4, 8)
 
 
 def test_the_plan_follows_the_table_and_its_line_builds_it(cli: Cli, auto: Path, folder: Path) -> None:
@@ -346,8 +346,8 @@ def test_the_plan_follows_the_table_and_its_line_builds_it(cli: Cli, auto: Path,
     built = cli(*shlex.split(data["command"])[1:], "--backend", "onnxruntime", "--output", "engines/planned.ort.onnx")
     assert built.exit_code == 0, built.output
     made = load(folder / "engines/planned.ort.onnx", "engine").sidecar
-    assert made.profiles == (Profile(1, 3, 3), Profile(1, 8, 8))
-    assert set(made.times) == {3, 8}
+    assert made.engine.profiles == (Profile(1, 3, 3), Profile(1, 8, 8))
+    assert set(made.engine.times) == {3, 8}
 
 
 def test_the_number_of_profiles_is_bounded(cli: Cli, auto: Path, folder: Path) -> None:
@@ -362,7 +362,7 @@ def test_sizes_beyond_the_measured_ones_are_warned_of(cli: Cli, auto: Path, fold
     assert "warning: batch 20: larger than every measured one (8)" in result.output
     data = json.loads((folder / "p.json").read_text())
     assert data["extrapolated"] == [20]
-    eight = load(auto, "engine").sidecar.times
+    eight = load(auto, "engine").sidecar.engine.times
     assert data["chosen"]["total_ms"] == pytest.approx(5 * eight[1] + 20 / 8 * eight[8])
 
 
@@ -388,8 +388,7 @@ def test_a_table_of_an_engine_that_does_not_run_here_is_enough(cli: Cli, auto: P
 
     if tensorrt.obstacle() is None:
         pytest.skip("TensorRT runs here")
-    data = json.loads(sidecar_path(auto).read_text()) | {"backend": "tensorrt"}
-    sidecar_path(auto).write_text(json.dumps(data))
+    change_sidecar(auto, engine={"backend": "tensorrt"})
     result = cli("plan", auto, "--traffic", traffic(folder, {3: 5, 8: 1}))
     assert result.exit_code == 0, result.output
     assert "doesn't run here: the times of batch 3 are interpolated" in result.output
@@ -447,8 +446,7 @@ def test_a_build_line_whose_onnx_file_is_gone_is_told(cli: Cli, engine: Path, fo
     assert "trtbatch build small.onnx" in result.output
     assert "warning: small.onnx (SHA-256 " in result.output
     assert "isn't there: bring it there before" in result.output
-    beside = sidecar_path(engine)
-    beside.write_text(json.dumps(json.loads(beside.read_text()) | {"source_path": None}))
+    change_sidecar(engine, source={"path": None})
     assert "isn't recorded: name it in the build line" in cli(*line).output
 
 

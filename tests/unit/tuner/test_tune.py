@@ -20,6 +20,7 @@ from rich.console import Console
 
 from tests.support import models
 from tests.support.messages import refused
+from tests.support.sidecars import change_sidecar
 from trtbatch.backends.onnxruntime import OnnxRuntimeSession, OnnxRuntimeSlot
 from trtbatch.cli import tune as tune_command
 from trtbatch.cli.console import fitting
@@ -537,11 +538,11 @@ def test_wrong_latencies(text: str) -> None:
 
 def test_the_choice_is_kept_in_the_sidecar_and_infer_takes_it(cli: Cli, engine: Path, folder: Path) -> None:
     before, artifact = load(engine, "engine").sidecar, engine.read_bytes()
-    assert before.best_batch == 4
+    assert before.engine.best_batch == 4
     result = cli("tune", "--latency", "10s", "--batch", "2,3", "--streams", "1,2", *QUICK, "--json", "r.json")
     assert result.exit_code == 0, result.output
     after = load(engine, "engine")
-    tuned = after.sidecar.tuned
+    tuned = after.sidecar.engine.tuned
     assert tuned is not None
     assert tuned.batch in (2, 3)
     assert tuned.streams in (1, 2)
@@ -550,11 +551,11 @@ def test_the_choice_is_kept_in_the_sidecar_and_infer_takes_it(cli: Cli, engine: 
     assert tuned.device["cpu"]
     assert tuned.created
     assert tuned.latency_ms.low <= tuned.latency_ms.value <= tuned.latency_ms.high < 10_000
-    assert replace(after.sidecar, tuned=None) == before
+    assert replace(after.sidecar, engine=replace(after.sidecar.engine, tuned=None)) == before
     assert engine.read_bytes() == artifact
     store.check_file(after)
     assert sorted(path.name for path in engine.parent.iterdir()) == [engine.name, sidecar_path(engine).name]
-    assert after.sidecar.best_batch == tuned.batch
+    assert after.sidecar.engine.best_batch == tuned.batch
     done = infer.infer(infer.InferRequest(engine, "random", count=12))
     assert set(done.executed) == {tuned.batch}
     data = json.loads((folder / "r.json").read_text())
@@ -887,7 +888,7 @@ def test_a_tuning_goes_on_with_fresh_sessions_after_a_batch_that_does_not_fit(
     assert result.exit_code == 0, result.output
     assert result.output.count("doesn't run: ") == 2
     assert limited.closed >= 3
-    tuned = load(engine, "engine").sidecar.tuned
+    tuned = load(engine, "engine").sidecar.engine.tuned
     assert tuned is not None
     assert tuned.batch <= 4
 
@@ -916,13 +917,13 @@ def a_tuned(batch: int) -> Tuned:
 def test_a_rewritten_sidecar_keeps_what_others_wrote(engine: Path) -> None:
     artifact = load(engine, "engine")
     beside = sidecar_path(engine)
-    data = json.loads(beside.read_text()) | {"of_a_newer_release": {"x": 1}, "precision_asked": "changed meanwhile"}
-    beside.write_text(json.dumps(data))
+    change_sidecar(engine, of_a_newer_release={"x": 1}, engine={"newer": 2}, precision={"asked": "changed meanwhile"})
     written = store.rewrite(artifact, tuned=a_tuned(3))
-    assert written.sidecar.tuned == a_tuned(3), "an infinite end too"
+    assert written.sidecar.engine.tuned == a_tuned(3), "an infinite end too"
     kept = json.loads(beside.read_text())
     assert kept["of_a_newer_release"] == {"x": 1}
-    assert kept["precision_asked"] == "changed meanwhile"
+    assert kept["engine"]["newer"] == 2
+    assert kept["precision"]["asked"] == "changed meanwhile"
     assert str(a_tuned(3)) == "batch 3 with 1 stream: 800 samples/s, p99 1 ms (asked: the largest throughput)"
 
 
@@ -938,6 +939,6 @@ def test_the_sidecar_of_an_artifact_that_was_made_anew_is_left_alone(cli: Cli, e
 
 
 def test_a_tuned_batch_that_no_profile_holds_is_not_the_best(engine: Path) -> None:
-    sidecar = load(engine, "engine").sidecar
-    assert replace(sidecar, tuned=a_tuned(3)).best_batch == 3
-    assert replace(sidecar, tuned=a_tuned(3), profiles=(Profile(4, 6, 8),)).best_batch == 6
+    record = load(engine, "engine").sidecar.engine
+    assert replace(record, tuned=a_tuned(3)).best_batch == 3
+    assert replace(record, tuned=a_tuned(3), profiles=(Profile(4, 6, 8),)).best_batch == 6

@@ -11,7 +11,7 @@ from tests.support import models
 from trtbatch.backends.onnxruntime import OnnxRuntimeSession
 from trtbatch.core.batches import Profile
 from trtbatch.core.rows import random_inputs, row_errors, rows_of, tolerance, wrong_rows
-from trtbatch.core.sidecar import FileRecord, ModelRecord, Sidecar
+from trtbatch.core.sidecar import EngineRecord, FileRecord, ModelRecord, Sidecar
 from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import RowsError
 from trtbatch.onnx_graph.read import load_onnx, read_specs
@@ -26,7 +26,8 @@ def checker(
     inputs, outputs = read_specs(load_onnx(path), path.name)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     file, model = FileRecord(path.name, "", 0), ModelRecord("m", "of the test")
-    sidecar = Sidecar("engine", file, inputs, outputs, model, backend="onnxruntime", profiles=(Profile(1, 1, 64),))
+    record = EngineRecord("onnxruntime", (Profile(1, 1, 64),))
+    sidecar = Sidecar("engine", file, inputs, outputs, model, engine=record)
     bound = wrap(OnnxRuntimeSession(session, sidecar, path.name))
     return RowChecker(bound, inputs, outputs, precision="fp32", smallest=smallest, largest=8, pool=pool)
 

@@ -85,20 +85,20 @@ def refuse_foreign(artifact: Artifact, device: int = 0) -> None:
     from trtbatch.backends.tensorrt import buffers
 
     trt = optional.require("tensorrt", "run engines")
-    made_with = artifact.sidecar.tools.get("tensorrt")
+    made_with = artifact.sidecar.build.tools.get("tensorrt")
     here = buffers.device_facts(device)
-    options = artifact.sidecar.options
+    options = artifact.sidecar.build.options
     later = bool(options.get("version_compatible")) and numbers(str(made_with)) <= numbers(trt.__version__)
     if made_with is not None and made_with != trt.__version__ and not later:
         raise ArtifactError(
             f"{artifact.path} was built with TensorRT {made_with}; this is {trt.__version__}",
             f"build it again here ({build_line(artifact)}), or {wheel(here['driver_cuda'], made_with)}",
         )
-    capability = artifact.sidecar.device.get("compute_capability")
+    capability = artifact.sidecar.build.device.get("compute_capability")
     anywhere = bool(options.get("hardware_compatible")) and numbers(here["compute_capability"]) >= (8, 0)
     if capability is not None and capability != here["compute_capability"] and not anywhere:
         raise ArtifactError(
-            f"{artifact.path} was built for a {artifact.sidecar.device.get('gpu', 'GPU')} (compute capability "
+            f"{artifact.path} was built for a {artifact.sidecar.build.device.get('gpu', 'GPU')} (compute capability "
             f"{capability}); this is a {here['gpu']} ({here['compute_capability']})",
             f"build it again on this GPU: {build_line(artifact)}",
         )

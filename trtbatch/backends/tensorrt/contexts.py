@@ -75,9 +75,9 @@ class Contexts:
             ProfileError: no profile holds the batch, or the forced one doesn't.
         """
         sidecar, forced = self._engine.sidecar, self.forced
-        allowed = sidecar.profiles if forced is None else (sidecar.profiles[forced],)
+        allowed = sidecar.engine.profiles if forced is None else (sidecar.engine.profiles[forced],)
         refuse_outside(allowed, [batch], self._engine.path.name)
-        found = sidecar.profile_for(batch) if forced is None else forced
+        found = sidecar.engine.profile_for(batch) if forced is None else forced
         assert found is not None, "refuse_outside raises where no profile fits"
         return found
 

@@ -75,7 +75,7 @@ class DeserializedEngine:
     def _load(self, trt: ModuleType, artifact: Artifact, weights: Path | None) -> None:
         runtime: Runtime = trt.Runtime(self._logger)
         self._runtime = runtime
-        options = self.sidecar.options
+        options = self.sidecar.build.options
         if options.get("version_compatible"):
             runtime.engine_host_code_allowed = True  # such a plan contains its own runtime
         self._deserialized = runtime.deserialize_cuda_engine(artifact.path.read_bytes())
@@ -245,11 +245,11 @@ def _onnx_of(artifact: Artifact) -> Path:
     Raises:
         ArtifactError: the file is missing or has changed.
     """
-    sidecar = artifact.sidecar
-    record = sidecar.converted or sidecar.source
-    if record is None:
+    source = artifact.sidecar.source
+    if source is None:
         raise ArtifactError(f"{artifact.path} holds no weights, and doesn't say whose", "build it again")
-    places = [artifact.path.with_name(record.file), artifact.path.parent / (sidecar.source_path or record.file)]
+    record = source.built
+    places = [artifact.path.with_name(record.file), artifact.path.parent / (source.path or record.file)]
     for place in places:
         if place.is_file() and record_file(place).sha256 == record.sha256:
             return place

@@ -60,7 +60,7 @@ class TensorRTEngine(DeserializedEngine):
         """Return an output's shape with its batch open, where TensorRT reports the size of a first profile N:N:N."""
         spec = next((spec for spec in self.sidecar.outputs if spec.name == name), None)
         axis = None if spec is None else spec.batch_axis
-        first = self.sidecar.profiles[0]
+        first = self.sidecar.engine.profiles[0]
         alone = spec is not None and spec.fixed_batch is None and first.min == first.max
         if axis is not None and alone and axis < len(shape) and shape[axis] == first.max:
             return [-1 if index == axis else size for index, size in enumerate(shape)]

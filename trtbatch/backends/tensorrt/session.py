@@ -62,7 +62,7 @@ class TensorRTSession:
 
     def use_profile(self, profile: int | None) -> None:
         """Set the profile; see :class:`trtbatch.backends.base.Session`."""
-        refuse_no_profile(self._engine.sidecar.profiles, profile, self._engine.path.name)
+        refuse_no_profile(self._engine.sidecar.engine.profiles, profile, self._engine.path.name)
         self.contexts.forced = profile
 
     @property
