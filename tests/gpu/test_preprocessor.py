@@ -22,7 +22,7 @@ from trtbatch.backends.tensorrt.buffers import Device
 from trtbatch.backends.tensorrt.preprocess import TensorRTPreprocessor
 from trtbatch.backends.tensorrt.session import TensorRTSession
 from trtbatch.core.preprocessing import Preprocessing
-from trtbatch.core.sidecar import BuildRecord, FileRecord
+from trtbatch.core.sidecar import FileRecord
 from trtbatch.core.store import load
 from trtbatch.errors import ArtifactError, ExecutionError
 from trtbatch.images.preprocessor import PreprocessorRecord, describe, open_preprocessor, pixels_of
@@ -243,7 +243,7 @@ def test_a_damaged_one_is_named(folder: Path, tmp_path: Path) -> None:
 
 def test_it_is_for_this_gpu_and_tensorrt_alone(folder: Path) -> None:
     artifact = load(folder / "even.pre.engine", "preprocessor")
-    foreign = replace(artifact.sidecar, build=BuildRecord({"tensorrt": "1.2.3"}))
+    foreign = replace(artifact.sidecar, build=replace(artifact.sidecar.build, tools={"tensorrt": "1.2.3"}))
     assert isinstance(foreign.artifact, FileRecord)
     with pytest.raises(ArtifactError, match=r"built with TensorRT 1\.2\.3"):
         open_preprocessor(replace(artifact, sidecar=foreign))

@@ -272,8 +272,10 @@ def main() -> NoReturn:
         app(standalone_mode=True)
         code = 0
     except SystemExit as done:
+        STATE.ended = True
         code = done.code if isinstance(done.code, int) else int(done.code is not None)
     except KeyboardInterrupt:
+        STATE.ended = True
         code = 128 + signal.SIGINT
     if STATE.signal is not None:
         code = 128 + STATE.signal
@@ -284,14 +286,20 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
-def _ignored(found: sys.UnraisableHookArgs) -> None:
-    """Send a signal again if it came where Python ignores exceptions: in a finalizer or a weak reference's callback.
+class _Interrupt(KeyboardInterrupt):
+    """The end of a command by a signal, which is sent again if anything drops the exception.
 
-    The import system has such callbacks.
+    Python drops what is raised in a finalizer or in a weak reference's callback, which the import system has. TensorRT
+    drops what is raised while it looks up a logger's method, before any frame of the logger runs.
     """
-    if STATE.signal is not None and isinstance(found.exc_value, KeyboardInterrupt):
-        send_again(STATE.signal)
-    else:
+
+    def __del__(self) -> None:
+        if STATE.signal is not None and not STATE.ended:
+            send_again(STATE.signal)
+
+
+def _ignored(found: sys.UnraisableHookArgs) -> None:
+    if not isinstance(found.exc_value, _Interrupt):
         sys.__unraisablehook__(found)
 
 
@@ -300,4 +308,4 @@ def _end(number: int, frame: FrameType | None) -> None:
     if in_callback(frame):
         send_again(number)
     else:
-        raise KeyboardInterrupt
+        raise _Interrupt

@@ -49,6 +49,8 @@ __all__ = [
 class _State:
     debug: bool = False
     signal: int | None = None
+    ended: bool = False
+    """Whether the command has ended; from then on its interrupt may go."""
     console: Console | None = None
     """Console of the running progress bar; messages printed on it go above the bar."""
 

@@ -98,9 +98,13 @@ app.main()
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("kind", "before"),
-    [("def __del__(self): interrupt()", "pass"), ("pass", "kept = weakref.ref(some, interrupt)")],
+    [
+        ("def __del__(self): interrupt()", "pass"),
+        ("pass", "kept = weakref.ref(some, interrupt)"),
+        ("pass", "try: interrupt()\n    except KeyboardInterrupt: pass"),
+    ],
 )
-def test_a_signal_in_a_finalizer_ends_the_command(kind: str, before: str, tmp_path: Path) -> None:
+def test_a_signal_whose_exception_is_dropped_ends_the_command(kind: str, before: str, tmp_path: Path) -> None:
     line = [sys.executable, "-c", FINALIZERS.format(kind=kind, before=before)]
     done = subprocess.run(
         line, check=False, capture_output=True, text=True, cwd=tmp_path, env=child_environment(), timeout=60

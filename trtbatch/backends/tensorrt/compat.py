@@ -33,6 +33,7 @@ __all__ = [
     "give_memory",
     "has_type",
     "honour_types",
+    "is_linear",
     "keep_details",
     "layers",
     "leave_out_libraries",
@@ -211,6 +212,16 @@ def dtype_name(dtype: Named) -> str:
     ``tensorrt.nptype`` of 8.6 fails with numpy 1.24 to 1.26.
     """
     return _DTYPES.get(dtype.name, str(dtype.name).lower())
+
+
+def is_linear(trt: ModuleType, engine: CudaEngine, name: str) -> bool:
+    """Return whether the elements of a binding lie in memory in the order of its axes.
+
+    The lean runtime's bindings have no formats, but their description: ``Row major linear FP32 format``.
+    """
+    if hasattr(trt, "TensorFormat"):
+        return bool(engine.get_tensor_format(name) == trt.TensorFormat.LINEAR)
+    return "linear" in engine.get_tensor_format_desc(name).lower()
 
 
 def device_memory(engine: CudaEngine) -> int:

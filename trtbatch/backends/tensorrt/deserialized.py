@@ -204,7 +204,7 @@ def _bindings(trt: ModuleType, engine: CudaEngine) -> Iterator[Binding]:
             dtype=compat.dtype_name(engine.get_tensor_dtype(name)),
             shape=tuple(int(size) for size in engine.get_tensor_shape(name)),
             on_host=engine.get_tensor_location(name) == trt.TensorLocation.HOST,
-            is_linear=engine.get_tensor_format(name) == trt.TensorFormat.LINEAR,
+            is_linear=compat.is_linear(trt, engine, name),
         )
 
 
