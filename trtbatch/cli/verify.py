@@ -89,6 +89,6 @@ def _show(result: Any) -> None:
         for line in result.explanations:
             console.print(f"wrong: {line}", style="red", markup=False)
     else:
-        console.print(f"without a reference, at batch {batches}: {checks}: all pass", markup=False)
+        console.print(f"the engine against itself, at batch {batches}: {checks}: all pass", markup=False)
     verdict = "[bold green]right[/]" if result.passed else "[bold red]WRONG[/]"
     console.print(f"{verdict}: every sample of {plain(result.engine)} was looked at, batch {batches}")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch.backends import open_engine, resolve_engine
+from trtbatch.backends import engine_origin, open_engine, resolve_engine
 from trtbatch.backends.base import Session
 from trtbatch.core import store
 from trtbatch.core.batches import refuse_outside
@@ -27,7 +27,7 @@ from trtbatch.verification.checks import CHECKS, Finding, RowChecker
 from trtbatch.verification.comparison import OutputResult, compare_outputs
 from trtbatch.verification.references import Reference, SavedReference, find_onnx, open_reference
 
-__all__ = ["VerifyRequest", "VerifyResult", "verify"]
+__all__ = ["VerifyPlan", "VerifyRequest", "VerifyResult", "plan_verify", "verify"]
 
 Array = NDArray[Any]
 
@@ -69,6 +69,7 @@ class VerifyResult:
         checks: names of the checks without a reference, each run at every batch size.
         findings: failed checks.
         explanations: the findings in words, and the node that fixes the batch, if one is found.
+        origins: where the engine, the batch sizes, the reference, the samples and the limit came from, in words.
     """
 
     engine: str
@@ -87,6 +88,7 @@ class VerifyResult:
     environment: dict[str, Any]
     created: str
     format_version: int = 1
+    origins: dict[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         verdict = "right" if self.passed else "WRONG"
@@ -98,8 +100,28 @@ class VerifyResult:
         return html_table(f"{self.engine} against {self.reference}", ["batch", "output", "verdict"], rows)
 
 
-def verify(request: VerifyRequest) -> VerifyResult:
-    """Compare an engine with a reference and with itself; wrong rows are a result, not an exception.
+@dataclass(frozen=True)
+class VerifyPlan:
+    """Decisions of a run, made before the engine is opened.
+
+    Args:
+        reference: None where the engine is checked against itself alone.
+        pool: different samples, one more than the largest batch has.
+        limit: element-wise limits; None is the tolerance of dtype and precision.
+        origins: where the engine, the batch sizes, the reference, the samples and the limit came from, in words.
+    """
+
+    request: VerifyRequest
+    artifact: Artifact
+    batches: tuple[int, ...]
+    reference: Reference | None
+    pool: dict[str, Array]
+    limit: Limit | None
+    origins: dict[str, str]
+
+
+def plan_verify(request: VerifyRequest) -> VerifyPlan:
+    """Decide what is compared with what; the reference and the samples are read, and the engine isn't opened.
 
     Raises:
         ProfileError: a batch is outside every profile.
@@ -112,31 +134,57 @@ def verify(request: VerifyRequest) -> VerifyResult:
             raise UsageError(f"{option} {limit} lets everything pass", "give a finite number from 0 on")
     artifact = resolve_engine(request.engine, request.batches or ())
     sidecar = artifact.sidecar
-    name = artifact.path.name
     batches = tuple(dict.fromkeys(request.batches or sidecar.engine.corners))
-    refuse_outside(sidecar.engine.profiles, batches, name)
-    reference = _reference(request, artifact)
+    refuse_outside(sidecar.engine.profiles, batches, artifact.path.name)
+    reference, reference_from = _reference(request, artifact)
     if isinstance(reference, SavedReference):
         reference.require_rows(max(batches))
-    pool = _pool(request, sidecar, reference, max(batches) + 1)
+    pool, pool_from = _pool(request, sidecar, reference, max(batches) + 1)
+    given = request.rtol is not None or request.atol is not None
+    return VerifyPlan(
+        request,
+        artifact,
+        batches,
+        reference,
+        pool,
+        Limit(0.0, request.rtol, request.atol) if given else None,
+        {
+            "engine": engine_origin(request.engine),
+            "batches": "given" if request.batches else "min, opt and max of every profile",
+            "reference": reference_from,
+            "samples": pool_from,
+            "limit": "given" if given else "the outputs' dtypes and the engine's precision",
+        },
+    )
+
+
+def verify(request: VerifyRequest) -> VerifyResult:
+    """Compare an engine with a reference and with itself; wrong rows are a result, not an exception.
+
+    Raises:
+        ProfileError: a batch is outside every profile.
+        UsageError, InputError, ArtifactError: the reference or the samples aren't available.
+    """
+    plan = plan_verify(request)
+    artifact, sidecar, reference = plan.artifact, plan.artifact.sidecar, plan.reference
     findings: list[Finding] = []
     outputs: list[OutputResult] = []
     with open_engine(artifact, request.device) as engine, engine.session() as session:
-        checker = RowChecker.of(session, sidecar, max(batches), pool=pool)
-        for batch in batches:
+        checker = RowChecker.of(session, sidecar, max(plan.batches), pool=plan.pool)
+        for batch in plan.batches:
             request.progress(f"batch {batch}: checking rows", None)
             findings += checker.check(batch)
             if reference is not None:
                 request.progress(f"batch {batch}: comparing with the reference", None)
-                outputs += _against(reference, session, checker.inputs(batch), batch, sidecar, request)
+                outputs += _against(reference, session, checker.inputs(batch), batch, plan)
     _tell_numbers_that_are_none(outputs)
     return VerifyResult(
-        engine=name,
+        engine=artifact.path.name,
         backend=sidecar.engine.backend or "",
         precision=sidecar.precision.realized or "",
         weights=sidecar.model.weights,
         reference=None if reference is None else reference.label,
-        batches=batches,
+        batches=plan.batches,
         checks=CHECKS,
         findings=tuple(findings),
         explanations=tuple(_explanations(findings, artifact)),
@@ -146,23 +194,27 @@ def verify(request: VerifyRequest) -> VerifyResult:
         device=sidecar.build.device,
         environment=environment.describe(),
         created=store.now(),
+        origins=plan.origins,
     )
 
 
-def _reference(request: VerifyRequest, artifact: Artifact) -> Reference | None:
+def _reference(request: VerifyRequest, artifact: Artifact) -> tuple[Reference | None, str]:
+    """Return the reference, and where it came from."""
     if request.against == "none":
-        return None
+        return None, "given"
     if request.against is not None:
-        return open_reference(request.against, artifact, request.trust_code)
+        return open_reference(request.against, artifact, request.trust_code), "given"
     try:
-        return open_reference("onnxruntime", artifact)
+        return open_reference("onnxruntime", artifact), "the ONNX file that the sidecar names"
     except ArtifactError as error:
         note(f"no reference: {error.problem}; checking the engine against itself only")
-        return None
+        return None, error.problem
 
 
-def _pool(request: VerifyRequest, sidecar: Sidecar, reference: Reference | None, count: int) -> dict[str, Array]:
-    """Return `count` samples: those of the saved reference or of ``--input`` first, then random ones.
+def _pool(
+    request: VerifyRequest, sidecar: Sidecar, reference: Reference | None, count: int
+) -> tuple[dict[str, Array], str]:
+    """Return `count` samples, those of the saved reference or of `input` first, then random ones; and their origin.
 
     No sample appears twice: rows that leak into each other show only where samples differ.
 
@@ -172,15 +224,15 @@ def _pool(request: VerifyRequest, sidecar: Sidecar, reference: Reference | None,
     fresh = random_inputs(sidecar.inputs, count, request.seed)
     saved = reference if isinstance(reference, SavedReference) else None
     if saved is not None and saved.inputs:
-        return _topped_up(saved.inputs, fresh, sidecar, count)
+        return _topped_up(saved.inputs, fresh, sidecar, count), "the saved outputs' own inputs"
     if saved is not None and request.input is None:
         raise UsageError(f"{saved.label} hold no inputs", "pass the `input` (and `seed`) that they were made from")
     if request.input is None:
-        return fresh
+        return fresh, f"random, seed {request.seed}"
     given, names = read_samples(request.input, sidecar, count, request.seed)
     if saved is not None:
         saved.require_samples(names, count - 1)
-    return _topped_up(given, fresh, sidecar, count)
+    return _topped_up(given, fresh, sidecar, count), "given"
 
 
 def _topped_up(
@@ -203,20 +255,13 @@ def _topped_up(
 
 
 def _against(
-    reference: Reference,
-    session: Session,
-    inputs: Mapping[str, Array],
-    batch: int,
-    sidecar: Sidecar,
-    request: VerifyRequest,
+    reference: Reference, session: Session, inputs: Mapping[str, Array], batch: int, plan: VerifyPlan
 ) -> list[OutputResult]:
     wanted = reference(inputs, batch)
     session.bind(inputs)
     session.run()
-    limit = None
-    if request.rtol is not None or request.atol is not None:
-        limit = Limit(0.0, request.rtol, request.atol)
-    return compare_outputs(session.fetch(), wanted, batch, sidecar.outputs, sidecar.precision.name, limit)
+    sidecar = plan.artifact.sidecar
+    return compare_outputs(session.fetch(), wanted, batch, sidecar.outputs, sidecar.precision.name, plan.limit)
 
 
 def _tell_numbers_that_are_none(outputs: Sequence[OutputResult]) -> None:

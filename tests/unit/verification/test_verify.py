@@ -15,6 +15,8 @@ from tests.support import models
 from tests.support.arrays import read_npz
 from tests.support.messages import refused
 from trtbatch.core.rows import Limit, compare, named_rows, valid_only
+from trtbatch.verification import verify as verify_module
+from trtbatch.verification.verify import VerifyRequest, plan_verify
 
 Cli = Callable[..., Any]
 
@@ -36,6 +38,31 @@ def test_a_right_engine_passes_at_every_corner(cli: Cli, engine: Path, folder: P
             assert row["l2_rel"] < 1e-5
             assert row["cosine"] > 0.999999
             assert row["nan"] == 0
+
+
+def test_a_plan_says_where_each_value_came_from_and_opens_nothing(
+    engine: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify_module, "open_engine", lambda artifact, device: pytest.fail("the engine was opened"))
+    plan = plan_verify(VerifyRequest(None))
+    assert plan.artifact.path.name == engine.name
+    assert plan.batches == (1, 4, 8)
+    assert plan.reference is not None
+    assert plan.pool["input"].shape == (9, 3, 8, 8)
+    assert plan.limit is None
+    assert plan.origins == {
+        "engine": "the newest in engines/ that runs here",
+        "batches": "min, opt and max of every profile",
+        "reference": "the ONNX file that the sidecar names",
+        "samples": "random, seed 42",
+        "limit": "the outputs' dtypes and the engine's precision",
+    }
+    np.save(folder / "x.npy", np.zeros((3, 3, 8, 8), np.float32))
+    plan = plan_verify(VerifyRequest(engine, "none", [2], "x.npy", rtol=0.1))
+    assert plan.batches == (2,)
+    assert plan.reference is None
+    assert plan.limit == Limit(0.0, 0.1, None)
+    assert set(plan.origins.values()) == {"given"}
 
 
 def test_the_articles_bug_is_named_in_plain_words(cli: Cli, folder: Path) -> None:
