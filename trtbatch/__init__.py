@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from trtbatch.reporting.gate import Comparison
     from trtbatch.runtime.infer import InferResult
     from trtbatch.runtime.loaded import LoadedEngine
+    from trtbatch.tuner.capacity import MaxBatchResult
     from trtbatch.tuner.plan import PlanResult
     from trtbatch.tuner.tune import TuneResult
     from trtbatch.verification.verify import VerifyResult
@@ -563,6 +564,32 @@ def verify(
     )
 
 
+class _Search(TypedDict, total=False):
+    """Keyword arguments of :func:`tune` besides `max_batch_search`."""
+
+    latency_ms: float | None
+    percentile: float
+    streams: Sequence[int]
+    batches: Batches
+    min_time: float
+    cuda_graphs: bool
+    save: bool
+    device: int
+    progress: Progress | None
+
+
+@overload
+def tune(
+    engine: PathLike | None = None, *, max_batch_search: Literal[True], **options: Unpack[_Search]
+) -> MaxBatchResult: ...
+@overload
+def tune(
+    engine: PathLike | None = None, *, max_batch_search: Literal[False] = False, **options: Unpack[_Search]
+) -> TuneResult: ...
+@overload
+def tune(
+    engine: PathLike | None = None, *, max_batch_search: bool, **options: Unpack[_Search]
+) -> TuneResult | MaxBatchResult: ...
 def tune(
     engine: PathLike | None = None,
     *,
@@ -574,9 +601,12 @@ def tune(
     cuda_graphs: bool = True,
     save: bool = True,
     device: int = 0,
+    max_batch_search: bool = False,
     progress: Progress | None = None,
-) -> TuneResult:
+) -> TuneResult | MaxBatchResult:
     """Find the batch size with the largest throughput, within a latency budget if there is one.
+
+    With `max_batch_search` it finds the largest batch that fits in memory instead.
 
     Args:
         engine: engine; None takes the newest in ``engines/`` that runs here.
@@ -588,6 +618,8 @@ def tune(
         cuda_graphs: whether batches may run as CUDA graphs.
         save: whether to write the choice to the engine's sidecar, where :func:`infer` takes it from.
         device: number of the GPU.
+        max_batch_search: whether to find the largest batch that fits in memory; only `engine`, `cuda_graphs`, `device`
+            and `progress` go with it.
         progress: called with each step.
 
     Raises:
@@ -599,24 +631,24 @@ def tune(
         >>> result.chosen.batch in (1, 8)
         True
     """
-    from trtbatch.tuner.tune import TuneRequest
+    from trtbatch.tuner.tune import TuneRequest, largest_batch
     from trtbatch.tuner.tune import tune as run
 
     _require(min_time=(min_time, 0, None), device=(device, 0, None))
-    return run(
-        TuneRequest(
-            engine=_path(engine),
-            latency_ms=latency_ms,
-            percentile=percentile,
-            streams=streams,
-            batches=_batches(batches) or None,
-            min_time=min_time,
-            save=save,
-            device=device,
-            cuda_graphs=cuda_graphs,
-            progress=progress or _silent,
-        )
+    request = TuneRequest(
+        engine=_path(engine),
+        latency_ms=latency_ms,
+        percentile=percentile,
+        streams=streams,
+        batches=_batches(batches) or None,
+        min_time=min_time,
+        save=save,
+        device=device,
+        cuda_graphs=cuda_graphs,
+        max_batch_search=max_batch_search,
+        progress=progress or _silent,
     )
+    return largest_batch(request) if max_batch_search else run(request)
 
 
 def plan(

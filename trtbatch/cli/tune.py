@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from trtbatch.core.sidecar import Artifact, Interval
-    from trtbatch.tuner.capacity import Largest
+    from trtbatch.core.sidecar import Interval
+    from trtbatch.tuner.capacity import MaxBatchResult
     from trtbatch.tuner.search import Trial
     from trtbatch.tuner.tune import TuneResult
 
@@ -62,45 +62,37 @@ def command(
     Where no batch size meets the latency, the nearest is named, and the exit code is 1.
     """
     import trtbatch
-    from trtbatch.errors import UsageError
+    from trtbatch.tuner.capacity import MaxBatchResult
     from trtbatch.tuner.keeping import refuse_unkept
-    from trtbatch.tuner.tune import largest_batch
     from trtbatch.util.files import refuse_outputs
     from trtbatch.util.jsonfile import write_record
 
     _one_of(latency=latency is not None, max_throughput=max_throughput, max_batch_search=max_batch_search)
-    if max_batch_search and batch is not None:
-        raise UsageError("--max-batch-search tries every batch size", "leave out --batch")
-    if max_batch_search and streams != "1":
-        raise UsageError("--max-batch-search has one batch in memory at a time", "leave out --streams")
     budget = None if latency is None else parse_latency(latency)
     refuse_outputs((json_, ".json", "--json"))
-    if max_batch_search:
-        with show_progress() as (_, progress):
-            artifact, largest = largest_batch(engine, device, not no_cuda_graph, progress)
-        _show_largest(artifact, largest)
-        record: object = largest
-        unkept = ""
+    with show_progress() as (_, progress):
+        result = trtbatch.tune(
+            engine,
+            latency_ms=budget,
+            percentile=percentile,
+            streams=_streams_of(streams),
+            batches=() if batch is None else batch,
+            min_time=min_time,
+            cuda_graphs=not no_cuda_graph,
+            save=not no_save,
+            device=device,
+            max_batch_search=max_batch_search,
+            progress=progress,
+        )
+    if isinstance(result, MaxBatchResult):
+        _show_largest(result)
     else:
-        with show_progress() as (_, progress):
-            result = trtbatch.tune(
-                engine,
-                latency_ms=budget,
-                percentile=percentile,
-                streams=_streams_of(streams),
-                batches=() if batch is None else batch,
-                min_time=min_time,
-                cuda_graphs=not no_cuda_graph,
-                save=not no_save,
-                device=device,
-                progress=progress,
-            )
         _show(result)
-        record, unkept = result, result.unkept
     if json_ is not None:
-        write_record(record, json_)
+        write_record(result, json_)
         out().print(f"[bold]{plain(str(json_))}[/]")
-    refuse_unkept(unkept)
+    if not isinstance(result, MaxBatchResult):
+        refuse_unkept(result.unkept)
 
 
 _LATENCY = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(us|µs|μs|ms|s)", re.ASCII)
@@ -344,10 +336,11 @@ def _notes(result: TuneResult) -> Sequence[str]:
     return lines
 
 
-def _show_largest(artifact: Artifact, largest: Largest) -> None:
+def _show_largest(largest: MaxBatchResult) -> None:
     console = out()
-    most = max(profile.max for profile in artifact.sidecar.engine.profiles)
-    console.print(f"largest batch: [bold]{largest.batch}[/] of {most}, the most that {plain(artifact.path.name)} takes")
+    console.print(
+        f"largest batch: [bold]{largest.batch}[/] of {largest.most}, the most that {plain(largest.engine)} takes"
+    )
     if largest.bound == "profile":
         console.print("  bounded by the profile, not by memory: rebuild with a larger --max to go on")
         return

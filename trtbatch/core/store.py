@@ -11,10 +11,9 @@ import os
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 from trtbatch.core.hints import ARTICLES, MAKE, build_line, instead, of_other_backend, refuse_other_file
-from trtbatch.core.sidecar import Artifact, FileRecord, Kind, Sidecar, read_sidecar
+from trtbatch.core.sidecar import Artifact, FileRecord, Kind, Planned, Sidecar, Tuned, read_sidecar
 from trtbatch.errors import ArtifactError, UsageError
 from trtbatch.util.files import atomic_file, sidecar_path
 from trtbatch.util.log import warn
@@ -196,7 +195,7 @@ def publish(made: Path, target: Path, sidecar: Sidecar, companions: tuple[Path, 
     return Artifact(target, sidecar)
 
 
-def rewrite(artifact: Artifact, **fields: Any) -> Artifact:
+def rewrite(artifact: Artifact, **fields: Tuned | Planned) -> Artifact:
     """Set fields of an engine's record atomically, and leave the artifact and all other fields unchanged.
 
     The sidecar is read again first, which keeps fields that another command has written since then, and fields of a

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -16,14 +16,14 @@ from trtbatch.core.sidecar import Sidecar
 from trtbatch.errors import ExecutionError
 from trtbatch.runtime.pipeline import SPARE
 
-__all__ = ["Largest", "attempt", "find_largest"]
+__all__ = ["MaxBatchResult", "attempt", "find_largest"]
 
 _OF_MEMORY = ("memory", "alloc")
 """Words of out-of-memory errors: those of pycuda, TensorRT, ONNX Runtime and numpy all contain one of them."""
 
 
 @dataclass(frozen=True)
-class Largest:
+class MaxBatchResult:
     """Result of the search for the largest batch.
 
     Args:
@@ -33,6 +33,8 @@ class Largest:
         refused: smallest batch size that failed; None if all ran.
         reason: error of that batch.
         tried: every batch size that was run, in order, and whether it ran.
+        most: largest batch size that a profile holds.
+        origins: where the engine and the batch sizes came from, in words.
     """
 
     batch: int
@@ -40,9 +42,12 @@ class Largest:
     refused: int | None = None
     reason: str | None = None
     tried: tuple[tuple[int, bool], ...] = ()
+    most: int = 0
+    engine: str = ""
+    origins: dict[str, str] = field(default_factory=dict)
 
 
-def find_largest(sizes: Sequence[int], run: Callable[[int], str | None]) -> Largest:
+def find_largest(sizes: Sequence[int], run: Callable[[int], str | None]) -> MaxBatchResult:
     """Return the largest of the sizes that runs, assuming that all smaller ones run too.
 
     Args:
@@ -76,7 +81,7 @@ def find_largest(sizes: Sequence[int], run: Callable[[int], str | None]) -> Larg
         middle = (good + bad) // 2
         good, bad = (middle, bad) if runs(middle) else (good, middle)
     if bad == len(sizes):
-        return Largest(sizes[good], "profile", tried=tuple(tried))
+        return MaxBatchResult(sizes[good], "profile", tried=tuple(tried))
     if not runs(good):  # an error can break more than its own session
         raise ExecutionError(
             f"batch {sizes[good]} ran, and after the failure of batch {sizes[bad]} it doesn't: {failures[sizes[good]]}",
@@ -84,7 +89,7 @@ def find_largest(sizes: Sequence[int], run: Callable[[int], str | None]) -> Larg
         )
     reason = failures[sizes[bad]]
     of_memory = any(word in reason.lower() for word in _OF_MEMORY)
-    return Largest(sizes[good], "memory" if of_memory else "error", sizes[bad], reason, tuple(tried))
+    return MaxBatchResult(sizes[good], "memory" if of_memory else "error", sizes[bad], reason, tuple(tried))
 
 
 def attempt(engine: Engine, sidecar: Sidecar, batch: int, cuda_graphs: bool = True) -> str | None:

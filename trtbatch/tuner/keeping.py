@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from trtbatch.core import store
-from trtbatch.core.sidecar import Artifact
+from trtbatch.core.sidecar import Artifact, Planned, Tuned
 from trtbatch.errors import ArtifactError, TrtbatchError, from_os_error
 from trtbatch.util import files
 
@@ -28,7 +26,7 @@ def refuse_unkeepable(artifact: Artifact) -> None:
 _FIX = "pass `save=False` to leave the sidecar as it is (the result is kept all the same), or make that folder writable"
 
 
-def keep(artifact: Artifact, **fields: Any) -> str:
+def keep(artifact: Artifact, **fields: Tuned | Planned) -> str:
     """Write fields of the engine's record to the sidecar; return why that failed, or an empty string on success."""
     try:
         store.rewrite(artifact, **fields)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trtbatch.backends import open_engine, resolve_engine
+from trtbatch.backends import engine_origin, open_engine, resolve_engine
 from trtbatch.benchmark.clocks import ClockWatch
 from trtbatch.benchmark.loops import MIN_ITERATIONS, TIME_OUT, Loop, Samples, StopRule, collect
 from trtbatch.benchmark.request import MOST_STREAMS
@@ -22,7 +22,7 @@ from trtbatch.core.batches import pick_profile, refuse_outside
 from trtbatch.core.profiles import powers_of_two
 from trtbatch.core.sidecar import Artifact, Sidecar, Tuned
 from trtbatch.errors import ExecutionError, TrtbatchError, UsageError
-from trtbatch.tuner.capacity import Largest, attempt, find_largest
+from trtbatch.tuner.capacity import MaxBatchResult, attempt, find_largest
 from trtbatch.tuner.keeping import keep, refuse_unkeepable
 from trtbatch.tuner.quantiles import percentile_interval, runs_needed
 from trtbatch.tuner.search import Goal, Outcome, Trial, budget_for, search
@@ -32,7 +32,7 @@ from trtbatch.util.log import note
 from trtbatch.util.notebook import html_table
 from trtbatch.util.statistics import median_interval
 
-__all__ = ["PATIENCE", "TuneRequest", "TuneResult", "asked_for", "largest_batch", "tune"]
+__all__ = ["PATIENCE", "TunePlan", "TuneRequest", "TuneResult", "asked_for", "largest_batch", "plan_tune", "tune"]
 
 PATIENCE = 30.0
 """Multiple of ``min_time`` after which a choice ends with too few runs for its percentile, which is reported."""
@@ -63,6 +63,7 @@ class TuneRequest:
         save: whether to write the result to the engine's sidecar.
         device: number of the GPU.
         cuda_graphs: whether batches may run as CUDA graphs.
+        max_batch_search: whether to search for the largest batch that fits in memory, and nothing else.
         progress: called with each step.
     """
 
@@ -77,6 +78,7 @@ class TuneRequest:
     save: bool = True
     device: int = 0
     cuda_graphs: bool = True
+    max_batch_search: bool = False
     progress: Callable[[str, float | None], None] = lambda words, share: None
 
     @property
@@ -108,6 +110,7 @@ class TuneResult(Run):
         timed: what a latency covers, by number of streams.
         device: device of the run.
         unkept: why the sidecar couldn't be written; empty if it was, or if saving wasn't requested.
+        origins: where the engine, the batch sizes, the numbers of streams and the known times came from, in words.
     """
 
     asked: str
@@ -121,6 +124,7 @@ class TuneResult(Run):
     alike: tuple[Trial, ...] = ()
     unkept: str = ""
     format_version: int = 1
+    origins: dict[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         chosen = self.chosen
@@ -143,6 +147,56 @@ def asked_for(latency_ms: float | None, percentile: float) -> str:
     return "the largest throughput" if latency_ms is None else f"p{percentile:g} latency under {latency_ms:g} ms"
 
 
+@dataclass(frozen=True)
+class TunePlan:
+    """Decisions of a search, made before the engine is opened.
+
+    Args:
+        batches: batch sizes to try: all of them in the search for the largest, else those to begin with.
+        refines: whether sizes between them are tried too.
+        known: ms of one run by batch size, by the build on this device.
+        device: the device of the run.
+        origins: where the engine, the batch sizes, the numbers of streams and the known times came from, in words.
+    """
+
+    request: TuneRequest
+    artifact: Artifact
+    batches: tuple[int, ...]
+    refines: bool
+    known: dict[int, float]
+    device: dict[str, str]
+    origins: dict[str, str]
+
+
+def plan_tune(request: TuneRequest) -> TunePlan:
+    """Decide what is tried; the engine isn't opened.
+
+    Raises:
+        UsageError: a number makes no sense, or arguments contradict each other.
+        ProfileError: a batch size is outside every profile.
+        TrtbatchError: the sidecar can't be written.
+    """
+    _refuse_numbers(request)
+    artifact = resolve_engine(request.engine, request.batches or ())
+    sidecar = artifact.sidecar
+    origins = {"engine": engine_origin(request.engine)}
+    if request.max_batch_search:
+        profiles = sidecar.engine.profiles
+        sizes = tuple(sorted({size for profile in profiles for size in range(profile.min, profile.max + 1)}))
+        return TunePlan(request, artifact, sizes, False, {}, {}, origins | {"batches": "all that a profile holds"})
+    if request.save:
+        refuse_unkeepable(artifact)
+    device = _device(sidecar, request.device)
+    origins["streams"] = "one, unless they are given" if tuple(request.streams) == (1,) else "given"
+    if request.batches is not None:
+        refuse_outside(sidecar.engine.profiles, request.batches, artifact.path.name)
+        return TunePlan(request, artifact, tuple(request.batches), False, {}, device, origins | {"batches": "given"})
+    batches, origins["batches"] = _usual(sidecar)
+    known = _known_times(sidecar, device)
+    origins["known"] = "the build's table" if known else "nothing is known of this device"
+    return TunePlan(request, artifact, batches, True, known, device, origins)
+
+
 def tune(request: TuneRequest) -> TuneResult:
     """Search, and write the result to the engine's sidecar.
 
@@ -153,42 +207,59 @@ def tune(request: TuneRequest) -> TuneResult:
         RowsError: rows are wrong; nothing is chosen.
         ExecutionError: no batch size runs.
     """
-    _refuse_numbers(request)
-    artifact = resolve_engine(request.engine, request.batches or ())
-    sidecar = artifact.sidecar
-    if request.save:
-        refuse_unkeepable(artifact)
-    if request.batches is not None:
-        refuse_outside(sidecar.engine.profiles, request.batches, artifact.path.name)
-    batches = list(request.batches or _usual(sidecar))
-    inside = (
-        None if request.batches is not None else lambda batch: pick_profile(sidecar.engine.profiles, batch) is not None
-    )
-    gpu = sidecar.engine.backend == "tensorrt"
-    device = _device(sidecar, request.device)
-    known = _known_times(sidecar, device) if request.batches is None else {}
+    plan = plan_tune(request)
+    artifact, profiles = plan.artifact, plan.artifact.sidecar.engine.profiles
+    gpu = artifact.sidecar.engine.backend == "tensorrt"
     goal = Goal(request.latency_ms)
+    inside = (lambda batch: pick_profile(profiles, batch) is not None) if plan.refines else None
     with (
         open_engine(artifact, request.device) as engine,
-        Load(engine, artifact, max(batches), request.cuda_graphs, request.seed) as load,
+        Load(engine, artifact, max(plan.batches), request.cuda_graphs, request.seed) as load,
         ClockWatch(request.device if gpu else None) as watch,
     ):
-        bench = _Bench(request, load, watch, known)
-        outcome = search(batches, request.streams, bench.measure, goal, inside)
+        bench = _Bench(request, load, watch, plan.known)
+        outcome = search(plan.batches, request.streams, bench.measure, goal, inside)
         if outcome.chosen is None or outcome.best is None:
             patient = _Bench(replace(request, latency_ms=math.inf), load, watch, {})
             raise _unmet(request, outcome, artifact, patient.measure)
-    found = _result(request, artifact, outcome, bench.timed, device)
+    found = _result(plan, outcome, bench.timed)
     unkept = keep(artifact, tuned=_tuned(found, request)) if request.save else ""
     return replace(found, saved=request.save and not unkept, unkept=unkept)
 
 
-def _refuse_numbers(request: TuneRequest) -> None:
-    """Raise if the request's numbers make no sense.
+def largest_batch(request: TuneRequest) -> MaxBatchResult:
+    """Return the largest batch of an engine's profiles that fits in memory, found by running batches.
+
+    As many batches are in flight as ``infer`` keeps, so the result can be used there.
 
     Raises:
-        UsageError: names the option.
+        UsageError: arguments contradict each other.
+        ExecutionError: not even the smallest batch runs.
     """
+    plan = plan_tune(request)
+    with open_engine(plan.artifact, request.device) as engine:
+
+        def run(batch: int) -> str | None:
+            request.progress(f"batch {batch}: running it", None)
+            return attempt(engine, plan.artifact.sidecar, batch, request.cuda_graphs)
+
+        return replace(
+            find_largest(plan.batches, run), most=plan.batches[-1], engine=plan.artifact.path.name, origins=plan.origins
+        )
+
+
+def _refuse_numbers(request: TuneRequest) -> None:
+    """Raise if the request's numbers make no sense, or its arguments contradict each other.
+
+    Raises:
+        UsageError: names the arguments.
+    """
+    if request.max_batch_search and request.latency_ms is not None:
+        raise UsageError("`latency_ms` and `max_batch_search` are two questions", "ask one after the other")
+    if request.max_batch_search and request.batches is not None:
+        raise UsageError("`max_batch_search` tries every batch size", "leave out `batches`")
+    if request.max_batch_search and tuple(request.streams) != (1,):
+        raise UsageError("`max_batch_search` has one batch in memory at a time", "leave out `streams`")
     if not 0 < request.percentile < 100:
         raise UsageError(f"`percentile={request.percentile:g}` has no interval", "give a number over 0 and below 100")
     if request.latency_ms is not None and not 0 < request.latency_ms < math.inf:
@@ -198,17 +269,18 @@ def _refuse_numbers(request: TuneRequest) -> None:
         raise UsageError(f"`streams={shown}`: not numbers of streams", f"give numbers from 1 to {MOST_STREAMS}")
 
 
-def _usual(sidecar: Sidecar) -> list[int]:
-    """Return the sizes that a search begins with: those of the table, or else powers of two within the profiles."""
-    profiles = sidecar.engine.profiles
+def _usual(sidecar: Sidecar) -> tuple[tuple[int, ...], str]:
+    """Return the sizes that a search begins with, and where they came from."""
+    profiles, origin = sidecar.engine.profiles, "the build's table"
     found = [size for size in sidecar.engine.times if pick_profile(profiles, size) is not None]
     if not found:
+        origin = "powers of two, and the ends and opts of the profiles"
         ends = min(profile.min for profile in profiles), max(profile.max for profile in profiles)
         found = [*sidecar.engine.corners, *powers_of_two(*ends)]
     sizes = sorted({size for size in found if pick_profile(profiles, size) is not None})
-    if len(sizes) <= MOST_SIZES:
-        return sizes
-    return [sizes[place] for place in sorted({round(p) for p in np.linspace(0, len(sizes) - 1, MOST_SIZES)})]
+    if len(sizes) > MOST_SIZES:
+        sizes = [sizes[place] for place in sorted({round(p) for p in np.linspace(0, len(sizes) - 1, MOST_SIZES)})]
+    return tuple(sizes), origin
 
 
 class _Bench:
@@ -345,16 +417,15 @@ def _device(sidecar: Sidecar, number: int) -> dict[str, str]:
     return {"gpu": name.decode() if isinstance(name, bytes) else known if name is None else str(name)}
 
 
-def _result(
-    request: TuneRequest, artifact: Artifact, outcome: Outcome, timed: dict[str, str], device: dict[str, str]
-) -> TuneResult:
+def _result(plan: TunePlan, outcome: Outcome, timed: dict[str, str]) -> TuneResult:
+    request = plan.request
     chosen, best, knee = outcome.chosen, outcome.best, outcome.knee()
     assert chosen is not None, "only what was found has a result"
     assert best is not None, "only what was found has a result"
     assert knee is not None, "only what was found has a result"
     smaller, larger = outcome.neighbours()
     return TuneResult(
-        **(Run.of(artifact, timed, request.settings) | {"device": device}),
+        **(Run.of(plan.artifact, timed, request.settings) | {"device": plan.device}),
         asked=asked_for(request.latency_ms, request.percentile),
         chosen=replace(chosen, latencies_ms=()),
         best=replace(best, latencies_ms=()),
@@ -364,6 +435,7 @@ def _result(
         trials=outcome.trials,
         saved=request.save,
         alike=tuple(replace(each, latencies_ms=()) for each in outcome.alike(Goal(request.latency_ms))),
+        origins=plan.origins,
     )
 
 
@@ -381,28 +453,3 @@ def _tuned(result: TuneResult, request: TuneRequest) -> Tuned:
         created=result.created,
         budget_ms=request.latency_ms,
     )
-
-
-def largest_batch(
-    engine: Path | None,
-    device: int = 0,
-    cuda_graphs: bool = True,
-    progress: Callable[[str, float | None], None] = lambda words, share: None,
-) -> tuple[Artifact, Largest]:
-    """Return the largest batch of an engine's profiles that fits in memory, found by running batches.
-
-    As many batches are in flight as ``infer`` keeps, so the result can be used there.
-
-    Raises:
-        ExecutionError: not even the smallest batch runs.
-    """
-    artifact = resolve_engine(engine)
-    sidecar = artifact.sidecar
-    sizes = sorted({size for profile in sidecar.engine.profiles for size in range(profile.min, profile.max + 1)})
-    with open_engine(artifact, device) as opened:
-
-        def run(batch: int) -> str | None:
-            progress(f"batch {batch}: running it", None)
-            return attempt(opened, sidecar, batch, cuda_graphs)
-
-        return artifact, find_largest(sizes, run)

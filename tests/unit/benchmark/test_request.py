@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 import trtbatch
+from tests.support.sidecars import change_sidecar
 from trtbatch.benchmark import stand
 from trtbatch.benchmark.bench import BenchRequest, BenchResult
 from trtbatch.benchmark.duel import DuelResult, ProfilesResult
 from trtbatch.benchmark.loops import StopRule
 from trtbatch.benchmark.request import ROUNDS, plan_bench
-from trtbatch.core import store
 from trtbatch.core.profiles import Measured
+from trtbatch.util.serialization import encode
 
 Cli = Callable[..., Any]
 
@@ -65,13 +66,13 @@ def test_what_is_not_given_is_found(engine: Path) -> None:
 
 def test_the_profile_of_each_batch_is_the_fastest_or_the_one_that_is_given(engine: Path, two: Path) -> None:
     table = tuple(Measured(batch, profile, 1.0, {}) for batch, profile in ((2, 1), (4, 0), (8, 1)))
-    store.rewrite(store.load(two, "engine"), table=table)
+    change_sidecar(two, engine={"table": encode(table)})
     plan = plan_bench(BenchRequest(two, [2, 4, 8]))
     assert plan.engines[0].profiles == {2: (1,), 4: (0,), 8: (1,)}
     forced = plan_bench(BenchRequest(two, [2, 4], profile=0, iterations=40))
     assert forced.engines[0].profiles == {2: (0,), 4: (0,)}
     assert forced.origins["profile"] == "given"
-    store.rewrite(store.load(two, "engine"), table=())
+    change_sidecar(two, engine={"table": []})
     assert plan_bench(BenchRequest(two, [2])).origins["profile"] == "the one with the nearest opt"
     assert "time_out" not in forced.origins, "the number of runs ends it"
 

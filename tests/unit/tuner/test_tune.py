@@ -27,7 +27,6 @@ from trtbatch.cli.console import fitting
 from trtbatch.cli.tune import parse_latency
 from trtbatch.core import store
 from trtbatch.core.batches import Profile
-from trtbatch.core.profiles import Measured
 from trtbatch.core.sidecar import Interval, ModelRecord, Tuned
 from trtbatch.core.store import load
 from trtbatch.errors import ArtifactError, ExecutionError, UsageError
@@ -36,7 +35,7 @@ from trtbatch.tuner import capacity, tune
 from trtbatch.tuner.capacity import find_largest
 from trtbatch.tuner.quantiles import percentile_interval, runs_needed
 from trtbatch.tuner.search import MOST_ROUNDS, Goal, Outcome, Trial, budget_for, search
-from trtbatch.tuner.tune import TuneResult
+from trtbatch.tuner.tune import TuneRequest, TuneResult, plan_tune
 from trtbatch.tuner.underload import Load, load_loop, throughput
 from trtbatch.util.files import sidecar_path
 
@@ -536,6 +535,30 @@ def test_wrong_latencies(text: str) -> None:
         parse_latency(text)
 
 
+def test_a_plan_says_where_each_value_came_from_and_opens_nothing(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "open_engine", lambda artifact, device: pytest.fail("the engine was opened"))
+    plan = plan_tune(TuneRequest(None))
+    assert (plan.artifact.path.name, plan.batches, plan.refines, plan.known) == (engine.name, (1, 2, 4, 8), True, {})
+    assert plan.origins == {
+        "engine": "the newest in engines/ that runs here",
+        "streams": "one, unless they are given",
+        "batches": "powers of two, and the ends and opts of the profiles",
+        "known": "nothing is known of this device",
+    }
+    change_sidecar(engine, engine={"table": [{"batch": 4, "profile": 0, "ms": 1.5}]})
+    plan = plan_tune(TuneRequest(engine))
+    assert (plan.batches, plan.known) == ((4,), {4: 1.5})
+    assert (plan.origins["batches"], plan.origins["known"]) == ("the build's table", "the build's table")
+    plan = plan_tune(TuneRequest(engine, batches=[3, 8], streams=[1, 2]))
+    assert (plan.batches, plan.refines, plan.known) == ((3, 8), False, {})
+    assert plan.origins == {"engine": "given", "streams": "given", "batches": "given"}
+    plan = plan_tune(TuneRequest(engine, max_batch_search=True))
+    assert plan.batches == tuple(range(1, 9))
+    assert plan.origins["batches"] == "all that a profile holds"
+
+
 def test_the_choice_is_kept_in_the_sidecar_and_infer_takes_it(cli: Cli, engine: Path, folder: Path) -> None:
     before, artifact = load(engine, "engine").sidecar, engine.read_bytes()
     assert before.engine.best_batch == 4
@@ -606,9 +629,9 @@ def test_what_cannot_be_kept_in_the_end_is_shown_all_the_same(
 
 
 def test_sizes_are_the_tables_else_powers_of_two(cli: Cli, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun: list[list[int]] = []
+    begun: list[tuple[int, ...]] = []
 
-    def script(batches: list[int], streams: list[int], measure: object, goal: Goal, inside: Any) -> Outcome:
+    def script(batches: tuple[int, ...], streams: list[int], measure: object, goal: Goal, inside: Any) -> Outcome:
         begun.append(batches)
         assert [batch for batch in range(12) if inside(batch)] == list(range(1, 9))
         return search(batches, streams, Scripted(affine), goal, inside)
@@ -618,7 +641,7 @@ def test_sizes_are_the_tables_else_powers_of_two(cli: Cli, engine: Path, monkeyp
     line = ("build", "small.onnx", "--max", 8, "--opt", 4, "--batch", "3,5,7", "--output", "engines/t.ort.onnx")
     assert cli(*line).exit_code == 0
     assert cli("tune", "engines/t.ort.onnx", "--latency", "1.51ms", "--no-save").exit_code == 0
-    assert begun == [[1, 2, 4, 8], [3, 5, 7]]
+    assert begun == [(1, 2, 4, 8), (3, 5, 7)]
 
 
 def test_no_batch_meets_the_budget(cli: Cli, engine: Path) -> None:
@@ -648,6 +671,7 @@ def test_too_few_runs_for_the_percentile_are_said(cli: Cli, engine: Path, monkey
         (("--max-throughput", "--streams", "0"), "--streams '0'"),
         (("--max-throughput", "--streams", "1,2,4,...,128"), "1 to 64"),
         (("--max-throughput", "--batch", "9"), "batch 9 is outside every profile"),
+        (("--max-batch-search", "--latency", "5ms"), "--latency and --max-batch-search are two questions"),
         (("--max-batch-search", "--batch", "4"), "--max-batch-search tries every batch size"),
         (("--max-batch-search", "--streams", "1,2"), "--max-batch-search has one batch in memory at a time"),
         (("--max-throughput", "--json", "engines"), "engines is a folder"),
@@ -671,9 +695,8 @@ def test_a_wrong_engine_is_not_tuned(cli: Cli, engine: Path, monkeypatch: pytest
 
 def tuned_of(engine: Path, *args: object, **times: float) -> None:
     """Give the engine's sidecar a table of these times, ``b4=1.5``."""
-    store.rewrite(
-        load(engine, "engine"), table=tuple(Measured(int(name[1:]), 0, ms, {"0": ms}) for name, ms in times.items())
-    )
+    table = [{"batch": int(name[1:]), "profile": 0, "ms": ms, "times": {"0": ms}} for name, ms in times.items()]
+    change_sidecar(engine, engine={"table": table})
 
 
 @pytest.mark.slow
@@ -733,7 +756,7 @@ def test_times_of_a_busy_build_rule_nothing_out(cli: Cli, engine: Path, monkeypa
 @pytest.mark.slow
 def test_times_of_another_machine_rule_nothing_out(cli: Cli, engine: Path) -> None:
     tuned_of(engine, b1=1e-6, b8=5_000.0)
-    store.rewrite(load(engine, "engine"), device={"cpu": "another"})
+    change_sidecar(engine, build={"device": {"cpu": "another"}})
     result = cli("tune", "--latency", "1s", *QUICK, "--no-save")
     assert result.exit_code == 0
     assert "left out" not in result.output
