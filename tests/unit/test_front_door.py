@@ -148,7 +148,7 @@ ENGINE = "engines/model.ort.onnx"
         (lambda: trtbatch.report([]), "there are no results to report"),
         (
             lambda: trtbatch.load("model.onnx"),
-            "model.onnx is an ONNX file, not an engine; make an engine of it: trtbatch",
+            "model.onnx is an ONNX file, not an engine; make an engine of it: `trtbatch.build('model.onnx')`",
         ),
     ],
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from trtbatch.backends.base import Builder, Engine
 from trtbatch.core import store
 from trtbatch.core.batches import pick_profile
+from trtbatch.core.hints import call
 from trtbatch.core.sidecar import Artifact, Sidecar
 from trtbatch.core.store import check_file
 from trtbatch.errors import ArtifactError, MissingPackageError, UsageError
@@ -138,7 +139,7 @@ def open_engine(artifact: Artifact, device: int = 0, weights: Path | None = None
         return OnnxRuntimeEngine(artifact)
     if backend == "tensorrt":
         return _tensorrt(artifact, device, weights)
-    raise ArtifactError(f"{artifact.path}: its sidecar names no backend", "build it again: trtbatch build")
+    raise ArtifactError(f"{artifact.path}: its sidecar names no backend", "build it again: `trtbatch.build()`")
 
 
 def _tensorrt(artifact: Artifact, device: int, weights: Path | None = None) -> TensorRTEngine:
@@ -146,7 +147,7 @@ def _tensorrt(artifact: Artifact, device: int, weights: Path | None = None) -> T
 
     obstacle = tensorrt.obstacle()
     if obstacle is not None:
-        fix = f"{obstacle.fix}; for this one: trtbatch build {_CPU}"
+        fix = f"{obstacle.fix}; for this one: {call('build', backend='onnxruntime')}"
         raise MissingPackageError(f"{artifact.path} is a TensorRT engine: {obstacle.problem}", fix)
     from trtbatch.backends.tensorrt import buffers
     from trtbatch.backends.tensorrt.engine import TensorRTEngine

@@ -115,7 +115,7 @@ class OnnxRuntimeEngine:
         known = [spec.name for spec in (*self.sidecar.inputs, *self.sidecar.outputs)]
         if sorted(own) != sorted(known):
             here, there = (", ".join(sorted(each)) for each in (own, known))
-            raise ArtifactError(f"{self._path} has the tensors {here}, its sidecar {there}", "run: trtbatch build")
+            raise ArtifactError(f"{self._path} has the tensors {here}, its sidecar {there}", "run: `trtbatch.build()`")
 
     def entered(self) -> AbstractContextManager[object]:
         """Return a context that does nothing: ONNX Runtime runs in any thread."""

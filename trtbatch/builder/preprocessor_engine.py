@@ -11,6 +11,7 @@ from trtbatch.backends.base import BuildPlan, Built, Range
 from trtbatch.builder.request import BuildRequest, builder_settings, refuse_target
 from trtbatch.core import store
 from trtbatch.core.batches import Profile
+from trtbatch.core.hints import Placeholder, call
 from trtbatch.core.sidecar import Artifact, BuildRecord, EngineRecord, ModelRecord, Sidecar, SourceRecord
 from trtbatch.errors import RowsError, UsageError
 from trtbatch.images.preprocessor import (
@@ -56,7 +57,9 @@ def build_preprocessor(request: BuildRequest) -> Artifact:
     if builder.name == "onnxruntime":
         problem = f"only TensorRT builds {request.onnx}; ONNX Runtime runs the file itself"
         raise UsageError(
-            problem, f"use it as it is: trtbatch infer ENGINE --input IMAGES/ --preprocessor {request.onnx}"
+            problem,
+            "use it as it is: "
+            + call("infer", Placeholder("ENGINE"), input=Placeholder("IMAGES"), preprocessor=request.onnx),
         )
     builder.refuse(None, request.options, request.device)
     record = OnnxPreprocessor(request.onnx).record

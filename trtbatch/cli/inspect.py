@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from trtbatch.cli.console import Debug, err, out, plain, size
+from trtbatch.cli.wording import as_typed
 
 __all__ = ["command"]
 
@@ -52,7 +53,7 @@ def command(
         raise ArtifactError(report.damaged, f"build it again: trtbatch build {report.sidecar.source.file}")
     if preprocessor:
         return
-    again = f"build it again: {build_line(Artifact(file, report.sidecar))}" if engine else ""
+    again = f"build it again: {as_typed(build_line(Artifact(file, report.sidecar)))}" if engine else ""
     if engine and report.damaged is not None:
         raise ArtifactError(report.damaged, again)
     if engine and not all(fact.same for fact in report.facts):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trtbatch.cli.console import Debug, Device, EngineFile, out, plain, show_progress
+from trtbatch.cli.wording import as_typed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,6 +37,7 @@ def command(
     Times come from the engine's table; batch sizes of the traffic that it lacks are timed first.
     """
     import trtbatch
+    from trtbatch.core.hints import call
     from trtbatch.tuner.keeping import refuse_unkept
     from trtbatch.util.files import refuse_outputs
     from trtbatch.util.jsonfile import write_record
@@ -52,10 +54,13 @@ def command(
             progress=progress,
         )
     console = out()
+    arguments = dict(result.build)
+    onnx = [arguments.pop("onnx")] if "onnx" in arguments else []
     console.print(_table(result))
     for line in _words(result):
         console.print(line, markup=False)
-    console.print(f"[bold]{plain(result.command)}[/]", soft_wrap=True)
+    line = as_typed(call("build", *onnx, **arguments))
+    console.print(f"[bold]{plain(line)}[/]", soft_wrap=True)
     if result.saved:
         console.print("kept in the engine's sidecar")
     if json_ is not None:

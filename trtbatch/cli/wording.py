@@ -43,6 +43,9 @@ _COMMANDS = {"deploy_triton": "deploy triton"}
 _OTHERS = {"address", "concurrency", "debug", "format"}
 """Arguments of what the command line calls besides the package's functions."""
 
+_PLACEHOLDER = re.compile(r"[A-Z][A-Z_]*|\w+(\|\w+)+")
+"""Words that the reader replaces, and choices."""
+
 _CODE = re.compile(r"`([a-z][^`]*)`")
 
 
@@ -74,10 +77,11 @@ def _typed(code: str) -> str | None:
     words = [_text(each) for each in parsed.args]
     for keyword in parsed.keywords:
         words += _words(keyword.arg or "", keyword.value)
+    typed = " ".join(word if _PLACEHOLDER.fullmatch(word) else shlex.quote(word) for word in words)
     if not isinstance(parsed.func, ast.Attribute):
-        return " ".join(words) if parsed.keywords and not parsed.args else None
+        return typed if parsed.keywords and not parsed.args else None
     command = _COMMANDS.get(parsed.func.attr, parsed.func.attr)
-    return f"trtbatch {command} {' '.join(word if word.isupper() else shlex.quote(word) for word in words)}".rstrip()
+    return f"trtbatch {command} {typed}".rstrip()
 
 
 def _option(name: str) -> str:
@@ -99,7 +103,7 @@ def _words(name: str, value: ast.expr) -> Iterator[str]:
             yield from ("--profile", _text(each))
     elif name == "keep_fp32" and isinstance(value, ast.List):
         for each in value.elts:
-            yield from ("--keep-fp32", shlex.quote(_text(each)))
+            yield from ("--keep-fp32", _text(each))
     elif name == "shapes" and isinstance(value, ast.Dict):
         for key, sizes in zip(value.keys, value.values):
             yield from ("--shape", f"{_text(key) if key else ''}={_text(sizes)}")

@@ -1,10 +1,10 @@
-"""Suggest what to type next: the command that makes an artifact again, or the file to name instead of a wrong one."""
+"""Suggest what to call next: what makes an artifact again, or the file to name instead of a wrong one."""
 
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
+from typing import Any
 
 from trtbatch.core.sidecar import Artifact, Kind, Sidecar, read_sidecar
 from trtbatch.errors import ArtifactError
@@ -13,60 +13,85 @@ from trtbatch.util.files import sidecar_path
 __all__ = [
     "ARTICLES",
     "MAKE",
+    "Placeholder",
     "build_line",
     "built_from",
+    "call",
     "instead",
     "of_other_backend",
-    "precision_words",
+    "precision_arguments",
     "refuse_other_file",
 ]
 
 ARTICLES: dict[Kind, str] = {"onnx": "an ONNX file", "engine": "an engine", "preprocessor": "a preprocessor"}
 
+
+class Placeholder(str):
+    """A word that stands for what the reader has to fill in, ``MODEL``."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def call(function: str, *given: object, **arguments: object) -> str:
+    """Return a call of one of the package's functions in backticks, in which messages name code.
+
+    The command line shows it as a command.
+    """
+    words = [*map(_code, given), *(f"{name}={_code(value)}" for name, value in arguments.items())]
+    return f"`trtbatch.{function}({', '.join(words)})`"
+
+
+def _code(value: object) -> str:
+    return repr(str(value)) if isinstance(value, Path) else repr(value)
+
+
 MAKE: dict[Kind, str] = {
-    "onnx": "trtbatch export resnet18 --dynamic",
-    "engine": "trtbatch build",
-    "preprocessor": "trtbatch build NAME.pre.onnx",
+    "onnx": call("export", "resnet18", dynamic=True),
+    "engine": call("build"),
+    "preprocessor": call("build", "NAME.pre.onnx"),
 }
 
 
-def built_from(artifact: Artifact) -> list[str]:
-    """Return the path of the file that an artifact was made from, relative to here; empty where it is unknown."""
+def built_from(artifact: Artifact) -> str | None:
+    """Return the path of the file that an artifact was made from, relative to here; None where it is unknown."""
     source = artifact.sidecar.source
-    return [os.path.normpath(artifact.path.parent / source.path)] if source is not None and source.path else []
+    return os.path.normpath(artifact.path.parent / source.path) if source is not None and source.path else None
 
 
 def build_line(artifact: Artifact) -> str:
-    """Return the command that builds this engine again in its place, as far as its sidecar records it.
+    """Return the call that builds this engine again in its place, as far as its sidecar records it.
 
     The sidecar doesn't record the path of calibration samples, nor the builder's settings that decide how long it
     searches.
     """
     sidecar = artifact.sidecar
-    words = ["trtbatch", "build", *(built_from(artifact) or ["ONNX_FILE"])]
+    arguments: dict[str, Any] = {}
     if sidecar.kind == "engine" and sidecar.is_dynamic:
-        words += [word for profile in sidecar.engine.profiles for word in ("--profile", str(profile))]
+        arguments["profiles"] = [str(profile) for profile in sidecar.engine.profiles]
     elif sidecar.kind == "engine":
-        words += ["--static", str(sidecar.engine.profiles[0].max)]
-    words += precision_words(sidecar)
-    for name, value in sidecar.build.options.items():
-        words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        arguments["static"] = sidecar.engine.profiles[0].max
+    arguments |= precision_arguments(sidecar) | sidecar.build.options
     if sidecar.engine.backend == "onnxruntime":
-        words += ["--backend", "onnxruntime"]
-    return shlex.join([*words, "--output", str(artifact.path)])
+        arguments["backend"] = "onnxruntime"
+    source = built_from(artifact) or Placeholder("ONNX_FILE")
+    return call("build", source, **arguments, output=artifact.path)
 
 
-def precision_words(sidecar: Sidecar) -> list[str]:
-    """Return the options of ``build`` that request this engine's precision."""
+def precision_arguments(sidecar: Sidecar) -> dict[str, Any]:
+    """Return the arguments of ``build`` that request this engine's precision."""
     conversion, asked = sidecar.conversion, sidecar.precision.asked
     if asked in (None, "default"):
         asked = None if conversion is None else conversion.precision
-    words = [] if asked is None else ["--precision", asked]
+    arguments: dict[str, Any] = {} if asked is None else {"precision": asked}
     if conversion is not None:
-        words += [] if conversion.io is None else ["--io-precision", conversion.io]
-        words += [word for name in conversion.keep_fp32 for word in ("--keep-fp32", name)]
-        words += ["--calibration", "SAMPLES"] if conversion.method is not None and not conversion.random else []
-    return words
+        if conversion.io is not None:
+            arguments["io_precision"] = conversion.io
+        if conversion.keep_fp32:
+            arguments["keep_fp32"] = list(conversion.keep_fp32)
+        if conversion.method is not None and not conversion.random:
+            arguments["calibration"] = Placeholder("SAMPLES")
+    return arguments
 
 
 def refuse_other_file(path: Path, kind: Kind | None) -> None:
@@ -84,7 +109,7 @@ def refuse_other_file(path: Path, kind: Kind | None) -> None:
         raise ArtifactError(f"{path} is a folder, not {_wanted(kind)}", _one_of_folder(path, kind))
     if path.suffix.lower() in _OTHERS and path.is_file():
         what, fix = _OTHERS[path.suffix.lower()]
-        raise ArtifactError(f"{path} is {what}, not {_wanted(kind)}", fix.format(path) or f"name {_wanted(kind)}")
+        raise ArtifactError(f"{path} is {what}, not {_wanted(kind)}", fix.format(str(path)) or f"name {_wanted(kind)}")
     if path.suffix == ".json" and path.is_file():
         _refuse_json(path, kind)
     if path.name.endswith(".pre.onnx") and kind in ("engine", "onnx") and not sidecar_path(path).is_file():
@@ -93,15 +118,18 @@ def refuse_other_file(path: Path, kind: Kind | None) -> None:
 
 
 _PHOTOGRAPH, _TABLE, _ARRAYS = ("a photograph", ""), ("a table", ""), ("a file of arrays", "")
-_WEIGHTS = ("a file of torch weights", "export the model with them: trtbatch export MODEL --dynamic --weights {}")
+_WEIGHTS = (
+    "a file of torch weights",
+    "export the model with them: `trtbatch.export(MODEL, dynamic=True, weights={!r})`",
+)
 
 _OTHERS = {
     **dict.fromkeys((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"), _PHOTOGRAPH),
     **dict.fromkeys((".csv", ".tsv", ".jsonl", ".parquet"), _TABLE),
     **dict.fromkeys((".npy", ".npz"), _ARRAYS),
     **dict.fromkeys((".pt", ".pth", ".safetensors"), _WEIGHTS),
-    ".pt2": ("a program of torch", "export it first: trtbatch export {} --dynamic"),
-    ".py": ("Python code", "export its model first: trtbatch export MODULE:FACTORY --dynamic"),
+    ".pt2": ("a program of torch", "export it first: `trtbatch.export({!r}, dynamic=True)`"),
+    ".py": ("Python code", "export its model first: `trtbatch.export('MODULE:FACTORY', dynamic=True)`"),
 }
 """Files named by mistake, by suffix: what they are, and the fix (``""``: name the right file)."""
 
@@ -155,13 +183,14 @@ def instead(path: Path, sidecar: Sidecar, kind: Kind) -> str:
     if kind == "engine" and sidecar.kind == "preprocessor":
         return _for_images(path)
     if kind == "engine":
-        return f"make an engine of it: trtbatch build {path}"
+        return f"make an engine of it: {call('build', path)}"
     known = "" if sidecar.source is None or sidecar.source.path is None else f": {path.parent / sidecar.source.path}"
     return f"name the ONNX file that it was made from{known}"
 
 
 def _for_images(path: Path) -> str:
-    return f"name the model's engine; infer makes its samples with this: trtbatch infer ENGINE --preprocessor {path}"
+    line = call("infer", Placeholder("ENGINE"), preprocessor=path)
+    return f"name the model's engine; infer makes its samples with this: {line}"
 
 
 def of_other_backend(path: Path) -> Path | None:

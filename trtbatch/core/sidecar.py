@@ -183,7 +183,7 @@ class Planned:
         traffic: the file of batch sizes and counts.
         requests: number of requests in that file.
         ms_per_request: expected mean time of a request.
-        command: the command that builds an engine with these profiles.
+        build: the arguments of :func:`trtbatch.build` that build an engine with these profiles.
         created: time of the plan, UTC.
     """
 
@@ -191,7 +191,7 @@ class Planned:
     requests: int
     profiles: tuple[Profile, ...]
     ms_per_request: float
-    command: str
+    build: dict[str, Any]
     created: str = ""
 
     def __str__(self) -> str:

@@ -12,7 +12,16 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
-from trtbatch.core.hints import ARTICLES, MAKE, build_line, instead, of_other_backend, refuse_other_file
+from trtbatch.core.hints import (
+    ARTICLES,
+    MAKE,
+    Placeholder,
+    build_line,
+    call,
+    instead,
+    of_other_backend,
+    refuse_other_file,
+)
 from trtbatch.core.sidecar import Artifact, FileRecord, Kind, Planned, Sidecar, Tuned, read_sidecar
 from trtbatch.errors import ArtifactError, UsageError
 from trtbatch.util.files import atomic_file, sidecar_path
@@ -37,6 +46,8 @@ __all__ = [
 ENGINES = Path("engines")
 """Folder of artifacts, relative to the working directory."""
 
+_EXPORT = call("export", Placeholder("MODEL"), dynamic=True)
+
 
 def now() -> str:
     """Return the time in UTC to the microsecond, so that artifacts of the same second have an order."""
@@ -58,7 +69,7 @@ def load(path: Path, kind: Kind) -> Artifact:
     Raises:
         ArtifactError: the artifact or its sidecar is missing, or the sidecar is damaged or of another kind.
     """
-    make = "trtbatch build" if kind != "onnx" else "trtbatch export MODEL --dynamic"
+    make = _EXPORT if kind == "onnx" else call("build")
     refuse_other_file(path, kind)
     if not path.is_file():
         there = of_other_backend(path)
@@ -68,7 +79,7 @@ def load(path: Path, kind: Kind) -> Artifact:
     if not beside.is_file():
         if kind == "engine" and path.suffix == ".onnx" and not path.name.endswith(".ort.onnx"):
             raise ArtifactError(
-                f"{path} is an ONNX file, not an engine", f"make an engine of it: trtbatch build {path}"
+                f"{path} is an ONNX file, not an engine", f"make an engine of it: {call('build', path)}"
             )
         raise ArtifactError(f"{path} has no sidecar {beside.name}", f"make it again, sidecar and all: {make}")
     sidecar = read_sidecar(beside, make)
@@ -84,7 +95,7 @@ def check_file(artifact: Artifact) -> None:
     Raises:
         ArtifactError: a file is truncated, changed or missing.
     """
-    make = "trtbatch export MODEL --dynamic" if artifact.sidecar.kind == "onnx" else build_line(artifact)
+    make = _EXPORT if artifact.sidecar.kind == "onnx" else build_line(artifact)
     for record in (artifact.sidecar.artifact, *artifact.sidecar.companions):
         path = artifact.path if record is artifact.sidecar.artifact else artifact.path.with_name(record.file)
         if not path.is_file():

@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from trtbatch.core.hints import call
 from trtbatch.core.preprocessing import Preprocessing
 from trtbatch.errors import ModelError, TrtbatchError, UsageError
 from trtbatch.exporter.program import load_program
@@ -133,7 +134,7 @@ def _refuse_file(model: str) -> None:
     if not path.exists() and os.sep not in model:
         return
     if path.suffix == ".onnx" and path.is_file():
-        raise UsageError(f"{model} is an ONNX file: it is exported already", f"run: trtbatch build {model}")
+        raise UsageError(f"{model} is an ONNX file: it is exported already", f"run: {call('build', model)}")
     what = "is a folder" if path.is_dir() else "is a file" if path.exists() else "looks like a path"
     raise UsageError(
         f"{model} {what}, and no model", "name a .pt2 file, package.module:factory, or a torchvision name (resnet18)"

@@ -306,10 +306,10 @@ def engine_record(artifact: Artifact) -> PreprocessorRecord:
     sidecar = artifact.sidecar
     recipe, size = sidecar.preprocessing, sidecar.build.details.get("max_size")
     if recipe is None or not isinstance(size, int) or sidecar.source is None:
-        raise ArtifactError(f"{artifact.path}: its sidecar lacks the recipe or the size", "run: trtbatch build")
+        raise ArtifactError(f"{artifact.path}: its sidecar lacks the recipe or the size", "run: `trtbatch.build()`")
     record = PreprocessorRecord(recipe, sidecar.outputs[0], size, sidecar.source)
     if sidecar.inputs != record.inputs:
-        fix = "make both again: trtbatch export-preprocessor, then trtbatch build"
+        fix = "make both again: trtbatch export-preprocessor, then `trtbatch.build()`"
         raise ArtifactError(f"{artifact.path} has other inputs than this trtbatch's preprocessors", fix)
     return record
 
@@ -321,7 +321,7 @@ def open_preprocessor(artifact: Artifact, device: int = 0) -> TensorRTPreprocess
 
     record, engine = engine_record(artifact), open_engine(artifact, device)
     if not isinstance(engine, TensorRTEngine):
-        raise ArtifactError(f"{artifact.path}: its sidecar names another backend", "build it again: trtbatch build")
+        raise ArtifactError(f"{artifact.path}: its sidecar names another backend", "build it again: `trtbatch.build()`")
     return TensorRTPreprocessor(engine, record)
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.core import store
+from trtbatch.core.hints import call
 from trtbatch.core.preprocessing import Preprocessing
 from trtbatch.core.rows import as_rows, random_inputs, wrong_rows
 from trtbatch.core.sidecar import Artifact, Sidecar, SourceRecord
@@ -119,7 +120,7 @@ def _found(target: Path, source: Artifact, layout: Layout) -> Artifact | None:
     if artifact is None:
         return None
     if artifact.sidecar.source is None:
-        raise UsageError(f"{target} is in the way: it was exported so", f"build that: trtbatch build {target}")
+        raise UsageError(f"{target} is in the way: it was exported so", f"build that: {call('build', target)}")
     recipe = artifact.sidecar.preprocessing
     same = recipe is not None and recipe.fused == layout and store.still_made_from(artifact, source)
     return artifact if same and is_looked_up(artifact.path) else None

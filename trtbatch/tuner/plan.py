@@ -5,10 +5,10 @@ The latency model is in :mod:`trtbatch.tuner.timemodel`, the selection in :mod:`
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from trtbatch.backends import open_engine, resolve_engine, runs_here
 from trtbatch.builder.timetable import time_profiles
@@ -95,7 +95,7 @@ class PlanResult:
         method: how the choices were found.
         by_batch_alone: whether the times depend on the batch alone, since no batch was measured on two profiles.
         extrapolated: batch sizes of the traffic above the largest measured one.
-        command: command that builds the chosen profiles.
+        build: arguments of :func:`trtbatch.build` that build the chosen profiles.
         unkept: why the sidecar couldn't be written; empty if it was, or if saving wasn't requested.
     """
 
@@ -109,7 +109,7 @@ class PlanResult:
     method: Method
     by_batch_alone: bool
     extrapolated: tuple[int, ...]
-    command: str
+    build: dict[str, Any]
     created: str
     saved: bool
     unkept: str = ""
@@ -168,7 +168,7 @@ def plan(request: PlanRequest) -> PlanResult:
         method=method,
         by_batch_alone=model.by_batch_alone,
         extrapolated=beyond,
-        command=_command(artifact, profiles, counts),
+        build=_build(artifact, profiles, counts),
         created=store.now(),
         saved=request.save,
     )
@@ -184,9 +184,9 @@ def _refuse_fixed(artifact: Artifact) -> None:
         UsageError: names the batch size.
     """
     named = hints.built_from(artifact)
-    if artifact.sidecar.is_dynamic or not named or not Path(named[0]).is_file():
+    if artifact.sidecar.is_dynamic or named is None or not Path(named).is_file():
         return
-    inputs, _ = read_specs(load_onnx(Path(named[0])), named[0])
+    inputs, _ = read_specs(load_onnx(Path(named)), named)
     sizes = [spec.fixed_batch for spec in inputs if spec.fixed_batch is not None]
     if sizes:
         raise UsageError(
@@ -241,25 +241,25 @@ def _enough(lines: tuple[PlanLine, ...]) -> PlanLine:
     return next(line for line in lines if line.total_ms <= (1 + ENOUGH) * best)
 
 
-def _command(artifact: Artifact, profiles: tuple[Profile, ...], counts: Mapping[int, int]) -> str:
-    """Return the command that builds an engine with these profiles and, if they are few, times the traffic's sizes."""
-    words = ["trtbatch", "build", *hints.built_from(artifact)]
-    for profile in profiles:
-        words += ["--profile", str(profile)]
+def _build(artifact: Artifact, profiles: tuple[Profile, ...], counts: Mapping[int, int]) -> dict[str, Any]:
+    """Return the arguments that build an engine of these profiles and, if they are few, time the traffic's sizes."""
+    named = hints.built_from(artifact)
+    arguments: dict[str, Any] = {} if named is None else {"onnx": named}
+    arguments["profiles"] = [str(profile) for profile in profiles]
     if len(counts) <= _MOST_NAMED:
-        words += ["--batch", ",".join(map(str, counts))]
-    return shlex.join([*words, *hints.precision_words(artifact.sidecar)])
+        arguments["batches"] = list(counts)
+    return arguments | hints.precision_arguments(artifact.sidecar)
 
 
 def _tell_missing(artifact: Artifact) -> None:
     """Warn if the build command can't run as it is, because its ONNX file is missing or unknown."""
     source = artifact.sidecar.source
     named = hints.built_from(artifact)
-    if not named:
+    if named is None:
         warn(f"the ONNX file that {artifact.path.name} was built from isn't recorded: name it in the build line")
-    elif not Path(named[0]).is_file():
+    elif not Path(named).is_file():
         known = f" (SHA-256 {source.sha256[:12]}…)" if source is not None else ""
-        warn(f"{named[0]}{known} isn't there: bring it there before you run the build line, or name it where it is")
+        warn(f"{named}{known} isn't there: bring it there before you run the build line, or name it where it is")
 
 
 def _planned(found: PlanResult) -> Planned:
@@ -268,6 +268,6 @@ def _planned(found: PlanResult) -> Planned:
         requests=found.requests,
         profiles=found.profiles,
         ms_per_request=found.chosen.ms_per_request,
-        command=found.command,
+        build=found.build,
         created=found.created,
     )

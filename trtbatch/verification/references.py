@@ -88,7 +88,7 @@ def find_built(artifact: Artifact) -> Path:
     """
     source = artifact.sidecar.source
     if source is None:
-        raise ArtifactError(f"{artifact.path} doesn't say what it was built from", "build it again: trtbatch build")
+        raise ArtifactError(f"{artifact.path} doesn't say what it was built from", "build it again: `trtbatch.build()`")
     return _find(artifact, source, source.built, "")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from trtbatch.cli.wording import as_typed
 from trtbatch.core import hints, sidecar, store
 from trtbatch.core.batches import Profile
 from trtbatch.core.sidecar import (
@@ -91,13 +92,13 @@ def test_the_newest_that_fits_is_taken(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError) as caught:
         store.newest("onnx", lambda sidecar: True, "ONNX file", tmp_path)
     assert "no ONNX file" in caught.value.problem
-    assert "trtbatch export resnet18 --dynamic" in caught.value.fix
+    assert "trtbatch export resnet18 --dynamic" in as_typed(caught.value.fix)
 
 
 def test_a_missing_folder_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError) as caught:
         store.newest("engine", lambda sidecar: True, "engine", tmp_path / "engines")
-    assert "trtbatch build" in caught.value.fix
+    assert "trtbatch build" in as_typed(caught.value.fix)
 
 
 def test_truncated_changed_and_missing_files_are_told_apart(tmp_path: Path) -> None:
@@ -132,7 +133,7 @@ def test_a_damaged_sidecar_is_an_error_with_a_fix(tmp_path: Path, text: str) -> 
     with pytest.raises(ArtifactError) as caught:
         store.load(made.path, "engine")
     assert "damaged" in caught.value.problem
-    assert "trtbatch build" in caught.value.fix
+    assert "trtbatch build" in as_typed(caught.value.fix)
 
 
 def test_impossible_values_in_a_sidecar_are_damage(tmp_path: Path) -> None:
@@ -182,7 +183,7 @@ def test_a_sidecar_in_an_artifacts_place_names_the_artifact(tmp_path: Path) -> N
         with pytest.raises(ArtifactError) as caught:
             store.load(files.sidecar_path(made.path), kind)  # type: ignore[arg-type]
         assert f"{made.path.name}.json is the sidecar of {made.path.name}, not " in caught.value.problem
-        assert caught.value.fix == fix
+        assert as_typed(caught.value.fix) == fix
 
 
 def test_another_json_file_is_no_artifact(tmp_path: Path) -> None:
@@ -238,7 +239,7 @@ def test_a_damaged_engine_names_the_command_that_builds_it(tmp_path: Path) -> No
         made.path.write_bytes(b"ENGINE")
         with pytest.raises(ArtifactError, match="SHA-256 differs") as caught:
             store.check_file(made)
-        told = caught.value.fix.removeprefix("run: ")
+        told = as_typed(caught.value.fix).removeprefix("run: ")
         assert shlex.split(told) == [*shlex.split(words.replace("a b", "'a b'")), "--output", str(made.path)]
 
 
@@ -255,14 +256,14 @@ def test_files_that_are_no_artifacts_are_called_what_they_are(tmp_path: Path) ->
         with pytest.raises(ArtifactError) as caught:
             store.load(tmp_path / name, "engine")
         assert caught.value.problem == f"{tmp_path / name} is {what}, not an engine"
-        assert caught.value.fix.endswith(fix)
+        assert as_typed(caught.value.fix).endswith(fix)
 
 
 def test_of_a_folder_the_files_in_it_are_named(tmp_path: Path) -> None:
     def fix(kind: sidecar.Kind | None) -> str:
         with pytest.raises(ArtifactError, match=f"{tmp_path} is a folder, not an") as caught:
             hints.refuse_other_file(tmp_path, kind)
-        return caught.value.fix
+        return as_typed(caught.value.fix)
 
     assert fix("engine") == "name an engine; there is none in it"
     for name in ("a.onnx", "a.engine", "a.ort.onnx", "a.engine.json", "b.onnx", "c.onnx", "a.pre.onnx", "x.jpg"):

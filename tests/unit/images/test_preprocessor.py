@@ -351,7 +351,7 @@ def test_infer_predicts_the_same_with_it(cli: Cli, folder: Path, photos: Path) -
     ("options", "words"),
     [
         (("--backend", "onnxruntime"), "only TensorRT builds engines/x.pre.onnx; ONNX Runtime runs the file itself"),
-        (("--backend", "onnxruntime"), "trtbatch infer ENGINE --input IMAGES/ --preprocessor engines/x.pre.onnx"),
+        (("--backend", "onnxruntime"), "trtbatch infer ENGINE --input IMAGES --preprocessor engines/x.pre.onnx"),
         (("--static", 4), "is a preprocessor, to which static doesn't apply"),
         (("--max", 4), "is a preprocessor, to which profiles doesn't apply"),
         (("--precision", "fp16"), "is a preprocessor, to which precision doesn't apply"),

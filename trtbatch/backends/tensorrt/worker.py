@@ -144,7 +144,7 @@ def _advice(complaint: str) -> str:
         return "take uint8 images as NHWC (`layout='NHWC'`), or floats (without `fuse_preprocess`)"
     if "memory" in complaint.lower():
         return "give it less to do: a smaller `max`, a smaller `workspace`, or `opt_level=2`"
-    return "check the ONNX file: trtbatch build --backend onnxruntime runs the same model on the CPU"
+    return "check the ONNX file: `trtbatch.build(backend='onnxruntime')` runs the same model on the CPU"
 
 
 class _Attempt:
