@@ -27,7 +27,7 @@ EXPORT_PYTHON = OTHERS["export"]
 
 
 def run_process(
-    *args: object, cwd: Path, timeout: float = 300, env: dict[str, str] | None = None
+    *args: object, cwd: Path, timeout: float = 600, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """``trtbatch ARGS`` as its own process, by one of :data:`OTHERS` where it is named; it builds for any release."""
     python, around = sys.executable, child_environment()

@@ -194,11 +194,6 @@ class Device:
         attribute = self.driver.device_attribute.L2_CACHE_SIZE
         return int(self.driver.Device(self.index).get_attribute(attribute))
 
-    def free_memory(self) -> int:
-        """Return the number of free bytes on the GPU now."""
-        with self.entered():
-            return int(self.driver.mem_get_info()[0])
-
 
 class OnDevice(Protocol):
     """What works on a GPU."""
