@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 from tests.support import models
 from tests.support.arrays import read_npz
 from tests.support.processes import child_environment, run_process
+from tests.support.sidecars import change_sidecar
 from trtbatch.backends import open_engine
 from trtbatch.core.rows import random_inputs, row_errors
 from trtbatch.core.store import load
@@ -139,16 +139,18 @@ def test_a_timing_cache_is_written_reused_and_ignored_when_unusable(tmp_path: Pa
 def test_an_engine_of_another_tensorrt_or_gpu_is_refused_before_it_is_read(tmp_path: Path) -> None:
     onnx = models.classifier(tmp_path / "m.onnx")
     assert run_process("build", onnx, "--max", 4, "--output", "m.engine", cwd=tmp_path).returncode == 0
-    sidecar = json.loads((tmp_path / "m.engine.json").read_text())
+    made = load(tmp_path / "m.engine", "engine").sidecar.build
     (tmp_path / "m.engine").write_bytes(b"never read")
-    for key, name, value in (("tools", "tensorrt", "7.1.3"), ("device", "compute_capability", "7.0")):
-        changed = sidecar | {key: sidecar[key] | {name: value}}
-        (tmp_path / "m.engine.json").write_text(json.dumps(changed))
+    for changed, value in (
+        ({"tools": made.tools | {"tensorrt": "7.1.3"}}, "7.1.3"),
+        ({"tools": made.tools, "device": made.device | {"compute_capability": "7.0"}}, "7.0"),
+    ):
+        change_sidecar(tmp_path / "m.engine", build=changed)
         done = run_process("bench", "m.engine", "--batch", "1", cwd=tmp_path)
         assert done.returncode == 1
         assert value in done.stderr
         assert "Traceback" not in done.stderr
-    (tmp_path / "m.engine.json").write_text(json.dumps(sidecar))
+    change_sidecar(tmp_path / "m.engine", build={"device": made.device})
     done = run_process("bench", "m.engine", "--batch", "1", cwd=tmp_path)
     assert done.returncode == 1
     assert "truncated" in done.stderr
@@ -158,7 +160,7 @@ def test_a_batch_outside_the_profile_is_refused(tmp_path: Path) -> None:
     onnx = models.classifier(tmp_path / "m.onnx")
     assert run_process("build", onnx, "--max", 4, "--output", "m.engine", cwd=tmp_path).returncode == 0
     artifact = load(tmp_path / "m.engine", "engine")
-    with open_engine(artifact) as engine, engine.session() as session, pytest.raises(ProfileError, match="--max 5"):
+    with open_engine(artifact) as engine, engine.session() as session, pytest.raises(ProfileError, match="`max=5`"):
         session.bind(random_inputs(artifact.sidecar.inputs, 5, seed=0))
     done = run_process("bench", "m.engine", "--batch", "1,40", cwd=tmp_path)
     assert done.returncode == 2

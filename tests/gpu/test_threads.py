@@ -70,25 +70,25 @@ def in_threads(work: Callable[[int], None], count: int) -> None:
 def test_sixteen_threads_make_500_calls_each(folder: Path, given: list[tuple[Any, Any]], shared: bool) -> None:
     path = folder / "m.engine"
 
-    def calls(engine: trtbatch.LoadedEngine, seed: int, count: int) -> None:
-        for index in np.random.default_rng(seed).integers(0, len(given), count):
+    def calls(engine: trtbatch.LoadedEngine, seed: int) -> None:
+        for index in np.random.default_rng(seed).integers(0, len(given), 500):
             require(engine, given[index])
 
-    def own(seed: int, count: int) -> None:
+    def own(seed: int) -> None:
         with trtbatch.load(path) as engine:
-            calls(engine, seed, count)
+            calls(engine, seed)
 
-    def all_threads(count: int) -> None:
+    def all_threads() -> None:
         if shared:
             with trtbatch.load(path, sessions=4) as engine:
-                in_threads(lambda seed: calls(engine, seed, count), 16)
+                in_threads(lambda seed: calls(engine, seed), 16)
         else:
-            in_threads(lambda seed: own(seed, count), 16)
+            in_threads(own, 16)
 
     for _ in range(2):
-        all_threads(100)  # libraries keep memory of their first use, and of the most that ran at once
+        all_threads()  # the driver keeps memory of the most graphs that there were at once
     held = held_memory()
-    all_threads(500)
+    all_threads()
     assert held_memory() - held <= MEGABYTE
 
 

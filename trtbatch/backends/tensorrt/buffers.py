@@ -85,11 +85,14 @@ def device_facts(index: int = 0) -> dict[str, str]:
     }
 
 
-class _Saved(threading.local):
-    """What was current in this thread before each block that is open; None for a block inside another."""
+class _Open(threading.local):
+    """Blocks that are open in this thread: the context of each, and what was current before; None inside another."""
 
     def __init__(self) -> None:
-        self.contexts: list[Any] = []
+        self.blocks: list[tuple[int, Any]] = []
+
+
+_open = _Open()
 
 
 class _CurrentContext:
@@ -105,24 +108,30 @@ class _CurrentContext:
         # Retained once a process and never released, as torch does it: memory may outlive the engine that made it.
         self._context: PrimaryContext = self._driver.Device(index).retain_primary_context()
         self._handle = int(self._context.handle)
-        self._saved = _Saved()
+        self._nested = (self._handle, None)
+        self.driver_error: type[Exception] = self._driver.Error
+
+    def is_open(self) -> bool:
+        """Return whether the innermost block of this thread is one of this context."""
+        blocks = _open.blocks
+        return bool(blocks) and blocks[-1][0] == self._handle
 
     def __enter__(self) -> None:
-        current = self._cuda.cuCtxGetCurrent()[1]
-        opened = self._saved.contexts
-        if opened and int(current) == self._handle:
-            opened.append(None)
+        blocks = _open.blocks
+        if self.is_open():
+            blocks.append(self._nested)
             return
+        current = self._cuda.cuCtxGetCurrent()[1]
         try:
             self._context.push()
         except self._driver.Error as error:
             raise _fault(error) from error
-        opened.append(current)
+        blocks.append((self._handle, current))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        before = self._saved.contexts.pop()
+        before = _open.blocks.pop()[1]
         if before is not None:
             self._context.pop()
             # pycuda puts back what lies below on its own stack, which torch.cuda.set_device doesn't change.
@@ -154,7 +163,8 @@ class Device:
         refuse_device(index)
         self.index = index
         self.driver = _driver()
-        self._context = _context_of(index)
+        self.context = _context_of(index)
+        """The primary context, which is current inside ``with`` blocks."""
 
     def entered(self) -> AbstractContextManager[None]:
         """Make the GPU's context current in this thread for a block, and put back what was current before.
@@ -162,7 +172,7 @@ class Device:
         Raises:
             ExecutionError: the block raised an error of the CUDA driver; the message holds the driver's words.
         """
-        return self._context
+        return self.context
 
     def stream(self) -> Stream:
         """Return a new stream."""
@@ -207,7 +217,13 @@ def entering(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, 
 
     @functools.wraps(method)
     def entered(self: S, /, *args: P.args, **options: P.kwargs) -> T:
-        with self.device.entered():
+        context = self.device.context
+        if context.is_open():  # as in a loop of launches, where a block each would cost more than a microsecond
+            try:
+                return method(self, *args, **options)
+            except context.driver_error as error:
+                raise _fault(error) from error
+        with context:
             return method(self, *args, **options)
 
     return entered
