@@ -16,15 +16,10 @@ pipeline, from files to files.
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import queue
-import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,14 +30,13 @@ from trtbatch.core.sidecar import Sidecar
 from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import InputError, UsageError
 from trtbatch.images.host import open_image, typed
-from trtbatch.runtime.loaded import LoadedEngine, load
+from trtbatch.runtime.loaded import load
 from trtbatch.runtime.sinks import Prediction, refuse_topk, top_predictions
 from trtbatch.util.text import shortened
 
 __all__ = ["IMAGE_COLUMNS", "PIXELS", "READY", "Predictor", "is_scores", "prepare"]
 
 Array = NDArray[Any]
-T = TypeVar("T")
 
 PIXELS = "pixels"
 """Column of images that are already resized and cropped, ``(H, W, 3)`` uint8 each; see :func:`prepare`."""
@@ -69,8 +63,6 @@ class Predictor:
     column of its name. The column ``error`` is empty, or says why a row's image can't be used. The row's prediction is
     then ``""``, -1 and NaN, and its outputs are NaN or 0. A row that arrives with an error keeps the error.
 
-    The engine runs in its own thread: Ray calls an actor from changing threads, and an engine must stay in one.
-
     Args:
         engine: path on the actor's machine.
         topk: number of classes for each row; all of them where the model has fewer.
@@ -96,17 +88,9 @@ class Predictor:
         self._topk = topk
         self._reader = reader
         self._drop = frozenset(drop)
-        self._thread = _Thread()
-        try:
-            opened = self._thread.run(lambda: load(engine, device=device, cuda_graphs=cuda_graphs))
-        except BaseException:
-            self._thread.end()
-            raise
-        self._engine: LoadedEngine = opened
-        self._close = weakref.finalize(self, _close, self._thread, opened)
-        self._close.atexit = False
-        atexit.register(self._close)  # registered after the engine's own handler, so called before it
-        self.sidecar: Sidecar = opened.sidecar
+        self._engine = load(engine, device=device, cuda_graphs=cuda_graphs)
+        self._close = weakref.finalize(self, self._engine.close)
+        self.sidecar: Sidecar = self._engine.sidecar
         _refuse_columns(self.sidecar)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +110,6 @@ class Predictor:
     def close(self) -> None:
         """Free the engine; a second call does nothing."""
         self._close()
-        atexit.unregister(self._close)
 
     def _outputs(self, batch: Mapping[str, Any], errors: Array) -> Mapping[str, Array]:
         """Return the outputs of the rows without an error, and write the reasons of unusable rows into `errors`."""
@@ -137,14 +120,14 @@ class Predictor:
         if ready is not None:
             axes = {spec.name: spec.batch_axis or 0 for spec in self.sidecar.inputs}
             inputs = {name: np.moveaxis(rows[usable], 0, axes[name]) for name, rows in ready.items()}
-            return self._thread.run(lambda: self._engine.run(inputs))
+            return self._engine.run(inputs)
         spec, preprocessing = image_input(self.sidecar)
         if PIXELS in batch:
             samples = [preprocessing.from_pixels(np.asarray(batch[PIXELS][row])) for row in usable]
             rows = typed(np.stack(samples, axis=spec.batch_axis or 0), spec)
-            return self._thread.run(lambda: self._engine.run({spec.name: rows}))
+            return self._engine.run({spec.name: rows})
         images = [_encoded(each) for each in _image_column(batch, self.sidecar)[usable]]
-        outputs, unusable = self._thread.run(lambda: self._engine.run_images(images, self._reader))
+        outputs, unusable = self._engine.run_images(images, self._reader)
         for index, reason in unusable.items():
             errors[usable[index]] = reason
         return outputs
@@ -288,41 +271,3 @@ def _objects(rows: Sequence[Any]) -> Array:
     column = np.empty(len(rows), dtype=object)
     column[:] = rows
     return column
-
-
-class _Thread:
-    """Thread that runs tasks one after the other."""
-
-    def __init__(self) -> None:
-        self._tasks: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
-        # A daemon: the interpreter joins other threads at exit before the handler that closes the engine.
-        self._thread = threading.Thread(target=self._work, args=(self._tasks,), name="trtbatch-engine", daemon=True)
-        self._thread.start()
-
-    @staticmethod
-    def _work(tasks: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]) -> None:
-        while (task := tasks.get()) is not None:
-            act, done = task
-            try:
-                done.set_result(act())
-            except BaseException as error:
-                done.set_exception(error)
-            del task, act, done  # else the last result stays in memory until the next task
-
-    def run(self, act: Callable[[], T]) -> T:
-        """Run `act` in the thread and return its result; an exception of `act` is raised here."""
-        if not self._thread.is_alive():
-            raise UsageError("the predictor is closed", "make another")
-        done: Future[T] = Future()
-        self._tasks.put((act, done))
-        return done.result()
-
-    def end(self) -> None:
-        self._tasks.put(None)
-        self._thread.join()
-
-
-def _close(thread: _Thread, engine: LoadedEngine) -> None:
-    with contextlib.suppress(Exception):  # nobody sees the error of an ending actor
-        thread.run(engine.close)
-    thread.end()
