@@ -25,7 +25,7 @@ LONGEST = ("ray", "recipes", "export", "program", "ray_connecting", "tune", "fuz
 """Files that take the longest: begun last, they would leave the other processors idle at the end."""
 
 
-# Ray gives its workers the lowest priority but four: beside other tests, each job takes four times as long.
+# Ray gives its workers the lowest priority but four: next to other tests, each job takes four times as long.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 NEEDED = {"modelopt": "precision", "ray": "ray", "torch": "export"}

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from trtbatch.benchmark.bench import BenchResult
-    from trtbatch.benchmark.duel import DuelResult, ProfilesResult
+    from trtbatch.benchmark.paired import PairedResult, ProfilesResult
     from trtbatch.core.batches import Profile
     from trtbatch.core.preprocessing import Preprocessing
     from trtbatch.core.sidecar import Artifact
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
     from trtbatch.errors import TrtbatchError
     from trtbatch.exporter.models import ModelSpec
     from trtbatch.reporting.combined import Report
-    from trtbatch.reporting.gate import Comparison
+    from trtbatch.reporting.regression import Comparison
     from trtbatch.runtime.infer import InferResult
     from trtbatch.runtime.loaded import LoadedEngine
-    from trtbatch.tuner.capacity import MaxBatchResult
+    from trtbatch.tuner.max_batch import MaxBatchResult
     from trtbatch.tuner.plan import PlanResult
     from trtbatch.tuner.tune import TuneResult
     from trtbatch.verification.verify import VerifyResult
@@ -401,7 +401,7 @@ class _Timing(TypedDict, total=False):
 
 
 @overload
-def bench(engine: PathLike | None = None, *, against: PathLike, **options: Unpack[_Timing]) -> DuelResult: ...
+def bench(engine: PathLike | None = None, *, against: PathLike, **options: Unpack[_Timing]) -> PairedResult: ...
 @overload
 def bench(
     engine: PathLike | None = None, *, compare_profiles: Literal[True], **options: Unpack[_Timing]
@@ -416,7 +416,7 @@ def bench(
     against: PathLike | None,
     compare_profiles: bool,
     **options: Unpack[_Timing],
-) -> BenchResult | DuelResult | ProfilesResult: ...
+) -> BenchResult | PairedResult | ProfilesResult: ...
 def bench(
     engine: PathLike | None = None,
     *,
@@ -436,7 +436,7 @@ def bench(
     compare_profiles: bool = False,
     device: int = 0,
     progress: Progress | None = None,
-) -> BenchResult | DuelResult | ProfilesResult:
+) -> BenchResult | PairedResult | ProfilesResult:
     """Time an engine at each batch size, after its rows were checked there.
 
     With `against` or `compare_profiles` it compares instead, in turns, and returns the comparison.
@@ -470,7 +470,7 @@ def bench(
         >>> [line.batch for line in result.batches]
         [1, 2, 3, 4]
     """
-    from trtbatch.benchmark import duel
+    from trtbatch.benchmark import paired
     from trtbatch.benchmark.bench import bench as run
     from trtbatch.benchmark.request import BenchRequest
 
@@ -504,8 +504,8 @@ def bench(
         compare_profiles=compare_profiles,
     )
     if compare_profiles:
-        return duel.compare_profiles(request)
-    return run(request) if against is None else duel.duel(request)
+        return paired.compare_profiles(request)
+    return run(request) if against is None else paired.compare_engines(request)
 
 
 def verify(
@@ -704,7 +704,7 @@ def compare(a: PathLike | BenchResult, b: PathLike | BenchResult, *, fail_if_slo
         >>> [line.ratio for line in comparison.lines]
         [1.0, 1.0, 1.0, 1.0]
     """
-    from trtbatch.reporting.gate import compare_results
+    from trtbatch.reporting.regression import compare_results
 
     _require(fail_if_slower=(fail_if_slower, 0, None))
     (name_a, result_a), (name_b, result_b) = _result(a), _result(b)

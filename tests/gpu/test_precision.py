@@ -1,4 +1,4 @@
-"""Precisions and engine options on TensorRT: realised, right row by row against float32, or refused by name."""
+"""Precisions and engine options on TensorRT: realized, right row by row against float32, or refused by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onnx import TensorProto
 from tests.support import models
 from tests.support.processes import run_process
 from trtbatch.backends import open_engine
-from trtbatch.builder.examine import Examination, examine
+from trtbatch.builder.validation import ValidationRequest, validate
 from trtbatch.core.rows import random_inputs, row_errors
 from trtbatch.core.sidecar import Sidecar
 from trtbatch.core.store import load
@@ -153,9 +153,9 @@ def test_a_precision_that_was_not_realised_is_an_error_with_the_layers(tmp_path:
     models.wide(tmp_path / "m.onnx")
     built(tmp_path, "--precision", "tf32")
     artifact = load(tmp_path / "m.engine", "engine")
-    asked = Examination("m.engine", tmp_path / "m.onnx", tmp_path / "m.onnx", {"/second": "fp16"}, "fp16")
-    with pytest.raises(PrecisionError, match=r"fp16 was not realised.*/second \(t?f[p32]+, not fp16\)") as told:
-        examine(artifact, asked)
+    asked = ValidationRequest("m.engine", tmp_path / "m.onnx", tmp_path / "m.onnx", {"/second": "fp16"}, "fp16")
+    with pytest.raises(PrecisionError, match=r"fp16 was not realized.*/second \(t?f[p32]+, not fp16\)") as told:
+        validate(artifact, asked)
     print(told.value)
 
 

@@ -116,7 +116,7 @@ def test_another_library_may_use_the_gpu_in_the_same_process(folder: Path, artif
             beside.give(mine)
     assert beside.mean(held) == 1.0, "its memory and its context outlive our engine"
     beside.give(held)
-    print(f"beside {beside.name}")
+    print(f"next to {beside.name}")
 
 
 def test_a_device_that_is_not_there_is_refused(folder: Path) -> None:

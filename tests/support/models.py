@@ -247,7 +247,7 @@ def suppressed(path: Path) -> Path:
 
 
 def passed_through(path: Path) -> Path:
-    """An output that is the input, beside one that is computed."""
+    """An output that is the input, next to one that is computed."""
     nodes = [
         helper.make_node("Identity", ["input"], ["same"], name="/same"),
         helper.make_node("Neg", ["input"], ["negated"], name="/neg"),
@@ -257,7 +257,7 @@ def passed_through(path: Path) -> Path:
 
 
 def external(path: Path) -> Path:
-    """:func:`classifier`, its weights in a file beside it."""
+    """:func:`classifier`, its weights in a file next to it."""
     model = onnx.load(classifier(path))
     onnx.save(model, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=0)
     return path

@@ -191,7 +191,7 @@ def unnamed() -> ModelSpec:
 
 
 class Constants(nn.Module):
-    """Outputs that are no rows: a scalar and a buffer, beside one that is."""
+    """Outputs that are no rows: a scalar and a buffer, next to one that is."""
 
     def __init__(self) -> None:
         super().__init__()

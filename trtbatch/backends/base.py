@@ -438,7 +438,7 @@ def _integers_fix(dtype: str, spec: TensorSpec) -> str | None:
         return None
     if dtype == "uint8":
         return (
-            f"normalise it to {spec.dtype} as the model was trained; or give photographs (engine.predict, infer "
+            f"normalise it to {spec.dtype} as the model was trained; or give images (engine.predict, infer "
             "`input='FOLDER/'`, a Predictor's column 'image'); or build with `fuse_preprocess` for an engine of uint8"
         )
     return f"cast it yourself if that is meant: array.astype({spec.dtype!r})"

@@ -1,7 +1,7 @@
 """Time an engine at each batch size: check the rows, warm up per shape, run tight loops, keep every raw sample.
 
 The loops are in :mod:`trtbatch.benchmark.loops`, the comparisons of engines and profiles in
-:mod:`trtbatch.benchmark.duel`.
+:mod:`trtbatch.benchmark.paired`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from trtbatch.benchmark.clocks import ClockWatch
+from trtbatch.benchmark.harness import Harness, open_harness
 from trtbatch.benchmark.loops import Loop, Milliseconds, collect, measure
 from trtbatch.benchmark.request import BenchPlan, BenchRequest, plan_bench
 from trtbatch.benchmark.run import Run
-from trtbatch.benchmark.stand import Stand, open_stand
 from trtbatch.core.sidecar import Accuracy, Sidecar
 from trtbatch.onnx_graph.workload import ProductBytes
 from trtbatch.util import environment
@@ -112,7 +112,7 @@ def bench(request: BenchRequest) -> BenchResult:
     bandwidth = None if gpu is None else environment.memory_bandwidth(gpu)
     found: list[BatchResult] = []
     timed: dict[str, str] = {}
-    with open_stand(engine, request) as stand, ClockWatch(gpu) as watch:
+    with open_harness(engine, request) as stand, ClockWatch(gpu) as watch:
         before = {} if gpu is None else environment.gpu_state(gpu)
         stand.require_rows()
         for batch in request.batches:
@@ -133,7 +133,7 @@ def bench(request: BenchRequest) -> BenchResult:
 
 
 def _measure(
-    loop: Loop, batch: int, plan: BenchPlan, stand: Stand, watch: ClockWatch, memory: float | None
+    loop: Loop, batch: int, plan: BenchPlan, stand: Harness, watch: ClockWatch, memory: float | None
 ) -> BatchResult:
     request = plan.request
     samples = collect(loop, plan.rule, request.warmup, watch)

@@ -11,11 +11,11 @@ from trtbatch.core.batches import Profile
 from trtbatch.core.sidecar import Artifact, ModelRecord
 from trtbatch.util import environment
 
-__all__ = ["Contender", "Run"]
+__all__ = ["EngineUnderTest", "Run"]
 
 
 @dataclass(frozen=True)
-class Contender:
+class EngineUnderTest:
     """Engine under test.
 
     Args:
@@ -45,7 +45,7 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Run(Contender):
+class Run(EngineUnderTest):
     """Engine under test, how it was timed, and on what.
 
     Args:
@@ -65,7 +65,7 @@ class Run(Contender):
     def of(artifact: Artifact, timed: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields as keyword arguments, as of now, for results with more of them."""
         return {
-            **Contender.fields_of(artifact),
+            **EngineUnderTest.fields_of(artifact),
             "timed": dict(timed),
             "settings": dict(settings),
             "device": artifact.sidecar.build.device,

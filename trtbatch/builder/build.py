@@ -11,9 +11,8 @@ from typing import Any
 from trtbatch.backends import choose_builder, refuse_gpu
 from trtbatch.backends.base import Builder, BuildPlan, Built, Progress
 from trtbatch.builder import candidates
+from trtbatch.builder.build_estimate import forecast
 from trtbatch.builder.candidates import Candidate, Try, fastest_try
-from trtbatch.builder.examine import Examination, Examined, examine, explained
-from trtbatch.builder.forecast import forecast
 from trtbatch.builder.planning import plan_axes, prepared
 from trtbatch.builder.preprocessor_engine import build_preprocessor, is_preprocessor
 from trtbatch.builder.request import (
@@ -30,6 +29,7 @@ from trtbatch.builder.request import (
     source_of,
     stem_of,
 )
+from trtbatch.builder.validation import ValidationRequest, ValidationResult, explained, validate
 from trtbatch.core import store
 from trtbatch.core.batches import Profile, pick_profile, refuse_outside
 from trtbatch.core.profiles import gaps, powers_of_two
@@ -222,7 +222,7 @@ def _build_one(request: BuildRequest, builder: Builder, source: Artifact, target
     seconds = time.perf_counter() - began
     sidecar = _sidecar(request, (source, typed, original), built, profiles, builder, held, computes)
     request.progress("running it at min, opt and max", None)
-    examination = Examination(
+    examination = ValidationRequest(
         name=target.name,
         onnx=onnx,
         reference=original.path,
@@ -238,7 +238,7 @@ def _build_one(request: BuildRequest, builder: Builder, source: Artifact, target
         progress=request.progress,
     )
     try:
-        seen = examine(Artifact(built.file, sidecar), examination)
+        seen = validate(Artifact(built.file, sidecar), examination)
     except AccuracyError:
         raise
     except (RowsError, ExecutionError) as error:
@@ -283,7 +283,9 @@ def _timed_batches(request: BuildRequest, builder: Builder, profiles: tuple[Prof
     return tuple(sorted(opts | {batch for batch in usual if pick_profile(profiles, batch) is not None}))
 
 
-def _with_seen(sidecar: Sidecar, seen: Examined, facts: dict[str, Any], original: Path, target: Path) -> Sidecar:
+def _with_seen(
+    sidecar: Sidecar, seen: ValidationResult, facts: dict[str, Any], original: Path, target: Path
+) -> Sidecar:
     assert sidecar.source is not None
     return replace(
         sidecar,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from trtbatch.benchmark.bench import BenchResult
-    from trtbatch.benchmark.duel import DuelResult, ProfilesResult
+    from trtbatch.benchmark.paired import PairedResult, ProfilesResult
 
 __all__ = ["command"]
 
@@ -46,7 +46,7 @@ def command(
         str, typer.Option(metavar="P%", help="How well the median is to be known before timing stops.")
     ] = "1%",
     warmup: Annotated[float, typer.Option(min=0, metavar="MS", help="Milliseconds of runs before each.")] = 200.0,
-    percentile: Annotated[str, typer.Option(metavar="P,Q", help="Percentiles beside the median.")] = "90,99",
+    percentile: Annotated[str, typer.Option(metavar="P,Q", help="Percentiles next to the median.")] = "90,99",
     streams: Annotated[int, typer.Option(min=1, max=64, help="Sessions side by side, for throughput.")] = 1,
     no_cuda_graph: Annotated[
         bool, typer.Option("--no-cuda-graph", help="Launch kernel by kernel in latency and throughput.")
@@ -110,14 +110,14 @@ def command(
             console.print(f"[bold]{plain(str(path))}[/]")
 
 
-def _show(console: Console, result: BenchResult | DuelResult | ProfilesResult) -> Sequence[str]:
+def _show(console: Console, result: BenchResult | PairedResult | ProfilesResult) -> Sequence[str]:
     """Print the tables, and return the notes that belong below them."""
-    from trtbatch.benchmark.duel import DuelResult, ProfilesResult
+    from trtbatch.benchmark.paired import PairedResult, ProfilesResult
     from trtbatch.reporting import report
 
-    if isinstance(result, DuelResult):
-        console.print(report.duel_table(result))
-        return report.duel_notes(result)
+    if isinstance(result, PairedResult):
+        console.print(report.paired_table(result))
+        return report.paired_notes(result)
     if isinstance(result, ProfilesResult):
         console.print(fitting(console, report.profiles_table(result), report.profiles_table(result, brief=True)))
         return report.profiles_notes(result)
@@ -128,7 +128,7 @@ def _show(console: Console, result: BenchResult | DuelResult | ProfilesResult) -
     return report.footnotes(result)
 
 
-def _chart(console: Console, result: BenchResult | DuelResult | ProfilesResult) -> Sequence[str]:
+def _chart(console: Console, result: BenchResult | PairedResult | ProfilesResult) -> Sequence[str]:
     """Return a chart of samples/s over the batch size; empty for comparisons: their differences are too small."""
     from trtbatch.benchmark.bench import BenchResult
     from trtbatch.reporting.charts import rate_chart

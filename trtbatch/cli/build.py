@@ -59,7 +59,7 @@ def command(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Read where usable, and written after the build. \\[default: beside the engine, by GPU and version]",
+            help="Read where usable, and written after the build. \\[default: next to the engine, by GPU and version]",
         ),
     ] = None,
     no_timing_cache: Annotated[
@@ -145,7 +145,7 @@ def command(
     ] = False,
     aux_streams: Annotated[
         int | None,
-        typer.Option(min=0, metavar="N", help="Streams for layers beside the main one.", rich_help_panel=_ENGINE),
+        typer.Option(min=0, metavar="N", help="Streams for layers next to the main one.", rich_help_panel=_ENGINE),
     ] = None,
     sparsity: Annotated[
         bool, typer.Option("--sparsity", help="Use 2:4 sparse weights as such.", rich_help_panel=_ENGINE)

@@ -34,7 +34,7 @@ def command(
     smaller differences.
     """
     import trtbatch
-    from trtbatch.reporting import gatereport
+    from trtbatch.reporting import regression_report
     from trtbatch.util.files import refuse_outputs
     from trtbatch.util.log import warn
 
@@ -44,22 +44,22 @@ def command(
     unjudged = limit is not None and not comparison.failures and bool(comparison.unjudged)
     console = out()
     if markdown:
-        console.print(gatereport.comparison_markdown(comparison), markup=False, soft_wrap=True, end="")
+        console.print(regression_report.comparison_markdown(comparison), markup=False, soft_wrap=True, end="")
     else:
-        console.print(gatereport.comparison_table(comparison))
-        for note in gatereport.comparison_notes(comparison):
+        console.print(regression_report.comparison_table(comparison))
+        for note in regression_report.comparison_notes(comparison):
             console.print(as_typed(note), style="dim", markup=False)
         style = "bold red" if comparison.failures else "bold yellow" if unjudged else "bold"
-        console.print(gatereport.conclusion(comparison), style=style, markup=False)
-    for text in gatereport.warnings(comparison):
+        console.print(regression_report.conclusion(comparison), style=style, markup=False)
+    for text in regression_report.warnings(comparison):
         warn(text)
     if json_ is not None:
-        gatereport.write_comparison(comparison, json_)
+        regression_report.write_comparison(comparison, json_)
         (err() if markdown else console).print(f"[bold]{plain(str(json_))}[/]")
     if comparison.failures:
         raise typer.Exit(1)
     if unjudged:
-        raise typer.Exit(gatereport.UNJUDGED)
+        raise typer.Exit(regression_report.UNJUDGED)
 
 
 def _share(text: str) -> float:

@@ -24,12 +24,12 @@ def command(
     """
     from rich.markup import escape
 
-    from trtbatch.diagnostics.doctor import examine
-    from trtbatch.diagnostics.facts import gather
+    from trtbatch.diagnostics.doctor import diagnose
+    from trtbatch.diagnostics.system_info import gather
     from trtbatch.util.serialization import encode
 
     facts = gather()
-    checks = examine(facts)
+    checks = diagnose(facts)
     if json_:
         print(json.dumps({"checks": encode(checks), "facts": encode(facts)}, indent=1))
     else:

@@ -60,7 +60,7 @@ def command(
     """
     import trtbatch
     from trtbatch.errors import UsageError
-    from trtbatch.exporter.proof import PROOF_BATCHES
+    from trtbatch.exporter.export_validation import VALIDATED_BATCHES
 
     if dynamic and static:
         problem = "--dynamic and --static contradict each other"
@@ -83,7 +83,7 @@ def command(
     )
     sidecar = artifact.sidecar
     console = out()
-    proof = f"batches {', '.join(map(str, PROOF_BATCHES))}" if not static else f"batch {batch or 1}"
+    proof = f"batches {', '.join(map(str, VALIDATED_BATCHES))}" if not static else f"batch {batch or 1}"
     console.print(f"[bold]{plain(str(artifact.path))}[/]  {size(sidecar.artifact.bytes)}, opset {sidecar.model.opset}")
     for label, specs in (("input", sidecar.inputs), ("output", sidecar.outputs)):
         for spec in specs:

@@ -147,7 +147,7 @@ def _show_engine(report: Any, layers: bool) -> None:
         ("model", f"{sidecar.model.name}, weights: {sidecar.model.weights}"),
         ("source", sidecar.source.file if sidecar.source else "unknown"),
         ("made", f"{sidecar.build.created} on {where} ({tools})"),
-        ("precision", f"asked {sidecar.precision.asked}, realised {sidecar.precision.realized}{_layers(sidecar)}"),
+        ("precision", f"asked {sidecar.precision.asked}, realized {sidecar.precision.realized}{_layers(sidecar)}"),
     ]
     if sidecar.precision.accuracy is not None:
         lines.append(("accuracy", str(sidecar.precision.accuracy)))

@@ -38,7 +38,7 @@ def command(
     """
     import trtbatch
     from trtbatch.core.hints import call
-    from trtbatch.tuner.keeping import refuse_unkept
+    from trtbatch.tuner.saving import refuse_unsaved
     from trtbatch.util.files import refuse_outputs
     from trtbatch.util.jsonfile import write_record
 
@@ -66,7 +66,7 @@ def command(
     if json_ is not None:
         write_record(result, json_)
         console.print(f"[bold]{plain(str(json_))}[/]")
-    refuse_unkept(result.unkept)
+    refuse_unsaved(result.unkept)
 
 
 def _table(result: PlanResult) -> Table:

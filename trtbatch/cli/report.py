@@ -53,7 +53,9 @@ def command(
     ] = None,
     article: Annotated[
         bool | None,
-        typer.Option("--article/--no-article", help="The article's V100 line. \\[default: beside results of resnet18]"),
+        typer.Option(
+            "--article/--no-article", help="The article's V100 line. \\[default: next to results of resnet18]"
+        ),
     ] = None,
     debug: Debug = False,
 ) -> None:
@@ -76,7 +78,7 @@ def command(
     made = trtbatch.report(results, html=html, png=png, svg=svg, markdown=text, article=article)
     series, title, written = made.series, made.title, made.written
     if text is None and markdown is not None:
-        from trtbatch.reporting.overview import markdown as as_markdown
+        from trtbatch.reporting.summary import markdown as as_markdown
 
         out().print(as_markdown(series, title), markup=False, soft_wrap=True, end="")
     elif not written:
@@ -86,15 +88,15 @@ def command(
 
 
 def _show(series: Sequence[Series], title: str) -> None:
-    from trtbatch.reporting import overview
+    from trtbatch.reporting import summary
     from trtbatch.reporting.charts import rate_chart
 
     console = out()
-    console.print(fitting(console, overview.table(series, title), overview.table(series, title, brief=True)))
+    console.print(fitting(console, summary.table(series, title), summary.table(series, title, brief=True)))
     for line in series:
         named = f"{line.key}: {line.label}; " if len(series) > 1 else ""
-        console.print(f"{named}{overview.summary(line)}", markup=False)
-    for note in overview.notes(series):
+        console.print(f"{named}{summary.summary(line)}", markup=False)
+    for note in summary.notes(series):
         console.print(as_typed(note), style="dim", markup=False)
     for text in rate_chart(series, [line.key for line in series], console.width, console.options.ascii_only):
         console.print(text, markup=False, no_wrap=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from trtbatch.core.sidecar import Interval
-    from trtbatch.tuner.capacity import MaxBatchResult
+    from trtbatch.tuner.max_batch import MaxBatchResult
     from trtbatch.tuner.search import Trial
     from trtbatch.tuner.tune import TuneResult
 
@@ -62,8 +62,8 @@ def command(
     Where no batch size meets the latency, the nearest is named, and the exit code is 1.
     """
     import trtbatch
-    from trtbatch.tuner.capacity import MaxBatchResult
-    from trtbatch.tuner.keeping import refuse_unkept
+    from trtbatch.tuner.max_batch import MaxBatchResult
+    from trtbatch.tuner.saving import refuse_unsaved
     from trtbatch.util.files import refuse_outputs
     from trtbatch.util.jsonfile import write_record
 
@@ -92,7 +92,7 @@ def command(
         write_record(result, json_)
         out().print(f"[bold]{plain(str(json_))}[/]")
     if not isinstance(result, MaxBatchResult):
-        refuse_unkept(result.unkept)
+        refuse_unsaved(result.unkept)
 
 
 _LATENCY = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(us|µs|μs|ms|s)", re.ASCII)
@@ -306,7 +306,7 @@ def _streams(count: int) -> str:
 
 def _notes(result: TuneResult) -> Sequence[str]:
     """Return notes on what the columns mean, what isn't known well enough, and where the result is."""
-    from trtbatch.tuner.quantiles import runs_needed
+    from trtbatch.tuner.percentiles import runs_needed
 
     percentile = result.settings["percentile"]
     lines = [f"latency: {words}" for words in result.timed.values()]

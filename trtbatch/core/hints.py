@@ -117,14 +117,14 @@ def refuse_other_file(path: Path, kind: Kind | None) -> None:
         raise ArtifactError(f"{path} is a preprocessor, not {ARTICLES[kind]}", fix)
 
 
-_PHOTOGRAPH, _TABLE, _ARRAYS = ("a photograph", ""), ("a table", ""), ("a file of arrays", "")
+_IMAGE, _TABLE, _ARRAYS = ("an image", ""), ("a table", ""), ("a file of arrays", "")
 _WEIGHTS = (
     "a file of torch weights",
     "export the model with them: `trtbatch.export(MODEL, dynamic=True, weights={!r})`",
 )
 
 _OTHERS = {
-    **dict.fromkeys((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"), _PHOTOGRAPH),
+    **dict.fromkeys((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"), _IMAGE),
     **dict.fromkeys((".csv", ".tsv", ".jsonl", ".parquet"), _TABLE),
     **dict.fromkeys((".npy", ".npz"), _ARRAYS),
     **dict.fromkeys((".pt", ".pth", ".safetensors"), _WEIGHTS),
@@ -164,7 +164,7 @@ def _refuse_json(path: Path, kind: Kind | None) -> None:
     own = path.with_name(path.name.removesuffix(".json"))
     if not own.is_file():
         raise ArtifactError(f"{path} is a JSON file, not {wanted}", f"name {wanted}")
-    fix = f"name the file beside it: {own}"
+    fix = f"name the file next to it: {own}"
     if kind is not None:
         try:
             refuse_other_file(own, kind)

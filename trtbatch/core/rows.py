@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from trtbatch.core.tensors import TensorSpec, numpy_dtype
 
 __all__ = [
-    "Comparison",
     "Limit",
+    "RowErrors",
     "as_rows",
     "compare",
     "named_rows",
@@ -131,8 +131,8 @@ class Limit:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Comparison of rows a with reference rows b, each field of shape ``(N,)``.
+class RowErrors:
+    """Differences of rows a with reference rows b, each field of shape ``(N,)``.
 
     Args:
         max_abs: largest |a − b|; infinity where only one side is NaN or infinite.
@@ -154,7 +154,7 @@ class Comparison:
     passed: NDArray[np.bool_]
 
 
-def compare(rows: Array, reference: Array, limit: Limit, class_scores: bool = False) -> Comparison:
+def compare(rows: Array, reference: Array, limit: Limit, class_scores: bool = False) -> RowErrors:
     """Compare rows, ``(N, elements)``, with reference rows of the same shape."""
     same = (rows == reference) | ((rows != rows) & (reference != reference))
     a, b = rows.astype(np.float64), reference.astype(np.float64)
@@ -171,7 +171,7 @@ def compare(rows: Array, reference: Array, limit: Limit, class_scores: bool = Fa
         with np.errstate(all="ignore"):
             passed = (same | (difference <= (limit.atol or 0.0) + (limit.rtol or 0.0) * size)).all(axis=1)
     floats = rows.dtype.kind not in "iub"
-    return Comparison(
+    return RowErrors(
         max_abs=difference.max(axis=1, initial=0.0),
         max_rel=relative.max(axis=1, initial=0.0),
         l2_rel=l2,

@@ -235,7 +235,7 @@ def _refuse_other_model(target: Path, config: Any, artifact: Artifact, request: 
     file = target / "config.pbtxt"
     if request.force or not file.is_file():
         return
-    fix = "pass `name` for a model beside it, or `force` to replace its configuration"
+    fix = "pass `name` for a model next to it, or `force` to replace its configuration"
     there = _read(file, type(config))
     if there is None:
         raise UsageError(f"{file} isn't a configuration that Triton reads", fix)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trtbatch.backends.tensorrt import wheel
-from trtbatch.diagnostics.facts import FAMILIES, Facts, Library
+from trtbatch.diagnostics.system_info import FAMILIES, Library, SystemInfo
 
-__all__ = ["Check", "examine"]
+__all__ = ["Check", "diagnose"]
 
 Level = Literal["ok", "warning", "problem"]
 
@@ -27,9 +27,9 @@ class Check:
     fix: str = ""
 
 
-def examine(facts: Facts) -> list[Check]:
+def diagnose(facts: SystemInfo) -> list[Check]:
     """Return the results of all checks that apply, in the order in which an engineer would check."""
-    checks: tuple[Callable[[Facts], Iterator[Check]], ...] = (
+    checks: tuple[Callable[[SystemInfo], Iterator[Check]], ...] = (
         _gpu,
         _driver,
         _library_paths,
@@ -43,7 +43,7 @@ def examine(facts: Facts) -> list[Check]:
     return [line for check in checks for line in check(facts)]
 
 
-def _gpu(facts: Facts) -> Iterator[Check]:
+def _gpu(facts: SystemInfo) -> Iterator[Check]:
     if not facts.sees_nvidia:
         yield Check("GPU", "warning", "no NVIDIA GPU here; engines run on ONNX Runtime, on the CPU")
         return
@@ -66,7 +66,7 @@ def _gpu(facts: Facts) -> Iterator[Check]:
             yield Check(name, "ok", text)
 
 
-def _driver(facts: Facts) -> Iterator[Check]:
+def _driver(facts: SystemInfo) -> Iterator[Check]:
     if not facts.sees_nvidia and facts.driver is None:
         return
     if facts.driver is None:
@@ -82,7 +82,7 @@ def _driver(facts: Facts) -> Iterator[Check]:
         yield Check("driver", "ok", text)
 
 
-def _library_paths(facts: Facts) -> Iterator[Check]:
+def _library_paths(facts: SystemInfo) -> Iterator[Check]:
     """Check for several versions of one library on LD_LIBRARY_PATH, of which the loader takes the first."""
     for family in FAMILIES:
         found = [library for library in facts.libraries if library.family == family]
@@ -106,7 +106,7 @@ def _library_paths(facts: Facts) -> Iterator[Check]:
             yield Check(family, "ok", listed)
 
 
-def _better(family: str, on_path: list[Library], facts: Facts) -> Library | None:
+def _better(family: str, on_path: list[Library], facts: SystemInfo) -> Library | None:
     """Return the library that should come first on the path but doesn't: that of TensorRT's CUDA, else the newest."""
     if len(on_path) < 2:
         return None
@@ -116,7 +116,7 @@ def _better(family: str, on_path: list[Library], facts: Facts) -> Library | None
     return best if best.version[:2] != on_path[0].version[:2] else None
 
 
-def _wanted_version(family: str, facts: Facts) -> tuple[int, ...]:
+def _wanted_version(family: str, facts: SystemInfo) -> tuple[int, ...]:
     """Return the first version numbers that the installed TensorRT, or else torch, needs; empty if unknown."""
     if family == "libnvinfer":
         version = str(facts.probes.get("tensorrt", {}).get("version", ""))
@@ -138,7 +138,7 @@ def _reordered(path: tuple[str, ...], first: str) -> str:
     return ":".join(dict.fromkeys((first, *rest)))
 
 
-def _mapped(facts: Facts) -> Iterator[Check]:
+def _mapped(facts: SystemInfo) -> Iterator[Check]:
     """Report which libraries an import of TensorRT and pycuda maps."""
     for package in ("tensorrt", "pycuda"):
         maps = facts.probes.get(package, {}).get("maps", [])
@@ -147,7 +147,7 @@ def _mapped(facts: Facts) -> Iterator[Check]:
             yield Check(f"mapped by {package}", "ok", ", ".join(used))
 
 
-def _tensorrt(facts: Facts) -> Iterator[Check]:
+def _tensorrt(facts: SystemInfo) -> Iterator[Check]:
     level: Level = "problem" if facts.sees_nvidia else "ok"
     fix = _wheel_for(facts)
     probe = facts.probes.get("tensorrt")
@@ -192,20 +192,20 @@ def _import_fix(reason: str, fix: str) -> str:
     return f"reinstall it: {fix}"
 
 
-def _wheel_for(facts: Facts) -> str:
+def _wheel_for(facts: SystemInfo) -> str:
     """Return the TensorRT wheel for this driver, and the packages that it needs."""
     if facts.driver_cuda is None:
         return wheel(None)
     return f"{wheel(_dotted(facts.driver_cuda))} pycuda cuda-bindings nvidia-ml-py"
 
 
-def _wheel_cuda(facts: Facts) -> int | None:
+def _wheel_cuda(facts: SystemInfo) -> int | None:
     """Return the CUDA major version of the TensorRT wheel, from the name of its package."""
     majors = [int(name[-2:]) for name in facts.packages if name.startswith("tensorrt-cu") and name[-2:].isdigit()]
     return majors[0] if len(set(majors)) == 1 else None
 
 
-def _pycuda(facts: Facts) -> Iterator[Check]:
+def _pycuda(facts: SystemInfo) -> Iterator[Check]:
     probe = facts.probes.get("pycuda")
     needed = facts.sees_nvidia
     if probe is None:
@@ -235,7 +235,7 @@ def _pycuda(facts: Facts) -> Iterator[Check]:
                 yield Check(name, "problem", "not found; pycuda is compiled with it when it is installed", fix)
 
 
-def _torch(facts: Facts) -> Iterator[Check]:
+def _torch(facts: SystemInfo) -> Iterator[Check]:
     probe = facts.probes.get("torch")
     if probe is None:
         yield Check("torch", "ok", "not installed; only export needs it")
@@ -253,7 +253,7 @@ def _torch(facts: Facts) -> Iterator[Check]:
         yield Check("torch", "ok", found)
 
 
-def _packages(facts: Facts) -> Iterator[Check]:
+def _packages(facts: SystemInfo) -> Iterator[Check]:
     for name in ("torchvision", "onnx", "onnxruntime", "numpy"):
         version = facts.packages.get(name) or (name == "onnxruntime" and facts.packages.get("onnxruntime-gpu"))
         if version:
@@ -265,7 +265,7 @@ def _packages(facts: Facts) -> Iterator[Check]:
         yield Check("onnxruntime", "warning", found, "pip uninstall one, then reinstall the other")
 
 
-def _tools(facts: Facts) -> Iterator[Check]:
+def _tools(facts: SystemInfo) -> Iterator[Check]:
     if facts.sees_nvidia:
         yield Check("trtexec", "ok", facts.trtexec or "not on the PATH; nothing here needs it")
 

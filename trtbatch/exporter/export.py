@@ -1,7 +1,7 @@
 """torch → ONNX, and the proof that the batch axis of the result is dynamic.
 
-The proof is :mod:`trtbatch.exporter.proof`'s; the file appears only when it has passed. Tracing uses a batch of 2,
-because exporters specialise on 1.
+:mod:`trtbatch.exporter.export_validation` has the proof; the file appears only when it has passed. Tracing uses a batch
+of 2, because exporters specialise on 1.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from trtbatch.core.sidecar import Artifact, BuildRecord, ModelRecord, Sidecar
 from trtbatch.core.store import ENGINES
 from trtbatch.core.tensors import BATCH_AXIS, TensorSpec
 from trtbatch.errors import ModelError, UsageError
+from trtbatch.exporter.export_validation import VALIDATED_BATCHES, Reference, hard_coded_batch, validate_export
 from trtbatch.exporter.exporters import Exporter, Trace, choose_exporter, refuse_opset
 from trtbatch.exporter.models import load_model
-from trtbatch.exporter.proof import PROOF_BATCHES, Reference, baked, prove
 from trtbatch.exporter.torchmodel import TorchModel
 from trtbatch.onnx_graph.fusing import SUFFIXES, Layout, refuse_unfusable, write_fused
 from trtbatch.util import files, optional
@@ -97,7 +97,7 @@ def export(request: ExportRequest) -> Artifact:
         _refuse_mismatch(model, inputs, outputs)
         trace = Trace(model, exporter, opset, inputs, outputs)
         companions = trace.write(TRACE_BATCH if request.dynamic else request.batch or 1, made)
-        prove(trace, made, reference)
+        validate_export(trace, made, reference)
         sidecar = Sidecar(
             kind="onnx",
             artifact=store.record_file(made),
@@ -213,9 +213,9 @@ def _run_torch(model: TorchModel, request: ExportRequest, trace: Trace, folder: 
         batch = request.batch or 1
         return {batch: model.run(batch)}
     try:
-        return {batch: model.run(batch) for batch in PROOF_BATCHES}
+        return {batch: model.run(batch) for batch in VALIDATED_BATCHES}
     except ModelError as error:
-        raise baked(trace, error, folder) or error from error
+        raise hard_coded_batch(trace, error, folder) or error from error
 
 
 def _output_specs(

@@ -20,7 +20,7 @@ from trtbatch.util.log import note, warn
 __all__ = ["EXTERNAL_ABOVE", "Exporter", "Trace", "choose_exporter", "refuse_opset"]
 
 EXTERNAL_ABOVE = 2**31 - 2**24
-"""Bytes of weights above which they go to a file beside the model: protobuf's limit is 2 GiB, less the graph."""
+"""Bytes of weights above which they go to a file next to the model: protobuf's limit is 2 GiB, less the graph."""
 
 Exporter = Literal["torchscript", "dynamo"]
 
@@ -88,7 +88,7 @@ class Trace:
     outputs: tuple[TensorSpec, ...]
 
     def write(self, batch: int, made: Path) -> tuple[Path, ...]:
-        """Export at this batch size to `made`; returns the files beside it.
+        """Export at this batch size to `made`; returns the files next to it.
 
         Raises:
             ExportError: the exporter failed, or wrote something else than it was asked for.

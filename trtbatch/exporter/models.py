@@ -44,14 +44,14 @@ Inputs = Any
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a factory may return beside a bare ``nn.Module``.
+    """What a factory may return next to a bare ``nn.Module``.
 
     Args:
         module: the ``nn.Module``; mapping inputs reach it as keyword arguments, others by position.
         inputs: example inputs: a function of the batch size (best: the batch axes are then found by calling
             it twice, and may be anywhere), or tensors of some batch size with the batch axis first.
             A tensor, a sequence, or a mapping of names to tensors. None: one image batch, ``(N, 3, 224, 224)``.
-        preprocessing: how a photograph becomes a sample, for ``trtbatch infer`` on image files.
+        preprocessing: how an image becomes a sample, for ``trtbatch infer`` on image files.
         classes: names of the classes, in the order of the scores.
     """
 

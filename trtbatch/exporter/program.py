@@ -258,7 +258,17 @@ _ATTRIBUTES = re.compile(
 )
 
 _NODES = (
-    *(ast.Expression, ast.Load, ast.Call, ast.keyword, ast.Constant, ast.Name, ast.BinOp, ast.UnaryOp, ast.Compare),
+    *(
+        ast.Expression,
+        ast.Load,
+        ast.Call,
+        ast.keyword,
+        ast.Constant,
+        ast.Name,
+        ast.BinOp,
+        ast.UnaryOp,
+        ast.Compare,
+    ),
     *(ast.BoolOp, ast.And, ast.Or, ast.unaryop, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow),
     *(ast.BitAnd, ast.BitOr, ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Subscript, ast.Attribute),
 )

@@ -320,14 +320,14 @@ class Jpeg(NamedTuple):
         return self.data[self.place]
 
 
-class Block(NamedTuple):
+class ImageBlock(NamedTuple):
     """Plain JPEG files that were read together, a batch of them as a rule."""
 
     names: list[str]
     jpegs: list[Jpeg]
 
 
-Item = Loaded[Any] | Skipped | Block
+Item = Loaded[Any] | Skipped | ImageBlock
 """What :meth:`DaliReader.load` gives, or a sample under way; what was skipped; or plain JPEG files."""
 
 
@@ -482,7 +482,7 @@ class DaliReader:
             block, sizes = names[count : count + len(edges)], [jpeg_size(each) for each in edges]
             count += len(edges)
             if None not in sizes:
-                yield Block(list(block), [Jpeg(encoded, *size, place) for place, size in enumerate(sizes) if size])
+                yield ImageBlock(list(block), [Jpeg(encoded, *size, place) for place, size in enumerate(sizes) if size])
                 continue
             for place, name in enumerate(block):
                 # Without a size, its header is longer, or something follows its end.
@@ -533,7 +533,7 @@ class DaliReader:
                 if isinstance(image, Skipped):
                     batch.skipped.append(image)
                     continue
-                if isinstance(image, Block):
+                if isinstance(image, ImageBlock):
                     if batch.names or len(image.names) != size:
                         of_block = map(Loaded, image.names, image.jpegs)
                     else:

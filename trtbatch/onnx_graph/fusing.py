@@ -1,6 +1,6 @@
 """The preprocessing's arithmetic as the first nodes of the graph, so that bytes travel instead of floats.
 
-A photograph of 224×224 is 150 KB as uint8 and 602 KB as float32. The prefix makes floats of the bytes, transposes them
+An image of 224×224 is 150 KB as uint8 and 602 KB as float32. The prefix makes floats of the bytes, transposes them
 where images lie as NHWC, and gives ``(x − 255·mean) · 1/(255·std)`` per channel, by a batch normalisation. In float32
 it differs from :meth:`trtbatch.core.preprocessing.Preprocessing.normalise` by rounding alone. In a graph whose products
 are in half precision :func:`halve_prefix` writes it again in that: half the bytes to move. Bytes are exact in half
@@ -84,7 +84,7 @@ def fuse(source: Artifact, layout: Layout, folder: Path) -> Artifact:
 
 
 def write_fused(path: Path, sidecar: Sidecar, layout: Layout, made: Path) -> tuple[Path, Sidecar, tuple[Path, ...]]:
-    """Write the model of `path` with its preprocessing fused; the file, its sidecar, and files beside it.
+    """Write the model of `path` with its preprocessing fused; the file, its sidecar, and files next to it.
 
     Raises:
         ExportError: the fused file's rows differ.

@@ -99,12 +99,12 @@ def _refuse_outside(model: Any, path: Path) -> None:
         if Path(location).is_absolute() or not (folder / location).resolve().is_relative_to(folder):
             raise ArtifactError(
                 f"{path}: the weights {tensor.name!r} are to be read from {location!r}, outside the model's folder",
-                "put them beside the model, and save it with that relative name",
+                "put them next to the model, and save it with that relative name",
             )
 
 
 def external_files(model: Any) -> list[str]:
-    """Return the files beside the model that hold its weights, each once."""
+    """Return the files next to the model that hold its weights, each once."""
     names = (
         entry.value for tensor in _tensors(model.graph) for entry in tensor.external_data if entry.key == "location"
     )

@@ -33,7 +33,7 @@ MODELOPT_PYTHON = "TRTBATCH_MODELOPT_PYTHON"
 """Environment variable: an interpreter that has nvidia-modelopt[onnx], where this one hasn't."""
 
 LARGEST = 2**31 - 2**20
-"""Bytes of a protobuf file, less some: larger models keep their weights beside them."""
+"""Bytes of a protobuf file, less some: larger models keep their weights next to them."""
 
 
 def _interpreter() -> tuple[str, dict[str, str]]:
@@ -76,7 +76,7 @@ def run_modelopt(
     work.mkdir()
     for name in (source.path.name, *external_files(load_onnx(source.path))):
         (work / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source.path.parent / name, work / name)  # it writes beside its source
+        shutil.copy(source.path.parent / name, work / name)  # it writes next to its source
     _write_npz(work / "calibration.npz", samples)
     made = work / "converted.onnx"
     order = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trtbatch.benchmark.bench import BenchResult
-from trtbatch.reporting import overview
+from trtbatch.reporting import summary
 from trtbatch.reporting.series import ARTICLE_MODEL, Series, series_of, shared
 from trtbatch.util.notebook import html_table
 
@@ -31,9 +31,9 @@ class Report:
         return f"Report({self.title!r}, {len(self.series)} series)"
 
     def _repr_html_(self) -> str:
-        names = overview.columns(self.series)
+        names = summary.columns(self.series)
         rows = [
-            [line.key, *(overview.cells(line, point)[name] for name in names)]
+            [line.key, *(summary.cells(line, point)[name] for name in names)]
             for line in self.series
             for point in line.points
         ]
@@ -77,6 +77,6 @@ def write_report(
         write_page(series, title, html)
         written.append(html)
     if markdown is not None:
-        overview.write_markdown(series, title, markdown)
+        summary.write_markdown(series, title, markdown)
         written.append(markdown)
     return Report(tuple(series), title, tuple(written))

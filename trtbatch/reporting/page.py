@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-from trtbatch.reporting.looks import DARK, DARK_PAPER, LIGHT, LIGHT_PAPER
-from trtbatch.reporting.overview import WORDS, cells, columns, notes, run_facts, summary
 from trtbatch.reporting.results import clean
 from trtbatch.reporting.series import METRICS, Series
+from trtbatch.reporting.summary import WORDS, cells, columns, notes, run_facts, summary
 from trtbatch.reporting.svg import chart, sample
+from trtbatch.reporting.theme import DARK, DARK_PAPER, LIGHT, LIGHT_PAPER
 from trtbatch.util.files import atomic_file
 from trtbatch.util.version import __version__
 

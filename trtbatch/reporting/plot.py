@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trtbatch.reporting.looks import (
+from trtbatch.reporting.results import clean
+from trtbatch.reporting.series import METRICS, Metric, Series
+from trtbatch.reporting.theme import (
     DASHES,
     LIGHT,
     LIGHT_PAPER,
     MARKERS,
-    Span,
+    AxisRange,
     apart,
     number,
     span,
@@ -19,8 +21,6 @@ from trtbatch.reporting.looks import (
     ticks,
     values_of,
 )
-from trtbatch.reporting.results import clean
-from trtbatch.reporting.series import METRICS, Metric, Series
 from trtbatch.util import optional
 from trtbatch.util.files import atomic_file
 
@@ -118,7 +118,7 @@ def _draw_series(axis: Any, index: int, line: Series, metric: Metric) -> None:
             )
 
 
-def _name_ends(axis: Any, series: Sequence[Series], metric: Metric, y_axis: Span) -> None:
+def _name_ends(axis: Any, series: Sequence[Series], metric: Metric, y_axis: AxisRange) -> None:
     ends = [line.points[-1] for line in series]
     places = apart([y_axis.share(metric.value(point.batch, point.ms)) for point in ends], 0.03, 1.0)
     for index, (line, point, place) in enumerate(zip(series, ends, places, strict=True)):
@@ -138,5 +138,5 @@ def _set_ticks(axis: Any, places: Sequence[float], labels: Sequence[str]) -> Non
     axis.set_ticks([], minor=True)
 
 
-def _set_range(setter: Any, axis: Span) -> None:
+def _set_range(setter: Any, axis: AxisRange) -> None:
     setter(axis.low, axis.high)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtbatch.benchmark.bench import THROTTLED, BatchResult, BenchResult
-from trtbatch.benchmark.duel import DuelResult, ProfileLine, ProfilesResult
-from trtbatch.benchmark.run import Contender
+from trtbatch.benchmark.paired import PairedResult, ProfileLine, ProfilesResult
+from trtbatch.benchmark.run import EngineUnderTest
 from trtbatch.core.rows import named_rows
 from trtbatch.core.sidecar import ModelRecord
 from trtbatch.reporting.series import rate
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "bench_table",
-    "duel_notes",
-    "duel_table",
     "footnotes",
+    "paired_notes",
+    "paired_table",
     "parts_table",
     "profiles_notes",
     "profiles_table",
@@ -37,7 +37,7 @@ __all__ = [
     "write_verdict",
 ]
 
-AnyBench = BenchResult | DuelResult | ProfilesResult
+AnyBench = BenchResult | PairedResult | ProfilesResult
 
 
 _LEFT = frozenset({"mode", "bound", "verdict", "output", "A is"})
@@ -182,7 +182,7 @@ def _fastest(line: ProfileLine) -> tuple[str, ...]:
     )
 
 
-def duel_table(result: DuelResult) -> Table:
+def paired_table(result: PairedResult) -> Table:
     """Return the table of a paired comparison: ms per batch, A's time over B's with its interval, the verdict on A."""
     several = len({line.mode for line in result.lines}) > 1
     columns = ("batch", *(("mode",) if several else ()), "A: ms/batch", "B: ms/batch", "A / B", "95 % interval", "A is")
@@ -203,7 +203,7 @@ def duel_table(result: DuelResult) -> Table:
     return table
 
 
-def _sides(result: DuelResult) -> tuple[tuple[str, Contender], ...]:
+def _sides(result: PairedResult) -> tuple[tuple[str, EngineUnderTest], ...]:
     return ("A", result.a), ("B", result.b)
 
 
@@ -268,7 +268,7 @@ def _timed(result: AnyBench) -> list[str]:
     return [f"{mode}: {what}" for mode, what in result.timed.items()]
 
 
-def _profile_origins(result: BenchResult | DuelResult) -> list[str]:
+def _profile_origins(result: BenchResult | PairedResult) -> list[str]:
     """Return how the profiles were chosen, where there was a choice and nobody named one."""
     found = {"profile": result.origins.get("profile"), "profile of B": result.origins.get("profile_b")}
     return [f"{name}: {origin}" for name, origin in found.items() if origin not in (None, "given", "the only one")]
@@ -366,7 +366,7 @@ def _told_apart(result: ProfilesResult) -> list[str]:
     ]
 
 
-def duel_notes(result: DuelResult) -> list[str]:
+def paired_notes(result: PairedResult) -> list[str]:
     """Return notes on what the columns mean, and on rounds with unsteady GPU clocks."""
     return [
         *_timed(result),
@@ -384,7 +384,7 @@ def _rule(subject: str) -> str:
     )
 
 
-def _bad_rounds(result: DuelResult | ProfilesResult) -> list[str]:
+def _bad_rounds(result: PairedResult | ProfilesResult) -> list[str]:
     return [
         f"batch {line.batch}, {line.mode}: the GPU's clocks didn't hold in {len(line.bad)} of the rounds"
         for line in result.lines
@@ -402,7 +402,7 @@ def write_csv(result: AnyBench, path: Path) -> None:
     if isinstance(result, BenchResult):
         lines = _bench_lines(result)
     else:
-        lines = _duel_lines(result) if isinstance(result, DuelResult) else _profile_lines(result)
+        lines = _paired_lines(result) if isinstance(result, PairedResult) else _profile_lines(result)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
     with atomic_file(path) as made:
@@ -437,7 +437,7 @@ def _bench_lines(result: BenchResult) -> Iterable[Sequence[object]]:
         )
 
 
-def _duel_lines(result: DuelResult) -> Iterable[Sequence[object]]:
+def _paired_lines(result: PairedResult) -> Iterable[Sequence[object]]:
     yield "batch", "mode", "ms_a", "ms_b", "ratio", "low", "high", "rounds", "verdict"
     for line in result.lines:
         relative = line.relative

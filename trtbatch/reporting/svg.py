@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import groupby, pairwise
 
-from trtbatch.reporting.looks import DASHES, LIGHT, MARKERS, Span, apart, number, span, thinned, ticks, values_of
 from trtbatch.reporting.series import Metric, Point, Series
+from trtbatch.reporting.theme import DASHES, LIGHT, MARKERS, AxisRange, apart, number, span, thinned, ticks, values_of
 
 __all__ = ["chart", "figure", "sample"]
 
@@ -37,8 +37,8 @@ class _Place:
 
     def __init__(self, series: Sequence[Series], metric: Metric) -> None:
         self.batches = [point.batch for line in series for point in line.points]
-        self.x_axis: Span = span(self.batches, 0.04, 2.0)
-        self.y_axis: Span = span(values_of(series, metric))
+        self.x_axis: AxisRange = span(self.batches, 0.04, 2.0)
+        self.y_axis: AxisRange = span(values_of(series, metric))
 
     def x(self, batch: float) -> float:
         return LEFT + self.x_axis.share(batch) * (WIDTH - LEFT - RIGHT)

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @runtime_checkable
 class DeviceSession(Protocol):
-    """What a session has beside :class:`trtbatch.backends.base.Session` where it runs on tensors of its GPU."""
+    """What a session has next to :class:`trtbatch.backends.base.Session` where it runs on tensors of its GPU."""
 
     @property
     def gpu(self) -> int:
@@ -361,7 +361,7 @@ def _refuse_files(array: Array, name: str, engine: str) -> None:
     """Raise for names of files, and other things that are no numbers.
 
     Raises:
-        InputError: saying where photographs go.
+        InputError: saying where images go.
     """
     if array.dtype.kind not in "USO":
         return
@@ -370,9 +370,7 @@ def _refuse_files(array: Array, name: str, engine: str) -> None:
         what = "encoded files"
     else:
         what = f"{first}" if isinstance(first, (str, os.PathLike)) else f"of {type(first).__name__} objects"
-    raise InputError(
-        f"{engine} is called with arrays, and {name} is {what}", "photographs go to engine.predict([path, …])"
-    )
+    raise InputError(f"{engine} is called with arrays, and {name} is {what}", "images go to engine.predict([path, …])")
 
 
 class _Shape:

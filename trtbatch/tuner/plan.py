@@ -1,6 +1,6 @@
 """Plan the profiles that serve a traffic in the least time, from the measured times of an engine.
 
-The latency model is in :mod:`trtbatch.tuner.timemodel`, the selection in :mod:`trtbatch.tuner.optchoice`.
+The latency model is in :mod:`trtbatch.tuner.latency_model`, the selection in :mod:`trtbatch.tuner.profile_selection`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from trtbatch.backends import open_engine, resolve_engine, runs_here
-from trtbatch.builder.timetable import time_profiles
+from trtbatch.builder.profile_timing import time_profiles
 from trtbatch.core import hints, store
 from trtbatch.core.batches import Profile, pick_profile
 from trtbatch.core.profiles import MAX_PROFILES, Measured
 from trtbatch.core.sidecar import Artifact, FileRecord, Planned
 from trtbatch.errors import ArtifactError, UsageError
 from trtbatch.onnx_graph.read import load_onnx, read_specs
-from trtbatch.tuner.keeping import keep, refuse_unkeepable
-from trtbatch.tuner.optchoice import Choice, Costs, Method, best_choices, most_frequent, powers
-from trtbatch.tuner.timemodel import TimeModel
+from trtbatch.tuner.latency_model import LatencyModel
+from trtbatch.tuner.profile_selection import Choice, Costs, Method, best_choices, most_frequent, powers
+from trtbatch.tuner.saving import keep, refuse_unwritable
 from trtbatch.tuner.traffic import read_traffic
 from trtbatch.util.log import note, warn
 from trtbatch.util.notebook import html_table
@@ -139,14 +139,14 @@ def plan(request: PlanRequest) -> PlanResult:
     sidecar = artifact.sidecar
     _refuse_fixed(artifact)
     if request.save:
-        refuse_unkeepable(artifact)
+        refuse_unwritable(artifact)
     table = sidecar.engine.table if request.from_table else (*sidecar.engine.table, *_timed(request, artifact, counts))
     if not table:
         raise ArtifactError(
             f"{artifact.path} has no table of measured times",
             "leave out `from_table`, or build it again with `profiles='auto'`",
         )
-    model = TimeModel.of(sidecar.engine.profiles, table)
+    model = LatencyModel.of(sidecar.engine.profiles, table)
     beyond = tuple(batch for batch in counts if batch > model.largest)
     if beyond:
         warn(

@@ -1,6 +1,6 @@
 """Find the best batch size of an engine under a latency budget or for throughput, or the largest one that fits.
 
-The measurement is defined in :mod:`trtbatch.tuner.underload`, the search in :mod:`trtbatch.tuner.search`.
+The measurement is defined in :mod:`trtbatch.tuner.closed_loop`, the search in :mod:`trtbatch.tuner.search`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from trtbatch.core.batches import pick_profile, refuse_outside
 from trtbatch.core.profiles import powers_of_two
 from trtbatch.core.sidecar import Artifact, Sidecar, Tuned
 from trtbatch.errors import ExecutionError, TrtbatchError, UsageError
-from trtbatch.tuner.capacity import MaxBatchResult, attempt, find_largest
-from trtbatch.tuner.keeping import keep, refuse_unkeepable
-from trtbatch.tuner.quantiles import percentile_interval, runs_needed
+from trtbatch.tuner.closed_loop import ClosedLoopLoad, throughput
+from trtbatch.tuner.max_batch import MaxBatchResult, attempt, find_largest
+from trtbatch.tuner.percentiles import percentile_interval, runs_needed
+from trtbatch.tuner.saving import keep, refuse_unwritable
 from trtbatch.tuner.search import Goal, Outcome, Trial, budget_for, search
-from trtbatch.tuner.underload import Load, throughput
 from trtbatch.util import environment
 from trtbatch.util.log import note
 from trtbatch.util.notebook import html_table
@@ -185,7 +185,7 @@ def plan_tune(request: TuneRequest) -> TunePlan:
         sizes = tuple(sorted({size for profile in profiles for size in range(profile.min, profile.max + 1)}))
         return TunePlan(request, artifact, sizes, False, {}, {}, origins | {"batches": "all that a profile holds"})
     if request.save:
-        refuse_unkeepable(artifact)
+        refuse_unwritable(artifact)
     device = _device(sidecar, request.device)
     origins["streams"] = "one, unless they are given" if tuple(request.streams) == (1,) else "given"
     if request.batches is not None:
@@ -214,7 +214,7 @@ def tune(request: TuneRequest) -> TuneResult:
     inside = (lambda batch: pick_profile(profiles, batch) is not None) if plan.refines else None
     with (
         open_engine(artifact, request.device) as engine,
-        Load(engine, artifact, max(plan.batches), request.cuda_graphs, request.seed) as load,
+        ClosedLoopLoad(engine, artifact, max(plan.batches), request.cuda_graphs, request.seed) as load,
         ClockWatch(request.device if gpu else None) as watch,
     ):
         bench = _Bench(request, load, watch, plan.known)
@@ -286,7 +286,9 @@ def _usual(sidecar: Sidecar) -> tuple[tuple[int, ...], str]:
 class _Bench:
     """Measurement of one choice after the other."""
 
-    def __init__(self, request: TuneRequest, load: Load, watch: ClockWatch, known: Mapping[int, float]) -> None:
+    def __init__(
+        self, request: TuneRequest, load: ClosedLoopLoad, watch: ClockWatch, known: Mapping[int, float]
+    ) -> None:
         self._request = request
         self._known = known
         self._left_out: dict[int, str] = {}

@@ -18,11 +18,11 @@ Hiding = Callable[[int], AbstractContextManager[object]]
 
 
 @dataclass
-class _State:
+class _Hidden:
     hiding: Hiding
 
 
-_STATE = _State(lambda descriptor: nullcontext())
+_STATE = _Hidden(lambda descriptor: nullcontext())
 
 
 def foreign_output(descriptor: int) -> AbstractContextManager[object]:

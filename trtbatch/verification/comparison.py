@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch.core.rows import Comparison, Limit, as_rows, compare, tolerance, valid_only
+from trtbatch.core.rows import Limit, RowErrors, as_rows, compare, tolerance, valid_only
 from trtbatch.core.tensors import TensorSpec
 
 __all__ = ["OutputResult", "SampleResult", "compare_outputs"]
@@ -105,7 +105,7 @@ def _in_order(array: Array, spec: TensorSpec) -> Array:
     return entries[np.lexsort(entries.T[::-1])]
 
 
-def _sample(comparison: Comparison, index: int) -> SampleResult:
+def _sample(comparison: RowErrors, index: int) -> SampleResult:
     return SampleResult(
         sample=index,
         max_abs=_number(comparison.max_abs[index]),

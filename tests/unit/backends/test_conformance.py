@@ -28,7 +28,7 @@ Folders = Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    """A folder with a release's bindings in ``wheel/`` and stubs of the libraries beside it, made once."""
+    """A folder with a release's bindings in ``wheel/`` and stubs of the libraries next to it, made once."""
     if not sys.platform.startswith("linux") or not all(map(shutil.which, ("gcc", "nm", "readelf"))):
         pytest.skip("needs Linux with gcc and binutils, to compile link stubs")
     kept: dict[str, Path] = {}

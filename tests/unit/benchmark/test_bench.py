@@ -18,7 +18,7 @@ from tests.support.messages import refused
 from tests.support.sidecars import change_sidecar
 from trtbatch.backends.base import Mode
 from trtbatch.backends.onnxruntime import OnnxRuntimeSession, OnnxRuntimeSlot
-from trtbatch.benchmark import loops, stand
+from trtbatch.benchmark import harness, loops
 from trtbatch.benchmark.bench import BenchRequest, BenchResult, bench, measure
 from trtbatch.core.store import load
 from trtbatch.reporting.series import rate
@@ -69,7 +69,7 @@ def test_batches_keep_the_order_given_and_speedup_is_over_the_smallest(cli: Cli,
 def test_nothing_runs_when_a_batch_is_outside_the_profile(
     cli: Cli, engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stand, "open_engine", lambda artifact, device: pytest.fail("the engine was opened"))
+    monkeypatch.setattr(harness, "open_engine", lambda artifact, device: pytest.fail("the engine was opened"))
     refused(cli("bench", "--batch", "1,9"), 2, "batch 9 is outside every profile of small.ort.onnx", "--max 9")
 
 

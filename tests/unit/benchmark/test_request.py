@@ -11,10 +11,10 @@ import pytest
 
 import trtbatch
 from tests.support.sidecars import change_sidecar
-from trtbatch.benchmark import stand
+from trtbatch.benchmark import harness
 from trtbatch.benchmark.bench import BenchRequest, BenchResult
-from trtbatch.benchmark.duel import DuelResult, ProfilesResult
 from trtbatch.benchmark.loops import StopRule
+from trtbatch.benchmark.paired import PairedResult, ProfilesResult
 from trtbatch.benchmark.request import ROUNDS, plan_bench
 from trtbatch.core.profiles import Measured
 from trtbatch.util.serialization import encode
@@ -34,7 +34,7 @@ def two(cli: Cli, engine: Path) -> Path:
 @pytest.fixture(autouse=True)
 def unopened(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     if "timed" not in request.node.name:
-        monkeypatch.setattr(stand, "open_engine", lambda artifact, device: pytest.fail("the engine was opened"))
+        monkeypatch.setattr(harness, "open_engine", lambda artifact, device: pytest.fail("the engine was opened"))
 
 
 def test_what_is_given_is_planned_and_nothing_is_opened(engine: Path, two: Path) -> None:
@@ -82,11 +82,11 @@ def test_comparisons_take_turns_on_every_profile_or_on_two_engines(engine: Path,
     assert profiles.engines[0].profiles == {1: (0,), 4: (0, 1), 8: (1,)}
     assert profiles.origins["profile"] == "every one that holds the batch"
     assert profiles.rule.min_time == profiles.rule.time_out == profiles.request.min_time / ROUNDS
-    duel = plan_bench(BenchRequest(engine, [8], against=two, iterations=40))
-    assert [each.profiles for each in duel.engines] == [{8: (0,)}, {8: (1,)}]
-    assert duel.rule.iterations == 40 / ROUNDS
-    assert duel.origins["profile"] == "the only one"
-    assert duel.origins["profile_b"] == "the fastest by the build's table"
+    two_engines = plan_bench(BenchRequest(engine, [8], against=two, iterations=40))
+    assert [each.profiles for each in two_engines.engines] == [{8: (0,)}, {8: (1,)}]
+    assert two_engines.rule.iterations == 40 / ROUNDS
+    assert two_engines.origins["profile"] == "the only one"
+    assert two_engines.origins["profile_b"] == "the fastest by the build's table"
 
 
 def test_on_a_gpu_its_number_is_planned(engine: Path) -> None:
@@ -104,7 +104,7 @@ def test_what_is_timed_says_where_its_choices_came_from(engine: Path, two: Path)
     compared = trtbatch.bench(engine, against=two, **few)
     profiles = trtbatch.bench(two, compare_profiles=True, **few)
     assert isinstance(found, BenchResult)
-    assert isinstance(compared, DuelResult)
+    assert isinstance(compared, PairedResult)
     assert isinstance(profiles, ProfilesResult)
     for result in (found, compared, profiles):
         assert result.origins["engine"] == "given"

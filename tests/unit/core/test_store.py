@@ -175,9 +175,9 @@ def test_a_sidecar_in_an_artifacts_place_names_the_artifact(tmp_path: Path) -> N
     engine = published(tmp_path / "m.engine")
     model = published(tmp_path / "m.onnx", kind="onnx")
     for kind, made, fix in (
-        ("engine", engine, f"name the file beside it: {engine.path}"),
+        ("engine", engine, f"name the file next to it: {engine.path}"),
         ("engine", model, f"make an engine of it: trtbatch build {model.path}"),
-        ("onnx", model, f"name the file beside it: {model.path}"),
+        ("onnx", model, f"name the file next to it: {model.path}"),
         ("onnx", engine, "name the ONNX file that it was made from"),
     ):
         with pytest.raises(ArtifactError) as caught:
@@ -245,8 +245,8 @@ def test_a_damaged_engine_names_the_command_that_builds_it(tmp_path: Path) -> No
 
 def test_files_that_are_no_artifacts_are_called_what_they_are(tmp_path: Path) -> None:
     for name, what, fix in (
-        ("x.jpg", "a photograph", "name an engine"),
-        ("X.PNG", "a photograph", "name an engine"),
+        ("x.jpg", "an image", "name an engine"),
+        ("X.PNG", "an image", "name an engine"),
         ("x.csv", "a table", "name an engine"),
         ("x.npy", "a file of arrays", "name an engine"),
         ("x.pth", "a file of torch weights", f"trtbatch export MODEL --dynamic --weights {tmp_path / 'x.pth'}"),

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from trtbatch.backends.tensorrt import wheel
-from trtbatch.diagnostics.doctor import Check, examine
-from trtbatch.diagnostics.facts import Facts, Gpu, Library, gather
+from trtbatch.diagnostics.doctor import Check, diagnose
+from trtbatch.diagnostics.system_info import Gpu, Library, SystemInfo, gather
 
 Cli = Callable[..., Any]
 
-GOOD = Facts(
+GOOD = SystemInfo(
     system="Linux",
     python="3.12",
     sees_nvidia=True,
@@ -41,13 +41,13 @@ GOOD = Facts(
 )
 
 
-def troubles(facts: Facts) -> list[Check]:
-    return [check for check in examine(facts) if check.level != "ok"]
+def troubles(facts: SystemInfo) -> list[Check]:
+    return [check for check in diagnose(facts) if check.level != "ok"]
 
 
-def only(facts: Facts, what: str) -> Check:
-    found = [check for check in examine(facts) if check.what == what and check.level != "ok"]
-    assert len(found) == 1, examine(facts)
+def only(facts: SystemInfo, what: str) -> Check:
+    found = [check for check in diagnose(facts) if check.what == what and check.level != "ok"]
+    assert len(found) == 1, diagnose(facts)
     assert found[0].fix
     return found[0]
 
@@ -158,7 +158,7 @@ def test_both_onnx_runtimes() -> None:
 
 
 def test_an_empty_machine_is_examined_without_raising() -> None:
-    assert examine(Facts())
+    assert diagnose(SystemInfo())
 
 
 @pytest.mark.slow

@@ -122,10 +122,8 @@ def test_wrong_files(cli: Cli, engine: Path, folder: Path) -> None:
     (folder / "x.jpg").write_bytes(b"no")
     (folder / "x.csv").write_text("file,class\n")
     (folder / "x.bin").write_bytes(b"no")
-    refused(
-        cli("inspect", "x.jpg"), 1, "x.jpg is a photograph, not an ONNX file or an engine", "name an ONNX file or an"
-    )
-    refused(cli("build", "x.jpg"), 1, "x.jpg is a photograph, not an ONNX file", "name an ONNX file")
+    refused(cli("inspect", "x.jpg"), 1, "x.jpg is an image, not an ONNX file or an engine", "name an ONNX file or an")
+    refused(cli("build", "x.jpg"), 1, "x.jpg is an image, not an ONNX file", "name an ONNX file")
     refused(cli("inspect", "x.csv"), 1, "x.csv is a table, not an ONNX file or an engine", "name an ONNX file or an")
     refused(cli("bench", "x.csv"), 1, "x.csv is a table, not an engine", "name an engine")
     refused(cli("inspect", "x.bin"), 1, "x.bin is not a readable ONNX file", "name an ONNX file")
@@ -134,7 +132,7 @@ def test_wrong_files(cli: Cli, engine: Path, folder: Path) -> None:
     refused(cli("inspect", "x.onnx"), 1, "not a readable ONNX file")
     refused(cli("inspect", engine, "--open"), 2, "--open shows ONNX graphs")
     beside = sidecar_path(engine)
-    refused(cli("inspect", beside), 1, "is the sidecar of small.ort.onnx", f"name the file beside it: {engine}")
+    refused(cli("inspect", beside), 1, "is the sidecar of small.ort.onnx", f"name the file next to it: {engine}")
     (folder / "r.json").write_text("{}")
     refused(cli("inspect", "r.json"), 1, "r.json is a JSON file, not an ONNX file or an engine")
     refused(cli("build", beside), 1, "is the sidecar of small.ort.onnx, not an ONNX file", "small.onnx")

@@ -20,9 +20,9 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.support.results import timed
-from trtbatch.reporting.looks import DARK, DARK_PAPER, DASHES, LIGHT, LIGHT_PAPER, MARKERS
 from trtbatch.reporting.page import page, write_page
 from trtbatch.reporting.series import series_of, shared
+from trtbatch.reporting.theme import DARK, DARK_PAPER, DASHES, LIGHT, LIGHT_PAPER, MARKERS
 
 HOSTILE = (
     "<script>window.taken = 1</script>\"'&amp;]]> $x^2$ \x1b[31m\x00\ud800\u202e<img src=x onerror='window.taken=2'>"

@@ -21,10 +21,10 @@ from tests.support.processes import ROOT, run_bare
 from tests.support.results import BATCHES, row, saved, timed
 from trtbatch.errors import ArtifactError
 from trtbatch.reporting.charts import Bar, bars, rate_chart
-from trtbatch.reporting.looks import Span, apart, number, span, thinned, ticks
-from trtbatch.reporting.overview import escaped, markdown, notes
 from trtbatch.reporting.results import bench_result, clean, kept_ms, read_result
 from trtbatch.reporting.series import ARTICLE_MS, Series, key, knee, series_of, shared
+from trtbatch.reporting.summary import escaped, markdown, notes
+from trtbatch.reporting.theme import AxisRange, apart, number, span, thinned, ticks
 from trtbatch.util import optional
 
 Cli = Callable[..., Any]
@@ -354,9 +354,9 @@ def test_every_axis_has_ticks_inside_and_numbers_that_differ(values: tuple[float
 
 
 def test_batch_sizes_are_named_where_there_is_room_and_the_largest_always() -> None:
-    assert thinned(list(range(1, 129)), Span(0.9, 140.0), 0.06)[-1] == 128
-    assert thinned([1, 2, 4, 8], Span(0.9, 9.0), 0.06) == [1, 2, 4, 8]
-    assert thinned([4], Span(2.0, 8.0), 0.06) == [4]
+    assert thinned(list(range(1, 129)), AxisRange(0.9, 140.0), 0.06)[-1] == 128
+    assert thinned([1, 2, 4, 8], AxisRange(0.9, 9.0), 0.06) == [1, 2, 4, 8]
+    assert thinned([4], AxisRange(2.0, 8.0), 0.06) == [4]
 
 
 def test_names_are_moved_apart() -> None:

@@ -162,7 +162,7 @@ def test_files_go_to_predict(engine: Path) -> None:
             with pytest.raises(InputError) as caught:
                 loaded(given)
             assert caught.value.problem == f"small.ort.onnx is called with arrays, and input is {what}"
-            assert caught.value.fix == "photographs go to engine.predict([path, …])"
+            assert caught.value.fix == "images go to engine.predict([path, …])"
         with pytest.raises(InputError, match=r"input is no array: .*; give rows of one shape"):
             loaded([[1.0], [1.0, 2.0]])
 

@@ -25,9 +25,9 @@ from trtbatch.core.profiles import Measured, auto_profiles
 from trtbatch.core.store import load
 from trtbatch.errors import ArtifactError, UsageError
 from trtbatch.tuner import plan as planning
-from trtbatch.tuner.optchoice import FEW, Costs, best_choices, most_frequent, powers
+from trtbatch.tuner.latency_model import LatencyModel
 from trtbatch.tuner.plan import plan_lines
-from trtbatch.tuner.timemodel import TimeModel
+from trtbatch.tuner.profile_selection import FEW, Costs, best_choices, most_frequent, powers
 from trtbatch.tuner.traffic import MOST_SIZES, read_traffic
 from trtbatch.util.files import sidecar_path
 
@@ -176,7 +176,7 @@ def affine(batch: int, opt: int) -> float:
 
 
 def test_measured_times_are_kept_and_those_between_interpolated() -> None:
-    model = TimeModel.of(PROFILES, table(PROFILES, affine, [1, 2, 4, 8, 16]))
+    model = LatencyModel.of(PROFILES, table(PROFILES, affine, [1, 2, 4, 8, 16]))
     assert not model.by_batch_alone
     assert model.largest == 16
     assert model.sizes == [1, 2, 4, 8, 16]
@@ -191,12 +191,12 @@ def test_measured_times_are_kept_and_those_between_interpolated() -> None:
 
 def test_full_profiles_lie_between_full_ones() -> None:
     """Static times 1, 2, 8 at 1, 4, 16: one for 10 takes 5, half way between 2 and 8."""
-    model = TimeModel({1: {1: 1.0}, 4: {1: 1.5, 4: 2.0}, 16: {1: 3.0, 4: 4.0, 16: 8.0}})
+    model = LatencyModel({1: {1: 1.0}, 4: {1: 1.5, 4: 2.0}, 16: {1: 3.0, 4: 4.0, 16: 8.0}})
     assert model.times([10], 10)[0] == pytest.approx(5.0)
 
 
 def test_beyond_the_largest_opt_time_grows_in_proportion_and_below_the_smallest_it_stays() -> None:
-    model = TimeModel({4: {1: 1.0, 4: 2.0}, 8: {1: 2.0, 8: 5.0}})
+    model = LatencyModel({4: {1: 1.0, 4: 2.0}, 8: {1: 2.0, 8: 5.0}})
     assert model.times([16], 16)[0] == pytest.approx(10.0), "as much a sample as at 8"
     assert model.times([8], 16)[0] == pytest.approx(2 * model.times([4], 8)[0])
     assert model.times([1, 2], 2).tolist() == model.times([1, 2], 4).tolist()
@@ -204,14 +204,14 @@ def test_beyond_the_largest_opt_time_grows_in_proportion_and_below_the_smallest_
 
 def test_a_batch_is_no_larger_than_what_was_measured_on_its_profile() -> None:
     """The widest profile's maximum wasn't timed: beyond it is proportional."""
-    model = TimeModel({8: {1: 1.0, 4: 2.0}, 4: {1: 0.5}})
+    model = LatencyModel({8: {1: 1.0, 4: 2.0}, 4: {1: 0.5}})
     assert model.times([8], 8)[0] == pytest.approx(4.0)
 
 
 def test_where_no_batch_has_two_times_profiles_make_no_difference() -> None:
     profiles = auto_profiles([1, 4, 16], 1)
     rows = [Measured(1, 0, 1.0, {"0": 1.0}), Measured(4, 1, 2.0, {"1": 2.0}), Measured(16, 2, 6.0, {"2": 6.0})]
-    model = TimeModel.of(profiles, rows)
+    model = LatencyModel.of(profiles, rows)
     assert model.by_batch_alone
     assert model.times([1, 4, 10, 16], 100).tolist() == pytest.approx([1.0, 2.0, 4.0, 6.0])
     assert model.times([4], 4)[0] == model.times([4], 16)[0] == 2.0
@@ -223,14 +223,16 @@ def test_where_no_batch_has_two_times_profiles_make_no_difference() -> None:
 
 def test_of_two_profiles_with_one_opt_the_faster_one_counts_and_old_rows_are_read() -> None:
     profiles = [Profile(1, 4, 4), Profile(1, 4, 8), Profile(1, 8, 8)]
-    model = TimeModel.of(profiles, [Measured(4, 0, 2.0, {"0": 2.0, "1": 1.5, "2": 3.0, "9": 0.1}), Measured(8, 2, 4.0)])
+    model = LatencyModel.of(
+        profiles, [Measured(4, 0, 2.0, {"0": 2.0, "1": 1.5, "2": 3.0, "9": 0.1}), Measured(8, 2, 4.0)]
+    )
     assert model.times([4], 4)[0] == 1.5
     assert model.times([8], 8)[0] == 4.0
 
 
 def test_no_times_are_an_error() -> None:
     with pytest.raises(ArtifactError, match="no measured times"):
-        TimeModel.of(PROFILES, [])
+        LatencyModel.of(PROFILES, [])
 
 
 # The traffic.

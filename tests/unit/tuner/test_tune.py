@@ -31,12 +31,12 @@ from trtbatch.core.sidecar import Interval, ModelRecord, Tuned
 from trtbatch.core.store import load
 from trtbatch.errors import ArtifactError, ExecutionError, UsageError
 from trtbatch.runtime import infer
-from trtbatch.tuner import capacity, tune
-from trtbatch.tuner.capacity import find_largest
-from trtbatch.tuner.quantiles import percentile_interval, runs_needed
+from trtbatch.tuner import max_batch, tune
+from trtbatch.tuner.closed_loop import ClosedLoopLoad, closed_loop, throughput
+from trtbatch.tuner.max_batch import find_largest
+from trtbatch.tuner.percentiles import percentile_interval, runs_needed
 from trtbatch.tuner.search import MOST_ROUNDS, Goal, Outcome, Trial, budget_for, search
 from trtbatch.tuner.tune import TuneRequest, TuneResult, plan_tune
-from trtbatch.tuner.underload import Load, load_loop, throughput
 from trtbatch.util.files import sidecar_path
 
 Cli = Callable[..., Any]
@@ -86,7 +86,7 @@ POWERS = [1, 2, 4, 8, 16, 32, 64]
 
 @pytest.mark.parametrize(("later", "chosen"), [((95.0, 95.0), 4), ((95.0, 105.0), 2)])
 def test_a_size_that_missed_the_budget_must_meet_it_twice_to_be_chosen(later: tuple[float, ...], chosen: int) -> None:
-    """It is measured again beside the choice, and then for itself."""
+    """It is measured again next to the choice, and then for itself."""
     ends = {1: [22.0] * 9, 2: [45.0] * 9, 4: [105.0, *later, *[later[-1]] * 6]}
     rates = {1: 50.0, 2: 55.0, 4: 60.0}
 
@@ -452,7 +452,7 @@ class Lane:
 def test_callers_of_a_busy_device_wait_for_each_other(monkeypatch: pytest.MonkeyPatch, streams: int) -> None:
     device = Device()
     monkeypatch.setattr("time.perf_counter_ns", lambda: device.now)
-    loop = load_loop([Lane(device) for _ in range(streams)])
+    loop = closed_loop([Lane(device) for _ in range(streams)])
     samples = loop.take(20).ms
     assert samples.tolist() == [10.0 * streams] * 20, "also of the first: the pipe was full"
     assert device.most == streams
@@ -733,13 +733,13 @@ def test_what_the_builds_times_rule_out_is_left_out_and_said(
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The batch sizes whose load is prepared, from now on."""
     tried: list[int] = []
-    real = Load.loop
+    real = ClosedLoopLoad.loop
 
-    def loop(self: Load, batch: int, streams: int) -> Any:
+    def loop(self: ClosedLoopLoad, batch: int, streams: int) -> Any:
         tried.append(batch)
         return real(self, batch, streams)
 
-    monkeypatch.setattr(Load, "loop", loop)
+    monkeypatch.setattr(ClosedLoopLoad, "loop", loop)
     return tried
 
 
@@ -927,7 +927,7 @@ def test_attempts_leave_nothing_behind(engine: Path) -> None:
 
     artifact = load(engine, "engine")
     with open_engine(artifact) as opened:
-        assert capacity.attempt(opened, artifact.sidecar, 8) is None
+        assert max_batch.attempt(opened, artifact.sidecar, 8) is None
 
 
 # The sidecar.

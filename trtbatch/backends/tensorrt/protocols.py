@@ -11,10 +11,10 @@ __all__ = [
     "DeviceAllocation",
     "EngineInspector",
     "ExecutionContext",
-    "Layer",
     "Named",
     "NetworkBuilder",
     "NetworkDefinition",
+    "NetworkLayer",
     "NetworkTensor",
     "OptimizationProfile",
     "OutputAllocator",
@@ -131,7 +131,7 @@ class NetworkTensor(Protocol):
     def dtype(self) -> Named: ...
 
 
-class Layer(Protocol):
+class NetworkLayer(Protocol):
     """``ILayer``."""
 
     @property
@@ -154,7 +154,7 @@ class NetworkDefinition(Protocol):
     def num_inputs(self) -> int: ...
     @property
     def num_outputs(self) -> int: ...
-    def get_layer(self, index: int, /) -> Layer: ...
+    def get_layer(self, index: int, /) -> NetworkLayer: ...
     def get_input(self, index: int, /) -> NetworkTensor: ...
     def get_output(self, index: int, /) -> NetworkTensor: ...
 

@@ -139,7 +139,7 @@ def _write_cache(path: Path, data: bytes) -> None:
 
 def _advice(complaint: str) -> str:
     if "libnvinfer_lean" in complaint:
-        return "put TensorRT's lean runtime beside it (pip install tensorrt-lean), or leave out `version_compatible`"
+        return "put TensorRT's lean runtime next to it (pip install tensorrt-lean), or leave out `version_compatible`"
     if "mergeScales" in complaint:  # 8.6.0, on images as NCHW before a quantized layer
         return "take uint8 images as NHWC (`layout='NHWC'`), or floats (without `fuse_preprocess`)"
     if "memory" in complaint.lower():

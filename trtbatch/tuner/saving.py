@@ -7,10 +7,10 @@ from trtbatch.core.sidecar import Artifact, Planned, Tuned
 from trtbatch.errors import ArtifactError, TrtbatchError, from_os_error
 from trtbatch.util import files
 
-__all__ = ["keep", "refuse_unkeepable", "refuse_unkept"]
+__all__ = ["keep", "refuse_unsaved", "refuse_unwritable"]
 
 
-def refuse_unkeepable(artifact: Artifact) -> None:
+def refuse_unwritable(artifact: Artifact) -> None:
     """Raise, before anything is measured, if the sidecar can't be written.
 
     Raises:
@@ -37,7 +37,7 @@ def keep(artifact: Artifact, **fields: Tuned | Planned) -> str:
     return ""
 
 
-def refuse_unkept(reason: str) -> None:
+def refuse_unsaved(reason: str) -> None:
     """Raise, after the result is shown, if saving it failed.
 
     Raises:

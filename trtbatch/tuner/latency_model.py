@@ -23,12 +23,12 @@ from trtbatch.core.batches import Profile
 from trtbatch.core.profiles import Measured
 from trtbatch.errors import ArtifactError
 
-__all__ = ["TimeModel"]
+__all__ = ["LatencyModel"]
 
 Array = NDArray[np.float64]
 
 
-class TimeModel:
+class LatencyModel:
     """Latency model of batches on profiles.
 
     Args:
@@ -56,7 +56,7 @@ class TimeModel:
         }
 
     @classmethod
-    def of(cls, profiles: Sequence[Profile], table: Sequence[Measured]) -> TimeModel:
+    def of(cls, profiles: Sequence[Profile], table: Sequence[Measured]) -> LatencyModel:
         """Return the model of an engine's table; profiles with the same opt share the smaller time of each batch.
 
         Raises:

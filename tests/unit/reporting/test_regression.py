@@ -17,8 +17,9 @@ from tests.support.messages import refused
 from tests.support.results import saved, timed
 from trtbatch.benchmark.bench import THROTTLED, BatchResult, BenchResult
 from trtbatch.errors import InputError
-from trtbatch.reporting.gate import Comparison, compare_results
-from trtbatch.reporting.independent import BLOCKS, MIN_BLOCKS, ratio_of_medians
+from trtbatch.reporting import regression_report
+from trtbatch.reporting.regression import Comparison, compare_results
+from trtbatch.reporting.unpaired import BLOCKS, MIN_BLOCKS, ratio_of_medians
 from trtbatch.util.serialization import decode
 from trtbatch.util.statistics import summarize
 
@@ -82,7 +83,7 @@ def test_the_ends_of_the_interval_by_hand() -> None:
 
 def test_quantiles_of_student_are_those_of_scipy() -> None:
     stats = pytest.importorskip("scipy.stats")
-    from trtbatch.reporting.independent import STUDENT
+    from trtbatch.reporting.unpaired import STUDENT
 
     assert sorted(STUDENT) == list(range(MIN_BLOCKS - 1, BLOCKS))
     for freedom, point in STUDENT.items():
@@ -139,21 +140,20 @@ def test_the_gate_is_the_ratio_over_the_limit_and_surely_above_one(slower: float
 
 
 def test_what_may_be_chance_does_not_fail_and_is_told() -> None:
-    from trtbatch.reporting import gatereport
 
     a, b = pair(lambda batch: 1.0)
     few = tuple(replace(line, samples_ms=(0.9,) * 10) for line in b.batches)
     found = compare_results(a, replace(b, batches=few), limit=0.05)
     assert all(line.verdict == "UNCLEAR" for line in found.lines)
     assert not found.failures
-    assert "by chance" not in "\n".join(gatereport.warnings(found)), "nothing is known of so few runs"
+    assert "by chance" not in "\n".join(regression_report.warnings(found)), "nothing is known of so few runs"
     assert found.unjudged == found.lines
     swaying = np.repeat([0.5, 2.0, 1.15, 0.6, 1.8, 1.2, 0.5, 2.0, 1.15, 1.2], 6)
     wide = tuple(replace(line, samples_ms=tuple(np.asarray(line.samples_ms) * swaying)) for line in b.batches)
     found = compare_results(a, replace(b, batches=wide), limit=0.05)
     assert not found.failures
     assert not found.unjudged
-    assert "the median is over the limit, but may be by chance" in "\n".join(gatereport.warnings(found))
+    assert "the median is over the limit, but may be by chance" in "\n".join(regression_report.warnings(found))
 
 
 def test_bad_samples_do_not_count() -> None:

@@ -1,6 +1,6 @@
 """Compare two results that were measured separately, and find slowdowns beyond a limit.
 
-Engines timed in turns (:mod:`trtbatch.benchmark.duel`) show smaller differences, because drift is then the same for
+Engines timed in turns (:mod:`trtbatch.benchmark.paired`) show smaller differences, because drift is then the same for
 both.
 """
 
@@ -15,12 +15,12 @@ import numpy as np
 
 from trtbatch.benchmark.bench import THROTTLED, BatchResult, BenchResult
 from trtbatch.errors import InputError
-from trtbatch.reporting.independent import ratio_of_medians
 from trtbatch.reporting.results import clean, kept_ms
 from trtbatch.reporting.series import gpu_of, version_of
+from trtbatch.reporting.unpaired import ratio_of_medians
 from trtbatch.util.notebook import html_table
 
-__all__ = ["Change", "Comparison", "Run", "compare_results"]
+__all__ = ["Change", "Comparison", "ResultFile", "compare_results"]
 
 CLOCK_LIMIT = 0.02
 """Relative difference of the two runs' clocks above which it is reported: times follow clocks."""
@@ -30,7 +30,7 @@ _TIMING = frozenset({"iterations", "min_time_s", "time_out_s", "max_noise", "see
 
 
 @dataclass(frozen=True)
-class Run:
+class ResultFile:
     """One side of a comparison."""
 
     file: str
@@ -48,7 +48,7 @@ class Change:
 
     Args:
         ratio: B's time over A's; below 1, B is faster.
-        low, high: 95 % interval of the ratio, see :func:`trtbatch.reporting.independent.ratio_of_medians`.
+        low, high: 95 % interval of the ratio, see :func:`trtbatch.reporting.unpaired.ratio_of_medians`.
         runs_a, runs_b: numbers of samples.
         verdict: verdict on B: ``FASTER``, ``SLOWER``, ``SAME`` or ``UNCLEAR``.
         fails: whether B is slower by more than the limit, and surely slower.
@@ -83,8 +83,8 @@ class Comparison:
         unstable_a, unstable_b: lines that ``bench`` called unstable, with the reason: ``batch 4 (run, drift -8.3 %)``.
     """
 
-    a: Run
-    b: Run
+    a: ResultFile
+    b: ResultFile
     lines: tuple[Change, ...]
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
@@ -176,9 +176,9 @@ def _named(places: dict[tuple[int, str], BatchResult]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def _run(file: str, result: BenchResult) -> Run:
+def _run(file: str, result: BenchResult) -> ResultFile:
     facts = (file, result.engine, result.model.name, result.backend, result.precision, gpu_of(result), result.created)
-    return Run(*map(clean, facts))
+    return ResultFile(*map(clean, facts))
 
 
 def _change(ours: BatchResult, theirs: BatchResult, limit: float | None) -> Change:

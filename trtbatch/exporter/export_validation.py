@@ -19,11 +19,11 @@ from trtbatch.onnx_graph.read import what_fixes_the_batch
 from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.util import optional
 
-__all__ = ["PROOF_BATCHES", "Reference", "baked", "prove"]
+__all__ = ["VALIDATED_BATCHES", "Reference", "hard_coded_batch", "validate_export"]
 
-PROOF_BATCHES = (1, 2, 3, 7)
+VALIDATED_BATCHES = (1, 2, 3, 7)
 
-BAKED_BATCHES = (1, 2, 3, 4, 5, 6, 7, 8, 16, 32, 64)
+HARD_CODED_BATCHES = (1, 2, 3, 4, 5, 6, 7, 8, 16, 32, 64)
 """Where a model is tried that doesn't run at every batch of the proof: those that people train and trace with."""
 
 Reference = dict[int, dict[str, NDArray[Any]]]
@@ -36,7 +36,7 @@ _FIX_ANY = (
 _FIX = "make the model take its batch size from its input: x.shape[0] or -1 instead of a number"
 
 
-def prove(trace: Trace, made: Path, reference: Reference) -> None:
+def validate_export(trace: Trace, made: Path, reference: Reference) -> None:
     """Run the file at every batch of the reference and compare each row with torch's.
 
     Raises:
@@ -47,15 +47,15 @@ def prove(trace: Trace, made: Path, reference: Reference) -> None:
         try:
             got = run(_inputs(trace, batch))
         except ExecutionError as error:
-            raise _disproved(made, f"at batch {batch} it fails: {error.problem}", error.problem) from error
+            raise _invalid(made, f"at batch {batch} it fails: {error.problem}", error.problem) from error
         for spec, wanted in zip(trace.outputs, expected.values()):
             wrong = _wrong(spec, got[spec.name], wanted)
             if wrong:
                 _refuse_random(trace, batch, expected)
-                raise _disproved(made, f"at batch {batch}, {wrong}")
+                raise _invalid(made, f"at batch {batch}, {wrong}")
     if len(reference) > 1 and all(spec.batch_axis is None for spec in trace.outputs):
         shapes = ", ".join(f"{spec.name} {spec.shape}" for spec in trace.outputs)
-        raise _disproved(made, f"no output follows the batch size ({shapes} at every batch)")
+        raise _invalid(made, f"no output follows the batch size ({shapes} at every batch)")
 
 
 def _refuse_random(trace: Trace, batch: int, expected: dict[str, NDArray[Any]]) -> None:
@@ -90,7 +90,7 @@ def _wrong(spec: TensorSpec, found: NDArray[Any], wanted: NDArray[Any]) -> str |
     return f"row {bad[0]} of {spec.name} differs from torch by {errors[bad[0]]:.1e} (limit {limit:.0e})"
 
 
-def _disproved(made: Path, what: str, message: str = "") -> ExportError:
+def _invalid(made: Path, what: str, message: str = "") -> ExportError:
     """Return the error, with the node and the constant that fix the batch first, where they can be found."""
     culprit = what_fixes_the_batch(made, message)
     if culprit is None:
@@ -98,7 +98,7 @@ def _disproved(made: Path, what: str, message: str = "") -> ExportError:
     return ExportError(f"the batch is fixed in the exported model: {culprit}; {what}", _FIX)
 
 
-def baked(trace: Trace, failure: ModelError, folder: Path) -> ExportError | None:
+def hard_coded_batch(trace: Trace, failure: ModelError, folder: Path) -> ExportError | None:
     """Find what fixes the batch of a model that torch itself runs at some batch sizes only.
 
     The model is exported at a batch size that it takes, and the result run at one that it doesn't.
@@ -112,7 +112,7 @@ def baked(trace: Trace, failure: ModelError, folder: Path) -> ExportError | None
         None where the model runs at no batch size, or its export says nothing.
     """
     runs, fails = [], []
-    for batch in BAKED_BATCHES:
+    for batch in HARD_CODED_BATCHES:
         try:
             outputs = trace.model.run(batch)
             runs.append(batch)
@@ -121,7 +121,7 @@ def baked(trace: Trace, failure: ModelError, folder: Path) -> ExportError | None
     if not runs or not fails:
         return None
     specs = tuple(TensorSpec(name, array.dtype.name, array.shape, None) for name, array in outputs.items())
-    made = folder / "baked.onnx"
+    made = folder / "hard_coded.onnx"
     message = ""
     try:
         # torchscript whatever was asked for: dynamo refuses such a model without a file to look into

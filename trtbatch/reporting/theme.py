@@ -16,7 +16,7 @@ __all__ = [
     "LIGHT",
     "LIGHT_PAPER",
     "MARKERS",
-    "Span",
+    "AxisRange",
     "apart",
     "number",
     "span",
@@ -40,7 +40,7 @@ MARKERS = ("circle", "square", "triangle", "diamond", "down", "plus", "cross")
 
 
 @dataclass(frozen=True)
-class Span:
+class AxisRange:
     """Range of a logarithmic axis."""
 
     low: float
@@ -51,7 +51,7 @@ class Span:
         return log(value / self.low) / log(self.high / self.low)
 
 
-def span(values: Sequence[float], margin: float = 0.06, least: float = 1.3) -> Span:
+def span(values: Sequence[float], margin: float = 0.06, least: float = 1.3) -> AxisRange:
     """Return the range of an axis that shows all values, with some room at both ends.
 
     Args:
@@ -64,7 +64,7 @@ def span(values: Sequence[float], margin: float = 0.06, least: float = 1.3) -> S
         middle = sqrt(low) * sqrt(high)
         low, high = middle / sqrt(least), middle * sqrt(least)
     room = (high / low) ** margin
-    return Span(low / room, high * room)
+    return AxisRange(low / room, high * room)
 
 
 def values_of(series: Sequence[Series], metric: Metric) -> list[float]:
@@ -78,7 +78,7 @@ def values_of(series: Sequence[Series], metric: Metric) -> list[float]:
     ]
 
 
-def ticks(axis: Span) -> list[float]:
+def ticks(axis: AxisRange) -> list[float]:
     """Return round numbers on a logarithmic axis, four or more."""
     first, last = floor(log10(axis.low)), ceil(log10(axis.high))
     for digits in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)):
@@ -92,7 +92,7 @@ def ticks(axis: Span) -> list[float]:
     return [float(f"{index * step:.10g}") for index in range(ceil(axis.low / step), floor(axis.high / step) + 1)]
 
 
-def thinned(batches: Sequence[int], axis: Span, nearest: float) -> list[int]:
+def thinned(batches: Sequence[int], axis: AxisRange, nearest: float) -> list[int]:
     """Return the batch sizes to label on an axis, at least the share `nearest` of its length apart.
 
     The largest is always labelled; the others are chosen from the smallest on.

@@ -19,7 +19,7 @@ from trtbatch.benchmark.request import LATENCY, SLOT_MODES, THROUGHPUT, BenchReq
 from trtbatch.errors import UsageError
 from trtbatch.verification.checks import RowChecker, fill_slot, require_same_rows, require_slots
 
-__all__ = ["Stand", "open_stand"]
+__all__ = ["Harness", "open_harness"]
 
 Array = NDArray[Any]
 
@@ -34,7 +34,7 @@ class _Checked:
 
 
 @contextmanager
-def open_stand(planned: PlannedEngine, request: BenchRequest) -> Iterator[Stand]:
+def open_harness(planned: PlannedEngine, request: BenchRequest) -> Iterator[Harness]:
     """Open the engine and the sessions that the request needs.
 
     Raises:
@@ -44,12 +44,12 @@ def open_stand(planned: PlannedEngine, request: BenchRequest) -> Iterator[Stand]
         engine = stack.enter_context(open_engine(planned.artifact, request.device))
         stack.enter_context(engine.entered())  # once, so that launches needn't do it
         sessions = [stack.enter_context(engine.session(request.cuda_graphs)) for _ in range(request.streams)]
-        stand = Stand(planned, sessions, request)
+        stand = Harness(planned, sessions, request)
         stand.refuse_request()
         yield stand
 
 
-class Stand:
+class Harness:
     """Test harness of one engine: its sessions, and the samples that its rows were checked with.
 
     Args:

@@ -1,4 +1,4 @@
-"""Did the engine do what the graph asked? Its layers' precisions beside those of the graph's products. Pure."""
+"""Did the engine do what the graph asked? Its layers' precisions next to those of the graph's products. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Realised", "realised"]
+__all__ = ["RealizedPrecision", "realized_precision"]
 
 _BITS = {"int8": 8, "fp8": 8, "fp16": 16, "bf16": 16, "tf32": 19, "fp32": 32}
 """Bits that a product's factors are held in."""
@@ -16,7 +16,7 @@ _REGION = "ForeignNode["
 
 
 @dataclass(frozen=True)
-class Realised:
+class RealizedPrecision:
     """What the layers of an engine compute in.
 
     Args:
@@ -32,12 +32,12 @@ class Realised:
     narrow: tuple[str, ...]
 
 
-def realised(
+def realized_precision(
     products: Mapping[str, str],
     layers: Sequence[tuple[str, str, str, str]],
     allowed: Collection[str] = (),
     kept: Collection[str] = (),
-) -> Realised:
+) -> RealizedPrecision:
     """Compare.
 
     Args:
@@ -50,7 +50,7 @@ def realised(
     total = sum(counts.values())
     by_node = {node: precision for name, _, precision, _ in layers for node in _nodes(name)}
     known = {node: by_node[node] for node in products if by_node.get(node, "") in _BITS}
-    return Realised(
+    return RealizedPrecision(
         {name: round(count / total, 4) for name, count in counts.most_common()},
         len(known),
         tuple(_words(node, found, products) for node, found in known.items() if _BITS[found] > _BITS[products[node]]),

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import models
 from trtbatch.builder.build import BuildRequest, build
-from trtbatch.builder.forecast import forecast
+from trtbatch.builder.build_estimate import forecast
 from trtbatch.core.batches import Profile
 from trtbatch.core.store import load
 

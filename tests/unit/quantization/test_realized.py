@@ -1,4 +1,4 @@
-"""The layers of an engine beside the graph's products, as TensorRT's inspector tells them."""
+"""The layers of an engine next to the graph's products, as TensorRT's inspector tells them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.processes import ROOT
 from trtbatch.backends.tensorrt import compat
-from trtbatch.quantization.realised import realised
+from trtbatch.quantization.realized import realized_precision
 
 TOLD = (ROOT / "tests" / "support" / "data" / "inspector_8.6.0.json").read_text(encoding="utf-8")
 """Four layers of resnet18 in fp16 and int8, as the inspector of TensorRT 8.6.0 printed them on an NVIDIA H100."""
@@ -42,7 +42,7 @@ def test_a_layer_computes_in_the_type_of_its_weights() -> None:
         ("/fc/Gemm", "tf32"),  # float weights, and a tactic that rounds them
     ]
     computes = {"/conv1/Conv": "fp16", "/layer1/layer1.1/conv1/Conv": "int8", "/fc/Gemm": "fp32"}
-    seen = realised(computes, found)
+    seen = realized_precision(computes, found)
     assert (seen.resolved, seen.unmet, seen.narrow) == (3, (), ())
 
 
@@ -67,18 +67,20 @@ def layer(name: str, precision: str) -> tuple[str, str, str, str]:
 def test_products_that_compute_in_something_else_are_named(
     products: dict[str, str], layers: list[Any], unmet: tuple[str, ...], narrow: tuple[str, ...]
 ) -> None:
-    found = realised(products, layers)
+    found = realized_precision(products, layers)
     assert (found.unmet, found.narrow) == (unmet, narrow)
 
 
 def test_what_is_allowed_may_be_narrow_but_for_what_is_kept() -> None:
     products = {"/a": "fp32", "/b": "fp32", "/c": "int8"}
     layers = [layer("/a", "fp16"), layer("/b", "fp16"), layer("/c", "int8")]
-    assert realised(products, layers, ("fp16",)).narrow == ()
-    assert realised(products, layers, ("fp16",), {"/b"}).narrow == ("/b (fp16, not fp32)",)
+    assert realized_precision(products, layers, ("fp16",)).narrow == ()
+    assert realized_precision(products, layers, ("fp16",), {"/b"}).narrow == ("/b (fp16, not fp32)",)
 
 
 def test_shares_count_the_layers_that_tell() -> None:
-    found = realised({"/a": "fp16"}, [layer("/a", "fp16"), layer("/b", "fp16"), layer("/c", "fp32"), layer("/d", "")])
+    found = realized_precision(
+        {"/a": "fp16"}, [layer("/a", "fp16"), layer("/b", "fp16"), layer("/c", "fp32"), layer("/d", "")]
+    )
     assert found.shares == {"fp16": 0.6667, "fp32": 0.3333}
     assert found.resolved == 1

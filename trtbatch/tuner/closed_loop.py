@@ -23,10 +23,10 @@ from trtbatch.core.sidecar import Artifact, Interval, Sidecar
 from trtbatch.util.statistics import median_interval
 from trtbatch.verification.checks import RowChecker, require_slots
 
-__all__ = ["Load", "load_loop", "throughput"]
+__all__ = ["ClosedLoopLoad", "closed_loop", "throughput"]
 
 
-def load_loop(lanes: Sequence[Slot]) -> Loop:
+def closed_loop(lanes: Sequence[Slot]) -> Loop:
     """Return the loop that keeps a batch in flight on every prepared lane; a sample is the latency of one batch."""
     streams = "1 batch" if len(lanes) == 1 else f"{len(lanes)} batches"
     timed = f"wall time of one batch from submission to end, from host memory to host memory, {streams} in flight"
@@ -74,7 +74,7 @@ def throughput(latencies_ms: Milliseconds, batch: int, streams: int) -> Interval
     return Interval(rate / float(np.median(means)), rate / high, rate / low if low > 0 else math.inf)
 
 
-class Load:
+class ClosedLoopLoad:
     """Opened engine with one session and slot per stream, whose rows are checked before anything is timed.
 
     Args:
@@ -121,7 +121,7 @@ class Load:
         lanes = self._lanes[:streams]
         what = f"{self._artifact.path.name}: under load batch {batch}"
         require_slots(what, lanes, batch, inputs, first.fetch(), self.sidecar)
-        return load_loop(lanes)
+        return closed_loop(lanes)
 
     def _require_rows(self, batch: int) -> RowChecker:
         if self._checker is None:
@@ -147,7 +147,7 @@ class Load:
         self._lanes, self._sessions = [], []
         self._stack.close()
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> ClosedLoopLoad:
         return self
 
     def __exit__(self, *raised: object) -> None:

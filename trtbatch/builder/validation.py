@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from trtbatch.backends import open_engine
 from trtbatch.backends.base import Engine, Progress, Session
 from trtbatch.builder.outputs import observed
-from trtbatch.builder.timetable import time_profiles
+from trtbatch.builder.profile_timing import time_profiles
 from trtbatch.core.batches import Profile
 from trtbatch.core.profiles import Measured
 from trtbatch.core.rows import Limit, random_inputs, rows_of
@@ -22,7 +22,7 @@ from trtbatch.core.tensors import TensorSpec, numpy_dtype
 from trtbatch.errors import AccuracyError, PrecisionError, RowsError, TrtbatchError
 from trtbatch.onnx_graph.dtypes import Overflow, OverflowSearch
 from trtbatch.onnx_graph.read import what_fixes_the_batch
-from trtbatch.quantization.realised import Realised, realised
+from trtbatch.quantization.realized import RealizedPrecision, realized_precision
 from trtbatch.runtime.sources import read_samples
 from trtbatch.util import environment
 from trtbatch.util.log import note, warn
@@ -30,7 +30,7 @@ from trtbatch.verification.checks import RowChecker
 from trtbatch.verification.comparison import OutputResult, compare_outputs
 from trtbatch.verification.references import OnnxFileReference
 
-__all__ = ["Examination", "Examined", "examine", "explained"]
+__all__ = ["ValidationRequest", "ValidationResult", "explained", "validate"]
 
 Array = NDArray[Any]
 
@@ -43,7 +43,7 @@ _LOOK = (
 
 
 @dataclass(frozen=True)
-class Examination:
+class ValidationRequest:
     """Settings of a validation.
 
     Args:
@@ -78,7 +78,7 @@ class Examination:
 
 
 @dataclass(frozen=True)
-class Examined:
+class ValidationResult:
     """Result of a validation: outputs as observed, accuracy, precisions of the layers, facts for the sidecar, times."""
 
     outputs: tuple[TensorSpec, ...]
@@ -88,7 +88,7 @@ class Examined:
     table: tuple[Measured, ...] = ()
 
 
-def examine(artifact: Artifact, what: Examination) -> Examined:
+def validate(artifact: Artifact, what: ValidationRequest) -> ValidationResult:
     """Validate an engine at min, opt and max of every profile.
 
     Raises:
@@ -99,7 +99,7 @@ def examine(artifact: Artifact, what: Examination) -> Examined:
     sidecar = artifact.sidecar
     corners = sidecar.engine.corners
     with open_engine(artifact, what.device, what.onnx) as engine, engine.session() as session:
-        layers = realised(what.products, engine.describe().layers, what.allowed, what.kept)
+        layers = realized_precision(what.products, engine.describe().layers, what.allowed, what.kept)
         if sidecar.engine.backend == "tensorrt":
             _require_precision(layers, what)
         elif layers.shares.get("fp32") and what.asked in ("fp16", "int8"):
@@ -115,10 +115,10 @@ def examine(artifact: Artifact, what: Examination) -> Examined:
         memory = _memory(engine, sidecar, corners[-1])
         table = time_profiles(session, sidecar, what.batches, lambda words: what.progress(words, None))
     facts = {"ran_at": corners, "rows_checked_at": corners if what.verify else []} | memory
-    return Examined(outputs, accuracy, layers.shares, facts, table)
+    return ValidationResult(outputs, accuracy, layers.shares, facts, table)
 
 
-def _run_corners(session: Session, sidecar: Sidecar, what: Examination) -> None:
+def _run_corners(session: Session, sidecar: Sidecar, what: ValidationRequest) -> None:
     """Run every profile at its own min, opt and max, and check the rows.
 
     ONNX Runtime treats a profile as a range only, so each batch size runs once there.
@@ -143,7 +143,7 @@ def _run_corners(session: Session, sidecar: Sidecar, what: Examination) -> None:
     session.use_profile(None)
 
 
-def _require_precision(found: Realised, what: Examination) -> None:
+def _require_precision(found: RealizedPrecision, what: ValidationRequest) -> None:
     """Raise if a product computes in another precision than its node asks for.
 
     Raises:
@@ -157,7 +157,7 @@ def _require_precision(found: Realised, what: Examination) -> None:
     if strange:
         shown = ", ".join(strange[:5]) + (" …" if len(strange) > 5 else "")
         raise PrecisionError(
-            f"{what.name}: {what.asked} was not realised; of {found.resolved} products that tell, {len(strange)} "
+            f"{what.name}: {what.asked} was not realized; of {found.resolved} products that tell, {len(strange)} "
             f"compute in something else: {shown}",
             "leave those in float32 (`keep_fp32=[NODE]`), raise `opt_level`, or take another `precision`",
         )
@@ -190,7 +190,7 @@ def explained(error: TrtbatchError, onnx: Path) -> TrtbatchError:
     )
 
 
-def _accuracy(session: Session, sidecar: Sidecar, what: Examination) -> Accuracy | None:
+def _accuracy(session: Session, sidecar: Sidecar, what: ValidationRequest) -> Accuracy | None:
     """Compare an engine with its reference, on up to :data:`ACCURACY_SAMPLES` samples.
 
     Raises:
@@ -208,7 +208,7 @@ def _accuracy(session: Session, sidecar: Sidecar, what: Examination) -> Accuracy
     limit = None if what.tolerance is None else Limit(what.tolerance)
     expected = _in_turn(wanted, sidecar.outputs, batch, rows)
     results = compare_outputs(session.fetch(), expected, batch, sidecar.outputs, sidecar.precision.name, limit)
-    others = examine_other_profiles(session, sidecar, drawn, wanted, rows, limit)
+    others = validate_other_profiles(session, sidecar, drawn, wanted, rows, limit)
     _tell_constant(wanted, sidecar.outputs, what.name)
     some = rows if sidecar.is_dynamic else batch
     overflow = _overflow(sidecar, inputs, some, what) if "fp16" in what.products.values() else None
@@ -256,7 +256,7 @@ def _in_turn(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], batch: in
     return {spec.name: np.ascontiguousarray(_part(arrays[spec.name], spec, turns)) for spec in known}
 
 
-def examine_other_profiles(
+def validate_other_profiles(
     session: Session,
     sidecar: Sidecar,
     inputs: Mapping[str, Array],
@@ -293,7 +293,7 @@ def _tell_constant(wanted: Mapping[str, Array], outputs: Sequence[TensorSpec], n
                 warn(f"output {spec.name!r} of {name} is the same for every sample: its rows can't be told apart")
 
 
-def _samples(sidecar: Sidecar, what: Examination, batch: int) -> tuple[dict[str, Array], int, str]:
+def _samples(sidecar: Sidecar, what: ValidationRequest, batch: int) -> tuple[dict[str, Array], int, str]:
     """Return a batch of samples, the number of distinct ones, and a description."""
     if what.samples is None:
         return random_inputs(sidecar.inputs, batch, seed=1), batch, _counted(batch, "random sample")
@@ -322,7 +322,7 @@ def _part(array: Array, spec: TensorSpec, samples: range | NDArray[np.int64]) ->
     return array if spec.batch_axis is None else array.take(samples, axis=spec.batch_axis)
 
 
-def _overflow(sidecar: Sidecar, inputs: Mapping[str, Array], batch: int, what: Examination) -> Overflow | None:
+def _overflow(sidecar: Sidecar, inputs: Mapping[str, Array], batch: int, what: ValidationRequest) -> Overflow | None:
     """Return the first overflow of float16 on any of the samples, or None."""
     search = OverflowSearch(what.onnx)
     step = SCANNED if sidecar.is_dynamic else batch
@@ -343,7 +343,7 @@ def _overflowing(problem: str, overflow: Overflow) -> AccuracyError:
     )
 
 
-def _require_near(results: Sequence[OutputResult], what: Examination, overflow: Overflow | None) -> None:
+def _require_near(results: Sequence[OutputResult], what: ValidationRequest, overflow: Overflow | None) -> None:
     """Raise if an output differs from that of the reference.
 
     Raises:
@@ -368,7 +368,7 @@ def _require_near(results: Sequence[OutputResult], what: Examination, overflow: 
     raise AccuracyError(problem, _nearer(what))
 
 
-def _nearer(what: Examination) -> str:
+def _nearer(what: ValidationRequest) -> str:
     """Return the ways to bring the rows nearer to those of the file that the request didn't use yet."""
     ways = ["raise `tolerance`"] if what.tolerance is not None else []
     if what.asked in ("int8", "fp8") and what.samples is None:

@@ -15,24 +15,32 @@ import numpy as np
 
 from trtbatch.benchmark.bench import rounded
 from trtbatch.benchmark.clocks import ClockWatch
+from trtbatch.benchmark.harness import Harness, open_harness
 from trtbatch.benchmark.loops import Loop, collect
 from trtbatch.benchmark.request import ROUNDS, BenchPlan, BenchRequest, plan_bench
-from trtbatch.benchmark.run import Contender, Run
-from trtbatch.benchmark.stand import Stand, open_stand
+from trtbatch.benchmark.run import EngineUnderTest, Run
 from trtbatch.core import store
 from trtbatch.core.sidecar import Sidecar
 from trtbatch.errors import UsageError
 from trtbatch.util import environment
 from trtbatch.util.statistics import Relative, compare_rounds
 
-__all__ = ["ROUNDS", "DuelLine", "DuelResult", "ProfileLine", "ProfilesResult", "compare_profiles", "duel"]
+__all__ = [
+    "ROUNDS",
+    "PairedLine",
+    "PairedResult",
+    "ProfileLine",
+    "ProfilesResult",
+    "compare_engines",
+    "compare_profiles",
+]
 
 SETTLE_MS = 5.0
 """Milliseconds of runs before each turn, to settle caches and clocks; the first turn has the whole warm-up."""
 
 
 @dataclass(frozen=True)
-class DuelLine:
+class PairedLine:
     """Comparison of two engines at one batch size in one mode; times are medians in ms per batch.
 
     Args:
@@ -56,11 +64,11 @@ class DuelLine:
 
 
 @dataclass(frozen=True)
-class DuelResult:
+class PairedResult:
     """Result of comparing two engines at each batch size."""
 
-    a: Contender
-    b: Contender
+    a: EngineUnderTest
+    b: EngineUnderTest
     timed: dict[str, str]
     settings: dict[str, Any]
     tools: dict[str, str]
@@ -68,7 +76,7 @@ class DuelResult:
     environment: dict[str, Any]
     gpu: dict[str, Any]
     created: str
-    lines: tuple[DuelLine, ...]
+    lines: tuple[PairedLine, ...]
     format_version: int = 1
     origins: dict[str, str] = field(default_factory=dict)
 
@@ -129,7 +137,7 @@ class Rounds:
         return replace(relative, verdict="UNCLEAR") if throttled else relative
 
 
-def duel(request: BenchRequest) -> DuelResult:
+def compare_engines(request: BenchRequest) -> PairedResult:
     """Compare the engine of the request, A, with `against`, B, after checking the rows of both.
 
     Raises:
@@ -140,8 +148,8 @@ def duel(request: BenchRequest) -> DuelResult:
     plan = plan_bench(request)
     ours, theirs = plan.engines
     timed: dict[str, str] = {}
-    lines: list[DuelLine] = []
-    with open_stand(ours, request) as a, open_stand(theirs, request) as b, ClockWatch(plan.gpu) as watch:
+    lines: list[PairedLine] = []
+    with open_harness(ours, request) as a, open_harness(theirs, request) as b, ClockWatch(plan.gpu) as watch:
         for stand in (a, b):
             stand.require_rows()
         for batch in request.batches:
@@ -150,10 +158,10 @@ def duel(request: BenchRequest) -> DuelResult:
                 loops = [stand.loop(batch, mode) for stand in (a, b)]
                 timed[mode] = loops[0].timed
                 rounds = take_turns([lambda loop=loop: loop for loop in loops], plan, watch)  # type: ignore[misc]
-                lines.append(_duel_line(batch, mode, a, b, rounds))
-    return DuelResult(
-        a=Contender(**Contender.fields_of(ours.artifact)),
-        b=Contender(**Contender.fields_of(theirs.artifact)),
+                lines.append(_paired_line(batch, mode, a, b, rounds))
+    return PairedResult(
+        a=EngineUnderTest(**EngineUnderTest.fields_of(ours.artifact)),
+        b=EngineUnderTest(**EngineUnderTest.fields_of(theirs.artifact)),
         timed=timed,
         settings=_settings(request),
         tools=ours.artifact.sidecar.build.tools,
@@ -166,7 +174,7 @@ def duel(request: BenchRequest) -> DuelResult:
     )
 
 
-def _modes_of_both(a: Stand, b: Stand, batch: int) -> Sequence[str]:
+def _modes_of_both(a: Harness, b: Harness, batch: int) -> Sequence[str]:
     """Return the modes to compare in.
 
     Raises:
@@ -182,8 +190,8 @@ def _modes_of_both(a: Stand, b: Stand, batch: int) -> Sequence[str]:
     return ours
 
 
-def _duel_line(batch: int, mode: str, a: Stand, b: Stand, rounds: Rounds) -> DuelLine:
-    return DuelLine(
+def _paired_line(batch: int, mode: str, a: Harness, b: Harness, rounds: Rounds) -> PairedLine:
+    return PairedLine(
         batch=batch,
         mode=mode,
         profile_a=a.profiles[batch][0],
@@ -209,7 +217,7 @@ def compare_profiles(request: BenchRequest) -> ProfilesResult:
     (engine,) = plan.engines
     timed: dict[str, str] = {}
     lines: list[ProfileLine] = []
-    with open_stand(engine, request) as stand, ClockWatch(plan.gpu) as watch:
+    with open_harness(engine, request) as stand, ClockWatch(plan.gpu) as watch:
         stand.require_rows()
         for batch in request.batches:
             holding = engine.profiles[batch]
@@ -227,7 +235,7 @@ def compare_profiles(request: BenchRequest) -> ProfilesResult:
     )
 
 
-def _on_profile(stand: Stand, batch: int, mode: str, profile: int) -> Callable[[], Loop]:
+def _on_profile(stand: Harness, batch: int, mode: str, profile: int) -> Callable[[], Loop]:
     """Return what prepares a batch on a profile for its turn; one session serves all, and holds one at a time."""
     return lambda: stand.loop(batch, mode, profile)
 

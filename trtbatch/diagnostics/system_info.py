@@ -23,7 +23,7 @@ from typing import Any
 
 from trtbatch.util import environment, optional
 
-__all__ = ["FAMILIES", "Facts", "Gpu", "Library", "gather"]
+__all__ = ["FAMILIES", "Gpu", "Library", "SystemInfo", "gather"]
 
 FAMILIES = ("libcudart", "libnvinfer", "libcublas", "libcudnn")
 """Libraries of which a second version on the machine often causes hard-to-find errors."""
@@ -78,7 +78,7 @@ class Gpu:
 
 
 @dataclass(frozen=True)
-class Facts:
+class SystemInfo:
     """Facts about a machine.
 
     Args:
@@ -103,13 +103,13 @@ class Facts:
     trtexec: str | None = None
 
 
-def gather() -> Facts:
+def gather() -> SystemInfo:
     """Gather all facts about this machine."""
     from trtbatch.backends.tensorrt import sees_nvidia
 
     path = tuple(part for part in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if part)
     driver, cuda, gpus = _nvml()
-    return Facts(
+    return SystemInfo(
         system=platform.platform(),
         python=platform.python_version(),
         sees_nvidia=sees_nvidia(),

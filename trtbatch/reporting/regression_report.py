@@ -7,9 +7,9 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trtbatch.reporting.gate import Change, Comparison, Run
-from trtbatch.reporting.independent import BLOCK_RUNS, MIN_BLOCKS
-from trtbatch.reporting.overview import escaped, markdown_table
+from trtbatch.reporting.regression import Change, Comparison, ResultFile
+from trtbatch.reporting.summary import escaped, markdown_table
+from trtbatch.reporting.unpaired import BLOCK_RUNS, MIN_BLOCKS
 from trtbatch.util.files import atomic_file
 from trtbatch.util.serialization import encode
 from trtbatch.util.statistics import SAME_LIMIT
@@ -93,7 +93,7 @@ def _verdict(line: Change) -> str:
 
 
 def _sides(comparison: Comparison) -> list[str]:
-    def told(name: str, run: Run) -> str:
+    def told(name: str, run: ResultFile) -> str:
         measured = f", {run.created.partition('.')[0].replace('T', ' ')}" if run.created else ""
         return f"{name}: {run.file} ({run.engine}, {run.backend} {run.precision}, {run.device}{measured})"
 

@@ -13,7 +13,7 @@ from tests.support import models
 from tests.support.messages import nothing_left, refused
 from trtbatch.backends import open_engine
 from trtbatch.backends.onnxruntime import OnnxRuntimeSession
-from trtbatch.builder.examine import examine_other_profiles
+from trtbatch.builder.validation import validate_other_profiles
 from trtbatch.core.batches import Profile
 from trtbatch.core.rows import random_inputs
 from trtbatch.core.store import load
@@ -112,7 +112,7 @@ def test_each_profile_is_compared_also_one_that_begins_beyond_the_samples(
     monkeypatch.setattr(OnnxRuntimeSession, "use_profile", use)
     spoil(monkeypatch, lambda session, batch: used[-1] == spoilt)
     with open_engine(artifact) as engine, engine.session() as session:
-        results = examine_other_profiles(
+        results = validate_other_profiles(
             session, replace(sidecar, engine=replace(sidecar.engine, backend="tensorrt")), inputs, wanted, 16, None
         )
     assert [(each.batch, each.passed) for each in results] == [

@@ -15,11 +15,11 @@ import pytest
 from rich.console import Console
 
 from tests.support.messages import refused
-from trtbatch.benchmark import duel as duel_module
+from trtbatch.benchmark import paired
 from trtbatch.benchmark.bench import BenchRequest
 from trtbatch.benchmark.clocks import ClockWatch
-from trtbatch.benchmark.duel import DuelResult, ProfilesResult, compare_profiles
 from trtbatch.benchmark.loops import Loop, Samples, StopRule, Taken
+from trtbatch.benchmark.paired import PairedResult, ProfilesResult, compare_profiles
 from trtbatch.benchmark.request import BenchPlan
 from trtbatch.core import store
 from trtbatch.core.batches import Profile
@@ -54,7 +54,7 @@ def test_one_engine_against_another(cli: Cli, engine: Path, two: Path, folder: P
     assert [x["profile_b"] for x in lines] == [0, 0, 1, 1]
     for each in lines:
         ours, theirs, relative = np.array(each["rounds_a"]), np.array(each["rounds_b"]), each["relative"]
-        assert len(ours) == len(theirs) == relative["rounds"] == data["settings"]["rounds"] == duel_module.ROUNDS
+        assert len(ours) == len(theirs) == relative["rounds"] == data["settings"]["rounds"] == paired.ROUNDS
         assert each["ms_a"] == pytest.approx(np.median(ours))
         assert each["ms_b"] == pytest.approx(np.median(theirs))
         assert relative["ratio"] == pytest.approx(np.median(ours / theirs))
@@ -65,7 +65,7 @@ def test_one_engine_against_another(cli: Cli, engine: Path, two: Path, folder: P
     assert "B: two.ort.onnx" in result.output
     with (folder / "r.csv").open() as stream:
         assert [row["verdict"] for row in csv.DictReader(stream)] == [x["relative"]["verdict"] for x in lines]
-    assert decode(DuelResult, data, "r.json").lines[0].batch == 1
+    assert decode(PairedResult, data, "r.json").lines[0].batch == 1
 
 
 def test_an_engine_against_itself(cli: Cli, engine: Path) -> None:
@@ -84,7 +84,7 @@ def test_every_profile_that_holds_a_batch_is_timed_at_it(cli: Cli, two: Path, fo
     for each in data["lines"]:
         assert each["fastest"] is None
         assert each["relative"] is None
-        assert all(len(rounds) == duel_module.ROUNDS for rounds in each["rounds_ms"].values())
+        assert all(len(rounds) == paired.ROUNDS for rounds in each["rounds_ms"].values())
         for index, rounds in each["rounds_ms"].items():
             assert each["ms"][index] == pytest.approx(np.median(rounds), rel=1e-5)
     both = data["lines"][1]
@@ -139,22 +139,22 @@ def test_they_take_turns_and_rounds_of_changing_clocks_are_left_out(monkeypatch:
     def prepared(name: str) -> Callable[[], Loop]:
         return lambda: Loop(name, "", lambda count: Taken(np.ones(count)))
 
-    monkeypatch.setattr(duel_module, "collect", collect)
+    monkeypatch.setattr(paired, "collect", collect)
     plan = BenchPlan(BenchRequest(None, [1]), (), StopRule(3), {})
-    rounds = duel_module.take_turns([prepared("A"), prepared("B")], plan, ClockWatch())
-    assert "".join(order) == "ABBA" * (duel_module.ROUNDS // 2)
+    rounds = paired.take_turns([prepared("A"), prepared("B")], plan, ClockWatch())
+    assert "".join(order) == "ABBA" * (paired.ROUNDS // 2)
     assert rounds.bad == (0,)
     assert rounds.ms[1][0] == 18.0
     relative = rounds.compare(0, 1)
-    assert (relative.ratio, relative.rounds, relative.verdict) == (0.5, duel_module.ROUNDS - 1, "FASTER")
+    assert (relative.ratio, relative.rounds, relative.verdict) == (0.5, paired.ROUNDS - 1, "FASTER")
 
 
 def test_on_a_gpu_the_fastest_profile_is_named(engine: Path) -> None:
     record = EngineRecord("tensorrt", (Profile(1, 1, 4), Profile(2, 8, 8)))
     sidecar = replace(store.load(engine, "engine").sidecar, engine=record)
-    line = duel_module.profile_line(4, "graph", sidecar, (0, 1), duel_module.Rounds(((2.0,) * 20, (1.0,) * 20), ()))
+    line = paired.profile_line(4, "graph", sidecar, (0, 1), paired.Rounds(((2.0,) * 20, (1.0,) * 20), ()))
     assert (line.fastest, line.widest, line.ms) == (1, 1, {"0": 2.0, "1": 1.0})
-    other = duel_module.profile_line(4, "graph", sidecar, (0, 1), duel_module.Rounds(((1.0,) * 20, (2.0,) * 20), ()))
+    other = paired.profile_line(4, "graph", sidecar, (0, 1), paired.Rounds(((1.0,) * 20, (2.0,) * 20), ()))
     assert (other.fastest, other.widest) == (0, 1)
     assert other.relative is not None
     assert other.relative.ratio == 2.0
@@ -169,6 +169,6 @@ def test_on_a_gpu_the_fastest_profile_is_named(engine: Path) -> None:
 
 
 def test_nothing_is_clear_where_most_rounds_are_bad() -> None:
-    rounds = duel_module.Rounds(((1.0,) * 20, (2.0,) * 20), tuple(range(11)))
+    rounds = paired.Rounds(((1.0,) * 20, (2.0,) * 20), tuple(range(11)))
     assert rounds.compare(0, 1).verdict == "UNCLEAR"
     assert rounds.compare(0, 1).rounds == 20
