@@ -223,22 +223,27 @@ def _pool(
     """
     fresh = random_inputs(sidecar.inputs, count, request.seed)
     saved = reference if isinstance(reference, SavedReference) else None
+    random = f"random, seed {request.seed}"
     if saved is not None and saved.inputs:
-        return _topped_up(saved.inputs, fresh, sidecar, count), "the saved outputs' own inputs"
-    if saved is not None and request.input is None:
+        pool, added = _topped_up(saved.inputs, fresh, sidecar, count)
+        origin = "the saved outputs' own inputs"
+    elif request.input is not None:
+        given, names = read_samples(request.input, sidecar, count, request.seed)
+        if saved is not None:
+            saved.require_samples(names, count - 1)
+        pool, added = _topped_up(given, fresh, sidecar, count)
+        origin = "given"
+    elif saved is not None:
         raise UsageError(f"{saved.label} hold no inputs", "pass the `input` (and `seed`) that they were made from")
-    if request.input is None:
-        return fresh, f"random, seed {request.seed}"
-    given, names = read_samples(request.input, sidecar, count, request.seed)
-    if saved is not None:
-        saved.require_samples(names, count - 1)
-    return _topped_up(given, fresh, sidecar, count), "given"
+    else:
+        return fresh, random
+    return pool, f"{origin}; the other {added} {random}" if added else origin
 
 
 def _topped_up(
     given: Mapping[str, Array], fresh: Mapping[str, Array], sidecar: Sidecar, count: int
-) -> dict[str, Array]:
-    """Return the given samples, cut to `count` or filled up with fresh ones."""
+) -> tuple[dict[str, Array], int]:
+    """Return the given samples, cut to `count` or filled up with fresh ones, and the number of fresh ones."""
     pool = {}
     missing = 0
     for spec in sidecar.inputs:
@@ -251,7 +256,7 @@ def _topped_up(
         pool[spec.name] = np.ascontiguousarray(np.take(both, np.arange(count), axis=axis))
     if missing > 0:
         note(f"{count - missing} samples given: {missing} random ones are added, to tell rows apart")
-    return pool
+    return pool, missing
 
 
 def _against(

@@ -63,6 +63,12 @@ def test_a_plan_says_where_each_value_came_from_and_opens_nothing(
     assert plan.reference is None
     assert plan.limit == Limit(0.0, 0.1, None)
     assert set(plan.origins.values()) == {"given"}
+    plan = plan_verify(VerifyRequest(engine, "none", [4], "x.npy", seed=7))
+    assert plan.origins["samples"] == "given; the other 2 random, seed 7"
+    assert [bool(row.any()) for row in plan.pool["input"]] == [False, False, False, True, True]
+    np.savez(folder / "s.npz", input=np.zeros((4, 3, 8, 8), np.float32), output=np.zeros((4, 5), np.float32))
+    plan = plan_verify(VerifyRequest(engine, "s.npz", [4]))
+    assert plan.origins["samples"] == "the saved outputs' own inputs; the other 1 random, seed 42"
 
 
 def test_the_articles_bug_is_named_in_plain_words(cli: Cli, folder: Path) -> None:
