@@ -623,8 +623,8 @@ def tune(
         progress: called with each step.
 
     Raises:
-        UsageError: an argument is out of range.
-        TuneError: no batch size is within the budget; the nearest is named.
+        UsageError: an argument is out of range, or arguments contradict each other.
+        TrtbatchError: no batch size is within the budget; the nearest is named.
 
     Example:
         >>> result = trtbatch.tune("engines/model.ort.onnx", batches=[1, 8], min_time=0.05)

@@ -141,6 +141,15 @@ ENGINE = "engines/model.ort.onnx"
         (lambda: trtbatch.build("model.onnx", tolerance=-1), "`tolerance=-1` lets nothing pass"),
         (lambda: trtbatch.bench(ENGINE, percentiles=[200]), "`percentiles=200` is out of range; give 0 to 100"),
         (lambda: trtbatch.verify(ENGINE, batches=""), "batch list '' has an empty part"),
+        (lambda: trtbatch.tune(ENGINE, max_batch_search=True, batches=4), "`max_batch_search` tries every batch size"),
+        (
+            lambda: trtbatch.tune(ENGINE, max_batch_search=True, streams=[2]),
+            "`max_batch_search` has one batch in memory at a time; leave out `streams`",
+        ),
+        (
+            lambda: trtbatch.tune(ENGINE, max_batch_search=True, latency_ms=5),
+            "`latency_ms` and `max_batch_search` are two questions; ask one after the other",
+        ),
         (lambda: trtbatch.build("model.onnx", opt_level=6), "`opt_level=6` is out of range; give 0 to 5"),
         (lambda: trtbatch.build("model.onnx", profiles="1:x"), "'1:x' is not a profile"),
         (lambda: trtbatch.build("model.onnx", static=0), "`static=0` is not a batch size"),
@@ -157,6 +166,14 @@ def test_values_that_make_no_sense_are_refused_by_name(
 ) -> None:
     with pytest.raises(TrtbatchError, match=re.escape(told)):
         call()
+
+
+def test_the_largest_batch_is_searched_for_from_the_front_door(examples: dict[str, Any], folder: Path) -> None:
+    before = load(folder / ENGINE, "engine").sidecar
+    found = trtbatch.tune(ENGINE, max_batch_search=True)
+    assert (found.batch, found.most, found.bound, found.engine) == (8, 8, "profile", "model.ort.onnx")
+    assert found.origins == {"engine": "given", "batches": "all that a profile holds"}
+    assert load(folder / ENGINE, "engine").sidecar == before, "nothing is saved"
 
 
 def test_one_batch_size_and_one_profile_need_no_list(examples: dict[str, Any]) -> None:

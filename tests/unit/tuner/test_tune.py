@@ -37,6 +37,7 @@ from trtbatch.tuner.max_batch import find_largest
 from trtbatch.tuner.percentiles import percentile_interval, runs_needed
 from trtbatch.tuner.search import MOST_ROUNDS, Goal, Outcome, Trial, budget_for, search
 from trtbatch.tuner.tune import TuneRequest, TuneResult, plan_tune
+from trtbatch.util import environment
 from trtbatch.util.files import sidecar_path
 
 Cli = Callable[..., Any]
@@ -557,6 +558,21 @@ def test_a_plan_says_where_each_value_came_from_and_opens_nothing(
     plan = plan_tune(TuneRequest(engine, max_batch_search=True))
     assert plan.batches == tuple(range(1, 9))
     assert plan.origins["batches"] == "all that a profile holds"
+
+
+def test_the_search_for_the_largest_batch_does_not_ask_for_the_device(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = load(engine, "engine")
+    record = replace(artifact.sidecar.engine, backend="tensorrt")
+    on_gpu = replace(artifact, sidecar=replace(artifact.sidecar, engine=record))
+    asked: list[str] = []
+    monkeypatch.setattr(tune, "resolve_engine", lambda *args: on_gpu)
+    monkeypatch.setattr(environment, "ask_nvml", lambda ask: asked.append("device"))
+    assert plan_tune(TuneRequest(engine, max_batch_search=True)).device == {}
+    assert asked == []
+    plan_tune(TuneRequest(engine, save=False))
+    assert asked == ["device"]
 
 
 def test_the_choice_is_kept_in_the_sidecar_and_infer_takes_it(cli: Cli, engine: Path, folder: Path) -> None:
