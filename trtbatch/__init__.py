@@ -631,24 +631,25 @@ def tune(
         >>> result.chosen.batch in (1, 8)
         True
     """
-    from trtbatch.tuner.tune import TuneRequest, largest_batch
+    from trtbatch.tuner.tune import TuneRequest
     from trtbatch.tuner.tune import tune as run
 
     _require(min_time=(min_time, 0, None), device=(device, 0, None))
-    request = TuneRequest(
-        engine=_path(engine),
-        latency_ms=latency_ms,
-        percentile=percentile,
-        streams=streams,
-        batches=_batches(batches) or None,
-        min_time=min_time,
-        save=save,
-        device=device,
-        cuda_graphs=cuda_graphs,
-        max_batch_search=max_batch_search,
-        progress=progress or _silent,
+    return run(
+        TuneRequest(
+            engine=_path(engine),
+            latency_ms=latency_ms,
+            percentile=percentile,
+            streams=streams,
+            batches=_batches(batches) or None,
+            min_time=min_time,
+            save=save,
+            device=device,
+            cuda_graphs=cuda_graphs,
+            max_batch_search=max_batch_search,
+            progress=progress or _silent,
+        )
     )
-    return largest_batch(request) if max_batch_search else run(request)
 
 
 def plan(

@@ -32,7 +32,7 @@ from trtbatch.util.log import note
 from trtbatch.util.notebook import html_table
 from trtbatch.util.statistics import median_interval
 
-__all__ = ["PATIENCE", "TunePlan", "TuneRequest", "TuneResult", "asked_for", "largest_batch", "plan_tune", "tune"]
+__all__ = ["PATIENCE", "TunePlan", "TuneRequest", "TuneResult", "asked_for", "plan_tune", "tune"]
 
 PATIENCE = 30.0
 """Multiple of ``min_time`` after which a choice ends with too few runs for its percentile, which is reported."""
@@ -197,8 +197,8 @@ def plan_tune(request: TuneRequest) -> TunePlan:
     return TunePlan(request, artifact, batches, True, known, device, origins)
 
 
-def tune(request: TuneRequest) -> TuneResult:
-    """Search, and write the result to the engine's sidecar.
+def tune(request: TuneRequest) -> TuneResult | MaxBatchResult:
+    """Search, and write the result to the engine's sidecar, or search for the largest batch where that is requested.
 
     Raises:
         TrtbatchError: no batch size meets the budget; names the nearest. Or the sidecar can't be written; nothing has
@@ -208,6 +208,8 @@ def tune(request: TuneRequest) -> TuneResult:
         ExecutionError: no batch size runs.
     """
     plan = plan_tune(request)
+    if request.max_batch_search:
+        return _largest_batch(plan)
     artifact, profiles = plan.artifact, plan.artifact.sidecar.engine.profiles
     gpu = artifact.sidecar.engine.backend == "tensorrt"
     goal = Goal(request.latency_ms)
@@ -227,16 +229,12 @@ def tune(request: TuneRequest) -> TuneResult:
     return replace(found, saved=request.save and not unkept, unkept=unkept)
 
 
-def largest_batch(request: TuneRequest) -> MaxBatchResult:
-    """Return the largest batch of an engine's profiles that fits in memory, found by running batches.
+def _largest_batch(plan: TunePlan) -> MaxBatchResult:
+    """Return the largest batch of the plan that fits in memory, found by running batches.
 
     As many batches are in flight as ``infer`` keeps, so the result can be used there.
-
-    Raises:
-        UsageError: arguments contradict each other.
-        ExecutionError: not even the smallest batch runs.
     """
-    plan = plan_tune(request)
+    request = plan.request
     with open_engine(plan.artifact, request.device) as engine:
 
         def run(batch: int) -> str | None:
