@@ -56,7 +56,8 @@ def command(
     console = out()
     arguments = dict(result.build)
     onnx = [arguments.pop("onnx")] if "onnx" in arguments else []
-    console.print(_table(result))
+    if not result.by_batch_alone:
+        console.print(_table(result))
     for line in _words(result):
         console.print(line, markup=False)
     line = as_typed(call("build", *onnx, **arguments))
@@ -91,21 +92,22 @@ def _table(result: PlanResult) -> Table:
 
 
 def _words(result: PlanResult) -> list[str]:
-    """Return the lines that explain the choice of profiles."""
+    """Return the lines that explain the choice of profiles; one where profiles don't differ in the times."""
     from trtbatch.tuner.plan import ENOUGH
 
     chosen = result.chosen
+    if result.by_batch_alone:
+        traffic = f"{result.traffic.file}: {result.requests:,} requests of {result.sizes} sizes"
+        return [
+            f"{traffic} take {chosen.ms_per_request:.4g} ms each with one profile, and no batch size was measured on "
+            "two that could differ (ONNX Runtime runs all alike; for TensorRT build with --profiles auto)."
+        ]
     many = "1 profile" if chosen.profiles == 1 else f"{chosen.profiles} profiles"
     lines = [
         f"{many}: the fewest within {ENOUGH:.0%} of the best, {chosen.ms_per_request:.4g} ms per request. As many for "
         f"the most frequent sizes ({_listed(chosen.greedy)}) take {chosen.greedy_loss:+.1%}, for powers of two "
         f"({_listed(chosen.usual)}) {chosen.usual_loss:+.1%}."
     ]
-    if result.by_batch_alone:
-        lines.append(
-            "No batch size was measured on two profiles: these times say nothing of what profiles change, and one "
-            "profile is as good as any number (so it is on ONNX Runtime; on TensorRT build with --profiles auto)."
-        )
     if result.method == "every set":
         lines.append("Some batches are faster on a larger opt than on their own: every set was tried.")
     if result.method == "assumption":
