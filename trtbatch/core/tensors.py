@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from trtbatch.util import optional
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["BATCH_AXIS", "TensorSpec", "numpy_dtype"]
+__all__ = ["BATCH_AXIS", "TensorSpec", "npz_keys", "numpy_dtype"]
 
 BATCH_AXIS = "batch_size"
 """Name of the dynamic batch axis in ONNX files and sidecars."""
@@ -95,3 +96,20 @@ class TensorSpec:
 
     def __str__(self) -> str:
         return f"{self.name} ({', '.join(map(str, self.shape))}) {self.dtype}"
+
+
+def npz_keys(names: Sequence[str]) -> dict[str, str]:
+    """Return the key of each name in a ``.npz``: no two are alike, none holds a slash, and none is ``file``.
+
+    ``file`` is the key of the samples' names. A name without a slash keeps its own key where that is free.
+    """
+    keys: dict[str, str] = {}
+    taken = {"file"}
+    for name in sorted(names, key=lambda name: "/" in name):
+        key = stem = name.replace("/", "_")
+        number = 2
+        while key in taken:
+            key, number = f"{stem}_{number}", number + 1
+        taken.add(key)
+        keys[name] = key
+    return keys

@@ -23,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.core.sidecar import Sidecar
-from trtbatch.core.tensors import TensorSpec
+from trtbatch.core.tensors import TensorSpec, npz_keys
 from trtbatch.errors import UsageError
 from trtbatch.util.files import atomic_file
-from trtbatch.util.log import warn
+from trtbatch.util.log import note, warn
 from trtbatch.util.text import written
 
 __all__ = ["BestClasses", "Prediction", "Sink", "best_classes", "open_sink", "refuse_topk", "top_predictions"]
@@ -174,11 +174,21 @@ def open_sink(path: Path | None, sidecar: Sidecar) -> Iterator[Sink]:
                 f"`output={str(path)!r}` has no suffix", "write .npz, .csv or .jsonl; a folder is for `address`"
             )
         raise UsageError(f"`output={str(path)!r}`: no format for {path.suffix!r}", "write .npz, .csv or .jsonl")
-    with (
-        atomic_file(path) as made,
-        kind(made, [spec for spec in sidecar.outputs if spec.batch_axis is not None]) as sink,
-    ):
+    specs = [spec for spec in sidecar.outputs if spec.batch_axis is not None]
+    if kind is _NpzSink:
+        _tell_changes(specs)
+    with atomic_file(path) as made, kind(made, specs) as sink:
         yield sink
+
+
+def _tell_changes(specs: Sequence[TensorSpec]) -> None:
+    """Log which outputs a ``.npz`` holds under another name or in another order of axes than the model has."""
+    keys = npz_keys([spec.name for spec in specs])
+    for spec in specs:
+        if keys[spec.name] != spec.name:
+            note(f"the .npz holds {spec.name} as {keys[spec.name]}")
+        if spec.batch_axis:
+            note(f"the .npz holds {spec.name} with its batch axis, {spec.batch_axis}, first: a row is a sample")
 
 
 class _Nothing:
@@ -333,7 +343,10 @@ def _jsonable(array: Array) -> Any:
 
 
 class _NpzSink(_FileSink):
-    """``file`` (names) and each output, ``(N, …)``: rows are spooled and zipped at the end, never all in memory."""
+    """``file`` (names) and each output, ``(N, …)``: rows are spooled and zipped at the end, never all in memory.
+
+    :func:`trtbatch.core.tensors.npz_keys` gives the outputs' keys.
+    """
 
     wants_top = False
 
@@ -355,6 +368,7 @@ class _NpzSink(_FileSink):
         self._names += names
 
     def _finish(self) -> None:
+        keys = npz_keys([spec.name for spec in self._specs])
         with zipfile.ZipFile(self._path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             with archive.open("file.npy", "w") as entry:
                 np.lib.format.write_array(entry, np.asarray(self._names, dtype=np.str_), allow_pickle=False)
@@ -365,7 +379,7 @@ class _NpzSink(_FileSink):
                     "fortran_order": False,
                     "shape": (len(self._names), *shape),
                 }
-                with archive.open(f"{output.replace('/', '_')}.npy", "w", force_zip64=True) as entry:
+                with archive.open(f"{keys[output]}.npy", "w", force_zip64=True) as entry:
                     np.lib.format.write_array_header_2_0(entry, header)
                     with spool.open("rb") as rows:
                         while block := rows.read(1 << 20):

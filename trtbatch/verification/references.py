@@ -13,6 +13,7 @@ from trtbatch.backends.base import conform
 from trtbatch.core.hints import build_line, refuse_other_file
 from trtbatch.core.sidecar import Artifact, FileRecord, SourceRecord
 from trtbatch.core.store import ENGINES, record_file
+from trtbatch.core.tensors import npz_keys
 from trtbatch.errors import ArtifactError, InputError, UsageError, reading_fix, unreadable
 from trtbatch.exporter.models import load_model
 from trtbatch.onnx_graph.fusing import unfused_inputs
@@ -191,8 +192,10 @@ class SavedReference:
     def __init__(self, path: Path, artifact: Artifact) -> None:
         sidecar = artifact.sidecar
         arrays = _arrays(path)
-        keys = {spec.name: spec.name.replace("/", "_") for spec in (*sidecar.inputs, *sidecar.outputs)}
-        self._rows = {spec.name: arrays[keys[spec.name]] for spec in sidecar.outputs if keys[spec.name] in arrays}
+        keys = npz_keys([spec.name for spec in sidecar.inputs]) | npz_keys(
+            [spec.name for spec in sidecar.outputs if spec.batch_axis is not None]
+        )
+        self._rows = {spec.name: arrays[keys[spec.name]] for spec in sidecar.outputs if keys.get(spec.name) in arrays}
         if not self._rows:
             names = ", ".join(spec.name for spec in sidecar.outputs)
             raise InputError(f"{path} holds none of the outputs {names}; it has {', '.join(arrays)}", "name them so")
@@ -209,7 +212,7 @@ class SavedReference:
             counts = ", ".join(f"{name} {length}" for name, length in lengths.items())
             raise InputError(f"{path}: the numbers of samples differ: {counts}", "save as many rows of each")
         self.count = next(iter(lengths.values()))
-        self._names = [str(name) for name in arrays["file"]] if "file" in arrays and "file" not in self._specs else []
+        self._names = [str(name) for name in arrays["file"]] if "file" in arrays else []
         self.label = f"saved outputs {path} ({self.count} samples)"
         for spec in sidecar.outputs:
             if spec.name not in self._rows:

@@ -8,6 +8,7 @@ import re
 import shutil
 import struct
 import tracemalloc
+import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 from PIL import Image
 
 from scripts.photos import PHOTOS
@@ -526,3 +528,36 @@ def test_a_run_says_where_its_batch_size_came_from(cli: Cli, engine: Path, field
     change_sidecar(engine, engine=fields)
     assert told in cli("infer", "--input", "random", "--count", 3).output
     assert "batch 2: " not in cli("infer", "--input", "random", "--count", 3, "--batch", 2).output
+
+
+def test_outputs_whose_names_meet_in_a_file_are_all_there(cli: Cli, folder: Path) -> None:
+    """``head/a`` and ``head_a``, an output called ``file``, and one with its batch axis last."""
+    nodes = [
+        helper.make_node("Neg", ["input"], ["head/a"], name="/neg"),
+        helper.make_node("Neg", ["head/a"], ["head_a"], name="/back"),
+        helper.make_node("Add", ["input", "input"], ["file"], name="/double"),
+        helper.make_node("Transpose", ["input"], ["turned"], name="/turn", perm=[1, 0]),
+    ]
+    rows: models.Shape = ["batch_size", 4]
+    outputs: dict[str, models.Shape] = {"head/a": rows, "head_a": rows, "file": rows, "turned": [4, "batch_size"]}
+    models.save(folder / "m.onnx", nodes, {"input": rows}, outputs)
+    assert cli("build", "m.onnx", "--max", 4).exit_code == 0
+    samples = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    np.save("x.npy", samples)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        done = cli("infer", "--input", "x.npy", "--output", "o.npz")
+    assert done.exit_code == 0, done.output
+    found = read_npz(folder / "o.npz")
+    assert found["file"].tolist() == [f"x.npy[{row}]" for row in range(3)]
+    assert found["head_a"] == pytest.approx(samples)
+    assert found["head_a_2"] == pytest.approx(-samples)
+    assert found["file_2"] == pytest.approx(2 * samples)
+    assert found["turned"] == pytest.approx(samples)
+    for told in ("holds head/a as head_a_2", "holds file as file_2", "holds turned with its batch axis, 1, first"):
+        assert f"note: the .npz {told}" in done.output
+    done = cli("verify", "--against", "o.npz", "--input", "x.npy", "--batch", "1,3")
+    assert done.exit_code == 0, done.output
+    assert "isn't compared" not in done.output
+    for name in ("head/a", "head_a", "file", "turned"):
+        assert f"│ {name} " in done.output
