@@ -92,10 +92,8 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         if found.st_size > MAX_BYTES:
             raise InputError(f"its {found.st_size} bytes are over the limit of {MAX_BYTES}", _FIX)
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # it may have become a pipe meanwhile
-        try:
-            return os.read(descriptor, found.st_size)
-        finally:
-            os.close(descriptor)
+        with open(descriptor, "rb") as stream:
+            return stream.read(found.st_size)  # all of it: os.read may return less
     except OSError as error:
         raise InputError(error.strerror or str(error), _FIX) from error
 

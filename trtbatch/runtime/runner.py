@@ -220,8 +220,9 @@ class Runner:
                 done, slot = flying.popleft()
                 yield done, slot.wait()
         finally:
-            for _, slot in flying:  # after an error: their memory must be at rest before its next use
-                slot.wait()
+            with ExitStack() as rest:  # after an error: the memory of all must be at rest before its next use
+                for _, slot in flying:
+                    rest.callback(slot.wait)
 
     def _fill(self, slot: Slot, arrays: Mapping[str, Array], start: int, size: int) -> None:
         executed = self._executed(size)

@@ -22,10 +22,10 @@ from scripts.photos import PHOTOS
 from tests.support import models
 from tests.support.labels import CLASSES, PREPROCESSING
 from tests.support.sidecars import change_sidecar
-from trtbatch.backends.onnxruntime import OnnxRuntimeSession
+from trtbatch.backends.onnxruntime import OnnxRuntimeSession, OnnxRuntimeSlot
 from trtbatch.core.preprocessing import Preprocessing
 from trtbatch.core.tensors import TensorSpec
-from trtbatch.errors import InputError, UsageError
+from trtbatch.errors import ExecutionError, InputError, UsageError
 from trtbatch.onnx_graph.run import OnnxReference
 from trtbatch.runtime import dlpack
 from trtbatch.util.serialization import encode
@@ -387,3 +387,26 @@ def test_no_module_hides_a_public_function() -> None:
 def test_predict_needs_preprocessing(engine: Path) -> None:
     with trtbatch.load(engine) as loaded, pytest.raises(UsageError, match="small has no preprocessing recorded"):
         loaded.predict(["x.jpg"])
+
+
+def test_all_batches_in_flight_are_waited_for_after_an_error(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their memory is written until then, and the next call uses it again."""
+    monkeypatch.setattr(OnnxRuntimeSession, "in_flight", 3)
+    submitted, waited = [0], [0]
+    submit, wait = OnnxRuntimeSlot.submit, OnnxRuntimeSlot.wait
+
+    def counted(slot: OnnxRuntimeSlot) -> None:
+        submitted[0] += 1
+        submit(slot)
+
+    def failing(slot: OnnxRuntimeSlot) -> dict[str, Any]:
+        waited[0] += 1
+        wait(slot)
+        raise ExecutionError(f"batch {waited[0]} failed", "try again")
+
+    with trtbatch.load(engine) as opened, monkeypatch.context() as patch:
+        patch.setattr(OnnxRuntimeSlot, "submit", counted)
+        patch.setattr(OnnxRuntimeSlot, "wait", failing)
+        with pytest.raises(ExecutionError):
+            opened(np.zeros((40, 3, 8, 8), np.float32))  # five batches of 8
+        assert submitted == waited == [3]
