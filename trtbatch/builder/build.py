@@ -132,6 +132,7 @@ def build_again(request: BuildRequest, builder: Builder, source: Artifact, targe
     """
     tries: list[Try] = []
     made: list[Artifact | None] = []
+    begun = time.perf_counter()
     for number in range(1, request.tries + 1):
         room = folder / f"try{number}"
         room.mkdir()
@@ -150,7 +151,7 @@ def build_again(request: BuildRequest, builder: Builder, source: Artifact, targe
         made.append(one)
     chosen = made[fastest_try(tries)]
     assert chosen is not None, "what is out is never the fastest"
-    total = sum(each.sidecar.build.details["total_seconds"] for each in made if each is not None)
+    total = time.perf_counter() - begun  # refused builds took their time too
     sidecar = _with_details(chosen.sidecar, tries=[encode(each) for each in tries], total_seconds=round(total, 3))
     return Artifact(chosen.path, sidecar)
 

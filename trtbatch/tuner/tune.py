@@ -414,7 +414,7 @@ def _device(sidecar: Sidecar, number: int) -> dict[str, str]:
         return {"cpu": environment.cpu_name()}
     name = environment.ask_nvml(lambda nvml: nvml.nvmlDeviceGetName(environment.nvml_handle(nvml, number)))
     known = sidecar.build.device.get("gpu", "unknown")
-    return {"gpu": name.decode() if isinstance(name, bytes) else known if name is None else str(name)}
+    return {"gpu": known if name is None else str(name)}
 
 
 def _result(plan: TunePlan, outcome: Outcome, timed: dict[str, str]) -> TuneResult:
