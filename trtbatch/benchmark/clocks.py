@@ -61,7 +61,7 @@ class ClockWatch:
                 self.close()
 
     def look(self) -> ClockState | None:
-        """Return the clocks now; None if NVML doesn't tell."""
+        """Return the clocks now; None if NVML gives no answer."""
         nvml = self._nvml
         if nvml is None:
             return None

@@ -162,7 +162,7 @@ def _require_precision(found: RealizedPrecision, what: ValidationRequest) -> Non
             "leave those in float32 (`keep_fp32=[NODE]`), raise `opt_level`, or take another `precision`",
         )
     if what.asked in ("fp16", "bf16", "int8", "fp8") and what.products and not found.resolved:
-        note(f"TensorRT tells the precision of no single product of {what.name}: it compiled them into regions")
+        note(f"TensorRT reports the precision of no single product of {what.name}: it compiled them into regions")
 
 
 def _refuse_rowless(outputs: tuple[TensorSpec, ...], name: str, onnx: Path, corners: list[int]) -> None:
@@ -285,12 +285,12 @@ def validate_other_profiles(
 
 
 def _tell_constant(wanted: Mapping[str, Array], outputs: Sequence[TensorSpec], name: str) -> None:
-    """Warn if the reference gives every sample the same row, since no check can tell such rows apart."""
+    """Warn if the reference gives every sample the same row, since no check can distinguish such rows."""
     for spec in outputs:
         if spec.name in wanted and spec.batch_axis is not None and spec.dtype.startswith("float"):
             rows = rows_of(wanted[spec.name], spec)
             if len(rows) > 1 and rows.shape[1] and (rows == rows[0]).all():
-                warn(f"output {spec.name!r} of {name} is the same for every sample: its rows can't be told apart")
+                warn(f"output {spec.name!r} of {name} is the same for every sample: no check can distinguish its rows")
 
 
 def _samples(sidecar: Sidecar, what: ValidationRequest, batch: int) -> tuple[dict[str, Array], int, str]:

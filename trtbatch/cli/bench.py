@@ -33,7 +33,7 @@ def command(
             help="TensorRT: execute_v2, async, graph; else run; both: latency, throughput. \\[default: the first]",
         ),
     ] = None,
-    iterations: Annotated[int | None, typer.Option(min=1, help="Exactly so many timed runs of each.")] = None,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Number of timed runs of each, exactly.")] = None,
     min_time: Annotated[
         float | None,
         typer.Option(min=0.01, metavar="S", help="Seconds of timed runs of each, at least. \\[default: 1]"),

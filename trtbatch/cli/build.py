@@ -35,7 +35,8 @@ def command(
         typer.Option(help="auto: a profile for each batch size of --batch, each tuned for it, the fastest looked up."),
     ] = None,
     max_profiles: Annotated[
-        int | None, typer.Option(min=1, metavar="K", help="At most so many with --profiles auto. \\[default: 8]")
+        int | None,
+        typer.Option(min=1, metavar="K", help="Largest number of profiles with --profiles auto. \\[default: 8]"),
     ] = None,
     batch: Annotated[
         str | None,
@@ -115,7 +116,7 @@ def command(
         str | None,
         typer.Option(
             metavar="DIR|GLOB|FILE|N",
-            help="Samples for ranges and accuracy, as infer takes them, or so many random ones. \\[default: 64 random]",
+            help="Samples for ranges and accuracy, as for infer, or a number of random ones. \\[default: 64 random]",
             rich_help_panel=_PRECISION,
         ),
     ] = None,

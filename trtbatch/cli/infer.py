@@ -32,7 +32,7 @@ def command(
             help="Batch size; auto is what tune has found, else the fastest that was measured, else the largest opt.",
         ),
     ] = "auto",
-    count: Annotated[int | None, typer.Option(min=1, help="At most so many samples.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Largest number of samples.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of random samples.")] = 42,
     output: Annotated[
         str | None,

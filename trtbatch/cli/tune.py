@@ -147,9 +147,7 @@ def _one_of(**asked: bool) -> None:
 
     names = [f"--{name.replace('_', '-')}" for name, given in asked.items() if given]
     if not names:
-        raise UsageError(
-            "what is to be searched for isn't said", "pass --latency 5ms, --max-throughput or --max-batch-search"
-        )
+        raise UsageError("tune needs a goal", "pass --latency 5ms, --max-throughput or --max-batch-search")
     if len(names) > 1:
         raise UsageError(f"{names[0]} and {names[1]} are two questions", "ask one after the other")
 
@@ -283,14 +281,14 @@ def _show_chosen(console: Console, result: TuneResult) -> None:
 def _alike(result: TuneResult) -> str:
     """List the measurements whose throughput doesn't differ clearly from the choice's, smaller batches first.
 
-    ``not told apart by throughput: batch 12 (46.1–48.2 samples/s), batch 17 (…)``.
+    ``no clear difference in throughput: batch 12 (46.1–48.2 samples/s), batch 17 (…)``.
     """
     one = result.chosen.streams
     others = (
         f"batch {each.batch}{'' if each.streams == one else f', {_streams(each.streams)}'} ({_throughput(each)})"
         for each in sorted(result.alike, key=lambda each: (each.batch, each.streams))
     )
-    return f"not told apart by throughput: {', '.join(others)}"
+    return f"no clear difference in throughput: {', '.join(others)}"
 
 
 def _cost(chosen: Trial, other: Trial, percentile: str) -> str:

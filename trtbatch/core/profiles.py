@@ -56,7 +56,7 @@ class Measured:
     def __post_init__(self) -> None:
         times = (self.ms, *self.times.values())
         if self.batch < 1 or not all(np.isfinite(time) and time > 0 for time in times):
-            raise ValueError(f"batch {self.batch} is said to take {self.ms} ms")
+            raise ValueError(f"batch {self.batch} takes {self.ms} ms")
 
     @classmethod
     def of(cls, batch: int, times: Mapping[int, float]) -> Measured:

@@ -375,7 +375,7 @@ class Artifact:
         return html_table(str(self.path), ["", ""], self._facts().items())
 
     def _facts(self) -> dict[str, str]:
-        """Return what tells this artifact from others, by name."""
+        """Return what distinguishes this artifact from others, by name."""
         sidecar = self.sidecar
         facts = {}
         if sidecar.engine.backend is not None:

@@ -49,7 +49,7 @@ def _gpu(facts: SystemInfo) -> Iterator[Check]:
         return
     if not facts.gpus:
         fix = "pip install nvidia-ml-py" if facts.driver else "install the NVIDIA driver, and check nvidia-smi"
-        yield Check("GPU", "warning" if facts.driver else "problem", "NVML tells nothing of the GPUs", fix)
+        yield Check("GPU", "warning" if facts.driver else "problem", "NVML reports no GPUs", fix)
     for index, gpu in enumerate(facts.gpus):
         name = f"GPU {index}"
         text = f"{gpu.name} (compute capability {gpu.capability}), {gpu.free_mib:,} of {gpu.total_mib:,} MiB free"

@@ -129,7 +129,7 @@ def _run_exporter(trace: Trace, batch: int, path: Path) -> None:
                 torch.onnx.export(module, tuple(example.values()), str(path), opset_version=trace.opset, **options)
         except Exception as error:
             cause = error.__cause__ or error
-            if isinstance(cause, OSError):  # a full disk, say: who knows the file's name tells it
+            if isinstance(cause, OSError):  # such as a full disk: the caller, who knows the file's name, reports it
                 raise cause from None
             raise _exporter_failed(cause, trace.exporter) from error
     _show(caught)

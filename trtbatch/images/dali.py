@@ -552,7 +552,7 @@ class DaliReader:
                 return
 
     def _next_batch(self) -> Fed:
-        """Give DALI, which calls this, the next batch; at first it asks for as many as it works on at the same time."""
+        """Return the next batch to DALI, which calls this; it first asks for all batches that it works on at once."""
         batch, self._next = self._next or next(self._gathered), None
         self._waiting.append(batch)
         return batch.fed

@@ -91,7 +91,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
             raise InputError("a pipe, a socket or a device, not a file", _FIX)
         if found.st_size > MAX_BYTES:
             raise InputError(f"its {found.st_size} bytes are over the limit of {MAX_BYTES}", _FIX)
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # it may have become a pipe meanwhile
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # the path may name a pipe by now
         with open(descriptor, "rb") as stream:
             return stream.read(found.st_size)  # all of it: os.read may return less
     except OSError as error:

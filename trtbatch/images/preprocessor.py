@@ -1,4 +1,4 @@
-"""Resize, crop and normalize an image in a network of its own, which any backend runs in front of the model.
+"""Resize, crop and normalize an image in a separate network, which any backend runs in front of the model.
 
 The network takes one image ``(H, W, 3)`` uint8 and its two matrices (:mod:`trtbatch.images.resample`), and makes one
 sample of the model's input. It differs from Pillow by at most 1 of 255, because it does not round between the two

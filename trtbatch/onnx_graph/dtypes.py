@@ -304,7 +304,7 @@ class OverflowSearch:
             self._run = OnnxReference.unoptimised(model.SerializeToString())
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Overflow | None:
-        """Return the overflow on these inputs; None where nothing overflows, or it can't be told."""
+        """Return the overflow on these inputs; None where nothing overflows, or where that can't be found out."""
         if self._run is None:
             return None
         try:

@@ -1,4 +1,4 @@
-"""Runs NVIDIA ModelOpt on an ONNX file, in a process of its own: in this environment or in another.
+"""Run NVIDIA ModelOpt on an ONNX file in another process, in this environment or another one.
 
 ModelOpt pins its own onnx and ONNX Runtime, takes seconds to import, and rewrites its source file; what it is given
 is a copy.
@@ -100,7 +100,7 @@ def run_modelopt(
     if "missing" in answer:
         raise MissingPackageError(f"{python} has no module {answer['missing']!r}, which ModelOpt needs", _INSTALL)
     if "converted" not in answer or not made.is_file():
-        said = answer.get("failed") or _last_line(log) or f"it ended with exit code {code} and said nothing"
+        said = answer.get("failed") or _last_line(log) or f"it ended with exit code {code} and gave no reason"
         raise PrecisionError(
             f"ModelOpt can't convert {source.path.name} to {wanted.precision}: {said}",
             f"leave the part that it names in float32 (`keep_fp32`), or check its installation: {python} -c 'import "

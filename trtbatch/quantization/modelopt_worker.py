@@ -22,7 +22,7 @@ sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != os.p
 
 
 def main(request_file: str) -> int:
-    """Convert, and tell on standard output; returns the exit code."""
+    """Convert, report on standard output, and return the exit code."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # ModelOpt prints as it goes
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -66,7 +66,7 @@ RANDOM_SAMPLES = 64
 """Random samples that ranges are taken from where no ``--calibration`` is given."""
 
 MAX_SAMPLES = 512
-"""Of a calibration folder or file, at most so many: ranges hardly change after some hundreds."""
+"""Largest number of samples used of a calibration folder or file: ranges hardly change after some hundreds."""
 
 CAST_SAMPLES = 16
 """Samples that AutoCast runs, to find what float16 can't hold; each is run with every tensor as an output."""

@@ -12,7 +12,7 @@ _BITS = {"int8": 8, "fp8": 8, "fp16": 16, "bf16": 16, "tf32": 19, "fp32": 32}
 """Bits that a product's factors are held in."""
 
 _REGION = "ForeignNode["
-"""What TensorRT calls a region that its graph compiler made one layer of: its nodes are no longer told apart."""
+"""TensorRT's name of a region that its graph compiler made into one layer, whose nodes can't be distinguished."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,6 @@ def _words(node: str, found: str, products: Mapping[str, str]) -> str:
 
 
 def _nodes(layer: str) -> Iterator[str]:
-    """Return the ONNX nodes that a layer's name tells of."""
+    """Return the ONNX nodes that a layer's name contains."""
     if _REGION not in layer:
         yield from (part.strip() for part in layer.split(" + "))

@@ -269,7 +269,7 @@ def _timed(result: AnyBench) -> list[str]:
 
 
 def _profile_origins(result: BenchResult | PairedResult) -> list[str]:
-    """Return how the profiles were chosen, where there was a choice and nobody named one."""
+    """Return how the profiles were chosen, unless the request or the engine left no choice."""
     found = {"profile": result.origins.get("profile"), "profile of B": result.origins.get("profile_b")}
     return [f"{name}: {origin}" for name, origin in found.items() if origin not in (None, "given", "the only one")]
 

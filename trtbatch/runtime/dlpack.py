@@ -220,7 +220,7 @@ _pointer_of = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p
 
 
 def _drop_unused(capsule: int) -> None:
-    if _is_valid(capsule, _NAME):  # whoever took it has renamed it
+    if _is_valid(capsule, _NAME):  # a consumer renames the capsule that it takes
         _drop(_pointer_of(capsule, _NAME))
 
 

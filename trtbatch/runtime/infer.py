@@ -44,7 +44,7 @@ SHOWN = 10
 """Samples whose predictions are kept for the terminal."""
 
 SATURATED = 0.5
-"""Share of the time that the busiest stage works, from which on it is said to bound the run."""
+"""Share of the time that the busiest stage works above which it is reported to bound the run."""
 
 
 @dataclass(frozen=True)

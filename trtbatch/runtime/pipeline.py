@@ -125,7 +125,7 @@ class _Line:
 
 
 class _Queue(Generic[T]):
-    """A queue between two stages. It needs no bound of its own: there are only so many slots."""
+    """A queue between two stages. The number of slots bounds it."""
 
     def __init__(self, line: _Line) -> None:
         self._line = line

@@ -260,7 +260,7 @@ class _CsvSink(_FileSink):
         self._writer.writerows([file, *row] for file, row in zip(files, rows))
 
     def _best_lines(self, files: Sequence[str], top: BestClasses) -> str:
-        """Return what csv.writer would make of them; it looks at every field and holds Python's lock meanwhile."""
+        """Return the lines that csv.writer would write, which looks at every field while it holds Python's lock."""
         columns: list[Sequence[Any]] = [_csv_fields(files)]
         for classes, scores in self._ranks(top, _csv_class):
             columns += [classes, scores]

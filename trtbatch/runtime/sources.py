@@ -41,7 +41,7 @@ Array = NDArray[Any]
 T = TypeVar("T")
 
 RANDOM_COUNT = 64
-"""Samples of ``--input random`` where ``--count`` says nothing."""
+"""Samples of ``--input random`` without ``--count``."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def _image_files(folder: Path) -> Iterator[tuple[Path, bool]]:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(Path(entry.path))
                 elif os.path.splitext(entry.name)[1].lower() in readable and not entry.is_dir():
-                    yield Path(entry.path), entry.is_file()  # the folder's own entry tells: nothing is opened
+                    yield Path(entry.path), entry.is_file()  # known from the folder's entry, without opening the file
 
 
 @dataclass

@@ -679,7 +679,7 @@ def test_too_few_runs_for_the_percentile_are_said(cli: Cli, engine: Path, monkey
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        ((), "what is to be searched for isn't said"),
+        ((), "tune needs a goal"),
         ((), "pass --latency 5ms, --max-throughput or --max-batch-search"),
         (("--latency", "5ms", "--max-throughput"), "--latency and --max-throughput are two questions"),
         (("--latency", "fast"), "--latency 'fast' is not a time"),
@@ -862,14 +862,14 @@ def test_choices_that_can_not_be_told_apart_are_said(cli: Cli, engine: Path, mon
     monkeypatch.setattr(tune, "throughput", wide)
     result = cli("tune", "--latency", "10s", "--batch", "2,4", *QUICK, "--json", "r.json")
     assert result.exit_code == 0, result.output
-    assert "alike    not told apart by throughput: batch 2 (900–1,100 samples/s)" in result.output
+    assert "alike    no clear difference in throughput: batch 2 (900–1,100 samples/s)" in result.output
     data = json.loads(Path("r.json").read_text())
     assert [row["batch"] for row in data["alike"]] == [2]
     assert data["chosen"]["batch"] == 4
     monkeypatch.setattr(tune, "throughput", lambda latencies, batch, streams: Interval(*[1000.0 * batch] * 3))
     result = cli("tune", "--latency", "10s", "--batch", "2,4", *QUICK)
     assert result.exit_code == 0
-    assert "not told apart" not in result.output
+    assert "no clear difference" not in result.output
 
 
 class Limited:

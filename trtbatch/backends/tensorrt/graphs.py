@@ -147,7 +147,7 @@ class CudaGraph:
         self._driver = optional.require("cuda.bindings.driver", "use CUDA graphs")
         self._stream = self._driver.CUstream(stream.handle)
         self.executable: Any = None
-        # Relaxed: another thread may allocate meanwhile, which belongs to no graph.
+        # Relaxed: another thread may allocate at the same time, which belongs to no graph.
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
         self._checked(self._driver.cuStreamBeginCapture(self._stream, mode))
         try:

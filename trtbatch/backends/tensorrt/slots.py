@@ -319,7 +319,7 @@ class TensorRTSlot:
         for spec in prepared.later:
             buffer = self._buffers[spec.name]
             if spec.name not in self._shapes:
-                raise ExecutionError(f"TensorRT told no shape for {spec.name}", "build the engine again")
+                raise ExecutionError(f"TensorRT reported no shape for {spec.name}", "build the engine again")
             buffer.fit(self._shapes[spec.name], spec.dtype)
             arrays[spec.name] = buffer.array
             self._copies({spec.name: buffer.array}).down(stream)

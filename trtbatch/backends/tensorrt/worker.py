@@ -1,4 +1,4 @@
-"""Build one engine in a process of its own, which :mod:`trtbatch.backends.tensorrt.builder` starts.
+"""Build one engine in a separate process, which :mod:`trtbatch.backends.tensorrt.builder` starts.
 
     python -m trtbatch.backends.tensorrt.worker REQUEST.json
 
