@@ -43,7 +43,7 @@ CLASSES = {
     "ParserError": "ParserError",
     "Runtime": "Runtime",
     "TimingCache": "ITimingCache",
-    "Layer": "ILayer",
+    "NetworkLayer": "ILayer",
 }
 """Our protocols by name, and the class of TensorRT that each stands for."""
 
@@ -89,7 +89,8 @@ def stub_libraries(bindings: Path, folder: Path) -> None:
 
 
 _TAKE_STOCK = """
-import inspect, json, tensorrt_bindings as trt
+import importlib, inspect, json, sys
+trt = importlib.import_module(sys.argv[1])
 stock = {"": {name: getattr(value, "__doc__", "") or "" for name, value in vars(trt).items()}}
 for name, value in vars(trt).items():
     if inspect.isclass(value):
@@ -98,11 +99,16 @@ print(json.dumps([trt.__version__, stock]))
 """
 
 
-def take_stock(folder: Path, libraries: Path) -> tuple[str, Inventory]:
+def take_stock(folder: Path, libraries: Path, module: str = "tensorrt_bindings") -> tuple[str, Inventory]:
     """Import the bindings in a process of their own; their version and inventory."""
     environment = os.environ | {"PYTHONPATH": str(folder), "LD_LIBRARY_PATH": str(libraries)}
     done = subprocess.run(
-        [sys.executable, "-c", _TAKE_STOCK], check=False, capture_output=True, text=True, env=environment, timeout=120
+        [sys.executable, "-c", _TAKE_STOCK, module],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     version, inventory = json.loads(done.stdout.splitlines()[-1])

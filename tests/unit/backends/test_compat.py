@@ -33,6 +33,22 @@ def test_the_bindings_list_is_in_the_engines_order_and_one_profile_after_the_oth
     assert compat.bindings(new, addresses, 2) == [9, 7, 8]
 
 
+def test_a_format_is_linear_by_its_name_or_by_its_description() -> None:
+    formats = SimpleNamespace(LINEAR="linear", CHW32="chw32")
+    engine: Any = SimpleNamespace(
+        get_tensor_format={"a": "linear", "b": "chw32"}.__getitem__,
+        get_tensor_format_desc={
+            "a": "Row major linear FP32 format",
+            "b": "Thirty-two wide channel vectorized",
+        }.__getitem__,
+    )
+    whole: Any = SimpleNamespace(TensorFormat=formats)
+    lean: Any = SimpleNamespace()
+    for trt in (whole, lean):
+        assert [compat.is_linear(trt, engine, name) for name in ("a", "b")] == [True, False]
+    assert compat.layers(lean, engine) == ()
+
+
 @pytest.mark.parametrize(("name", "dtype"), [("FLOAT", "float32"), ("HALF", "float16"), ("INT64", "int64")])
 def test_data_types_have_numpys_names(name: str, dtype: str) -> None:
     assert compat.dtype_name(SimpleNamespace(name=name)) == dtype
@@ -56,7 +72,7 @@ def test_layers_are_read_from_the_inspectors_json(tensor: dict[str, str], tactic
     layer = {"Name": "conv", "LayerType": "CaskConvolution", "Outputs": [tensor], "TacticName": tactic}
     text = json.dumps({"Layers": [layer, "bare name"], "Metadata": "a|b"}).replace("a|b", "a\x1eb")
     inspector = SimpleNamespace(get_engine_information=lambda form: text)
-    trt: Any = SimpleNamespace(LayerInformationFormat=SimpleNamespace(JSON=0, ONELINE=1))
+    trt: Any = SimpleNamespace(EngineInspector=object, LayerInformationFormat=SimpleNamespace(JSON=0, ONELINE=1))
     engine: Any = SimpleNamespace(create_engine_inspector=lambda: inspector)
     found = compat.layers(trt, engine)
     assert found == (("conv", "CaskConvolution", precision, tactic), ("bare name", "", "", ""))

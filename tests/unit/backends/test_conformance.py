@@ -22,6 +22,9 @@ RELEASES = {
     "11": "tensorrt_cu13_bindings>=11",
 }
 
+LEAN = {"10.16 lean": "tensorrt_lean_cu13_bindings==10.16.1.11"}
+"""The runtime alone: it opens and runs engines."""
+
 Stock = Callable[[str], Inventory]
 Folders = Callable[[str], Path]
 
@@ -36,9 +39,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     def take(release: str) -> Path:
         if release not in kept:
             folder = tmp_path_factory.mktemp(release)
-            missing = conformance.download(RELEASES[release], folder / "wheel")
+            missing = conformance.download((RELEASES | LEAN)[release], folder / "wheel")
             if missing is not None:
-                pytest.skip(f"{RELEASES[release]} can't be had for this Python: {missing}")
+                pytest.skip(f"TensorRT {release} can't be had for this Python: {missing}")
             bindings = next((folder / "wheel").rglob("tensorrt*.so"))
             conformance.stub_libraries(bindings, folder)
             kept[release] = folder
@@ -54,8 +57,9 @@ def stock(folders: Folders) -> Stock:
 
     def take(release: str) -> Inventory:
         if release not in kept:
-            version, kept[release] = conformance.take_stock(folders(release) / "wheel", folders(release))
-            assert version.startswith(release)
+            module = "tensorrt_lean_bindings" if release in LEAN else "tensorrt_bindings"
+            version, kept[release] = conformance.take_stock(folders(release) / "wheel", folders(release), module)
+            assert version.startswith(release.split()[0])
         return kept[release]
 
     return take
@@ -66,11 +70,40 @@ def all_uses(stock: Stock) -> list[Use]:
     return conformance.uses(PACKAGE, stock("10.16"))
 
 
+BUILDERS = (
+    *("Builder", "IBuilderConfig", "INetworkDefinition", "NetworkDefinitionCreationFlag", "ILayer", "ITimingCache"),
+    *("OnnxParser", "ParserError"),
+)
+
+
+def runs_engines(use: Use) -> bool:
+    """Whether a use is in what opens or runs an engine: not of a builder's classes, and not where engines are built."""
+    names = use.owner.removeprefix("class:"), use.member
+    return not set(BUILDERS).intersection(names) and not use.where.startswith(("builder.py", "worker.py"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("release", RELEASES)
 def test_every_use_is_there_or_stands_behind_a_question(stock: Stock, release: str) -> None:
     inventory = stock(release)
     complaints = [text for use in all_uses(stock) if (text := complaint(use, inventory)) is not None]
+    assert not complaints, "\n".join(complaints)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("release", LEAN)
+def test_the_lean_runtime_has_what_opens_and_runs_an_engine(stock: Stock, release: str) -> None:
+    inventory = stock(release)
+    running = [use for use in all_uses(stock) if runs_engines(use)]
+    seen = {(use.owner.removeprefix("class:"), use.member) for use in running}
+    assert seen >= {
+        ("", "Runtime"),
+        ("", "TensorLocation"),
+        ("Runtime", "deserialize_cuda_engine"),
+        ("ICudaEngine", "get_tensor_format_desc"),
+        ("IExecutionContext", "execute_v2"),
+    }, sorted(seen)
+    complaints = [text for use in running if (text := complaint(use, inventory)) is not None]
     assert not complaints, "\n".join(complaints)
 
 

@@ -29,6 +29,8 @@ class Told:
 
 
 class Names:
+    EngineInspector = object
+
     class LayerInformationFormat:
         JSON, ONELINE = "json", "oneline"
 

@@ -278,10 +278,12 @@ def parser_error(error: ParserError, nodes: Sequence[tuple[str, str]]) -> str:
 def layers(trt: ModuleType, engine: CudaEngine) -> tuple[tuple[str, str, str, str], ...]:
     """Return (name, kind, precision, tactic) of each layer from the engine inspector, or names where it has no more.
 
-    The JSON of 8.6 has unescaped control characters (NVIDIA/TensorRT#2779). Up to 10 a tensor's type is the end of
-    ``Format/Datatype``, in 11 it is ``Datatype``. Where shapes are open, 8.6 gives N/A there, and the weights' type
-    decides.
+    The lean runtime has no inspector, and so no layers. The JSON of 8.6 has unescaped control characters
+    (NVIDIA/TensorRT#2779). Up to 10 a tensor's type is the end of ``Format/Datatype``, in 11 it is ``Datatype``. Where
+    shapes are open, 8.6 gives N/A there, and the weights' type decides.
     """
+    if not hasattr(trt, "EngineInspector"):
+        return ()
     inspector = engine.create_engine_inspector()
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     try:
