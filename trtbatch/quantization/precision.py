@@ -190,7 +190,7 @@ def _samples(sidecar: Sidecar, request: ConversionRequest) -> tuple[dict[str, Ar
     quantized = request.precision in QUANTIZED
     text = request.calibration
     fixed = max((spec.fixed_batch or 1 for spec in sidecar.inputs), default=1)
-    most = MAX_SAMPLES if quantized else CAST_SAMPLES
+    most = max(MAX_SAMPLES if quantized else CAST_SAMPLES, fixed)
     if text is None or is_random(text):
         count = int(text) if text is not None and text.isdecimal() else RANDOM_SAMPLES
         if not 1 <= count <= MAX_SAMPLES:

@@ -289,6 +289,12 @@ def test_a_model_of_fixed_batch_is_converted_in_whole_batches(cli: Cli, folder: 
     np.save(folder / "few.npy", X[:3])
     result = cli("build", "m.onnx", "--backend", "onnxruntime", "--precision", "int8", "--calibration", "few.npy")
     refused(result, 2, "few.npy has 3 samples, and the model a fixed batch of 4", "give more")
+    models.classifier(folder / "large.onnx", batch=24)
+    np.save("enough.npy", np.random.default_rng(0).standard_normal((30, 3, 8, 8)).astype(np.float32))
+    line = ("build", "large.onnx", "--backend", "onnxruntime", "--precision", "fp16", "--calibration", "enough.npy")
+    result = cli(*line)
+    assert result.exit_code == 0, result.output  # AutoCast needs 16 samples, and a batch 24
+    assert "24 samples of enough.npy" in result.output
 
 
 @pytest.mark.modelopt
