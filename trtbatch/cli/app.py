@@ -270,6 +270,7 @@ def main() -> NoReturn:
         signal.signal(number, _end)
     try:
         app(standalone_mode=True)
+        STATE.ended = True
         code = 0
     except SystemExit as done:
         STATE.ended = True
@@ -304,6 +305,8 @@ def _ignored(found: sys.UnraisableHookArgs) -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
+    if STATE.ended:
+        os._exit(128 + number)  # what remains is Python's own end
     STATE.signal = number
     if in_callback(frame):
         send_again(number)

@@ -114,6 +114,20 @@ def test_a_signal_whose_exception_is_dropped_ends_the_command(kind: str, before:
     assert done.stderr == "interrupted; nothing half-written is left\n"
 
 
+@pytest.mark.slow
+@pytest.mark.process
+def test_a_signal_after_the_command_ends_the_process_at_once(tmp_path: Path) -> None:
+    program = FINALIZERS.format(kind="pass", before="import atexit; atexit.register(print, 'at exit')")
+    program = program.replace("    time.sleep(5)\n", "    atexit.register(interrupt)\n")
+    line = [sys.executable, "-c", program]
+    done = subprocess.run(
+        line, check=False, capture_output=True, text=True, cwd=tmp_path, env=child_environment(), timeout=60
+    )
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == ""
+    assert done.stdout == "ignored\nwent on\n"
+
+
 @pytest.mark.process
 def test_other_ignored_errors_are_shown(tmp_path: Path) -> None:
     program = FINALIZERS.format(kind="def __del__(self): 1 / 0", before="pass").replace("time.sleep(5)", "pass")
