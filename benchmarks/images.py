@@ -40,7 +40,7 @@ from PIL import Image
 
 from benchmarks.summary import write
 from scripts.photos import copy_photos
-from trtbatch.core.preprocessing import image_input
+from trtbatch.core.readers import image_input
 from trtbatch.core.store import load
 from trtbatch.images.dali import DaliReader
 from trtbatch.images.host import open_image, read_ahead, sample

@@ -14,7 +14,8 @@ import trtbatch
 from benchmarks.images import broken, write_image
 from tests.support.processes import run_process
 from tests.support.recipes import write_classifier
-from trtbatch.core.preprocessing import Preprocessing, image_input
+from trtbatch.core.preprocessing import Preprocessing
+from trtbatch.core.readers import image_input
 from trtbatch.core.store import load
 from trtbatch.images.dali import DaliReader, jpeg_size
 from trtbatch.images.host import read_ahead, sample

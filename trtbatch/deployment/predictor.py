@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.backends.base import layout_fix, refuse_integers
-from trtbatch.core.preprocessing import image_input
+from trtbatch.core.readers import image_input
 from trtbatch.core.sidecar import Sidecar
 from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import InputError, UsageError

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbatch.core.preprocessing import image_input
+from trtbatch.core.readers import image_input
 from trtbatch.core.sidecar import Sidecar
 from trtbatch.deployment.predictor import PIXELS, prepare
 from trtbatch.deployment.store import Kind, Store, named, npy_header, parquet_columns

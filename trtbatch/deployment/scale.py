@@ -32,7 +32,7 @@ from typing import Any, Literal
 
 from trtbatch.backends import resolve_engine
 from trtbatch.core.batches import refuse_outside
-from trtbatch.core.preprocessing import choose_reader
+from trtbatch.core.readers import choose_reader
 from trtbatch.core.sidecar import Artifact, Sidecar
 from trtbatch.deployment.predictor import IMAGE_COLUMNS, PIXELS, READY, Predictor
 from trtbatch.deployment.rayresults import audit, claim, done_rows, refuse_file_name, refuse_taken, write_rows

@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from trtbatch.backends.base import array_fix, refuse_integers
-from trtbatch.core.preprocessing import image_input
+from trtbatch.core.readers import image_input
 from trtbatch.core.sidecar import Sidecar
 from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import InputError, TrtbatchError, UsageError, reading_fix

@@ -20,7 +20,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from trtbatch.core.preprocessing import choose_reader, image_input
+from trtbatch.core.readers import choose_reader, image_input
 from trtbatch.core.sidecar import Artifact
 from trtbatch.deployment.tritonbatching import one_size
 from trtbatch.errors import ArtifactError, MissingPackageError, UsageError

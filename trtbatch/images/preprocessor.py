@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from trtbatch.backends import open_engine
 from trtbatch.core import hints, store
-from trtbatch.core.preprocessing import Preprocessing, image_input
+from trtbatch.core.preprocessing import Preprocessing
+from trtbatch.core.readers import image_input
 from trtbatch.core.sidecar import Artifact, FileRecord, Sidecar
 from trtbatch.core.store import ENGINES
 from trtbatch.core.tensors import TensorSpec

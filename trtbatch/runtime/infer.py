@@ -17,8 +17,9 @@ from trtbatch.backends import engine_origin, open_engine, resolve_engine
 from trtbatch.backends.base import Engine
 from trtbatch.core import store
 from trtbatch.core.batches import MAX_BATCH, refuse_outside
-from trtbatch.core.preprocessing import Preprocessing, choose_reader, refuse_reader
+from trtbatch.core.preprocessing import Preprocessing
 from trtbatch.core.profiles import split_batch
+from trtbatch.core.readers import choose_reader, refuse_reader
 from trtbatch.core.sidecar import Artifact, Sidecar
 from trtbatch.core.tensors import TensorSpec
 from trtbatch.errors import InputError, ProfileError, UsageError

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from trtbatch.backends import open_engine, resolve_engine
 from trtbatch.backends.base import Engine
-from trtbatch.core.preprocessing import image_input
+from trtbatch.core.readers import image_input
 from trtbatch.core.sidecar import Sidecar
 from trtbatch.errors import InputError, UsageError
 from trtbatch.images.host import ImageLike

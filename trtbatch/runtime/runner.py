@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.backends.base import Engine, Session, Slot, batch_of, conform, refuse_integers
-from trtbatch.core.preprocessing import choose_reader, image_input
 from trtbatch.core.profiles import split_batch
+from trtbatch.core.readers import choose_reader, image_input
 from trtbatch.core.sidecar import Sidecar
 from trtbatch.core.tensors import TensorSpec, numpy_dtype
 from trtbatch.errors import ExecutionError, InputError

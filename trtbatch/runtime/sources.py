@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbatch.backends.base import array_fix, conform, refuse_integers
-from trtbatch.core.preprocessing import Preprocessing, image_input
+from trtbatch.core.preprocessing import Preprocessing
+from trtbatch.core.readers import image_input
 from trtbatch.core.rows import random_inputs
 from trtbatch.core.sidecar import Sidecar
 from trtbatch.core.tensors import TensorSpec
