@@ -112,15 +112,15 @@ def bench(request: BenchRequest) -> BenchResult:
     bandwidth = None if gpu is None else environment.memory_bandwidth(gpu)
     found: list[BatchResult] = []
     timed: dict[str, str] = {}
-    with open_harness(engine, request) as stand, ClockWatch(gpu) as watch:
+    with open_harness(engine, request) as harness, ClockWatch(gpu) as watch:
         before = {} if gpu is None else environment.gpu_state(gpu)
-        stand.require_rows()
+        harness.require_rows()
         for batch in request.batches:
-            for mode in stand.modes(batch):
+            for mode in harness.modes(batch):
                 request.progress(f"batch {batch}: timing {mode}", None)
-                loop = stand.loop(batch, mode)
+                loop = harness.loop(batch, mode)
                 timed[mode] = loop.timed
-                found.append(_measure(loop, batch, plan, stand, watch, memory_ms(sidecar, batch, bandwidth)))
+                found.append(_measure(loop, batch, plan, harness, watch, memory_ms(sidecar, batch, bandwidth)))
         after = {} if gpu is None else environment.gpu_state(gpu)
     return BenchResult(
         **Run.of(engine.artifact, timed, request.settings),
@@ -133,7 +133,7 @@ def bench(request: BenchRequest) -> BenchResult:
 
 
 def _measure(
-    loop: Loop, batch: int, plan: BenchPlan, stand: Harness, watch: ClockWatch, memory: float | None
+    loop: Loop, batch: int, plan: BenchPlan, harness: Harness, watch: ClockWatch, memory: float | None
 ) -> BatchResult:
     request = plan.request
     samples = collect(loop, plan.rule, request.warmup, watch)
@@ -144,8 +144,8 @@ def _measure(
     return BatchResult(
         batch=batch,
         mode=loop.name,
-        profile=stand.profiles[batch][0],
-        shapes=stand.shapes(batch),
+        profile=harness.profiles[batch][0],
+        shapes=harness.shapes(batch),
         samples_per_s=batch / summary.median * 1e3,
         ms_per_sample=summary.median / batch,
         speedup=1.0,

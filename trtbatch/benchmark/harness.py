@@ -44,9 +44,9 @@ def open_harness(planned: PlannedEngine, request: BenchRequest) -> Iterator[Harn
         engine = stack.enter_context(open_engine(planned.artifact, request.device))
         stack.enter_context(engine.entered())  # once, so that launches needn't do it
         sessions = [stack.enter_context(engine.session(request.cuda_graphs)) for _ in range(request.streams)]
-        stand = Harness(planned, sessions, request)
-        stand.refuse_request()
-        yield stand
+        harness = Harness(planned, sessions, request)
+        harness.refuse_request()
+        yield harness
 
 
 class Harness:

@@ -150,12 +150,12 @@ def compare_engines(request: BenchRequest) -> PairedResult:
     timed: dict[str, str] = {}
     lines: list[PairedLine] = []
     with open_harness(ours, request) as a, open_harness(theirs, request) as b, ClockWatch(plan.gpu) as watch:
-        for stand in (a, b):
-            stand.require_rows()
+        for harness in (a, b):
+            harness.require_rows()
         for batch in request.batches:
             for mode in _modes_of_both(a, b, batch):
                 request.progress(f"batch {batch}: {mode}, the two in turns", None)
-                loops = [stand.loop(batch, mode) for stand in (a, b)]
+                loops = [harness.loop(batch, mode) for harness in (a, b)]
                 timed[mode] = loops[0].timed
                 rounds = take_turns([lambda loop=loop: loop for loop in loops], plan, watch)  # type: ignore[misc]
                 lines.append(_paired_line(batch, mode, a, b, rounds))
@@ -217,16 +217,16 @@ def compare_profiles(request: BenchRequest) -> ProfilesResult:
     (engine,) = plan.engines
     timed: dict[str, str] = {}
     lines: list[ProfileLine] = []
-    with open_harness(engine, request) as stand, ClockWatch(plan.gpu) as watch:
-        stand.require_rows()
+    with open_harness(engine, request) as harness, ClockWatch(plan.gpu) as watch:
+        harness.require_rows()
         for batch in request.batches:
             holding = engine.profiles[batch]
-            for mode in stand.modes(batch):
+            for mode in harness.modes(batch):
                 request.progress(f"batch {batch}: {mode}, {len(holding)} profiles in turns", None)
-                turns = [_on_profile(stand, batch, mode, index) for index in holding]
+                turns = [_on_profile(harness, batch, mode, index) for index in holding]
                 timed[mode] = turns[0]().timed
                 rounds = take_turns(turns, plan, watch)
-                lines.append(profile_line(batch, mode, stand.sidecar, holding, rounds))
+                lines.append(profile_line(batch, mode, harness.sidecar, holding, rounds))
     return ProfilesResult(
         **Run.of(engine.artifact, timed, _settings(request)),
         gpu=_gpu_state(plan),
@@ -235,9 +235,9 @@ def compare_profiles(request: BenchRequest) -> ProfilesResult:
     )
 
 
-def _on_profile(stand: Harness, batch: int, mode: str, profile: int) -> Callable[[], Loop]:
+def _on_profile(harness: Harness, batch: int, mode: str, profile: int) -> Callable[[], Loop]:
     """Return what prepares a batch on a profile for its turn; one session serves all, and holds one at a time."""
-    return lambda: stand.loop(batch, mode, profile)
+    return lambda: harness.loop(batch, mode, profile)
 
 
 def profile_line(batch: int, mode: str, sidecar: Sidecar, holding: Sequence[int], rounds: Rounds) -> ProfileLine:

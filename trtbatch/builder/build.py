@@ -11,7 +11,7 @@ from typing import Any
 from trtbatch.backends import choose_builder, refuse_gpu
 from trtbatch.backends.base import Builder, BuildPlan, Built, Progress
 from trtbatch.builder import candidates
-from trtbatch.builder.build_estimate import forecast
+from trtbatch.builder.build_estimate import estimate_build
 from trtbatch.builder.candidates import Candidate, Try, fastest_try
 from trtbatch.builder.planning import plan_axes, prepared
 from trtbatch.builder.preprocessor_engine import build_preprocessor, is_preprocessor
@@ -223,7 +223,7 @@ def _build_one(request: BuildRequest, builder: Builder, source: Artifact, target
     seconds = time.perf_counter() - began
     sidecar = _sidecar(request, (source, typed, original), built, profiles, builder, held, computes)
     request.progress("running it at min, opt and max", None)
-    examination = ValidationRequest(
+    validation = ValidationRequest(
         name=target.name,
         onnx=onnx,
         reference=original.path,
@@ -239,7 +239,7 @@ def _build_one(request: BuildRequest, builder: Builder, source: Artifact, target
         progress=request.progress,
     )
     try:
-        seen = validate(Artifact(built.file, sidecar), examination)
+        seen = validate(Artifact(built.file, sidecar), validation)
     except AccuracyError:
         raise
     except (RowsError, ExecutionError) as error:
@@ -266,7 +266,7 @@ def _show_plan(
     if len(profiles) > 1:
         note(f"profiles (min:opt:max): {', '.join(map(str, profiles))}")
         if builder.name == "tensorrt":
-            note(f"expected: {forecast(source, request.precision, profiles, target.parent)}")
+            note(f"expected: {estimate_build(source, request.precision, profiles, target.parent)}")
 
 
 def _timed_batches(request: BuildRequest, builder: Builder, profiles: tuple[Profile, ...]) -> tuple[int, ...]:

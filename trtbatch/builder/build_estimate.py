@@ -9,13 +9,13 @@ from trtbatch.core import store
 from trtbatch.core.batches import Profile
 from trtbatch.core.sidecar import Artifact, Sidecar
 
-__all__ = ["forecast"]
+__all__ = ["estimate_build"]
 
 _SHARE = {"fp16": 0.5, "bf16": 0.5, "int8": 0.25, "fp8": 0.25}
 """Share of the bytes of the float32 weights that a precision keeps."""
 
 
-def forecast(source: Artifact, precision: str | None, profiles: Sequence[Profile], folder: Path) -> str:
+def estimate_build(source: Artifact, precision: str | None, profiles: Sequence[Profile], folder: Path) -> str:
     """Return the expected build time and plan size in words.
 
     The estimate is based on the newest TensorRT engine in `folder` that was built from the same file. Each profile is

@@ -12,6 +12,7 @@ from trtbatch.util.files import sidecar_path
 
 __all__ = [
     "ARTICLES",
+    "EXPORT",
     "MAKE",
     "Placeholder",
     "build_line",
@@ -45,6 +46,8 @@ def call(function: str, *given: object, **arguments: object) -> str:
 def _code(value: object) -> str:
     return repr(str(value)) if isinstance(value, Path) else repr(value)
 
+
+EXPORT = call("export", Placeholder("MODEL"), dynamic=True)
 
 MAKE: dict[Kind, str] = {
     "onnx": call("export", "resnet18", dynamic=True),
@@ -189,7 +192,7 @@ def instead(path: Path, sidecar: Sidecar, kind: Kind) -> str:
 
 
 def _for_images(path: Path) -> str:
-    line = call("infer", Placeholder("ENGINE"), preprocessor=path)
+    line = call("infer", Placeholder("ENGINE"), input=Placeholder("IMAGES"), preprocessor=path)
     return f"name the model's engine; infer makes its samples with this: {line}"
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from trtbatch.core.hints import (
     ARTICLES,
+    EXPORT,
     MAKE,
-    Placeholder,
     build_line,
     call,
     instead,
@@ -46,8 +46,6 @@ __all__ = [
 ENGINES = Path("engines")
 """Folder of artifacts, relative to the working directory."""
 
-_EXPORT = call("export", Placeholder("MODEL"), dynamic=True)
-
 
 def now() -> str:
     """Return the time in UTC to the microsecond, so that artifacts of the same second have an order."""
@@ -69,7 +67,7 @@ def load(path: Path, kind: Kind) -> Artifact:
     Raises:
         ArtifactError: the artifact or its sidecar is missing, or the sidecar is damaged or of another kind.
     """
-    make = _EXPORT if kind == "onnx" else call("build")
+    make = EXPORT if kind == "onnx" else call("build")
     refuse_other_file(path, kind)
     if not path.is_file():
         there = of_other_backend(path)
@@ -95,7 +93,7 @@ def check_file(artifact: Artifact) -> None:
     Raises:
         ArtifactError: a file is truncated, changed or missing.
     """
-    make = _EXPORT if artifact.sidecar.kind == "onnx" else build_line(artifact)
+    make = EXPORT if artifact.sidecar.kind == "onnx" else build_line(artifact)
     for record in (artifact.sidecar.artifact, *artifact.sidecar.companions):
         path = artifact.path if record is artifact.sidecar.artifact else artifact.path.with_name(record.file)
         if not path.is_file():

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from trtbatch.core.hints import EXPORT
 from trtbatch.core.tensors import BATCH_AXIS, TensorSpec
 from trtbatch.errors import ArtifactError, UsageError
 from trtbatch.onnx_graph.run import fold
@@ -52,7 +53,7 @@ def load_onnx(path: Path, weights: bool = False) -> Any:
     onnx = optional.require("onnx", "read ONNX files")
     if not path.is_file():
         state = "is a folder" if path.is_dir() else "doesn't exist"
-        raise ArtifactError(f"{path} {state}", "run: `trtbatch.export(MODEL, dynamic=True)`, or name another file")
+        raise ArtifactError(f"{path} {state}", f"run: {EXPORT}, or name another file")
     again = "export it again" if path.suffix == ".onnx" else "name an ONNX file"
     try:
         model = onnx.load(str(path), load_external_data=weights)

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @runtime_checkable
 class DeviceSession(Protocol):
-    """What a session has next to :class:`trtbatch.backends.base.Session` where it runs on tensors of its GPU."""
+    """A session that also runs on tensors of its GPU; see :class:`trtbatch.backends.base.Session`."""
 
     @property
     def gpu(self) -> int:

@@ -176,12 +176,12 @@ def open_sink(path: Path | None, sidecar: Sidecar) -> Iterator[Sink]:
         raise UsageError(f"`output={str(path)!r}`: no format for {path.suffix!r}", "write .npz, .csv or .jsonl")
     specs = [spec for spec in sidecar.outputs if spec.batch_axis is not None]
     if kind is _NpzSink:
-        _tell_changes(specs)
+        _note_changes(specs)
     with atomic_file(path) as made, kind(made, specs) as sink:
         yield sink
 
 
-def _tell_changes(specs: Sequence[TensorSpec]) -> None:
+def _note_changes(specs: Sequence[TensorSpec]) -> None:
     """Log which outputs a ``.npz`` holds under another name or in another order of axes than the model has."""
     keys = npz_keys([spec.name for spec in specs])
     for spec in specs:

@@ -187,7 +187,7 @@ def plan_tune(request: TuneRequest) -> TunePlan:
     if request.save:
         refuse_unwritable(artifact)
     device = _device(sidecar, request.device)
-    origins["streams"] = "one, unless they are given" if tuple(request.streams) == (1,) else "given"
+    origins["streams"] = "the default, 1" if tuple(request.streams) == (1,) else "given"
     if request.batches is not None:
         refuse_outside(sidecar.engine.profiles, request.batches, artifact.path.name)
         return TunePlan(request, artifact, tuple(request.batches), False, {}, device, origins | {"batches": "given"})

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import models
 from trtbatch.builder.build import BuildRequest, build
-from trtbatch.builder.build_estimate import forecast
+from trtbatch.builder.build_estimate import estimate_build
 from trtbatch.core.batches import Profile
 from trtbatch.core.store import load
 
@@ -87,5 +87,6 @@ def test_options_that_contradict_each_other(
 def test_a_forecast_says_what_is_certain_and_learns_from_earlier_engines(onnx: Path) -> None:
     made = build(BuildRequest(onnx=onnx, profiles=(Profile(1, 4, 8),), output=onnx.with_suffix(".ort.onnx")))
     profiles = (Profile(1, 1, 1), Profile(1, 8, 8))
-    assert "about 2 times the build time of one" in forecast(made, None, profiles, onnx.parent / "nowhere")
-    assert "about 2 times" in forecast(made, None, profiles, onnx.parent)  # an engine of ONNX Runtime tells nothing
+    assert "about 2 times the build time of one" in estimate_build(made, None, profiles, onnx.parent / "nowhere")
+    # An engine of ONNX Runtime tells nothing.
+    assert "about 2 times" in estimate_build(made, None, profiles, onnx.parent)

@@ -413,7 +413,7 @@ def test_one_in_an_engines_place_is_named_with_the_option_that_takes_it(
     (folder / "t.csv").write_text("batch,count\n1,1\n")
     name, *options = command.split()
     for path in (engine_of(folder, describe(sidecar(SMALL))), written):
-        fix = f"trtbatch infer ENGINE --preprocessor {path}"
+        fix = f"trtbatch infer ENGINE --input IMAGES --preprocessor {path}"
         refused(cli(name, path, *options), 1, f"{path} is a preprocessor, not an engine", fix)
 
 

@@ -544,7 +544,7 @@ def test_a_plan_says_where_each_value_came_from_and_opens_nothing(
     assert (plan.artifact.path.name, plan.batches, plan.refines, plan.known) == (engine.name, (1, 2, 4, 8), True, {})
     assert plan.origins == {
         "engine": "the newest in engines/ that runs here",
-        "streams": "one, unless they are given",
+        "streams": "the default, 1",
         "batches": "powers of two, and the ends and opts of the profiles",
         "known": "nothing is known of this device",
     }
